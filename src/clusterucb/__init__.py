@@ -1,0 +1,68 @@
+"""Targeted data selection for fine-tuning language models, by gradients, under a budget.
+
+The public names are loaded when first used, so that `import clusterucb` is cheap and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from clusterucb.version import __version__
+
+if TYPE_CHECKING:
+    from clusterucb.clustering.kmeans import Clusters as Clusters
+    from clusterucb.clustering.kmeans import spherical_kmeans as spherical_kmeans
+    from clusterucb.config import Config as Config
+    from clusterucb.data.pool import Pool as Pool
+    from clusterucb.data.target import Target as Target
+    from clusterucb.errors import ClusterUCBError as ClusterUCBError
+    from clusterucb.gradients.features import Featurizer as Featurizer
+    from clusterucb.gradients.projection import CountSketch as CountSketch
+    from clusterucb.gradients.projection import Rademacher as Rademacher
+    from clusterucb.recipes import dynamic as dynamic
+    from clusterucb.reselection import Reselection as Reselection
+    from clusterucb.selection.bandit import Selection as Selection
+    from clusterucb.selection.bandit import select as select
+    from clusterucb.selection.policies import UCB1 as UCB1
+    from clusterucb.selection.policies import Random as Random
+    from clusterucb.selection.policies import UCBBeta as UCBBeta
+    from clusterucb.selection.policies import UCBThreshHard as UCBThreshHard
+    from clusterucb.selection.policies import UCBThreshNormal as UCBThreshNormal
+    from clusterucb.session import Session as Session
+    from clusterucb.training.callbacks import DynamicSelection as DynamicSelection
+
+_HOMES = {
+    "ClusterUCBError": "errors",
+    "Clusters": "clustering.kmeans",
+    "Config": "config",
+    "CountSketch": "gradients.projection",
+    "DynamicSelection": "training.callbacks",
+    "Featurizer": "gradients.features",
+    "Pool": "data.pool",
+    "Rademacher": "gradients.projection",
+    "Random": "selection.policies",
+    "Reselection": "reselection",
+    "Selection": "selection.bandit",
+    "Session": "session",
+    "Target": "data.target",
+    "UCB1": "selection.policies",
+    "UCBBeta": "selection.policies",
+    "UCBThreshHard": "selection.policies",
+    "UCBThreshNormal": "selection.policies",
+    "dynamic": "recipes",
+    "select": "selection.bandit",
+    "spherical_kmeans": "clustering.kmeans",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clusterucb' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"clusterucb.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

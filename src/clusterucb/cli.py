@@ -1,0 +1,196 @@
+"""The command line: one thin function a command. Nothing else knows of options and exit statuses.
+
+Every setting is an option of every step command (see options.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterucb import config as configuration
+from clusterucb.errors import ClusterUCBError, ConfigError
+from clusterucb.options import parameters, repeat_list_options
+
+if TYPE_CHECKING:
+    from clusterucb.session import Session
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Targeted data selection for fine-tuning language models, by gradients, under a budget.",
+)
+
+_Step = Callable[["Session", dict[str, Any]], None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a person's error ends it with one line and status 2."""
+    with _one_line_errors():
+        app(repeat_list_options(sys.argv[1:] if arguments is None else arguments), prog_name="clusterucb")
+
+
+def _step(name: str, summary: str, **extra: tuple[Any, str]) -> Callable[[_Step], _Step]:
+    """Register `function(session, extra options)` as a command that takes every setting."""
+
+    def register(function: _Step) -> _Step:
+        def command(**given: Any) -> None:
+            own = {key: given.pop(key) for key in extra}
+            own["quiet"] = quiet = given.pop("quiet")
+            file = given.pop("config", None)
+            options = {key: value for key, value in given.items() if value not in (None, [], False)}
+            with _session(file, options, quiet) as session:
+                function(session, own)
+
+        command.__signature__ = inspect.Signature(parameters(extra))  # type: ignore[attr-defined]
+        app.command(name, help=summary)(command)
+        return function
+
+    return register
+
+
+@_step("run", "The whole procedure: warm up, gradients, clusters, periods of selection and training, evaluation.")
+def _run(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb.recipes import dynamic
+    from clusterucb.report.summary import show
+
+    summary = dynamic(session)
+    if not own["quiet"]:
+        show(session, summary)
+
+
+@_step("warmup", "Train the adapter for a few steps on random pool rows.")
+def _warmup(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    session.check_inputs()
+    steps.warmup(session)
+    _done(session, session.dir.warmup, own)
+
+
+@_step("gradients", "Features of all pool rows and directions of the target, at the warmup checkpoint.")
+def _gradients(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    steps.gradients(session)
+    _done(session, session.dir.features, own)
+
+
+@_step("cluster", "Spherical k-means over the features.")
+def _cluster(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    steps.cluster(session)
+    _done(session, session.dir.clusters, own)
+
+
+@_step(
+    "select",
+    "Select rows: period 1's from the stored features, or by the bandit at any --checkpoint.",
+    checkpoint=(
+        str | None,
+        "A checkpoint with an adapter and its optimizer's state (ours or a Trainer's): run the bandit there.",
+    ),
+)
+def _select(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    if own["checkpoint"]:
+        folder, _ = steps.reselect(session, Path(own["checkpoint"]))
+    else:
+        steps.select(session)
+        folder = session.dir.round(1)
+    _done(session, folder / "selected.jsonl", own)
+
+
+@_step("train", "Train the adapter period by period, re-selecting at each period's start.")
+def _train(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    steps.train(session)
+    _done(session, session.dir.adapter, own)
+
+
+@_step("evaluate", "Loss on held-out rows of the task, before and after training.")
+def _evaluate(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb import steps
+
+    result = steps.evaluate(session)
+    if not own["quiet"]:
+        for name in ("base", "adapter"):
+            typer.echo(f"{name:<8} loss {result[name]['loss']:.4f}  ({result['on']}, {result['rows']} rows)")
+    _done(session, session.dir.evaluation, own)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from clusterucb.version import __version__
+
+        typer.echo(f"clusterucb {__version__}")
+        raise typer.Exit
+
+
+def _done(session: Session, artifact: Path, own: dict[str, Any]) -> None:
+    if not own["quiet"]:
+        typer.echo(f"{artifact}")
+
+
+@contextlib.contextmanager
+def _session(file: str | None, options: dict[str, Any], quiet: bool) -> Iterator[Session]:
+    """A session that owns its run directory, with settings from file, options and the directory itself."""
+    config = _config(file, options)
+    from clusterucb.progress import Screen
+    from clusterucb.quiet import quiet_libraries
+    from clusterucb.rundir import RunDir, publish, storage_errors
+    from clusterucb.session import Session
+
+    quiet_libraries()
+    run = RunDir(config.out)
+    with run.owned(), storage_errors(run.path):
+        if not run.config.exists():
+            with publish(run.config) as part:
+                part.write_text(config.to_yaml(), encoding="utf-8")
+        yield Session(config, Screen(quiet=quiet))
+
+
+def _config(file: str | None, options: dict[str, Any]) -> configuration.Config:
+    if file and "out" not in options and (Path(file).parent / "features").is_dir():
+        options = {**options, "out": str(Path(file).parent)}  # the run directory's own settings
+    if not file and "out" not in options:
+        raise ConfigError("which run directory? give --out DIR, and with it --model, --pool and --target the first time")
+    saved_path = Path(options["out"]) / "config.yaml" if "out" in options else None
+    if file is None and saved_path and saved_path.exists():
+        given = configuration.load(saved_path, options)
+    else:
+        given = configuration.load(file, options)
+    given = given.with_absolute_paths()
+    saved_path = Path(given.out) / "config.yaml"
+    if saved_path.exists():
+        saved = configuration.load(saved_path, {"out": given.out})
+        configuration.reconcile(saved, given, str(saved_path))
+    return given
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except ClusterUCBError as error:
+        print(f"clusterucb: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("clusterucb: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None

@@ -1,0 +1,303 @@
+"""Every setting of a run, one model a step: strict, from YAML or options and back.
+
+A setting has one name everywhere: `selection: {top_p: 0.05}` in YAML is `--top-p 0.05` on the command
+line. Options are made from these classes, so a new field is a new option; the defaults are the paper's
+(METHOD: Llama-2-7B) except where the paper has none, and the docstring under a field is its help text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clusterucb.errors import ConfigError
+
+__all__ = ["Config", "Setting", "load", "reconcile", "settings"]
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Lora(_Strict):
+    """The adapter that is trained, and whose gradients are compared."""
+
+    rank: Positive = 128
+    """LoRA rank r."""
+    alpha: Positive = 512
+    """LoRA alpha; updates are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """LoRA dropout while training; gradients for selection are taken without it."""
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """Names of the layers that get an adapter, or all-linear."""
+
+
+class Warmup(_Strict):
+    """The short training before the first gradients."""
+
+    warmup_steps: Positive = 20
+    """Optimizer steps on random pool rows."""
+
+
+class Gradients(_Strict):
+    """Features of pool rows and directions of the target."""
+
+    gradient_length: Annotated[int, Field(ge=2)] = 2048
+    """Tokens of a pool row that its gradient sees; the prompt gives way from the left."""
+    target_length: Annotated[int, Field(ge=2)] = 1400
+    """Tokens of a target row that its gradient sees."""
+    formula: Literal["less", "adam"] = "less"
+    """Adam direction: less (eps inside the root, uncorrected) or adam (the true update)."""
+    projection: Literal["countsketch", "rademacher"] = "countsketch"
+    """Random projection: countsketch (fast) or rademacher (dense, the reference)."""
+    dim: Positive = 8192
+    """Dimensions of a feature."""
+    batch_tokens: Positive = 4096
+    """Padded tokens of one micro-batch while computing gradients; halved when memory runs out."""
+
+
+class Clustering(_Strict):
+    """Spherical k-means over the features."""
+
+    k: Positive | None = None
+    """Clusters, the bandit's arms; by default the square root of the number of rows."""
+    iterations: Positive = 20
+    """Iterations of k-means."""
+
+
+class Selecting(_Strict):
+    """The bandit and its budget."""
+
+    policy: str = "ucb_beta"
+    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviations above the mean in ucb_beta."""
+    ucb_p: Fraction = 0.25
+    """The share of draws above the threshold in ucb_threshhard and ucb_threshnormal."""
+    csp: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Cold start: the share of every cluster that is drawn first, at least one row of each."""
+    budget: Fraction = 0.2
+    """The share of the pool whose gradient may be computed in one re-selection, cold start included."""
+    top_p: Fraction = 0.05
+    """The share of the pool that is selected."""
+    draw_batch: Positive = 8
+    """Rows drawn from the best arm at once."""
+
+
+class Training(_Strict):
+    """Training of the adapter, period by period."""
+
+    periods: Positive = 4
+    """Training periods; each begins with a selection."""
+    epochs_per_period: Positive = 1
+    """Passes over the selected rows in one period."""
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate of one linear schedule over all periods."""
+    lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of all steps in which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
+    batch_size: Positive = 128
+    """Rows of one optimizer step."""
+    micro_batch: Positive = 1
+    """Rows on the device at once; must divide the batch size."""
+    train_length: Annotated[int, Field(ge=2)] = 4096
+    """Tokens of a row in training; the prompt gives way from the left."""
+    save_steps: Positive = 50
+    """Optimizer steps between two saved states, besides one at every period's end."""
+    report_to: str = "none"
+    """Where the trainer logs: none, tensorboard, wandb, mlflow."""
+
+
+class Config(_Strict):
+    """All settings of a run."""
+
+    model: str
+    """A causal language model: a folder, a GGUF file or a hub id."""
+    adapter: str | None = None
+    """A LoRA adapter to go on from, instead of a new one."""
+    pool: list[str]
+    """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
+    target: list[str]
+    """A few rows of the task to get better at, in the pool's formats."""
+    subtask: str | None = None
+    """The column that groups the target's rows into subtasks; without it they are one."""
+    holdout: list[str] = []
+    """Rows of the task kept from selection, on which the adapter is evaluated."""
+    chat: Literal["auto", "tulu", "template"] = "auto"
+    """Chat format: tulu, template (the tokenizer's own), or auto (template where there is one)."""
+    out: str
+    """The run directory."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the base model's weights; auto is bfloat16 where the device is fast at it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    lora: Lora = Lora()
+    warmup: Warmup = Warmup()
+    gradients: Gradients = Gradients()
+    clustering: Clustering = Clustering()
+    selection: Selecting = Selecting()
+    training: Training = Training()
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse settings that contradict each other."""
+        chosen, spent = self.selection, f"budget {self.selection.budget}"
+        if chosen.budget < chosen.csp:
+            raise ConfigError(f"{spent} is below csp {chosen.csp}: the cold start is part of the budget")
+        if chosen.budget < chosen.top_p:
+            raise ConfigError(f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept")
+        if self.training.batch_size % self.training.micro_batch:
+            raise ConfigError(
+                f"batch_size {self.training.batch_size} is not a multiple of "
+                f"micro_batch {self.training.micro_batch}"
+            )
+
+    def with_absolute_paths(self) -> Config:
+        """The same settings, valid from any working directory."""
+
+        def absolute(path: str) -> str:
+            return str(Path(path).absolute()) if Path(path).exists() else path
+
+        return self.model_copy(
+            update={
+                "model": absolute(self.model),
+                "adapter": absolute(self.adapter) if self.adapter else None,
+                "pool": [absolute(p) for p in self.pool],
+                "target": [absolute(p) for p in self.target],
+                "holdout": [absolute(p) for p in self.holdout],
+                "out": str(Path(self.out).absolute()),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        """YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class Setting(typing.NamedTuple):
+    """One leaf of the configuration, as an option sees it."""
+
+    name: str
+    section: str | None
+    annotation: Any
+    default: Any
+    required: bool
+    help: str
+
+
+def settings() -> Iterator[Setting]:
+    """Every leaf setting; names are unique over all sections."""
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            for leaf, leaf_info in section.model_fields.items():
+                yield _setting(leaf, name, leaf_info)
+        else:
+            yield _setting(name, None, info)
+
+
+def load(
+    path: str | Path | None, options: Mapping[str, Any] | None = None, *, where: str = "options"
+) -> Config:
+    """A configuration from a YAML file, with options (by leaf name) put over it.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
+    """
+    tree = _read_yaml(Path(path)) if path else {}
+    origin = str(path) if path else where
+    _refuse_unknown_keys(tree, origin)
+    for setting in settings():
+        if options and setting.name in options:
+            room = tree.setdefault(setting.section, {}) if setting.section else tree
+            room[setting.name] = options[setting.name]
+    for name in ("pool", "target", "holdout"):
+        if isinstance(tree.get(name), str):
+            tree[name] = [tree[name]]
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origin)) from None
+
+
+def _setting(name: str, section: str | None, info: Any) -> Setting:
+    return Setting(name, section, info.annotation, info.default, info.is_required(), info.description or "")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected settings as `key: value` lines")
+    return tree
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], origin: str) -> None:
+    leaves = {setting.name: setting.section for setting in settings()}
+    for key, value in tree.items():
+        field = Config.model_fields.get(key)
+        if field is None:
+            home = f"; it belongs under `{leaves[key]}:`" if leaves.get(key) else ""
+            raise ConfigError(f"{origin}: unknown key {key!r}{home or _nearest(key, Config.model_fields)}")
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{origin}: key {key!r} is {value!r}, expected a section of settings")
+            for leaf in value:
+                if leaf not in section.model_fields:
+                    near = _nearest(leaf, section.model_fields)
+                    raise ConfigError(f"{origin}: unknown key {key}.{leaf!s}{near}")
+
+
+def _nearest(key: object, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
+
+
+def _one_line(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{origin}: {key!r} is missing; give --{key.replace('_', '-')} or set it in the configuration"
+    return f"{origin}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def reconcile(saved: Config, given: Config, where: str) -> None:
+    """Refuse settings that contradict those a run directory was made with.
+
+    Raises:
+        ConfigError: names the first setting that differs, with both values.
+    """
+    for setting in settings():
+        old, new = (_value(config, setting) for config in (saved, given))
+        if old != new:
+            raise ConfigError(
+                f"{setting.name}: this run directory was made with {old!r} ({where}), now it is {new!r}; "
+                f"use another --out, or leave --{setting.name.replace('_', '-')} as it was"
+            )
+
+
+def _value(config: Config, setting: Setting) -> Any:
+    room = getattr(config, setting.section) if setting.section else config
+    return getattr(room, setting.name)

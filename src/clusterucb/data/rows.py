@@ -1,0 +1,178 @@
+"""One record of a data set, in any of four shapes, as a conversation.
+
+| shape               | columns                                                              |
+|---------------------|----------------------------------------------------------------------|
+| `messages`          | `messages`: list of {role, content} (open-instruct)                  |
+| `prompt/completion` | both strings, or both lists of {role, content} (trl)                 |
+| `instruction/output`| strings, with an optional `input` (Alpaca)                           |
+| `conversations`     | list of {from, value} (ShareGPT)                                     |
+
+Knows nothing of files: `where` is how a message names the row ("pool.jsonl, line 12").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from clusterucb.errors import InputError
+
+__all__ = ["SHAPES", "Message", "Row", "digest8", "parse_messages", "shape_of", "text_digest"]
+
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt/completion": ("prompt", "completion"),
+    "instruction/output": ("instruction", "output"),
+    "conversations": ("conversations",),
+}
+"""Shapes and the columns that a record must have for each; the first that fits is taken."""
+
+_ROLES = {role: role for role in ("system", "user", "assistant")}
+_SHAREGPT_ROLES = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing"), "assistant"),
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `role` is system, user or assistant; `content` is its text, as the file has it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a pool or a target; `raw` is its input line without the newline."""
+
+    id: str
+    source: str
+    messages: tuple[Message, ...]
+    raw: bytes
+
+
+def shape_of(record: Mapping[str, Any], where: str) -> str:
+    """Name of the record's shape, a key of `SHAPES`.
+
+    A column that is null counts as absent where another shape fits (parquet fills with nulls).
+    Raises InputError for columns of no shape.
+    """
+    for filled in (True, False):
+        for shape, columns in SHAPES.items():
+            if all(record.get(column) is not None if filled else column in record for column in columns):
+                return shape
+    known = "; ".join(" + ".join(columns) for columns in SHAPES.values())
+    raise InputError(
+        f"{where}: unknown columns {_names(record)}; expected one of: {known}. Rename the columns"
+    )
+
+
+def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The record's turns, at least one of them the assistant's, none of them empty.
+
+    Raises InputError for unknown columns, an unknown role, a content that is empty or no string,
+    a list of messages that is none, and for a row with no assistant turn.
+    """
+    messages = tuple(_READERS[shape_of(record, where)](record, where))
+    if not any(message.role == "assistant" for message in messages):
+        roles = ", ".join(message.role for message in messages) or "no messages"
+        raise InputError(
+            f"{where}: no assistant turn (met: {roles}); expected at least one to learn from. Drop the row"
+        )
+    return messages
+
+
+def digest8(data: bytes) -> int:
+    """The 64-bit blake2b hash of `data`, as an unsigned integer."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+
+
+def text_digest(messages: Iterable[Message]) -> int:
+    """64-bit hash of roles and stripped contents: equal for the same conversation in any shape."""
+    return digest8("\x1e".join(f"{m.role}\x1f{m.content.strip()}" for m in messages).encode())
+
+
+def _read_messages(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    return _turns(record["messages"], "messages", ("role", "content"), _ROLES, where)
+
+
+def _read_conversations(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    return _turns(record["conversations"], "conversations", ("from", "value"), _SHAREGPT_ROLES, where)
+
+
+def _read_prompt_completion(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    for column, role in (("prompt", "user"), ("completion", "assistant")):
+        value = record[column]
+        if isinstance(value, list):
+            yield from _turns(value, column, ("role", "content"), _ROLES, where)
+        else:
+            yield Message(role, _text(value, f"column {column}", where))
+
+
+def _read_instruction(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    question = _text(record["instruction"], "column instruction", where)
+    extra = record.get("input")
+    if extra is not None and not (isinstance(extra, str) and not extra.strip()):
+        question += "\n\n" + _text(extra, "column input", where)
+    yield Message("user", question)
+    yield Message("assistant", _text(record["output"], "column output", where))
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Iterator[Message]]] = {
+    "messages": _read_messages,
+    "prompt/completion": _read_prompt_completion,
+    "instruction/output": _read_instruction,
+    "conversations": _read_conversations,
+}
+
+
+def _turns(
+    turns: Any, column: str, keys: tuple[str, str], roles: Mapping[str, str], where: str
+) -> Iterator[Message]:
+    role_key, text_key = keys
+    if not isinstance(turns, list):
+        raise InputError(
+            f"{where}: {column} is {_short(turns)}, expected a list of {{{role_key}, {text_key}}}"
+        )
+    for number, turn in enumerate(turns, 1):
+        what = f"message {number} of {column}"
+        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
+            raise InputError(f"{where}: {what} is {_short(turn)}, expected {{{role_key}, {text_key}}}")
+        role = turn[role_key]
+        if not isinstance(role, str) or role not in roles:
+            raise InputError(
+                f"{where}: unknown {role_key} {_short(role)} in {what}; known: {', '.join(roles)}. "
+                "Rename it or drop the row"
+            )
+        yield Message(roles[role], _text(turn[text_key], f"{text_key} of {what} ({role})", where))
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {what} is {_short(value)}, expected a string")
+    if not value.strip():
+        raise InputError(f"{where}: {what} is empty, expected some text. Fill it in or drop the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {what} has half a surrogate pair, {value[error.start]!a}, at character "
+            f"{error.start + 1}, expected Unicode text. Repair or drop the row"
+        ) from error
+    return value
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    if value is None:
+        return "null"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _names(record: Mapping[str, Any], limit: int = 12) -> str:
+    names = [_short(name) for name in record]
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "(none)"

@@ -1,0 +1,108 @@
+"""The target: the few rows of the task to get better at, each in a subtask.
+
+Same formats as the pool, all of it in memory. Subtasks may have any sizes and come in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clusterucb.data.pool import Pool
+from clusterucb.data.rows import Message, Row, text_digest
+from clusterucb.errors import InputError
+
+__all__ = ["ONE_GROUP", "Target", "TextRows", "overlap"]
+
+ONE_GROUP = "target"
+"""Name of the only subtask where no subtask column is named."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Target rows; row `i` belongs to `subtasks[codes[i]]`. Make one with `Target.read`."""
+
+    rows: list[Row]
+    subtasks: list[str]
+    """Sorted, each with at least one row."""
+    codes: npt.NDArray[np.int64]
+    fingerprint: str
+    """Sha256 of names, raw lines and the subtask column's name, in hex."""
+
+    @classmethod
+    def read(cls, paths: str | Path | Sequence[str | Path], subtask: str | None = None) -> Target:
+        """Read files or hub data sets as `Pool.read` does; `subtask` names the column to group by.
+
+        Raises InputError as `Pool.read` does, and for a row that lacks the subtask column.
+        """
+        pool = Pool.read(paths)
+        groups = [_group(pool.record(i), subtask, pool.where(i)) for i in range(len(pool))]
+        subtasks, codes = np.unique(groups, return_inverse=True)
+        digest = hashlib.sha256(f"{pool.fingerprint} {subtask!r}".encode()).hexdigest()
+        return cls(list(pool), [str(name) for name in subtasks], codes.astype(np.int64), digest)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.rows[i]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def text_digests(self) -> npt.NDArray[np.uint64]:
+        """One hash a row of its conversation's text (`rows.text_digest`)."""
+        return np.array([text_digest(row.messages) for row in self.rows], np.uint64)
+
+
+class TextRows(Protocol):
+    """What `overlap` needs of a Pool or a Target."""
+
+    def __getitem__(self, i: int, /) -> Row:
+        """Row `i`."""
+
+    def text_digests(self) -> npt.NDArray[np.uint64]:
+        """One hash a row of its conversation's text."""
+
+
+def overlap(a: TextRows, b: TextRows) -> list[tuple[str, str]]:
+    """Ids (of `a`, of `b`) of all pairs of rows with the same text, in `a`'s order, then `b`'s.
+
+    Text is roles and contents; space around a content does not count.
+    """
+    digests = b.text_digests()
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    wanted = a.text_digests()
+    left = np.searchsorted(ordered, wanted, side="left")
+    right = np.searchsorted(ordered, wanted, side="right")
+    pairs = []
+    for i in np.flatnonzero(right > left):
+        row = a[int(i)]
+        twins = (b[int(j)] for j in order[left[i] : right[i]])
+        pairs += [(row.id, twin.id) for twin in twins if _text(row.messages) == _text(twin.messages)]
+    return pairs
+
+
+def _text(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
+    return [(message.role, message.content.strip()) for message in messages]
+
+
+def _group(record: dict[str, Any], column: str | None, where: str) -> str:
+    if column is None:
+        return ONE_GROUP
+    value = record.get(column)
+    if isinstance(value, (str, int, float)) and str(value).strip():
+        return str(value)
+    if value is None:
+        raise InputError(
+            f"{where}: no subtask column {column!r}; its columns are {', '.join(map(repr, record))}. "
+            "Fill the column in for every row, or name another"
+        )
+    raise InputError(f"{where}: subtask column {column!r} is {value!r:.60}, expected a name or a number")

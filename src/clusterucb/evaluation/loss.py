@@ -1,0 +1,31 @@
+"""Loss on rows of the task: the mean over rows of each row's mean cross-entropy on its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from clusterucb.data.chat import Encoded
+from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.per_sample import row_losses
+
+__all__ = ["losses"]
+
+
+def losses(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    batch_tokens: int = 4096,
+    progress: Callable[[int], None] = lambda _rows: None,
+) -> NDArray[np.float64]:
+    """Mean cross-entropy in nats over the labels of each row, (n,), in eval mode."""
+    device = next(model.parameters()).device
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    out = np.empty(len(rows), np.float64)
+    for batch in plan(lengths, batch_tokens):
+        out[batch] = row_losses(model, collate([rows[i] for i in batch.tolist()], device))
+        progress(len(batch))
+    return out

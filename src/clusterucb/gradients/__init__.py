@@ -1,0 +1,1 @@
+"""Per-row gradients of an adapter, made into features that inner products compare."""

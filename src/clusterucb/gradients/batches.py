@@ -1,0 +1,86 @@
+"""Micro-batches: rows of like length, padded on the right, bounded by a number of tokens.
+
+Knows lengths and padding only. A plan depends on nothing but the lengths and the bound, so a resumed
+run makes the same batches, and with them the same rounding, as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clusterucb.data.chat import Encoded
+
+__all__ = ["Batch", "collate", "plan"]
+
+
+def plan(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
+    """Split rows into batches of like length, the longest rows first.
+
+    Args:
+        lengths: tokens of each row, shape (n,).
+        max_tokens: bound on rows times padded length of a batch; a longer row stands alone.
+
+    Returns:
+        Positions into `lengths`, one array a batch; every position occurs once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows on a device, and where their labels are.
+
+    Attributes:
+        ids: token ids, (B, T).
+        attention: 1 for tokens, 0 for padding, (B, T).
+        predictors: flat positions b * T + t whose next token is a label, (L,).
+        answers: the labels, (L,).
+        owners: row b of each label, (L,), on the host.
+        label_counts: labels of each row, (B,), on the host.
+    """
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    predictors: torch.Tensor
+    answers: torch.Tensor
+    owners: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+
+    def row_means(self, per_label: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Mean over the labels of each row, of one number a label: (L,) to (B,)."""
+        sums = np.bincount(self.owners, weights=per_label, minlength=len(self.label_counts))
+        return sums / self.label_counts
+
+
+def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows on the right into one batch on `device`; every row must have a label."""
+    width = max(len(row.ids) for row in rows)
+    ids = np.zeros((len(rows), width), np.int64)
+    attention = np.zeros((len(rows), width), np.int64)
+    labels = np.zeros((len(rows), width), bool)
+    for b, row in enumerate(rows):
+        length = len(row.ids)
+        ids[b, :length] = row.ids
+        attention[b, :length] = 1
+        labels[b, 1:length] = row.labels[1:]
+    owners, positions = np.nonzero(labels)
+    return Batch(
+        ids=torch.from_numpy(ids).to(device),
+        attention=torch.from_numpy(attention).to(device),
+        predictors=torch.from_numpy(owners * width + positions - 1).to(device),
+        answers=torch.from_numpy(ids[owners, positions]).to(device),
+        owners=owners,
+        label_counts=labels.sum(1),
+    )

@@ -1,0 +1,166 @@
+"""Gradients of each row's loss with respect to the adapter, from one backward pass over a padded batch.
+
+For a linear layer y = x W^T the gradient of row b's loss is sum_t dL/dy[b, t] x[b, t]^T: an input kept on
+the way forward and an output gradient met on the way back. Rows of a batch do not mix, because the total
+loss is the sum of the rows' own losses. Each layer's gradients go to a consumer at once and are freed.
+
+Knows the model and one batch; nothing of optimizers, projections or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from clusterucb.errors import ConfigError
+from clusterucb.gradients.batches import Batch
+
+__all__ = ["adapter_layers", "canonical_name", "row_gradients", "row_losses", "trainable_parameters"]
+
+Consumer = Callable[[str, torch.Tensor], None]
+
+
+def canonical_name(name: str, adapter: str = "default") -> str:
+    """A parameter's name as adapter files spell it: without wrappers and without the adapter's own name."""
+    return name.removeprefix("module.").replace("_orig_mod.", "").replace(f".{adapter}.", ".")
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name to parameter, for those that training changes, in the model's order."""
+    return {canonical_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers whose weights are the trainable parameters, by canonical parameter name.
+
+    Raises:
+        ConfigError: a trainable parameter is not the weight of a linear layer, so that its per-row
+            gradient has no such form (DoRA magnitudes, embeddings, trained biases).
+    """
+    linears = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    layers = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name not in linears:
+            raise ConfigError(
+                f"adapter parameter {canonical_name(name)}: per-row gradients need every trainable parameter "
+                f"to be the weight of a linear layer; use a plain LoRA adapter without biases or DoRA"
+            )
+        layers[canonical_name(name)] = linears[name]
+    if not layers:
+        raise ConfigError("the model has no trainable parameter: attach a LoRA adapter that is not frozen")
+    return layers
+
+
+def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
+    """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
+    with torch.no_grad(), _eval_mode(model), _labels_only(model, batch):
+        return batch.row_means(_label_losses(model, batch).double().cpu().numpy())
+
+
+def row_gradients(
+    model: nn.Module, layers: dict[str, nn.Linear], batch: Batch, consume: Consumer
+) -> NDArray[np.float64]:
+    """Hand `consume(name, gradients)` every layer's per-row gradients, and return the rows' losses.
+
+    Args:
+        model: a transformers causal LM with an adapter; run in eval mode, so without dropout.
+        layers: what `adapter_layers(model)` returned.
+        batch: B rows.
+        consume: called once a layer, in the backward pass's order, with float32 (B, out, in).
+
+    Returns:
+        Mean cross-entropy over the label tokens of each row, (B,).
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_eval_mode(model))
+        stack.enter_context(_labels_only(model, batch))
+        stack.enter_context(_inputs_need_gradients(model))
+        stack.enter_context(_frozen([layer.weight for layer in layers.values()]))
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume))
+            stack.callback(handle.remove)
+        with torch.enable_grad():
+            losses = _label_losses(model, batch)
+            weights = torch.from_numpy((1.0 / batch.label_counts)[batch.owners]).to(losses)
+            (losses * weights).sum().backward()
+    return batch.row_means(losses.detach().double().cpu().numpy())
+
+
+def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]  # (L, V)
+    return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
+
+
+def _capture(name: str, rows: int, consume: Consumer) -> Callable[..., None]:
+    def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        inputs = args[0].detach()
+        if inputs.ndim != 3 or len(inputs) != rows:
+            raise ConfigError(
+                f"layer {name}: its input has shape {tuple(inputs.shape)}, expected (rows, tokens, features); "
+                f"layers that mix rows (experts) have no per-row gradient: leave them out of the target modules"
+            )
+
+        def backward(gradient: torch.Tensor) -> None:  # (B, T, out)
+            consume(name, torch.bmm(gradient.float().transpose(1, 2), inputs.float()))
+
+        output.register_hook(backward)
+
+    return forward
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _labels_only(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """The vocabulary head sees label positions only: (B, T, H) becomes (1, L, H) just before it."""
+
+    def gather(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[batch.predictors].unsqueeze(0), *args[1:])
+
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _inputs_need_gradients(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_(True))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """No summed weight gradient is formed: the per-row ones are all that is wanted."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,147 @@
+"""Features on disk: one row of float16 a pool row, a byte that says the row is finished, a manifest last.
+
+Rows are written in any order and any number of attempts. Writes go through `pwrite`, not a memory map: a
+full disk is then an error with a name, not a killed process. A row counts as finished only after its bytes
+were forced to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.errors import MismatchError
+from clusterucb.rundir import check_made_with, read_json, write_json
+
+__all__ = ["FeatureStore", "FeatureWriter"]
+
+FLUSH_SECONDS = 2.0
+
+
+class FeatureWriter:
+    """Fills a folder with features, resumable at any row.
+
+    Args:
+        folder: where to write; an earlier attempt's rows are kept if it was made with the same things.
+        rows: N.
+        dim: d.
+        made_with: fingerprints of all that the features depend on.
+    """
+
+    def __init__(self, folder: Path, rows: int, dim: int, made_with: Mapping[str, object]) -> None:
+        self.folder, self.rows, self.dim = folder, rows, dim
+        self._header = {"rows": rows, "dim": dim, "made_with": dict(made_with)}
+        folder.mkdir(parents=True, exist_ok=True)
+        header = folder / "header.json"
+        if header.exists():
+            found = read_json(header)
+            check_made_with(found["made_with"], made_with, str(folder))
+        else:
+            write_json(header, self._header)
+        self._features = _open(folder / "features.f16")
+        self._losses = _open(folder / "losses.f32")
+        self._flags = _open(folder / "done.u8")
+        self._clock = _open(folder / "seconds.f64")
+        self.done: NDArray[np.bool_] = np.zeros(rows, bool)
+        """Rows that are finished, shape (N,)."""
+        stored = np.frombuffer((folder / "done.u8").read_bytes(), np.uint8)[:rows]
+        self.done[: len(stored)] = stored != 0
+        self._pending: list[NDArray[np.int64]] = []
+        spent = np.frombuffer((folder / "seconds.f64").read_bytes()[:8], np.float64)
+        self._started = time.monotonic() - (float(spent[0]) if len(spent) else 0.0)
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        finally:
+            for descriptor in (self._features, self._losses, self._flags, self._clock):
+                os.close(descriptor)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the rows so far, earlier attempts included."""
+        return time.monotonic() - self._started
+
+    def write(
+        self, rows: NDArray[np.int64], features: NDArray[np.float16], losses: NDArray[np.float64]
+    ) -> None:
+        """Store `features` (B, d) and `losses` (B,) of `rows` (B,)."""
+        for row, feature, loss in zip(rows.tolist(), features, losses.astype(np.float32), strict=True):
+            _pwrite(self._features, feature.tobytes(), row * self.dim * 2)
+            _pwrite(self._losses, loss.tobytes(), row * 4)
+        self._pending.append(rows)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Force what was written to disk, then mark it as finished."""
+        os.fsync(self._features)
+        os.fsync(self._losses)
+        for rows in self._pending:
+            for row in rows.tolist():
+                _pwrite(self._flags, b"\1", row)
+            self.done[rows] = True
+        os.fsync(self._flags)
+        _pwrite(self._clock, np.float64(self.seconds).tobytes(), 0)
+        self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def finish(self, extra: Mapping[str, object]) -> None:
+        """Write the manifest that makes the store whole."""
+        self.flush()
+        if not self.done.all():
+            raise RuntimeError(f"{self.folder}: {int((~self.done).sum())} rows are not finished")
+        write_json(self.folder / "manifest.json", {**self._header, **extra})
+
+
+class FeatureStore:
+    """A finished store, read through a memory map.
+
+    Args:
+        folder: written by FeatureWriter.
+
+    Raises:
+        MismatchError: not a finished store, or its files are shorter than its manifest says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.manifest = read_json(folder / "manifest.json")
+        except (FileNotFoundError, json.JSONDecodeError):
+            raise MismatchError(f"{folder}: not a finished feature store; run `gradients` first") from None
+        rows, dim = int(self.manifest["rows"]), int(self.manifest["dim"])
+        if (folder / "features.f16").stat().st_size != rows * dim * 2:
+            raise MismatchError(f"{folder}/features.f16: expected {rows} x {dim} float16; it is damaged")
+        self.features: NDArray[np.float16] = np.memmap(
+            folder / "features.f16", np.float16, "r", shape=(rows, dim)
+        )
+        """L2-normalised features, (N, d)."""
+        self.losses: NDArray[np.float32] = np.fromfile(folder / "losses.f32", np.float32)
+        """Loss of each row at the checkpoint, (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,62 @@
+"""Settings as command-line options: one option a setting, made from `config.settings()`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from clusterucb.config import Setting, settings
+
+__all__ = ["parameters", "repeat_list_options"]
+
+_LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
+
+
+def parameters(extra: dict[str, tuple[Any, str]]) -> list[inspect.Parameter]:
+    """The signature that typer reads: a settings file, every setting, and a command's own options."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    file = Annotated[str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)]
+    found = [inspect.Parameter("config", keyword, default=None, annotation=file)]
+    for setting in settings():
+        found.append(inspect.Parameter(setting.name, keyword, default=None, annotation=_option(setting)))
+    for name, (annotation, text) in extra.items():
+        option = Annotated[annotation, typer.Option(f"--{name}", help=text)]
+        found.append(inspect.Parameter(name, keyword, default=None, annotation=option))
+    silent = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
+    return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=silent)]
+
+
+def _option(setting: Setting) -> Any:
+    flag = f"--{setting.name.replace('_', '-')}"
+    text = setting.help if setting.required else f"{setting.help} [default: {_shown(setting.default)}]"
+    panel = setting.section.capitalize() if setting.section else "Input and output"
+    look: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": panel}
+    if setting.annotation is bool:
+        return Annotated[bool, typer.Option(flag, **look)]
+    kind = list[str] | None if setting.name in _LISTS else str | None
+    return Annotated[kind, typer.Option(flag, metavar=setting.name.upper(), **look)]
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, list):
+        return " ".join(default) or "none"
+    return "none" if default is None else str(default)
+
+
+def repeat_list_options(arguments: list[str]) -> list[str]:
+    """`--pool a b` as click wants it: `--pool a --pool b`."""
+    flags = {f"--{name.replace('_', '-')}" for name in _LISTS}
+    spread: list[str] = []
+    flag = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            flag = argument if argument in flags else None
+            first = True
+        elif flag and not first:
+            spread.append(flag)
+        else:
+            first = False
+        spread.append(argument)
+    return spread

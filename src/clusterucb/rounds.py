@@ -1,0 +1,120 @@
+"""What one selection leaves behind: a folder a round.
+
+    selected.jsonl         the chosen input lines, byte for byte, in pool order
+    selected.ids.jsonl     id, score, cluster, source and round of each, in the same order
+    draws.jsonl            every draw of the bandit: step, arm, rows, scores
+    selection.safetensors  the same as exact arrays, by which a resumed run goes on
+    summary.json           counts, threshold, cost
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from clusterucb.costs import Cost
+from clusterucb.data.pool import Pool
+from clusterucb.rundir import read_json, write_json
+from clusterucb.selection.bandit import Draw, Selection
+
+__all__ = ["Round", "read_round", "write_round"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A selection as it was published.
+
+    Attributes:
+        number: from 1.
+        rows: chosen rows, by their place among the usable rows, ascending, (L,).
+        scores: their influence, (L,).
+        cost: what the selection cost.
+        summary: the content of summary.json.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    cost: Cost
+    summary: dict[str, Any]
+
+
+def write_round(
+    folder: Path,
+    number: int,
+    selection: Selection,
+    draws: list[Draw],
+    pool: Pool,
+    pool_rows: NDArray[np.int64],
+    cost: Cost,
+) -> None:
+    """Write all files of a round into `folder`, which the caller publishes.
+
+    Args:
+        folder: an existing folder.
+        number: of the round, from 1.
+        selection: over usable rows.
+        draws: in order; none where all stored scores were ranked.
+        pool: where the lines come from.
+        pool_rows: the pool row of each usable row, (N,).
+        cost: of this selection.
+    """
+    chosen = pool_rows[selection.rows]
+    sources = [pool.source(row) for row in chosen.tolist()]
+    pool.write(chosen.tolist(), folder / "selected.jsonl")
+    sidecar = zip(chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, strict=True)
+    _write_lines(
+        folder / "selected.ids.jsonl",
+        [
+            {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
+            for row, score, cluster, source in sidecar
+        ],
+    )
+    _write_lines(
+        folder / "draws.jsonl",
+        [
+            {
+                "step": draw.step,
+                "arm": draw.arm,
+                "cold": draw.cold,
+                "ids": [pool.id(row) for row in pool_rows[draw.rows].tolist()],
+                "scores": draw.scores.tolist(),
+            }
+            for draw in draws
+        ],
+    )
+    arrays = {"rows": selection.rows, "scores": selection.scores, "clusters": selection.clusters}
+    arrays |= {"drawn": selection.drawn, "drawn_scores": selection.drawn_scores}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "selection.safetensors")
+    summary = {
+        "round": number,
+        "selected": len(selection.rows),
+        "of": len(pool_rows),
+        "drawn": selection.spent,
+        "cold_start": selection.cold,
+        "threshold": selection.threshold,
+        "mean_influence": float(selection.scores.mean()),
+        "sources": dict(Counter(sources).most_common()),
+        "cost": cost.to_json(),
+    }
+    write_json(folder / "summary.json", summary)
+
+
+def read_round(folder: Path) -> Round:
+    """What `write_round` wrote, once published."""
+    arrays = load_file(folder / "selection.safetensors")
+    summary = read_json(folder / "summary.json")
+    cost = Cost.from_json(summary["cost"])
+    return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
+
+
+def _write_lines(path: Path, objects: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(content, ensure_ascii=False) + "\n" for content in objects)

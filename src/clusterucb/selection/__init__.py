@@ -1,0 +1,10 @@
+"""Which rows to score next, and which to keep: the bandit of ClusterUCB. numpy only, no torch.
+
+share.py      an exact share of N rows
+top.py        the best rows by score
+threshold.py  the running quantile of all draws, and each arm's draws that reach it
+arms.py       what a policy sees
+policies.py   the published policies
+bandit.py     select(): the paper's algorithm
+checks.py     what it refuses
+"""

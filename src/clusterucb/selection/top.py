@@ -1,0 +1,27 @@
+"""The best rows by score."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clusterucb.errors import ConfigError, InputError
+
+__all__ = ["top"]
+
+
+def top(scores: ArrayLike, count: int) -> NDArray[np.int64]:
+    """The `count` rows with the largest scores, of equal scores the lower row first; int64[count], ascending.
+
+    `scores` is float[N], one finite number a row. Raises ConfigError for a `count` outside 1..N and
+    InputError for scores that are not one finite number a row.
+    """
+    values = np.asarray(scores, dtype=np.float64)  # (N,)
+    if values.ndim != 1:
+        raise InputError(f"top(scores=array of shape {values.shape}): must be one number a row, shape (N,)")
+    if not 1 <= count <= len(values):
+        raise ConfigError(f"top(count={count}): must be between 1 and the number of rows, {len(values)}")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"top(scores): row {row} has score {values[row]}: must be finite; exclude the row")
+    return np.sort(np.argsort(-values, kind="stable")[:count])

@@ -1,0 +1,227 @@
+"""What the steps of one run share: settings, directory, screen and, loaded once when first asked for,
+pool, target, tokenizer and model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from clusterucb.config import Config
+from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
+from clusterucb.data.pool import Pool
+from clusterucb.data.target import Target, overlap
+from clusterucb.data.tokens import Tokens
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.gradients.projection import Projection, projection
+from clusterucb.gradients.per_sample import adapter_layers
+from clusterucb.progress import Screen
+from clusterucb.reselection import Pooled, Targeted
+from clusterucb.rundir import RunDir, check_made_with, publish_folder, read_json, write_json
+from clusterucb.selection.policies import Policy, policy
+from clusterucb.selection.share import share
+from clusterucb.training.data import FittedTokens
+from clusterucb.training.model import (
+    attach_adapter,
+    fingerprint_base,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    save_adapter,
+)
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One run's shared parts.
+
+    Args:
+        config: all settings.
+        screen: where progress is shown.
+    """
+
+    def __init__(self, config: Config, screen: Screen | None = None) -> None:
+        self.config = config.with_absolute_paths()
+        self.screen = screen or Screen(quiet=True)
+        self.dir = RunDir(self.config.out)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows to choose from, checked."""
+        return Pool.read(self.config.pool)
+
+    @cached_property
+    def target(self) -> Target:
+        """The task's rows, checked; none of them may be held out."""
+        return Target.read(self.config.target, self.config.subtask)
+
+    @cached_property
+    def holdout(self) -> Target | None:
+        """The task's rows that only the evaluation sees, if any were given."""
+        if not self.config.holdout:
+            return None
+        holdout = Target.read(self.config.holdout)
+        for name, rows in (("target", self.target), ("pool", self.pool)):
+            if common := overlap(rows, holdout):
+                raise InputError(
+                    f"{common[0][1]}: this held-out row is also in the {name} ({common[0][0]}, "
+                    f"{len(common)} such rows in all); evaluate on rows that selection and training never see"
+                )
+        return holdout
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.config)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """One format for pool, target and evaluation."""
+        return chat_format(self.config.chat, self.tokenizer)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The arm score."""
+        chosen = self.config.selection
+        return policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """One projection for all features and directions of the run."""
+        settings = self.config.gradients
+        return projection(settings.projection, settings.dim, self.config.seed)
+
+    @cached_property
+    def model(self) -> PeftModel:
+        """The base model with the run's adapter at its initial weights, which every training starts from."""
+        with torch.random.fork_rng():
+            model = attach_adapter(
+                load_model(self.config), self.config.lora, self.config.seed, self.config.adapter
+            )
+        adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
+        if self.dir.initial.exists():
+            load_adapter(model, self.dir.initial)
+        else:
+            with publish_folder(self.dir.initial) as part:
+                save_adapter(model, part)
+        return model
+
+    @cached_property
+    def made_with(self) -> dict[str, object]:
+        """What every artifact made from gradients depends on, besides the checkpoint."""
+        settings = self.config.gradients
+        return {
+            **self.tokens_made_with,
+            "model": fingerprint_base(self.model),
+            "projection": f"{settings.projection} to {settings.dim} with seed {self.config.seed}",
+            "formula": settings.formula,
+        }
+
+    @cached_property
+    def tokens_made_with(self) -> dict[str, object]:
+        """What the pool's tokens depend on."""
+        return {
+            "pool": self.pool.fingerprint,
+            "tokenizer and chat": fingerprint(self.tokenizer, self.chat),
+            "gradient_length": self.config.gradients.gradient_length,
+            "train_length": self.config.training.train_length,
+        }
+
+    def check_inputs(self) -> None:
+        """Read pool, target and held-out rows, and refuse settings that cannot hold for them."""
+        _ = self.policy
+        self.check_plan(len(self.pool))
+        _ = self.target, self.holdout, self.chat
+
+    def check_plan(self, rows: int) -> None:
+        """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
+        chosen, k = self.config.selection, self.config.clustering.k
+        draws = share(chosen.budget, rows)
+        if k is not None and k > rows:
+            raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
+        if share(chosen.top_p, rows) < 1:
+            raise ConfigError(f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}")
+        if k is not None and k > draws:
+            raise ConfigError(
+                f"k is {k}, but budget {chosen.budget} of {rows} rows is {draws} gradients, and the cold start "
+                f"takes one of every cluster; lower --k or raise --budget"
+            )
+
+    @cached_property
+    def pooled_tokens(self) -> tuple[Tokens, NDArray[np.int64]]:
+        """Tokens of the usable rows, and the pool row of each; made at the first use."""
+        folder = self.dir.pool
+        if not folder.exists():
+            with publish_folder(folder) as part:
+                usable: list[int] = []
+                excluded: list[dict[str, object]] = []
+                Tokens.write(part, self._usable_rows(usable, excluded))
+                np.save(part / "rows.npy", np.array(usable, np.int64))
+                with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
+                counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
+                write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
+        manifest = read_json(folder / "manifest.json")
+        check_made_with(manifest["made_with"], self.tokens_made_with, str(folder))
+        if manifest["excluded"]:
+            self.screen.say(
+                f"{manifest['excluded']} of {manifest['rows']} pool rows cannot be used; "
+                f"each is listed with its reason in {folder / 'excluded.jsonl'}"
+            )
+        if not manifest["usable"]:
+            raise InputError(f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}")
+        self.check_plan(manifest["usable"])
+        return Tokens.open(folder), np.load(folder / "rows.npy")
+
+    def _usable_rows(self, usable: list[int], excluded: list[dict[str, object]]) -> Iterator[Encoded]:
+        gradient, training = self.config.gradients.gradient_length, self.config.training.train_length
+        with self.screen.track("tokenise the pool", len(self.pool), "rows") as advance:
+            for number, row in enumerate(self.pool):
+                encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
+                short = fit(encoded, min(gradient, training))
+                if isinstance(short, str):
+                    excluded.append({"id": row.id, "reason": short})
+                else:
+                    usable.append(number)
+                    longest = fit(encoded, max(gradient, training))
+                    yield longest if isinstance(longest, Encoded) else short
+                advance(1)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The usable rows, cut for gradients."""
+        tokens, rows = self.pooled_tokens
+        fitted = FittedTokens(tokens, self.config.gradients.gradient_length)
+        return Pooled(self.pool, rows, fitted, fitted.lengths)
+
+    @cached_property
+    def training_tokens(self) -> FittedTokens:
+        """The usable rows, cut for training."""
+        return FittedTokens(self.pooled_tokens[0], self.config.training.train_length)
+
+    @cached_property
+    def targeted(self) -> Targeted:
+        """The target's rows, cut for gradients; all must be usable."""
+        return Targeted(
+            [row.id for row in self.target.rows],
+            self.encode_all(self.target, self.config.gradients.target_length, "--target-length"),
+            self.target.codes,
+        )
+
+    def encode_all(self, rows: Target, length: int, option: str) -> Sequence[Encoded]:
+        """Rows cut to `length`, or an error that names the first which does not fit."""
+        encoded = []
+        for row in rows.rows:
+            fitted = fit(encode(row.messages, self.tokenizer, self.chat, row.id), length)
+            if isinstance(fitted, str):
+                raise InputError(f"{row.id}: {fitted}; raise {option} or take the row out")
+            encoded.append(fitted)
+        return encoded

@@ -1,0 +1,334 @@
+"""The steps of a run, each over the one run directory: what is there already is not done again.
+
+Each step is a function of the session. A step reads the artifacts of those before it and publishes its
+own, with what it cost.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+from safetensors.numpy import load_file, save_file
+
+from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
+from clusterucb.costs import Cost
+from clusterucb.errors import ConfigError
+from clusterucb.evaluation.loss import losses
+from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.batches import plan
+from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.influence import stored_influence
+from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.reselection import Reselection
+from clusterucb.rounds import Round, read_round, write_round
+from clusterucb.rundir import check_made_with, publish, publish_folder, read_json, write_json
+from clusterucb.selection.bandit import Selection
+from clusterucb.selection.share import share
+from clusterucb.selection.top import top
+from clusterucb.session import Session
+from clusterucb.training.callbacks import DynamicSelection
+from clusterucb.training.data import SwappableRows
+from clusterucb.training.finetune import finetune, optimizer_steps, training_clock
+from clusterucb.training.model import (
+    fingerprint_tensors,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from clusterucb.training.moments import import_moments, load_moments, save_moments
+
+__all__ = ["cluster", "evaluate", "gradients", "reselect", "select", "summarise", "train", "warmup"]
+
+
+def warmup(session: Session) -> None:
+    """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
+    if session.dir.warmup.exists():
+        return
+    settings, steps = session.config.training, session.config.warmup.warmup_steps
+    tokens = session.training_tokens
+    rng = np.random.default_rng(session.config.seed)
+    rows = rng.permutation(len(tokens))[: steps * settings.batch_size].astype(np.int64)
+    epochs = math.ceil(steps / optimizer_steps(len(rows), 1, settings))
+    model = session.model
+    load_adapter(model, session.dir.initial)
+    states = session.dir.path / "warmup.states"
+    with session.screen.track("warm up", steps, "steps") as advance:
+        finetuned = finetune(
+            model,
+            SwappableRows(tokens, rows),
+            states,
+            settings,
+            seed=session.config.seed,
+            epochs=epochs,
+            max_steps=steps,
+            advance=advance,
+            describe=lambda place: session.pooled.describe(int(rows[place])),
+        )
+    trained = np.resize(rows, steps * settings.batch_size)
+    cost = Cost(len(trained), int(tokens.lengths[trained].sum()), seconds=finetuned.seconds)
+    _publish_checkpoint(session, session.dir.warmup, model, finetuned.moments, cost)
+    shutil.rmtree(states)
+
+
+def gradients(session: Session) -> None:
+    """Features of all usable rows at the warmup checkpoint, and the directions of the target there."""
+    folder = session.dir.features
+    made_with = {**session.made_with, "checkpoint": _checkpoint_fingerprint(_need(session.dir.warmup, "warmup"))}
+    if folder.exists():
+        check_made_with(FeatureStore(folder).manifest["made_with"], made_with, str(folder))
+        return
+    model = session.model
+    load_adapter(model, session.dir.warmup)
+    moments = load_moments(session.dir.warmup / "moments.safetensors")
+    directions, target_cost = _reselection(session, np.empty(0, np.int64)).directions(model)
+    pooled, dim = session.pooled, session.config.gradients.dim
+    featurize = Featurizer(model, session.projection, moments, session.config.gradients.formula)
+    with (
+        publish_folder(folder, resume=True) as part,
+        FeatureWriter(part, len(pooled.rows), dim, made_with) as writer,
+        session.screen.track("gradients of the pool", len(pooled.rows), "rows") as advance,
+    ):
+        for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
+            if not writer.done[rows].all():
+                numbers = rows.tolist()
+                writer.write(rows, *featurize([pooled.tokens[i] for i in numbers], _names(session, numbers)))
+            advance(len(rows))
+        save_file({"directions": directions}, part / "directions.safetensors")
+        cost = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
+        writer.finish({"cost": (cost + target_cost).to_json()})
+
+
+def cluster(session: Session) -> None:
+    """Spherical k-means over the features: the bandit's arms."""
+    path = session.dir.clusters
+    if path.exists():
+        return
+    store = _store(session)
+    budget = share(session.config.selection.budget, len(store))
+    k = session.config.clustering.k or default_k(len(store), budget)
+    iterations = session.config.clustering.iterations
+    started = time.monotonic()
+    with session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
+        clusters = spherical_kmeans(
+            store.features,
+            k,
+            iterations=iterations,
+            seed=session.config.seed,
+            progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
+        )
+    with publish(path) as part:
+        clusters.save(part)
+    cost = Cost(rows=len(store), seconds=time.monotonic() - started)
+    write_json(session.dir.path / "clusters.json", {"k": k, "objective": clusters.objective, "cost": cost.to_json()})
+
+
+def select(session: Session) -> Round:
+    """Round 1: all rows are scored at the warmup checkpoint already, so the plain top share is taken."""
+    folder = session.dir.round(1)
+    if not folder.exists():
+        store, clusters = _store(session), _clusters(session)
+        directions = load_file(session.dir.features / "directions.safetensors")["directions"]
+        started = time.monotonic()
+        scores = stored_influence(store.features, directions)
+        rows = np.sort(top(scores, share(session.config.selection.top_p, len(scores))))
+        order = np.argsort(-scores, kind="stable")
+        selection = Selection(
+            rows=rows,
+            scores=scores[rows],
+            clusters=clusters.labels[rows],
+            drawn=order,
+            drawn_scores=scores[order],
+            drawn_clusters=clusters.labels[order],
+            cold=0,
+        )
+        cost = Cost(rows=len(scores), seconds=time.monotonic() - started)
+        with publish_folder(folder) as part:
+            write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+    return read_round(folder)
+
+
+def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
+    """One ClusterUCB re-selection at any checkpoint of this adapter, ours or a Trainer's."""
+    folder = session.dir.path / "selections" / checkpoint.absolute().name
+    reselection = _reselection(session, _clusters(session).labels, folder)
+    _check_features(session)
+    model = session.model
+    load_adapter(model, _adapter_folder(checkpoint))
+    return folder / "1", reselection.round(1, model, lambda: import_moments(checkpoint, model))
+
+
+def train(session: Session) -> None:
+    """Train from the initial adapter, period by period, re-selecting at the start of each but the first."""
+    if session.dir.adapter.exists():
+        return
+    first = read_round(_need(session.dir.round(1), "select"))
+    _check_features(session)
+    settings, tokens, model = session.config.training, session.training_tokens, session.model
+    load_adapter(model, session.dir.initial)
+    clock = training_clock(session.dir.training)
+
+    def pause(seconds: float) -> None:
+        clock.paused += seconds
+
+    labels = _clusters(session).labels
+    dynamic = DynamicSelection(
+        tokens,
+        first.rows,
+        _reselection(session, labels, session.dir.round(1).parent, pause),
+        epochs_per_period=settings.epochs_per_period,
+    )
+    epochs = settings.periods * settings.epochs_per_period
+    steps = optimizer_steps(len(first.rows), epochs, settings)
+    with session.screen.track("train", steps, "steps") as advance:
+        finetuned = finetune(
+            model,
+            dynamic.dataset,
+            session.dir.training,
+            settings,
+            seed=session.config.seed,
+            epochs=epochs,
+            callbacks=(dynamic,),
+            clock=clock,
+            advance=advance,
+            describe=lambda place: session.pooled.describe(dynamic.dataset.row(place)),
+        )
+    rounds = [read_round(session.dir.round(n + 1)) for n in range(settings.periods)]
+    seen = np.concatenate([np.tile(r.rows, settings.epochs_per_period) for r in rounds])
+    cost = Cost(len(seen), int(tokens.lengths[seen].sum()), seconds=finetuned.seconds)
+    _publish_checkpoint(session, session.dir.adapter, model, finetuned.moments, cost)
+    shutil.rmtree(session.dir.training)
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Loss on held-out rows of the task, or on the target where none were given, before and after."""
+    path = session.dir.evaluation
+    if not path.exists():
+        _need(session.dir.adapter, "train")
+        rows = session.holdout or session.target
+        encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
+        model, started = session.model, time.monotonic()
+        result: dict[str, Any] = {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
+        with session.screen.track("evaluate", 2 * len(encoded), "rows") as advance:
+            for name, folder in (("base", session.dir.initial), ("adapter", session.dir.adapter)):
+                load_adapter(model, folder)
+                found = losses(model, encoded, session.config.gradients.batch_tokens, advance)
+                error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
+                result[name] = {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
+        tokens = 2 * sum(len(row.ids) for row in encoded)
+        cost = Cost(2 * len(encoded), tokens, seconds=time.monotonic() - started)
+        write_json(path, {**result, "cost": cost.to_json()})
+    return read_json(path)
+
+
+def summarise(session: Session) -> dict[str, Any]:
+    """Publish summary.json: what each step cost, and the total against the full Dynamic procedure."""
+    run, periods = session.dir, session.config.training.periods
+    features = read_json(run.features / "manifest.json")
+    rounds = [read_round(run.round(n + 1)) for n in range(periods)]
+    steps = {
+        "warmup": Cost.from_json(read_json(run.warmup / "checkpoint.json")["cost"]),
+        "gradients": Cost.from_json(features["cost"]),
+        "cluster": Cost.from_json(read_json(run.path / "clusters.json")["cost"]),
+        **{f"select {r.number}": r.cost for r in rounds},
+        "train": Cost.from_json(read_json(run.adapter / "checkpoint.json")["cost"]),
+    }
+    if run.evaluation.exists():
+        steps["evaluate"] = Cost.from_json(read_json(run.evaluation)["cost"])
+    total = sum(steps.values(), Cost())
+    usable = int(features["rows"])
+    full = periods * usable
+    summary = {
+        "rows": usable,
+        "excluded": read_json(run.pool / "manifest.json")["excluded"],
+        "selected": [r.summary for r in rounds],
+        "steps": {name: cost.to_json() for name, cost in steps.items()},
+        "total": total.to_json(),
+        "full_dynamic": {
+            "pool_gradients": full,
+            "pool_tokens": periods * int(session.pooled.lengths.sum()),
+            "share_of_pool_gradients": total.pool_gradients / full,
+        },
+    }
+    write_json(run.summary, summary)
+    return summary
+
+
+def _reselection(
+    session: Session,
+    labels: NDArray[np.int64],
+    folder: Path | None = None,
+    spent: Callable[[float], None] = lambda _seconds: None,
+) -> Reselection:
+    chosen, settings = session.config.selection, session.config.gradients
+    return Reselection(
+        pooled=session.pooled,
+        targeted=session.targeted,
+        clusters=labels,
+        projection=session.projection,
+        folder=folder or session.dir.path,
+        policy=session.policy,
+        budget=chosen.budget,
+        cold_start=chosen.csp,
+        top_p=chosen.top_p,
+        draw_batch=chosen.draw_batch,
+        seed=session.config.seed,
+        formula=settings.formula,
+        batch_tokens=settings.batch_tokens,
+        screen=session.screen,
+        spent=spent,
+    )
+
+
+def _publish_checkpoint(
+    session: Session, folder: Path, model: PeftModel, moments: Moments, cost: Cost
+) -> None:
+    with publish_folder(folder) as part:
+        save_adapter(model, part)
+        save_moments(moments, part / "moments.safetensors")
+        write_json(part / "checkpoint.json", {"made_with": session.made_with, "cost": cost.to_json()})
+
+
+def _checkpoint_fingerprint(folder: Path) -> str:
+    moments = load_moments(folder / "moments.safetensors")
+    tensors = {f"mean.{n}": t for n, t in moments.mean.items()}
+    tensors |= {f"square.{n}": t for n, t in moments.square.items()}
+    return fingerprint_tensors({**read_adapter(folder), **tensors})
+
+
+def _store(session: Session) -> FeatureStore:
+    store = FeatureStore(_need(session.dir.features, "gradients"))
+    check_made_with(store.manifest["made_with"], session.tokens_made_with, str(session.dir.features))
+    return store
+
+
+def _check_features(session: Session) -> None:
+    """Refuse to compare fresh features with stored ones that another model or projection made."""
+    check_made_with(_store(session).manifest["made_with"], session.made_with, str(session.dir.features))
+
+
+def _clusters(session: Session) -> Clusters:
+    return Clusters.load(_need(session.dir.clusters, "cluster"))
+
+
+def _adapter_folder(checkpoint: Path) -> Path:
+    if not (checkpoint / "adapter_model.safetensors").exists():
+        raise ConfigError(f"--checkpoint {checkpoint}: expected a folder with adapter_model.safetensors")
+    return checkpoint
+
+
+def _need(path: Path, step: str) -> Path:
+    if not path.exists():
+        raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {path.parent}` first")
+    return path
+
+
+def _names(session: Session, numbers: list[int]) -> Callable[[int], str]:
+    return lambda place: session.pooled.describe(numbers[place])

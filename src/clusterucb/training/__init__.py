@@ -1,0 +1,1 @@
+"""Loading a model, training its adapter, and what a checkpoint keeps."""

@@ -1,0 +1,141 @@
+"""Callbacks of transformers' Trainer: re-selection at each period's start, whole checkpoints, progress.
+
+`DynamicSelection` works in any Trainer whose train_dataset is its `dataset`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from clusterucb.data.chat import Encoded
+from clusterucb.gradients.adam import Moments
+from clusterucb.progress import Advance
+from clusterucb.training.data import SwappableRows, collate_for_training
+from clusterucb.training.moments import moments_of
+
+__all__ = ["DynamicSelection", "ShowProgress", "WholeCheckpoints", "last_whole_checkpoint"]
+
+_WHOLE = "whole.json"
+
+
+class DynamicSelection(TrainerCallback):  # type: ignore[misc]
+    """Swaps the rows of a Trainer at the start of each training period.
+
+    Args:
+        tokens: all rows that can be selected.
+        first: the rows of period 1, (L,); every later selection has as many.
+        reselect: `reselect(period, model, moments)` returns the rows of `period`, (L,), from 2 on. It is
+            called again with the same period when training is resumed in it, and must then return the
+            same rows (a `Reselection` with a folder reads what it has written).
+        epochs_per_period: passes over the rows in one period.
+
+    Use: `Trainer(model, args, train_dataset=dynamic.dataset, data_collator=dynamic.collate,
+    callbacks=[dynamic])` with `remove_unused_columns=False` and as many epochs as all periods have.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[Encoded],
+        first: NDArray[np.int64],
+        reselect: Callable[[int, nn.Module, Callable[[], Moments]], NDArray[np.int64]],
+        *,
+        epochs_per_period: int = 1,
+    ) -> None:
+        self.dataset = SwappableRows(tokens, first)
+        self.collate = collate_for_training
+        self._reselect, self._epochs = reselect, epochs_per_period
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Select for the period that starts here, or that training is resumed in."""
+        steps_per_epoch = state.max_steps // state.num_train_epochs
+        epoch = state.global_step // steps_per_epoch
+        period = epoch // self._epochs + 1
+        starts = epoch % self._epochs == 0 or state.global_step % steps_per_epoch or self._resumed
+        self._resumed = False
+        if period > 1 and starts:
+            model, optimizer = kwargs["model"], kwargs["optimizer"]
+            self.dataset.swap(self._reselect(period, model, lambda: moments_of(optimizer, model)))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notice a resumed training: its rows have to be restored whatever the epoch."""
+        self._resumed = state.global_step > 0
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the state saved from which the next period's selection is made."""
+        control.should_save = True
+
+
+class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint as whole once all of it is written, with the seconds spent so far."""
+
+    def __init__(self, before: float) -> None:
+        self._started = time.monotonic() - before
+        self.paused = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier attempts included, without the time `paused`."""
+        return time.monotonic() - self._started - self.paused
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The trainer has written all files of checkpoint-<step>."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        part = folder / f"{_WHOLE}.part"
+        part.write_text(json.dumps({"seconds": self.seconds}))
+        part.replace(folder / _WHOLE)
+
+
+def last_whole_checkpoint(folder: Path) -> tuple[Path | None, float]:
+    """The newest whole checkpoint in `folder` and the seconds spent until then; torn ones are removed."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _WHOLE).exists():
+            whole.append((int(checkpoint.name.removeprefix("checkpoint-")), checkpoint))
+        else:
+            shutil.rmtree(checkpoint)
+    if not whole:
+        return None, 0.0
+    newest = max(whole)[1]
+    return newest, float(json.loads((newest / _WHOLE).read_text())["seconds"])
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """Passes optimizer steps and the loss on to a progress bar."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._loss = ""
+        self._shown = 0
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the loss for the next step's note."""
+        if "loss" in (logs := kwargs.get("logs") or {}):
+            self._loss = f"loss {float(logs['loss']):.3f}"
+            self._advance(0, self._loss)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """One step more, or all steps of a resumed checkpoint."""
+        self._advance(state.global_step - self._shown, self._loss)
+        self._shown = state.global_step

@@ -1,0 +1,74 @@
+"""Token rows as a Trainer takes them: a dataset whose rows can be swapped, and its collator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from clusterucb.data.chat import Encoded, fit
+from clusterucb.data.tokens import Tokens
+
+__all__ = ["FittedTokens", "SwappableRows", "collate_for_training"]
+
+IGNORED = -100  # what transformers' losses leave out
+
+
+class FittedTokens(Sequence[Encoded]):
+    """`tokens` with every row cut to `length`; all rows must fit (see `fitted`)."""
+
+    def __init__(self, tokens: Tokens, length: int) -> None:
+        self._tokens, self._length = tokens, length
+        self.lengths: NDArray[np.int64] = np.minimum(tokens.lengths, length)
+        """At most so many tokens has each row, (N,)."""
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
+        row = fit(self._tokens[index], self._length)
+        if isinstance(row, str):
+            raise ValueError(f"row {index}: {row}")
+        return row
+
+
+class SwappableRows(Dataset[Encoded]):
+    """The rows that are being trained on, `rows` of `tokens`; their number never changes."""
+
+    def __init__(self, tokens: Sequence[Encoded], rows: NDArray[np.int64]) -> None:
+        self._tokens, self._rows = tokens, rows
+
+    def swap(self, rows: NDArray[np.int64]) -> None:
+        """Train on other rows from the next epoch on."""
+        if len(rows) != len(self._rows):
+            raise ValueError(f"{len(rows)} rows instead of {len(self._rows)}: the schedule would not hold")
+        self._rows = rows
+
+    def row(self, place: int) -> int:
+        """The row at a place of the dataset."""
+        return int(self._rows[place])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self._tokens[self.row(index)]
+
+
+def collate_for_training(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """Rows padded on the right, with labels -100 outside the assistant's text."""
+    width = max(len(row) for row in rows)
+    batch = {
+        "input_ids": torch.zeros(len(rows), width, dtype=torch.long),
+        "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
+        "labels": torch.full((len(rows), width), IGNORED),
+    }
+    for b, row in enumerate(rows):
+        ids = torch.from_numpy(row.ids.astype(np.int64))
+        batch["input_ids"][b, : len(row)] = ids
+        batch["attention_mask"][b, : len(row)] = 1
+        batch["labels"][b, : len(row)] = ids.where(torch.from_numpy(np.array(row.labels)), IGNORED)
+    return batch

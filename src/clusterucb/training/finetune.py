@@ -1,0 +1,151 @@
+"""Training an adapter with transformers' Trainer, resumable from its last whole checkpoint."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from clusterucb.config import Training
+from clusterucb.data.chat import Encoded
+from clusterucb.errors import InputError
+from clusterucb.gradients.adam import Moments
+from clusterucb.progress import Advance
+from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
+from clusterucb.training.data import collate_for_training
+from clusterucb.training.moments import moments_of
+
+__all__ = ["Finetuned", "finetune", "optimizer_steps"]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """Adam's moments at the end, and the seconds of training (selections inside it left out)."""
+
+    moments: Moments
+    seconds: float
+
+
+def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
+    """Optimizer steps of `epochs` passes over `rows`; a pass's last step may have fewer rows."""
+    return epochs * math.ceil(rows / settings.batch_size)
+
+
+def finetune(
+    model: nn.Module,
+    dataset: Dataset[Encoded],
+    folder: Path,
+    settings: Training,
+    *,
+    seed: int,
+    epochs: int,
+    max_steps: int = -1,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    clock: WholeCheckpoints | None = None,
+    advance: Advance = lambda _amount, note="": None,
+    describe: Callable[[int], str] = "row {}".format,
+) -> Finetuned:
+    """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
+
+    Args:
+        model: with a trainable adapter at its starting weights, on its device.
+        dataset: the rows; a callback may swap them between epochs.
+        folder: the trainer's own saved states.
+        settings: rates and sizes.
+        seed: of the order of rows and of dropout.
+        epochs: passes over the dataset.
+        max_steps: end after so many optimizer steps instead.
+        callbacks: run before the built-in ones.
+        clock: counts the seconds, made by `training_clock`.
+        advance: told each optimizer step.
+        describe: names the dataset's row i in an error.
+
+    Raises:
+        InputError: a loss is not a finite number.
+    """
+    checkpoint, seconds = last_whole_checkpoint(folder)
+    clock = clock or WholeCheckpoints(seconds)
+    steps = max_steps if max_steps > 0 else optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        learning_rate=settings.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(settings.lr_warmup * steps),
+        weight_decay=settings.weight_decay,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=settings.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+        **_placement(model),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
+    trainer = _FiniteTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collate_for_training,
+        callbacks=[*callbacks, clock, ShowProgress(advance)],
+    )
+    trainer.describe = describe
+    for talkative in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(talkative)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finished = Finetuned(moments_of(trainer.optimizer, model), clock.seconds)
+    model.zero_grad(set_to_none=True)
+    return finished
+
+
+class _FiniteTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that ends with the name of the row whose loss is not a number."""
+
+    describe: Callable[[int], str]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **more: Any) -> Any:
+        """The trainer's own loss, looked at."""
+        loss = super().compute_loss(model, inputs, *args, **more)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not torch.isfinite(value):
+            raise InputError(
+                f"training step {self.state.global_step + 1}: the loss is {float(value)} on "
+                f"{', '.join(self._names(inputs))}; lower --lr, use --dtype float32, or take the row out"
+            )
+        return loss
+
+    def _names(self, inputs: dict[str, torch.Tensor]) -> list[str]:
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        wanted = {tuple(ids[:n].tolist()) for ids, n in zip(inputs["input_ids"], lengths, strict=True)}
+        dataset = self.train_dataset
+        return [self.describe(i) for i in range(len(dataset)) if tuple(dataset[i].ids.tolist()) in wanted]
+
+
+def _placement(model: nn.Module) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
+
+
+def training_clock(folder: Path) -> WholeCheckpoints:
+    """A clock that goes on from the last whole checkpoint in `folder`."""
+    return WholeCheckpoints(last_whole_checkpoint(folder)[1])
+
+

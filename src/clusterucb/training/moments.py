@@ -1,0 +1,123 @@
+"""Adam's moments by parameter name: out of a live optimizer, to and from a file, and out of the files that
+trainers leave behind.
+
+An optimizer's own state is keyed by position or by number, which says nothing once parameters are ordered
+otherwise. Here a moment always carries the name of its parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Trainer
+
+from clusterucb.errors import InputError, MismatchError
+from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.per_sample import canonical_name, trainable_parameters
+from clusterucb.rundir import publish
+
+__all__ = ["import_moments", "load_moments", "moments_of", "save_moments"]
+
+
+def moments_of(optimizer: Any, model: nn.Module) -> Moments:
+    """The moments of the model's trainable parameters in a live AdamW, copied."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    group = optimizer.param_groups[0]
+    if "betas" not in group:
+        raise MismatchError(f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments")
+    mean, square, steps = {}, {}, {0}
+    for name, parameter in trainable_parameters(model).items():
+        state = optimizer.state.get(parameter)
+        if not state:
+            raise MismatchError(f"the optimizer has no moments of {name}: train for a step first")
+        mean[name] = state["exp_avg"].detach().float().clone()
+        square[name] = state["exp_avg_sq"].detach().float().clone()
+        steps.add(int(state["step"]))
+    return Moments(mean, square, max(steps), tuple(group["betas"]), group["eps"])
+
+
+def save_moments(moments: Moments, path: Path) -> None:
+    """Publish moments as safetensors: `mean.<name>` and `square.<name>`, with step, betas and eps."""
+    tensors = {f"mean.{n}": t.cpu().contiguous() for n, t in moments.mean.items()}
+    tensors |= {f"square.{n}": t.cpu().contiguous() for n, t in moments.square.items()}
+    facts = {"step": moments.step, "betas": list(moments.betas), "eps": moments.eps}
+    with publish(path) as part:
+        save_file(tensors, part, metadata={"adam": json.dumps(facts)})
+
+
+def load_moments(path: Path) -> Moments:
+    """What `save_moments` wrote."""
+    mean, square = {}, {}
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["adam"])
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            kind, name = key.split(".", 1)
+            (mean if kind == "mean" else square)[name] = file.get_tensor(key)
+    return Moments(mean, square, facts["step"], tuple(facts["betas"]), facts["eps"])
+
+
+def import_moments(checkpoint: Path, model: nn.Module) -> Moments:
+    """Moments out of a trainer's checkpoint folder.
+
+    Reads our own `moments.safetensors`, else `optimizer.pt` or `optimizer.bin`: keyed by number (mapped
+    through the param groups as transformers' Trainer fills them) or by parameter name (FSDP's full state).
+
+    Raises:
+        InputError: no such file, or one that does not load without running code.
+        MismatchError: the state belongs to other parameters.
+    """
+    if (checkpoint / "moments.safetensors").exists():
+        return load_moments(checkpoint / "moments.safetensors")
+    paths = [checkpoint / name for name in ("optimizer.pt", "optimizer.bin")]
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
+        raise InputError(
+            f"{checkpoint}: has no moments.safetensors, optimizer.pt or optimizer.bin; "
+            f"save the checkpoint with its optimizer (save_only_model=False)"
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        groups, states = saved["param_groups"], saved["state"]
+    except (RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as an optimizer's state ({reason})") from None
+    named = _by_name(groups, states, model, path)
+    moments = Moments(
+        {name: state["exp_avg"].float() for name, state in named.items()},
+        {name: state["exp_avg_sq"].float() for name, state in named.items()},
+        max(int(state["step"]) for state in named.values()),
+        tuple(groups[0]["betas"]),
+        groups[0]["eps"],
+    )
+    moments.check({name: p.shape for name, p in trainable_parameters(model).items()})
+    return moments
+
+
+def _by_name(
+    groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]], model: nn.Module, path: Path
+) -> dict[str, dict[str, Any]]:
+    if any(isinstance(key, str) for key in states):
+        return {canonical_name(name): state for name, state in states.items()}
+    numbers = [number for group in groups for number in group["params"]]
+    names = _trainer_order(model, len(groups))
+    if len(numbers) != len(names):
+        raise MismatchError(
+            f"{path}: has {len(numbers)} parameters, the adapter {len(names)}: it belongs to another adapter"
+        )
+    return {name: states[number] for number, name in zip(numbers, names, strict=True) if number in states}
+
+
+def _trainer_order(model: nn.Module, groups: int) -> list[str]:
+    """Names in the order of the param groups of transformers' Trainer: decayed first, then the others."""
+    names = list(trainable_parameters(model))
+    if groups == 1:
+        return names
+    decayed = {canonical_name(n) for n in Trainer.get_decay_parameter_names(cast(Trainer, None), model)}
+    return [n for n in names if n in decayed] + [n for n in names if n not in decayed]

@@ -1,0 +1,325 @@
+import numpy as np
+import pytest
+from data_helpers import (
+    CHATML,
+    LLAMA2,
+    NO_END,
+    REWRITING,
+    STRIPPING,
+    THINKING,
+    byte_tokenizer,
+    metaspace_tokenizer,
+    talk,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.data.chat import Encoded, Template, Tulu, chat_format, encode, fingerprint, fit
+from clusterucb.data.rows import Message
+from clusterucb.errors import ConfigError, InputError
+
+BYTES = byte_tokenizer()
+TRIMMED = byte_tokenizer(trim_offsets=True)
+METASPACE = metaspace_tokenizer()
+TEMPLATED = {
+    name: byte_tokenizer(chat_template=template)
+    for name, template in {"chatml": CHATML, "llama2": LLAMA2, "stripping": STRIPPING}.items()
+}
+TALKS = {
+    "single": talk("user: What is 2 + 2?", "assistant: It is 4."),
+    "system": talk("system: Be brief.", "user: What is 2 + 2?", "assistant: 4"),
+    "multi": talk(
+        "user: The capital of France?", "assistant: Paris.", "user: And code?",
+        "assistant: def add(a, b):\n    return a + b", "user: Thanks", "assistant: naïve 😀",
+    ),
+    "question after": talk("user: a", "assistant: b c", "user: d"),
+    "padded": talk("user:  What ", "assistant:  \n 4 is  it \n"),
+    "tricky": talk("user: say </s> <|im_end|>", "assistant: a</s>b<|im_end|>c", "user: x", "assistant: <s>"),
+    "repeats": talk("user: assistant", "assistant: assistant", "user: assistant", "assistant: assistant"),
+}  # fmt: skip
+
+
+def labelled_pieces(encoded, tokenizer):
+    """Text of each run of labels, decoded from its ids: knows nothing of offsets."""
+    runs, previous = [], False
+    for token, label in zip(encoded.ids.tolist(), encoded.labels.tolist(), strict=True):
+        if label:
+            runs = [*runs, []] if not previous else runs
+            runs[-1].append(token)
+        previous = label
+    return [tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]
+
+
+def answers(messages):
+    return [m.content for m in messages if m.role == "assistant"]
+
+
+def check(messages, tokenizer, chat, expected):
+    encoded = encode(messages, tokenizer, chat, "row")
+    pieces = labelled_pieces(encoded, tokenizer)
+    if tokenizer is METASPACE:  # it puts a space of its own after every special token
+        pieces, expected = ([p.replace(" ", "") for p in both] for both in (pieces, expected))
+    assert pieces == expected
+    assert not encoded.labels[0]
+    assert encoded.ids.dtype == np.int32
+    assert encoded.labels.dtype == np.bool_
+    assert len(encoded) == len(encoded.labels)
+
+
+@pytest.mark.parametrize("name", TALKS)
+@pytest.mark.parametrize(
+    "tokenizer", [BYTES, TRIMMED, METASPACE], ids=["bytes", "trimmed offsets", "metaspace"]
+)
+def test_labels_cover_exactly_the_assistant_text_and_its_end_token_under_tulu(name, tokenizer):
+    chat = chat_format("tulu", tokenizer)
+    check(TALKS[name], tokenizer, chat, [answer.strip() + "</s>" for answer in answers(TALKS[name])])
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_labels_cover_exactly_the_assistant_text_and_its_end_token_under_chatml(name):
+    tokenizer = TEMPLATED["chatml"]
+    check(
+        TALKS[name],
+        tokenizer,
+        chat_format("auto", tokenizer),
+        [a + "<|im_end|>" for a in answers(TALKS[name])],
+    )
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_labels_cover_exactly_the_stripped_answer_where_a_template_strips(name):
+    tokenizer = TEMPLATED["stripping"]
+    expected = [a.strip() + "<|im_end|>" for a in answers(TALKS[name])]
+    check(TALKS[name], tokenizer, chat_format("template", tokenizer), expected)
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_labels_cover_what_follows_the_instruction_in_a_llama_2_template(name):
+    tokenizer = TEMPLATED["llama2"]
+    expected = [f" {a.strip()} </s>" for a in answers(TALKS[name])]
+    check(TALKS[name], tokenizer, chat_format("auto", tokenizer), expected)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.sampled_from(["tulu", "chatml"]))
+def test_labels_cover_exactly_the_answers_whatever_they_say(pairs, kind):
+    messages = [Message(role, text) for q, a in pairs for role, text in (("user", q), ("assistant", a))]
+    if kind == "tulu":
+        check(messages, BYTES, Tulu("</s>"), [a.strip() + "</s>" for _, a in pairs])
+    else:
+        tokenizer = TEMPLATED["chatml"]
+        check(messages, tokenizer, Template(tokenizer), [a + "<|im_end|>" for _, a in pairs])
+
+
+@given(
+    st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4),
+    st.sampled_from([Tulu("</s>", "<s>"), "template"]),
+)
+def test_spans_are_ordered_disjoint_and_follow_the_prompt_of_their_turn(pairs, chat):
+    chat = Template(TEMPLATED["stripping"]) if chat == "template" else chat
+    messages = [Message(role, text) for q, a in pairs for role, text in (("user", q), ("assistant", a))]
+    rendered = chat.render(messages)
+    edges = [edge for span in rendered.spans for edge in span]
+    assert edges == sorted(set(edges))
+    assert edges[-1] <= len(rendered.text)
+    for turn, (start, _) in enumerate(rendered.spans):
+        assert rendered.text[:start] == chat.prompt(messages[: 2 * turn + 1])
+
+
+def test_labels_agree_with_tokenising_prefix_by_prefix():
+    for tokenizer, chat in [(BYTES, Tulu("</s>")), *((t, Template(t)) for t in TEMPLATED.values())]:
+        messages = TALKS["multi"]
+        encoded = encode(messages, tokenizer, chat, "row")
+        expected = np.zeros(len(encoded), bool)
+        for i in range(1, len(messages), 2):
+            before = tokenizer(chat.prompt(messages[:i]), add_special_tokens=False)["input_ids"]
+            through = chat.render(messages[: i + 1])
+            until = tokenizer(through.text[: through.spans[-1][1]], add_special_tokens=False)["input_ids"]
+            expected[len(before) : len(until)] = True
+        assert np.array_equal(encoded.labels, expected)
+
+
+def test_the_tulu_text_is_that_of_open_instruct():
+    rendered = Tulu("</s>", "<s>").render(
+        talk("system: s ", "user:  u", "assistant: a", "user: v", "assistant: b")
+    )
+    assert (
+        rendered.text
+        == "<s><|system|>\ns\n<|user|>\nu\n<|assistant|>\na</s>\n<|user|>\nv\n<|assistant|>\nb</s>"
+    )
+    assert [rendered.text[a:b] for a, b in rendered.spans] == ["a</s>", "b</s>"]
+
+
+def test_a_prompt_ends_where_the_model_is_to_answer():
+    for messages in (
+        talk("user: u", "assistant: a", "user: v"),
+        talk("user: u", "assistant: a", "user: v", "assistant: w"),
+    ):
+        assert (
+            Tulu("</s>").prompt(messages) == "<|user|>\nu\n<|assistant|>\na</s>\n<|user|>\nv\n<|assistant|>\n"
+        )
+        assert Template(TEMPLATED["chatml"]).prompt(messages) == (
+            "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+            "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+def test_tulu_begins_with_the_begin_token_where_the_tokenizer_puts_one_by_itself():
+    assert chat_format("tulu", METASPACE) == Tulu("</s>", "<s>")
+    assert chat_format("tulu", BYTES) == Tulu("</s>", "")
+    ids = encode(TALKS["single"], METASPACE, chat_format("tulu", METASPACE), "row").ids
+    assert (ids == METASPACE.bos_token_id).sum() == 1
+    assert ids[0] == METASPACE.bos_token_id
+
+
+def test_a_template_without_end_token_labels_the_content_alone():
+    tokenizer = byte_tokenizer(chat_template=NO_END)
+    rendered = Template(tokenizer).render(TALKS["multi"])
+    assert [rendered.text[a:b] for a, b in rendered.spans] == answers(TALKS["multi"])
+
+
+def test_a_template_that_words_the_answer_its_own_way_is_labelled_up_to_its_end_token():
+    tokenizer = byte_tokenizer(chat_template=THINKING)
+    check(
+        talk("user: u", "assistant: abc"),
+        tokenizer,
+        Template(tokenizer),
+        ["<think>\n</think>\nABC<|im_end|>"],
+    )
+
+
+def test_an_end_token_without_a_role_of_its_own_is_found():
+    tokenizer = byte_tokenizer(chat_template=CHATML.replace("<|im_end|>", "<|eot|>"))
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken("<|eot|>", special=True)])
+    assert "<|eot|>" not in tokenizer.all_special_tokens
+    check(TALKS["single"], tokenizer, Template(tokenizer), ["It is 4.<|eot|>"])
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_way_out():
+    tokenizer = byte_tokenizer(chat_template=REWRITING)
+    messages = talk("user: a", "assistant: <think>x</think>b", "user: c", "assistant: d")
+    with pytest.raises(InputError, match=r"pool.jsonl:3: .*rewrites earlier turns.*use --chat tulu"):
+        encode(messages, tokenizer, Template(tokenizer), "pool.jsonl:3")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LLAMA2, "TemplateError: roles must alternate user, assistant"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ messages[9].content.strip() }}", "UndefinedError"),
+    ],
+)
+def test_a_template_that_fails_is_refused_in_one_line_that_names_the_row(template, said):
+    tokenizer = byte_tokenizer(chat_template=template)
+    with pytest.raises(InputError) as caught:
+        encode(talk("user: a", "user: b", "assistant: c"), tokenizer, Template(tokenizer), "pool.jsonl:3")
+    message = str(caught.value)
+    assert message.startswith("pool.jsonl:3: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_auto_is_the_template_where_there_is_one_and_tulu_elsewhere():
+    assert chat_format("auto", TEMPLATED["chatml"]).name == "template"
+    assert chat_format("tulu", TEMPLATED["chatml"]).name == "tulu"
+    assert chat_format("auto", BYTES).name == "tulu"
+
+
+def test_a_chat_setting_that_cannot_be_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"'chatml': unknown; expected one of auto, tulu, template"):
+        chat_format("chatml", BYTES)
+    with pytest.raises(ConfigError, match="no chat template; use --chat tulu"):
+        chat_format("template", BYTES)
+    with pytest.raises(ConfigError, match="no end token"):
+        chat_format("tulu", byte_tokenizer(eos_token=None))
+
+
+def test_a_tokenizer_that_is_not_fast_is_a_config_error():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ConfigError, match="Slow: not a fast one"):
+        chat_format("auto", Slow())
+    with pytest.raises(ConfigError, match="Slow: not a fast one"):
+        encode(TALKS["single"], Slow(), Tulu("</s>"), "row")
+
+
+def test_the_fingerprint_follows_tokenizer_format_and_template_but_not_earlier_calls():
+    tokenizer = byte_tokenizer(chat_template=CHATML, pad_token="</s>")
+    template, tulu = Template(tokenizer), Tulu("</s>")
+    before = fingerprint(tokenizer, template)
+    assert before == fingerprint(byte_tokenizer(chat_template=CHATML, pad_token="</s>"), template)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert fingerprint(tokenizer, template) == before
+    tulu_before = fingerprint(tokenizer, tulu)
+    tokenizer.chat_template = CHATML + " "
+    assert fingerprint(tokenizer, tulu) == tulu_before
+    other = [fingerprint(tokenizer, template), fingerprint(tokenizer, Tulu("</s>", "<s>"))]
+    tokenizer.add_tokens(["new"])
+    other.append(fingerprint(tokenizer, tulu))
+    assert len({before, tulu_before, *other}) == 5
+
+
+def test_a_text_longer_than_the_models_length_is_not_cut_and_not_warned_about(caplog):
+    tokenizer = byte_tokenizer(model_max_length=4)
+    assert len(encode(TALKS["multi"], tokenizer, Tulu("</s>"), "row")) > 20
+    assert not caplog.records
+
+
+def row(pattern):
+    """`row("..AA..")`: A a label, . none; ids count up."""
+    return Encoded(np.arange(len(pattern), dtype=np.int32), np.array([c == "A" for c in pattern]))
+
+
+@pytest.mark.parametrize(
+    ("before", "length", "after", "first"),
+    [
+        ("..AA..", 6, "..AA..", 0),
+        ("..AA..", 5, "..AA.", 0),
+        ("..AA..", 4, "..AA", 0),
+        ("..AA..", 3, ".AA", 1),
+        (".AA..AA", 6, "....AA", 1),
+        (".AA..AA", 5, "...AA", 2),
+        (".AA..AA", 7, ".AA..AA", 0),
+        ("..AA..AA", 7, ".AA..AA", 1),
+    ],
+)
+def test_the_prompt_gives_way_from_the_left(before, length, after, first):
+    fitted = fit(row(before), length)
+    assert "".join("A" if label else "." for label in fitted.labels) == after
+    assert fitted.ids.tolist() == list(range(first, first + len(after)))
+
+
+def test_an_answer_that_does_not_fit_is_told_with_its_length():
+    assert fit(row("..AAA"), 3) == "answer of 3 tokens does not fit into 3"
+    assert fit(row(".AAAAAAA...AA"), 2) == "answer of 2 tokens does not fit into 2"
+    assert fit(row("....."), 3) == fit(row(""), 3) == "no label token"
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 32))
+def test_fit_never_cuts_the_last_answer_nor_exceeds_the_length_nor_adds_labels(labels, length):
+    labels = [False, *labels]
+    before = row("".join("A" if label else "." for label in labels))
+    after = fit(before, length)
+    pattern = "".join("A" if label else "." for label in labels).rstrip(".")
+    answer = len(pattern) - len(pattern.rstrip("A"))
+    if isinstance(after, str):
+        assert not answer or answer + 1 > length
+        return
+    assert len(after) == min(len(before), length)
+    start = int(after.ids[0])
+    assert after.ids.tolist() == list(range(start, start + len(after)))
+    assert not after.labels[0]
+    assert not np.any(after.labels & ~before.labels[after.ids])
+    last = range(len(pattern) - answer, len(pattern))
+    assert all(after.labels[i - start] for i in last)
+    lost = np.flatnonzero(before.labels[after.ids] & ~after.labels)
+    assert lost.tolist() == list(range(len(lost)))  # only a cut answer, at the very start, is unlabelled
+    assert np.array_equal(before.labels, labels)  # the input is left as it was

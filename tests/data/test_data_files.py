@@ -1,0 +1,264 @@
+import errno
+import gzip
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_helpers import chat_record, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterucb.data import files
+from clusterucb.data.files import Lines, stem
+from clusterucb.data.json_array import read_array
+from clusterucb.errors import InputError, StorageError
+
+RECORDS = [chat_record(f"Frage {i} – naïve 😀?", f"Antwort {i}\nzwei", id=i) for i in range(5)]
+
+
+def read_all(source):
+    lines = Lines.open(source)
+    return [lines.record(i) for i in range(len(lines))]
+
+
+def refusal(source):
+    with pytest.raises(InputError) as caught:
+        read_all(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def make(folder, suffix):
+    path = folder / f"pool{suffix}"
+    if "parquet" in suffix:
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), buffer)
+        data = buffer.getvalue()
+    elif suffix.startswith(".json") and not suffix.startswith(".jsonl"):
+        data = json.dumps(RECORDS, indent=2).encode()
+    else:
+        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in RECORDS).encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".parquet.gz", ".JSONL"]
+)
+def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix):
+    lines = Lines.open(make(tmp_path, suffix))
+    assert [lines.record(i) for i in reversed(range(len(lines)))] == RECORDS[::-1]
+    assert [json.loads(line) for line in lines] == RECORDS
+
+
+def test_json_lines_named_json_are_read_as_lines(tmp_path):
+    lines = Lines.open(write_lines(tmp_path / "a.json", RECORDS))
+    assert [lines.record(i) for i in range(5)] == RECORDS
+    assert lines.where(4).endswith("a.json, line 5")
+
+
+def test_numbers_are_those_of_the_persons_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\n{"a": 1}\n  \n\n{"b": 2}')
+    lines = Lines.open(tmp_path / "a.jsonl")
+    assert [(lines.number(i), lines.line(i)) for i in range(len(lines))] == [
+        (2, b'{"a": 1}'),
+        (5, b'{"b": 2}'),
+    ]
+
+
+def test_an_array_numbers_its_objects_by_the_line_they_begin_at(tmp_path):
+    (tmp_path / "a.json").write_text('[\n {"a":\n 1},\n\n {"b": 2}, {"c": 3}]\n')
+    lines = Lines.open(tmp_path / "a.json")
+    assert [lines.number(i) for i in range(3)] == [2, 5, 5]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_lines_are_the_persons_bytes_with_carriage_returns_and_without_the_byte_order_mark(tmp_path, suffix):
+    data = b'\xef\xbb\xbf{ "a":1 }\r\n\r\n{"b": "\xc3\xa9"}\r\n'
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    lines = Lines.open(path)
+    assert list(lines) == [b'{ "a":1 }\r', b'{"b": "\xc3\xa9"}\r']
+    assert lines.record(1) == {"b": "é"}
+    assert lines.number(1) == 3
+
+
+def test_a_byte_order_mark_before_an_array_is_no_text(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"a": 1}]')
+    assert Lines.open(tmp_path / "a.json").record(0) == {"a": 1}
+
+
+def test_half_a_surrogate_pair_survives_spooling(tmp_path):
+    (tmp_path / "a.json").write_text('[{"a": "x\\ud83d"}]')
+    assert Lines.open(tmp_path / "a.json").record(0) == {"a": "x\ud83d"}
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=4), st.text(max_size=9) | st.floats(allow_nan=False) | st.none())
+    ),
+    st.sampled_from([None, 1, 3]),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_an_array_is_read_the_same_in_chunks_of_any_size(records, indent, chunk, ascii_only):
+    stream = io.BytesIO(json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode())
+    assert [record for _, record in read_array(stream, "a.json", chunk)] == records
+
+
+ARRAYS = {
+    '[{"a": 1},\n {"b": }]': "line 2: broken JSON at column 8: Expecting value",
+    '[{"a": 1}\n {"b": 1}]': "line 2: broken JSON at column 2: expected ','",
+    '[{"a": 1},\n {"b": "x': "line 2: broken JSON at column 8: Unterminated string",
+    '[{"a": 1},\n {"b": 1}': "line 2: broken JSON at column 10: expected ','",
+    '[{"a": 1},]': "line 1: broken JSON at column 11",
+    '[{"a": 1}]\n{"b": 1}': "line 2: broken JSON at column 1: extra data",
+    '[{"a": 1},\n 7]': "line 2: a JSON int in the array",
+    '[{"a": 1},\n "x\udcff"]': "line 2: not UTF-8 (byte 0xff)",
+    "[]": "empty",
+    "[" + "[" * 100_000: "line 1: broken JSON",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), ARRAYS.items(), ids=range(len(ARRAYS)))
+def test_a_broken_array_is_named_by_line_and_column(tmp_path, text, said):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    message = refusal(tmp_path / "a.json")
+    assert "a.json" in message
+    assert said in message
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_the_place_of_an_error_does_not_depend_on_the_chunks(chunk):
+    text = b'[{"aaaa": 1, "b": [true, false]}, {"c": "dd", "e": tru}, {"f": 1}]' + b" " * 50
+    with pytest.raises(InputError, match="line 1: broken JSON at column 52: Expecting value"):
+        list(read_array(io.BytesIO(text), "a.json", chunk))
+
+
+LINES = {
+    b'{"a": 1}\n{"a": }\n': "a.jsonl, line 2: broken JSON at column 7: Expecting value",
+    b'{"a": 1}\n[1]\n': "a.jsonl, line 2: a JSON list, expected an object",
+    b'{"a": 1}\n\n{"a": "\xff"}\n': "a.jsonl, line 3: not UTF-8 (byte 0xff at 8)",
+    b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
+    b'{"a": 1}\n{"a": ' + b"[" * 200_000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
+    b"": "a.jsonl: empty",
+    b"\n \n": "a.jsonl: empty",
+}
+
+
+@pytest.mark.parametrize(("data", "said"), LINES.items(), ids=range(len(LINES)))
+def test_a_broken_line_is_named_by_its_number(tmp_path, data, said):
+    (tmp_path / "a.jsonl").write_bytes(data)
+    assert said in refusal(tmp_path / "a.jsonl")
+
+
+def test_a_missing_file_a_directory_and_an_unknown_suffix_are_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.jsonl")
+    assert "a directory" in refusal(tmp_path)
+    for name in ("a.csv", "a", "a.txt.gz", "a.gz"):
+        (tmp_path / name).write_text("x")
+        assert ".jsonl, .json, .parquet" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", ".parquet.gz"])
+def test_a_damaged_gzip_file_is_refused(tmp_path, suffix):
+    path = make(tmp_path, suffix)
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], b"no gzip at all", data[:40] + b"\xff\xff" + data[42:]):
+        path.write_bytes(damaged)
+        assert "gzip" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz"])
+def test_a_damaged_parquet_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    data = make(tmp_path, ".parquet").read_bytes()
+    for damaged in (data[: len(data) // 2], b"", data[:60] + b"\xff" * 40 + data[100:]):
+        path.write_bytes(gzip.compress(damaged) if suffix.endswith("gz") else damaged)
+        assert "corrupt parquet" in refusal(path)
+
+
+def test_a_parquet_file_without_rows_is_empty(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), path)
+    assert "empty" in refusal(path)
+
+
+def test_a_parquet_row_is_named_as_a_row(tmp_path):
+    assert Lines.open(make(tmp_path, ".parquet")).where(2).endswith("pool.parquet, row 3")
+
+
+def test_a_full_temporary_folder_is_a_storage_error(tmp_path, monkeypatch):
+    def full():
+        class Full(io.BytesIO):
+            def write(self, data):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return Full()
+
+    monkeypatch.setattr(files, "_temporary", full)
+    for suffix in (".json", ".jsonl.gz", ".parquet", ".parquet.gz"):
+        with pytest.raises(StorageError, match="TMPDIR"):
+            Lines.open(make(tmp_path, suffix))
+
+
+def hub(monkeypatch, answer):
+    calls = []
+
+    def load_dataset(*args, **options):
+        calls.append((args, options))
+        if isinstance(answer, Exception):
+            raise answer
+        return iter(answer)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "split"),
+    [
+        ("hub:org/name", None, "train"),
+        ("hub:org/name:main", "main", "train"),
+        ("hub:org/name:main:test", "main", "test"),
+        ("hub:org/name::test", None, "test"),
+    ],
+)
+def test_a_hub_data_set_is_asked_for_by_name_config_and_split(monkeypatch, source, config, split):
+    calls = hub(monkeypatch, RECORDS)
+    lines = Lines.open(source)
+    assert calls == [(("org/name", config), {"split": split})]
+    assert [lines.record(i) for i in range(5)] == RECORDS
+    assert lines.where(0) == f"{source}, row 1"
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("Couldn't reach it\nat all"), ValueError("Unknown split"), KeyError()]
+)
+def test_a_hub_data_set_that_does_not_load_is_refused(monkeypatch, error):
+    hub(monkeypatch, error)
+    assert "hub:org/name: the hub data set cannot be loaded" in refusal("hub:org/name")
+
+
+def test_a_hub_address_of_too_many_parts_is_refused():
+    assert "expected hub:org/name[:config][:split]" in refusal("hub:a/b:c:d:e")
+    assert "expected hub:org/name[:config][:split]" in refusal("hub:")
+
+
+def test_a_row_costs_sixteen_bytes_of_memory(tmp_path):
+    lines = Lines.open(write_lines(tmp_path / "a.jsonl", RECORDS * 20))
+    assert lines._starts.nbytes + lines._numbers.nbytes == 16 * len(lines)
+
+
+def test_the_stem_leaves_out_known_suffixes_only():
+    assert [stem(n) for n in ("a.jsonl", "x/cot.v2.json.gz", "a.parquet", "org/name:c")] == [
+        "a",
+        "x/cot.v2",
+        "a",
+        "org/name:c",
+    ]

