@@ -55,7 +55,7 @@ _HOMES = {
     "spherical_kmeans": "clustering.kmeans",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

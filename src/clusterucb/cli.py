@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         app(repeat_list_options(sys.argv[1:] if arguments is None else arguments), prog_name="clusterucb")
 
 
-def _step(name: str, summary: str, **extra: tuple[Any, str]) -> Callable[[_Step], _Step]:
+def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
     """Register `function(session, extra options)` as a command that takes every setting."""
 
     def register(function: _Step) -> _Step:
@@ -59,7 +59,9 @@ def _step(name: str, summary: str, **extra: tuple[Any, str]) -> Callable[[_Step]
     return register
 
 
-@_step("run", "The whole procedure: warm up, gradients, clusters, periods of selection and training, evaluation.")
+@_step(
+    "run", "The whole procedure: warm up, gradients, clusters, periods of selection and training, evaluation."
+)
 def _run(session: Session, own: dict[str, Any]) -> None:
     from clusterucb.recipes import dynamic
     from clusterucb.report.summary import show
@@ -75,7 +77,7 @@ def _warmup(session: Session, own: dict[str, Any]) -> None:
 
     session.check_inputs()
     steps.warmup(session)
-    _done(session, session.dir.warmup, own)
+    _done(session.dir.warmup, own)
 
 
 @_step("gradients", "Features of all pool rows and directions of the target, at the warmup checkpoint.")
@@ -83,7 +85,7 @@ def _gradients(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
 
     steps.gradients(session)
-    _done(session, session.dir.features, own)
+    _done(session.dir.features, own)
 
 
 @_step("cluster", "Spherical k-means over the features.")
@@ -91,16 +93,13 @@ def _cluster(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
 
     steps.cluster(session)
-    _done(session, session.dir.clusters, own)
+    _done(session.dir.clusters, own)
 
 
 @_step(
     "select",
     "Select rows: period 1's from the stored features, or by the bandit at any --checkpoint.",
-    checkpoint=(
-        str | None,
-        "A checkpoint with an adapter and its optimizer's state (ours or a Trainer's): run the bandit there.",
-    ),
+    checkpoint="A folder with an adapter and its optimizer's state, ours or a Trainer's: run the bandit there.",
 )
 def _select(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
@@ -110,7 +109,7 @@ def _select(session: Session, own: dict[str, Any]) -> None:
     else:
         steps.select(session)
         folder = session.dir.round(1)
-    _done(session, folder / "selected.jsonl", own)
+    _done(folder / "selected.jsonl", own)
 
 
 @_step("train", "Train the adapter period by period, re-selecting at each period's start.")
@@ -118,7 +117,7 @@ def _train(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
 
     steps.train(session)
-    _done(session, session.dir.adapter, own)
+    _done(session.dir.adapter, own)
 
 
 @_step("evaluate", "Loss on held-out rows of the task, before and after training.")
@@ -129,12 +128,14 @@ def _evaluate(session: Session, own: dict[str, Any]) -> None:
     if not own["quiet"]:
         for name in ("base", "adapter"):
             typer.echo(f"{name:<8} loss {result[name]['loss']:.4f}  ({result['on']}, {result['rows']} rows)")
-    _done(session, session.dir.evaluation, own)
+    _done(session.dir.evaluation, own)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and end.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         from clusterucb.version import __version__
@@ -143,7 +144,7 @@ def _root(
         raise typer.Exit
 
 
-def _done(session: Session, artifact: Path, own: dict[str, Any]) -> None:
+def _done(artifact: Path, own: dict[str, Any]) -> None:
     if not own["quiet"]:
         typer.echo(f"{artifact}")
 
@@ -170,7 +171,9 @@ def _config(file: str | None, options: dict[str, Any]) -> configuration.Config:
     if file and "out" not in options and (Path(file).parent / "features").is_dir():
         options = {**options, "out": str(Path(file).parent)}  # the run directory's own settings
     if not file and "out" not in options:
-        raise ConfigError("which run directory? give --out DIR, and with it --model, --pool and --target the first time")
+        raise ConfigError(
+            "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
+        )
     saved_path = Path(options["out"]) / "config.yaml" if "out" in options else None
     if file is None and saved_path and saved_path.exists():
         given = configuration.load(saved_path, options)

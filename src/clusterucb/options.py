@@ -14,15 +14,17 @@ __all__ = ["parameters", "repeat_list_options"]
 _LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
 
 
-def parameters(extra: dict[str, tuple[Any, str]]) -> list[inspect.Parameter]:
+def parameters(extra: dict[str, str]) -> list[inspect.Parameter]:
     """The signature that typer reads: a settings file, every setting, and a command's own options."""
     keyword = inspect.Parameter.KEYWORD_ONLY
-    file = Annotated[str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)]
+    file = Annotated[
+        str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)
+    ]
     found = [inspect.Parameter("config", keyword, default=None, annotation=file)]
     for setting in settings():
         found.append(inspect.Parameter(setting.name, keyword, default=None, annotation=_option(setting)))
-    for name, (annotation, text) in extra.items():
-        option = Annotated[annotation, typer.Option(f"--{name}", help=text)]
+    for name, text in extra.items():
+        option = Annotated[str | None, typer.Option(f"--{name}", help=text)]
         found.append(inspect.Parameter(name, keyword, default=None, annotation=option))
     silent = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
     return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=silent)]

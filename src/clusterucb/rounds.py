@@ -1,10 +1,10 @@
 """What one selection leaves behind: a folder a round.
 
-    selected.jsonl         the chosen input lines, byte for byte, in pool order
-    selected.ids.jsonl     id, score, cluster, source and round of each, in the same order
-    draws.jsonl            every draw of the bandit: step, arm, rows, scores
-    selection.safetensors  the same as exact arrays, by which a resumed run goes on
-    summary.json           counts, threshold, cost
+selected.jsonl         the chosen input lines, byte for byte, in pool order
+selected.ids.jsonl     id, score, cluster, source and round of each, in the same order
+draws.jsonl            every draw of the bandit: step, arm, rows, scores
+selection.safetensors  the same as exact arrays, by which a resumed run goes on
+summary.json           counts, threshold, cost
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def write_round(
     chosen = pool_rows[selection.rows]
     sources = [pool.source(row) for row in chosen.tolist()]
     pool.write(chosen.tolist(), folder / "selected.jsonl")
-    sidecar = zip(chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, strict=True)
+    sidecar = zip(
+        chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, strict=True
+    )
     _write_lines(
         folder / "selected.ids.jsonl",
         [

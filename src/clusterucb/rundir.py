@@ -32,6 +32,7 @@ __all__ = [
 
 
 _FULL_BYTES = 1 << 20
+_KEPT = "what was finished is kept: make room and run the same command again"
 
 
 class RunDir:
@@ -99,18 +100,14 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StorageError(
-                f"{path}: {error.strerror}; what was finished is kept: make room and run the same command again"
-            ) from error
+            raise StorageError(f"{path}: {error.strerror}; {_KEPT}") from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise InputError(f"{path}: {error.strerror}; the run directory must be a folder") from error
         raise
     except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a failed write
         if "No space left" not in str(error) and not _is_full(path):
             raise
-        raise StorageError(
-            f"{path}: no space left on the disk; what was finished is kept: make room and run the same command again"
-        ) from error
+        raise StorageError(f"{path}: no space left on the disk; {_KEPT}") from error
 
 
 def _is_full(path: Path) -> bool:

@@ -20,8 +20,8 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, overlap
 from clusterucb.data.tokens import Tokens
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.gradients.projection import Projection, projection
 from clusterucb.gradients.per_sample import adapter_layers
+from clusterucb.gradients.projection import Projection, projection
 from clusterucb.progress import Screen
 from clusterucb.reselection import Pooled, Targeted
 from clusterucb.rundir import RunDir, check_made_with, publish_folder, read_json, write_json
@@ -148,11 +148,13 @@ class Session:
         if k is not None and k > rows:
             raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
         if share(chosen.top_p, rows) < 1:
-            raise ConfigError(f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}")
+            raise ConfigError(
+                f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}"
+            )
         if k is not None and k > draws:
             raise ConfigError(
-                f"k is {k}, but budget {chosen.budget} of {rows} rows is {draws} gradients, and the cold start "
-                f"takes one of every cluster; lower --k or raise --budget"
+                f"k is {k}, but budget {chosen.budget} of {rows} rows is {draws} gradients, and the cold "
+                f"start takes one of every cluster; lower --k or raise --budget"
             )
 
     @cached_property
@@ -177,7 +179,9 @@ class Session:
                 f"each is listed with its reason in {folder / 'excluded.jsonl'}"
             )
         if not manifest["usable"]:
-            raise InputError(f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}")
+            raise InputError(
+                f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}"
+            )
         self.check_plan(manifest["usable"])
         return Tokens.open(folder), np.load(folder / "rows.npy")
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
+from transformers import TrainerCallback
 
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.costs import Cost
@@ -34,9 +35,9 @@ from clusterucb.selection.bandit import Selection
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
 from clusterucb.session import Session
-from clusterucb.training.callbacks import DynamicSelection
+from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
-from clusterucb.training.finetune import finetune, optimizer_steps, training_clock
+from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, training_clock
 from clusterucb.training.model import (
     fingerprint_tensors,
     load_adapter,
@@ -45,7 +46,18 @@ from clusterucb.training.model import (
 )
 from clusterucb.training.moments import import_moments, load_moments, save_moments
 
-__all__ = ["cluster", "evaluate", "gradients", "reselect", "select", "summarise", "train", "warmup"]
+__all__ = [
+    "cluster",
+    "evaluate",
+    "evaluate_adapters",
+    "gradients",
+    "reselect",
+    "select",
+    "summarise",
+    "train",
+    "train_on",
+    "warmup",
+]
 
 
 def warmup(session: Session) -> None:
@@ -53,35 +65,35 @@ def warmup(session: Session) -> None:
     if session.dir.warmup.exists():
         return
     settings, steps = session.config.training, session.config.warmup.warmup_steps
-    tokens = session.training_tokens
     rng = np.random.default_rng(session.config.seed)
-    rows = rng.permutation(len(tokens))[: steps * settings.batch_size].astype(np.int64)
-    epochs = math.ceil(steps / optimizer_steps(len(rows), 1, settings))
-    model = session.model
-    load_adapter(model, session.dir.initial)
+    rows = rng.permutation(len(session.training_tokens))[: steps * settings.batch_size].astype(np.int64)
+    dataset = SwappableRows(session.training_tokens, rows)
+    load_adapter(session.model, session.dir.initial)
     states = session.dir.path / "warmup.states"
     with session.screen.track("warm up", steps, "steps") as advance:
         finetuned = finetune(
-            model,
-            SwappableRows(tokens, rows),
+            session.model,
+            dataset,
             states,
             settings,
             seed=session.config.seed,
-            epochs=epochs,
+            epochs=math.ceil(steps / optimizer_steps(len(rows), 1, settings)),
             max_steps=steps,
             advance=advance,
-            describe=lambda place: session.pooled.describe(int(rows[place])),
+            describe=lambda place: session.pooled.describe(dataset.row(place)),
         )
-    trained = np.resize(rows, steps * settings.batch_size)
-    cost = Cost(len(trained), int(tokens.lengths[trained].sum()), seconds=finetuned.seconds)
-    _publish_checkpoint(session, session.dir.warmup, model, finetuned.moments, cost)
-    shutil.rmtree(states)
+    _publish_trained(
+        session, session.dir.warmup, states, finetuned, np.resize(rows, steps * settings.batch_size)
+    )
 
 
 def gradients(session: Session) -> None:
     """Features of all usable rows at the warmup checkpoint, and the directions of the target there."""
     folder = session.dir.features
-    made_with = {**session.made_with, "checkpoint": _checkpoint_fingerprint(_need(session.dir.warmup, "warmup"))}
+    made_with = {
+        **session.made_with,
+        "checkpoint": _checkpoint_fingerprint(_need(session.dir.warmup, "warmup")),
+    }
     if folder.exists():
         check_made_with(FeatureStore(folder).manifest["made_with"], made_with, str(folder))
         return
@@ -127,7 +139,9 @@ def cluster(session: Session) -> None:
     with publish(path) as part:
         clusters.save(part)
     cost = Cost(rows=len(store), seconds=time.monotonic() - started)
-    write_json(session.dir.path / "clusters.json", {"k": k, "objective": clusters.objective, "cost": cost.to_json()})
+    write_json(
+        session.dir.path / "clusters.json", {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
+    )
 
 
 def select(session: Session) -> Round:
@@ -171,61 +185,62 @@ def train(session: Session) -> None:
         return
     first = read_round(_need(session.dir.round(1), "select"))
     _check_features(session)
-    settings, tokens, model = session.config.training, session.training_tokens, session.model
-    load_adapter(model, session.dir.initial)
     clock = training_clock(session.dir.training)
-
-    def pause(seconds: float) -> None:
-        clock.paused += seconds
-
-    labels = _clusters(session).labels
+    labels, rounds = _clusters(session).labels, session.dir.round(1).parent
+    epochs_per_period = session.config.training.epochs_per_period
     dynamic = DynamicSelection(
-        tokens,
+        session.training_tokens,
         first.rows,
-        _reselection(session, labels, session.dir.round(1).parent, pause),
-        epochs_per_period=settings.epochs_per_period,
+        _reselection(session, labels, rounds, clock.pause),
+        epochs_per_period=epochs_per_period,
     )
-    epochs = settings.periods * settings.epochs_per_period
-    steps = optimizer_steps(len(first.rows), epochs, settings)
-    with session.screen.track("train", steps, "steps") as advance:
-        finetuned = finetune(
-            model,
-            dynamic.dataset,
-            session.dir.training,
-            settings,
-            seed=session.config.seed,
-            epochs=epochs,
-            callbacks=(dynamic,),
-            clock=clock,
-            advance=advance,
-            describe=lambda place: session.pooled.describe(dynamic.dataset.row(place)),
-        )
-    rounds = [read_round(session.dir.round(n + 1)) for n in range(settings.periods)]
-    seen = np.concatenate([np.tile(r.rows, settings.epochs_per_period) for r in rounds])
-    cost = Cost(len(seen), int(tokens.lengths[seen].sum()), seconds=finetuned.seconds)
-    _publish_checkpoint(session, session.dir.adapter, model, finetuned.moments, cost)
-    shutil.rmtree(session.dir.training)
+    finetuned = _train_periods(session, dynamic.dataset, session.dir.training, clock, (dynamic,))
+    selected = [read_round(session.dir.round(n + 1)).rows for n in range(session.config.training.periods)]
+    trained = np.tile(np.concatenate(selected), epochs_per_period)
+    _publish_trained(session, session.dir.adapter, session.dir.training, finetuned, trained)
+
+
+def train_on(session: Session, rows: NDArray[np.int64], folder: Path) -> None:
+    """Train on the same usable rows in every period: what a selection is compared with.
+
+    Args:
+        session: whose initial adapter, schedule and seed are used.
+        rows: (L,), places among the usable rows.
+        folder: becomes the adapter.
+    """
+    if folder.exists():
+        return
+    states = folder.with_name(f"{folder.name}.states")
+    dataset = SwappableRows(session.training_tokens, rows)
+    finetuned = _train_periods(session, dataset, states, training_clock(states))
+    settings = session.config.training
+    trained = np.tile(rows, settings.periods * settings.epochs_per_period)
+    _publish_trained(session, folder, states, finetuned, trained)
 
 
 def evaluate(session: Session) -> dict[str, Any]:
     """Loss on held-out rows of the task, or on the target where none were given, before and after."""
     path = session.dir.evaluation
     if not path.exists():
-        _need(session.dir.adapter, "train")
-        rows = session.holdout or session.target
-        encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
-        model, started = session.model, time.monotonic()
-        result: dict[str, Any] = {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
-        with session.screen.track("evaluate", 2 * len(encoded), "rows") as advance:
-            for name, folder in (("base", session.dir.initial), ("adapter", session.dir.adapter)):
-                load_adapter(model, folder)
-                found = losses(model, encoded, session.config.gradients.batch_tokens, advance)
-                error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
-                result[name] = {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
-        tokens = 2 * sum(len(row.ids) for row in encoded)
-        cost = Cost(2 * len(encoded), tokens, seconds=time.monotonic() - started)
-        write_json(path, {**result, "cost": cost.to_json()})
+        adapters = {"base": session.dir.initial, "adapter": _need(session.dir.adapter, "train")}
+        write_json(path, evaluate_adapters(session, adapters))
     return read_json(path)
+
+
+def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, Any]:
+    """Mean loss with its standard error, and each row's loss, for every adapter by name."""
+    rows = session.holdout or session.target
+    encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
+    started, total = time.monotonic(), len(adapters) * len(encoded)
+    result: dict[str, Any] = {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
+    with session.screen.track("evaluate", total, "rows") as advance:
+        for name, folder in adapters.items():
+            load_adapter(session.model, folder)
+            found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
+            error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
+            result[name] = {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
+    tokens = len(adapters) * sum(len(row.ids) for row in encoded)
+    return {**result, "cost": Cost(total, tokens, seconds=time.monotonic() - started).to_json()}
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -285,6 +300,43 @@ def _reselection(
         screen=session.screen,
         spent=spent,
     )
+
+
+def _train_periods(
+    session: Session,
+    dataset: SwappableRows,
+    states: Path,
+    clock: WholeCheckpoints,
+    callbacks: tuple[TrainerCallback, ...] = (),
+) -> Finetuned:
+    """All periods from the initial adapter under one schedule, going on from the states saved last."""
+    settings = session.config.training
+    load_adapter(session.model, session.dir.initial)
+    epochs = settings.periods * settings.epochs_per_period
+    steps = optimizer_steps(len(dataset), epochs, settings)
+    with session.screen.track("train", steps, "steps") as advance:
+        return finetune(
+            session.model,
+            dataset,
+            states,
+            settings,
+            seed=session.config.seed,
+            epochs=epochs,
+            callbacks=callbacks,
+            clock=clock,
+            advance=advance,
+            describe=lambda place: session.pooled.describe(dataset.row(place)),
+        )
+
+
+def _publish_trained(
+    session: Session, folder: Path, states: Path, finetuned: Finetuned, trained: NDArray[np.int64]
+) -> None:
+    """Publish an adapter with what training on the rows `trained` has cost; drop the trainer's states."""
+    tokens = int(session.training_tokens.lengths[trained].sum())
+    cost = Cost(len(trained), tokens, seconds=finetuned.seconds)
+    _publish_checkpoint(session, folder, session.model, finetuned.moments, cost)
+    shutil.rmtree(states)
 
 
 def _publish_checkpoint(

@@ -323,3 +323,21 @@ def test_fit_never_cuts_the_last_answer_nor_exceeds_the_length_nor_adds_labels(l
     lost = np.flatnonzero(before.labels[after.ids] & ~after.labels)
     assert lost.tolist() == list(range(len(lost)))  # only a cut answer, at the very start, is unlabelled
     assert np.array_equal(before.labels, labels)  # the input is left as it was
+
+
+def test_the_first_token_is_no_label_even_of_an_answer_that_begins_the_text():
+    tokenizer = byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    encoded = encode(talk("assistant: abc"), tokenizer, Template(tokenizer), "row")
+    assert encoded.labels.tolist() == [False] + [True] * (len(encoded) - 1)
+
+
+def test_an_answer_that_opens_the_conversation_is_labelled_too():
+    messages = talk("assistant: Hello! How can I help?", "user: a", "assistant: b")
+    for chat, end in [(Tulu("</s>"), "</s>"), (Template(TEMPLATED["chatml"]), "<|im_end|>")]:
+        check(messages, TEMPLATED["chatml"], chat, ["Hello! How can I help?" + end, "b" + end])
+
+
+def test_turns_after_the_last_answer_are_left_out():
+    messages = TALKS["question after"]
+    for chat in (Tulu("</s>"), Template(TEMPLATED["chatml"])):
+        assert chat.render(messages) == chat.render(messages[:2])

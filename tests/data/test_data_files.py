@@ -262,3 +262,10 @@ def test_the_stem_leaves_out_known_suffixes_only():
         "a",
         "org/name:c",
     ]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_a_string_longer_than_a_chunk_is_read_whole(chunk):
+    records = [{"a": "x" * 100}, {"b": "é" * 300}]
+    stream = io.BytesIO(json.dumps(records, ensure_ascii=False).encode())
+    assert [record for _, record in read_array(stream, "a.json", chunk)] == records

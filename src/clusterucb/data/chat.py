@@ -128,8 +128,8 @@ class Template:
         for i, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = self._apply(messages[:i], True)
             after = full if i + 1 == len(messages) else self._apply(messages[: i + 1], False)
+            before = self._apply(messages[:i], True) if i else self._opening(messages[:1], after)
             if not (full.startswith(after) and after.startswith(before)):
                 raise InputError(
                     f"the tokenizer's chat template rewrites earlier turns (message {i + 1}, assistant, "
@@ -166,6 +166,11 @@ class Template:
                 "repair the row or use --chat tulu"
             ) from error
         return str(text)
+
+    def _opening(self, first: Sequence[Message], rendered: str) -> str:
+        """What precedes an answer that opens the conversation: templates do not render no messages."""
+        generation_prompt = self._apply(first, True).removeprefix(rendered)
+        return rendered[: rendered.find(generation_prompt)] + generation_prompt
 
     def _answer_length(self, turn: str, content: str) -> int:
         """Length of answer and end token in `turn`, which is all that the template wrote for them."""

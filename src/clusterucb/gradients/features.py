@@ -89,8 +89,9 @@ class Featurizer:
         if not usable.all():
             bad = int(np.flatnonzero(~usable)[0])
             raise InputError(
-                f"{describe(bad)}: its loss is {losses[bad]:.4g} and its gradient's norm {float(norms[bad]):.4g}, "
-                f"expected finite numbers above 0; try --dtype float32, or take the row out of the file"
+                f"{describe(bad)}: its loss is {losses[bad]:.4g} and its gradient's norm "
+                f"{float(norms[bad]):.4g}, expected finite numbers above 0; "
+                f"try --dtype float32, or take the row out of the file"
             )
         return (sketch / norms[:, None]).cpu().to(torch.float16).numpy(), losses
 

@@ -27,7 +27,8 @@ def influence(features: NDArray[np.float16], directions: NDArray[np.float32]) ->
     were scored with it.
     """
     products = features.astype(np.float64) @ directions.T.astype(np.float64)  # (n, S)
-    return products.max(1).astype(np.float32).astype(np.float64)
+    scores: NDArray[np.float64] = products.max(1).astype(np.float32).astype(np.float64)
+    return scores
 
 
 def stored_influence(

@@ -90,7 +90,7 @@ def row_gradients(
         with torch.enable_grad():
             losses = _label_losses(model, batch)
             weights = torch.from_numpy((1.0 / batch.label_counts)[batch.owners]).to(losses)
-            (losses * weights).sum().backward()
+            (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
     return batch.row_means(losses.detach().double().cpu().numpy())
 
 
@@ -104,14 +104,15 @@ def _capture(name: str, rows: int, consume: Consumer) -> Callable[..., None]:
         inputs = args[0].detach()
         if inputs.ndim != 3 or len(inputs) != rows:
             raise ConfigError(
-                f"layer {name}: its input has shape {tuple(inputs.shape)}, expected (rows, tokens, features); "
-                f"layers that mix rows (experts) have no per-row gradient: leave them out of the target modules"
+                f"layer {name}: its input has shape {tuple(inputs.shape)}, expected (rows, tokens, "
+                f"features); layers that mix rows (experts) have no per-row gradient: leave them out of "
+                f"the target modules"
             )
 
         def backward(gradient: torch.Tensor) -> None:  # (B, T, out)
             consume(name, torch.bmm(gradient.float().transpose(1, 2), inputs.float()))
 
-        output.register_hook(backward)
+        output.register_hook(backward)  # type: ignore[no-untyped-call]
 
     return forward
 
@@ -155,7 +156,7 @@ def _inputs_need_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _frozen(parameters: list[torch.Tensor]) -> Iterator[None]:
     """No summed weight gradient is formed: the per-row ones are all that is wanted."""
     for parameter in parameters:
         parameter.requires_grad_(False)

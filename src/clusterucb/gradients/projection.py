@@ -34,8 +34,9 @@ ProjectionName = Literal["countsketch", "rademacher"]
 class Projection(Protocol):
     """A linear map of named parameters' gradients into `dim` dimensions."""
 
-    seed: int
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Dimensions of what comes out."""
 
     def add_to(self, out: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
         """Add the projection of `gradients` (B, ...) of the parameter `name` to `out` (B, dim), in place."""
@@ -125,13 +126,15 @@ def _stream(seed: int, kind: str, name: str) -> np.random.Philox:
 
 def _signs(stream: np.random.Philox, count: int) -> NDArray[np.int8]:
     words = stream.random_raw(-(-count // 64)).astype("<u8")
-    bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
-    return (bits.astype(np.int8) << 1) - np.int8(1)
+    signs = np.unpackbits(words.view(np.uint8), count=count, bitorder="little").astype(np.int8)
+    signs <<= 1
+    signs -= 1
+    return signs
 
 
 def _units(raw: NDArray[np.uint64], modulus: int) -> NDArray[np.uint64]:
     """Map raw words onto numbers coprime to `modulus`: steps that visit every bucket once."""
-    steps = raw % np.uint64(modulus)
+    steps: NDArray[np.uint64] = raw % np.uint64(modulus)
     while (shared := np.gcd(steps, np.uint64(modulus)) != 1).any():
         steps[shared] = (steps[shared] + np.uint64(1)) % np.uint64(modulus)
     return steps

@@ -24,8 +24,8 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
     full, total = summary["full_dynamic"], summary["total"]
     console.print(
         f"{total['pool_gradients']} pool gradients, "
-        f"{full['share_of_pool_gradients']:.0%} of the {full['pool_gradients']} that scoring all rows in every "
-        f"period takes. Everything is in {session.dir.path}",
+        f"{full['share_of_pool_gradients']:.0%} of the {full['pool_gradients']} that scoring all rows in "
+        f"every period takes. Everything is in {session.dir.path}",
         soft_wrap=True,
         highlight=False,
     )

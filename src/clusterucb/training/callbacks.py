@@ -54,6 +54,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         self.dataset = SwappableRows(tokens, first)
         self.collate = collate_for_training
         self._reselect, self._epochs = reselect, epochs_per_period
+        self._resumed = False
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,12 +87,15 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, before: float) -> None:
         self._started = time.monotonic() - before
-        self.paused = 0.0
 
     @property
     def seconds(self) -> float:
-        """Training time so far, earlier attempts included, without the time `paused`."""
-        return time.monotonic() - self._started - self.paused
+        """Training time so far, earlier attempts included, without the pauses."""
+        return time.monotonic() - self._started
+
+    def pause(self, seconds: float) -> None:
+        """Leave out the last `seconds`, which went into something else."""
+        self._started += seconds
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

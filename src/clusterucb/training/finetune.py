@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -147,5 +146,3 @@ def _placement(model: nn.Module) -> dict[str, Any]:
 def training_clock(folder: Path) -> WholeCheckpoints:
     """A clock that goes on from the last whole checkpoint in `folder`."""
     return WholeCheckpoints(last_whole_checkpoint(folder)[1])
-
-

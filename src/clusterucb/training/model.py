@@ -40,9 +40,7 @@ _SAMPLES = 64  # elements of each base tensor that enter its fingerprint
 def pick_device(name: str) -> torch.device:
     """The device called `name`; auto takes cuda, then mps, then cpu."""
     if name == "auto":
-        name = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -68,7 +66,9 @@ def load_tokenizer(config: Config) -> Any:
     source, extra = _source(config.model)
     folder = Path(source)
     if folder.is_dir() and not extra and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        raise InputError(f"{folder}: has no tokenizer (expected tokenizer.json); save the model's tokenizer there")
+        raise InputError(
+            f"{folder}: has no tokenizer (expected tokenizer.json); save the model's tokenizer there"
+        )
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:
@@ -104,7 +104,9 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
     """
     if adapter is not None:
         if not (Path(adapter) / "adapter_model.safetensors").exists():
-            raise InputError(f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors")
+            raise InputError(
+                f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
+            )
         try:
             return PeftModel.from_pretrained(model, adapter, is_trainable=True)
         except (ValueError, RuntimeError, KeyError) as error:
@@ -147,7 +149,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     parameters = trainable_parameters(model)
     if set(tensors) != set(parameters):
         odd = sorted(set(tensors) ^ set(parameters))[0]
-        raise MismatchError(f"{folder}: this adapter and the run's differ, first in {odd}; was --rank changed?")
+        raise MismatchError(
+            f"{folder}: this adapter and the run's differ, first in {odd}; was --rank changed?"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -161,7 +165,9 @@ def fingerprint_base(model: nn.Module) -> str:
             continue
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
-        digest.update(f"{name.replace('base_layer.', '')} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(
+            f"{name.replace('base_layer.', '')} {tuple(parameter.shape)} {parameter.dtype}".encode()
+        )
         digest.update(np.ascontiguousarray(flat[::step].float().cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]
 
@@ -178,7 +184,9 @@ def fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 def _cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware (torch has no public question for it)."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    probes = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(probe() for probe in probes if probe is not None)
 
 
@@ -206,7 +214,9 @@ def _converted(gguf: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
     except ImportError:
-        raise ConfigError(f"{gguf}: GGUF files need one more package: pip install 'clusterucb[gguf]'") from None
+        raise ConfigError(
+            f"{gguf}: GGUF files need one more package: pip install 'clusterucb[gguf]'"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{gguf}: cannot be read as a GGUF model ({_reason(error)})") from None
     _forget_quantisation(model)

@@ -31,7 +31,9 @@ def moments_of(optimizer: Any, model: nn.Module) -> Moments:
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     group = optimizer.param_groups[0]
     if "betas" not in group:
-        raise MismatchError(f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments")
+        raise MismatchError(
+            f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments"
+        )
     mean, square, steps = {}, {}, {0}
     for name, parameter in trainable_parameters(model).items():
         state = optimizer.state.get(parameter)
@@ -54,7 +56,8 @@ def save_moments(moments: Moments, path: Path) -> None:
 
 def load_moments(path: Path) -> Moments:
     """What `save_moments` wrote."""
-    mean, square = {}, {}
+    mean: dict[str, torch.Tensor] = {}
+    square: dict[str, torch.Tensor] = {}
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["adam"])
         for key in file.keys():  # noqa: SIM118 (not a dict)
