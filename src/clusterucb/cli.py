@@ -99,7 +99,7 @@ def _cluster(session: Session, own: dict[str, Any]) -> None:
 @_step(
     "select",
     "Select rows: period 1's from the stored features, or by the bandit at any --checkpoint.",
-    checkpoint="A folder with an adapter and its optimizer's state, ours or a Trainer's: run the bandit there.",
+    checkpoint="Run the bandit at this checkpoint: a folder with an adapter and its optimizer's state.",
 )
 def _select(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
@@ -155,36 +155,26 @@ def _session(file: str | None, options: dict[str, Any], quiet: bool) -> Iterator
     config = _config(file, options)
     from clusterucb.progress import Screen
     from clusterucb.quiet import quiet_libraries
-    from clusterucb.rundir import RunDir, publish, storage_errors
     from clusterucb.session import Session
 
     quiet_libraries()
-    run = RunDir(config.out)
-    with run.owned(), storage_errors(run.path):
-        if not run.config.exists():
-            with publish(run.config) as part:
-                part.write_text(config.to_yaml(), encoding="utf-8")
-        yield Session(config, Screen(quiet=quiet))
+    with Session(config, Screen(quiet=quiet)).owned() as session:
+        yield session
 
 
 def _config(file: str | None, options: dict[str, Any]) -> configuration.Config:
-    if file and "out" not in options and (Path(file).parent / "features").is_dir():
-        options = {**options, "out": str(Path(file).parent)}  # the run directory's own settings
-    if not file and "out" not in options:
-        raise ConfigError(
-            "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
-        )
-    saved_path = Path(options["out"]) / "config.yaml" if "out" in options else None
-    if file is None and saved_path and saved_path.exists():
-        given = configuration.load(saved_path, options)
-    else:
-        given = configuration.load(file, options)
-    given = given.with_absolute_paths()
-    saved_path = Path(given.out) / "config.yaml"
-    if saved_path.exists():
-        saved = configuration.load(saved_path, {"out": given.out})
-        configuration.reconcile(saved, given, str(saved_path))
-    return given
+    """Settings from a file, or from the run directory, with the options over them."""
+    if file is None:
+        if "out" not in options:
+            raise ConfigError(
+                "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
+            )
+        saved = Path(options["out"]) / "config.yaml"
+        return configuration.load(saved if saved.exists() else None, options)
+    folder = Path(file).parent
+    if "out" not in options and (folder / "pool").is_dir():  # a run directory, perhaps moved
+        options = {**options, "out": str(folder)}
+    return configuration.load(file, options)
 
 
 @contextlib.contextmanager

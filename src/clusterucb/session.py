@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb.config import Config
+from clusterucb.config import Config, load, reconcile
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, overlap
@@ -24,7 +25,15 @@ from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.progress import Screen
 from clusterucb.reselection import Pooled, Targeted
-from clusterucb.rundir import RunDir, check_made_with, publish_folder, read_json, write_json
+from clusterucb.rundir import (
+    RunDir,
+    check_made_with,
+    publish,
+    publish_folder,
+    read_json,
+    storage_errors,
+    write_json,
+)
 from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
 from clusterucb.training.data import FittedTokens
@@ -52,6 +61,23 @@ class Session:
         self.config = config.with_absolute_paths()
         self.screen = screen or Screen(quiet=True)
         self.dir = RunDir(self.config.out)
+
+    @contextmanager
+    def owned(self) -> Iterator[Session]:
+        """Hold the run directory, and keep the settings in it.
+
+        Raises:
+            BusyError: another process holds it.
+            ConfigError: it was made with other settings.
+        """
+        with self.dir.owned(), storage_errors(self.dir.path):
+            if self.dir.config.exists():
+                saved = load(self.dir.config, {"out": self.config.out})
+                reconcile(saved, self.config, str(self.dir.config))
+            else:
+                with publish(self.dir.config) as part:
+                    part.write_text(self.config.to_yaml(), encoding="utf-8")
+            yield self
 
     @cached_property
     def pool(self) -> Pool:

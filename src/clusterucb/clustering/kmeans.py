@@ -128,7 +128,7 @@ def spherical_kmeans(
     called after each assignment, `i` updates made so far. Raises ConfigError for k outside 1..N, InputError
     for a row that is all zero or not finite.
     """
-    _check(features, k, iterations, block)
+    _check(features, k, iterations, block, seed)
     data = _Rows(features, torch.device(device), min(block, max(1, block * features.shape[1] // k)))
     history: list[float] = []
 
@@ -270,7 +270,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
     return file / FILE if file.is_dir() else file
 
 
-def _check(features: Features, k: int, iterations: int, block: int) -> None:
+def _check(features: Features, k: int, iterations: int, block: int, seed: int) -> None:
     shape = tuple(features.shape)
     if len(shape) != 2 or 0 in shape:
         raise InputError(
@@ -284,3 +284,5 @@ def _check(features: Features, k: int, iterations: int, block: int) -> None:
         raise ConfigError(
             f"spherical_kmeans(iterations={iterations}, block={block}): must be at least 0 and 1"
         )
+    if seed < 0:
+        raise ConfigError(f"spherical_kmeans(seed={seed}): must be 0 or more")

@@ -157,7 +157,7 @@ def _shuffled_decks(labels: NDArray[np.int64], rng: np.random.Generator) -> dict
     """
     order = rng.permutation(len(labels)).astype(np.int64, copy=False)
     order = order[np.argsort(labels[order], kind="stable")]
-    order.flags.writeable = False  # `influence` is handed slices of it
+    order.flags.writeable = False  # every draw is a slice of it
     ids, starts = np.unique(labels[order], return_index=True)
     return {
         arm: _Deck(rows) for arm, rows in zip(ids.tolist(), np.split(order, starts[1:].tolist()), strict=True)

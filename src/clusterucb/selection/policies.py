@@ -124,7 +124,7 @@ def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25) -> Policy:
             return UCBThreshNormal(ucb_p)
         case "random":
             return Random()
-    near = difflib.get_close_matches(str(name), POLICIES, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name).lower(), POLICIES, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"policy({name!r}): must be one of {', '.join(POLICIES)}{hint}")
 

@@ -1,0 +1,227 @@
+"""Arms, the running threshold and the published policies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterucb.errors import ConfigError
+from clusterucb.selection.arms import Arms
+from clusterucb.selection.policies import (
+    POLICIES,
+    UCB1,
+    Random,
+    UCBBeta,
+    UCBThreshHard,
+    UCBThreshNormal,
+    policy,
+)
+from clusterucb.selection.threshold import Threshold
+
+ALL = (UCBBeta(), UCB1(), UCBThreshHard(), UCBThreshNormal(), Random())
+
+
+def arms_of(draws, size=100):
+    """Arms that drew exactly `draws`, a dict of id -> scores."""
+    arms = Arms(dict.fromkeys(draws, size), np.random.default_rng(0))
+    for arm, scores in draws.items():
+        if len(scores):
+            arms.record(arm, np.array(scores, dtype=float))
+    return arms
+
+
+values = st.one_of(
+    st.integers(-3, 3).map(float),
+    st.floats(-1e6, 1e6),
+    st.sampled_from([0.0, -0.0, 5e-324, 1e-300, 0.1, np.nextafter(0.1, 1)]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), values), min_size=1, max_size=40), st.floats(0.01, 1))
+def test_the_threshold_is_numpys_quantile_and_ties_are_counted_exactly(draws, p):
+    running = Threshold(p, 5)
+    for t, (slot, value) in enumerate(draws, start=1):
+        running.add(slot, value)
+        tau = np.quantile([v for _, v in draws[:t]], 1 - p)
+        assert running.value == tau
+        assert running.reach().tolist() == [sum(v >= tau for s, v in draws[:t] if s == i) for i in range(5)]
+
+
+def test_the_threshold_follows_thousands_of_draws_with_ties():
+    rng = np.random.default_rng(0)
+    draws = np.round(rng.normal(size=4000), 2)
+    slots = rng.integers(0, 7, 4000)
+    running = Threshold(0.25, 7)
+    for t in range(4000):
+        running.add(int(slots[t]), float(draws[t]))
+        if t % 97 == 0:
+            tau = np.quantile(draws[: t + 1], 0.75)
+            assert running.value == tau
+            assert (running.reach() == np.bincount(slots[: t + 1][draws[: t + 1] >= tau], minlength=7)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(values, min_size=1, max_size=5)), max_size=25))
+def test_arm_statistics_equal_those_of_the_history(batches):
+    sizes = {i * 10: 1 + sum(len(b) for a, b in batches if a == i) for i in range(4)}
+    arms = Arms(sizes, np.random.default_rng(0))
+    for arm, batch in batches:
+        arms.record(arm * 10, np.array(batch))
+    history = {i: [x for a, b in batches if a == i for x in b] for i in range(4)}
+    assert arms.total == sum(map(len, history.values()))
+    assert arms.ids.tolist() == [0, 10, 20, 30]
+    for i, own in history.items():
+        assert arms.n[i] == len(own)
+        assert arms.unseen[i] == 1
+        if own:
+            scale = 1 + np.abs(own).max()
+            assert arms.mean[i] == pytest.approx(np.mean(own), abs=1e-12 * scale)
+            assert arms.std[i] == pytest.approx(np.std(own), abs=1e-7 * scale)
+            assert arms.largest[i] == max(own)
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(0, 1), (1e6, 1), (-1, 1e-7), (1e-9, 1e-12)])
+def test_the_deviation_stays_accurate_far_from_zero_and_over_many_draws(centre, spread):
+    draws = np.random.default_rng(0).normal(centre, spread, 20_000)
+    draws[0] += 100 * spread  # the first draw, an outlier, is what deviations are taken from
+    assert arms_of({0: draws}, 10**6).std[0] == pytest.approx(np.std(draws), rel=1e-8)
+
+
+def test_equal_draws_in_another_order_tie_exactly():
+    rng = np.random.default_rng(0)
+    draws = rng.integers(-64, 65, 50) / 64
+    arms = arms_of({i: rng.permutation(draws) for i in range(50)})
+    assert len(set(arms.mean)) == len(set(arms.std)) == 1
+
+
+def test_an_exhausted_arm_leaves_every_array_but_stays_in_the_totals():
+    arms = Arms({3: 2, 5: 4, 9: 1}, np.random.default_rng(0))
+    arms.record(9, np.array([9.0]))
+    arms.record(3, np.array([1.0, 2.0]))
+    arms.record(5, np.array([-1.0]))
+    for column in (arms.ids, arms.n, arms.unseen, arms.mean, arms.std, arms.largest, arms.share_above(0.5)):
+        assert len(column) == 1
+    assert (arms.ids[0], arms.unseen[0], arms.total) == (5, 3, 4)
+    assert arms.threshold(0.5) == 1.5
+    assert arms.share_above(0.5).tolist() == [0.0]
+    assert [column.tolist() for column in arms.history()] == [[9, 3, 3, 5], [9.0, 1.0, 2.0, -1.0]]
+
+
+def test_a_policy_cannot_change_what_it_is_shown():
+    arms = arms_of({0: [1.0], 1: [2.0]})
+    for column in (arms.ids, arms.n, arms.unseen, arms.mean, arms.std, arms.largest):
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 7
+
+
+def test_two_thresholds_may_be_followed_at_once():
+    arms = arms_of({0: range(101)}, 1000)
+    assert (arms.threshold(0.25), arms.threshold(0.1)) == (75.0, 90.0)
+    arms.record(0, np.arange(101.0, 201.0))
+    assert (arms.threshold(0.25), arms.threshold(0.1)) == (150.0, 180.0)
+    assert arms.share_above(0.1).tolist() == [21 / 201]
+
+
+# ---------------------------------------------------------------- the formulas
+
+
+DRAWS = {0: [0.1, 0.5, 0.9], 1: [-0.2], 4: [0.45, 0.55], 6: [0.2, 0.2, 0.2, 0.6]}
+POOLED = np.concatenate(list(DRAWS.values()))
+
+
+def test_ucb_beta_is_the_mean_plus_beta_deviations():
+    assert UCBBeta(0.7)(arms_of(DRAWS)) == pytest.approx(
+        [np.mean(d) + 0.7 * np.std(d) for d in DRAWS.values()]
+    )
+
+
+def test_ucb1_is_the_mean_plus_the_root_of_two_ln_t_over_n():
+    expected = [np.mean(d) + math.sqrt(2 * math.log(10) / len(d)) for d in DRAWS.values()]
+    assert UCB1()(arms_of(DRAWS)) == pytest.approx(expected)
+
+
+def test_ucb_threshhard_is_the_fraction_of_draws_that_reach_the_quantile():
+    tau = np.quantile(POOLED, 0.6)
+    expected = [np.mean(np.array(d) >= tau) for d in DRAWS.values()]
+    assert UCBThreshHard(0.4)(arms_of(DRAWS)).tolist() == expected
+
+
+def test_ucb_threshhard_takes_the_largest_draw_where_no_open_arm_reaches_the_quantile():
+    arms = Arms({0: 3, 1: 9, 2: 9}, np.random.default_rng(0))
+    arms.record(0, np.array([5.0, 6.0, 7.0]))
+    arms.record(1, np.array([-2.0, -4.0]))
+    arms.record(2, np.array([-3.0]))
+    assert UCBThreshHard()(arms).tolist() == [-2.0, -3.0]
+
+
+def test_ucb_threshnormal_orders_arms_as_one_minus_phi_does():
+    rng = np.random.default_rng(0)
+    arms = arms_of({i: rng.normal(rng.normal(), 1, 9) for i in range(30)})
+    z = (arms.threshold(0.25) - arms.mean) / arms.std
+    published = [math.erfc(x / math.sqrt(2)) / 2 for x in z]
+    assert UCBThreshNormal()(arms).argsort().tolist() == np.argsort(published).tolist()
+
+
+def test_ucb_threshnormal_tells_arms_apart_where_one_minus_phi_is_zero():
+    arms = arms_of({0: [-9, -9.001], 1: [-8, -8.001], 2: [5] * 6, 3: [-7, -7.001]})
+    assert UCBThreshNormal()(arms).argsort().tolist() == [0, 1, 3, 2]
+
+
+@pytest.mark.parametrize("value", ALL[:-1], ids=str)
+def test_an_arm_without_a_draw_comes_first(value):
+    arms = arms_of({0: [1e9, 2e9], 1: [], 2: [3.0]})
+    assert int(value(arms).argmax()) == 1
+    assert int(value(arms_of({0: [], 1: []})).argmax()) == 0
+
+
+def test_random_is_uniform_over_open_arms():
+    arms = Arms({0: 1, 1: 5, 2: 50, 3: 500, 4: 2}, np.random.default_rng(0))
+    arms.record(0, np.array([1.0]))
+    chosen = np.bincount([int(Random()(arms).argmax()) for _ in range(8000)], minlength=4)
+    assert abs(chosen / 8000 - 0.25).max() < 0.025
+
+
+# ---------------------------------------------------------------- names and values
+
+
+def test_every_name_makes_its_policy_with_its_own_option():
+    made = [policy(name, beta=2.0, ucb_p=0.5) for name in POLICIES]
+    assert made == [UCBBeta(2.0), UCB1(), UCBThreshHard(0.5), UCBThreshNormal(0.5), Random()]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("ucb_betta", "ucb_beta"), ("threshhard", "ucb_threshhard"), ("UCB1", "ucb1"), ("zzz", "")],
+)
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest(name, near):
+    with pytest.raises(ConfigError) as error:
+        policy(name)
+    assert str(error.value).startswith(f"policy('{name}'): must be one of {', '.join(POLICIES)}")
+    assert str(error.value).endswith(f"; did you mean {near!r}?" if near else "random")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UCBBeta(-1), r"UCBBeta\(beta=-1\): must be a finite number, 0 or more"),
+        (lambda: UCBBeta(math.nan), r"UCBBeta\(beta=nan\)"),
+        (lambda: UCBThreshHard(1.5), r"UCBThreshHard\(ucb_p=1\.5\): must be between 0 and 1"),
+        (lambda: UCBThreshNormal(0), r"UCBThreshNormal\(ucb_p=0\): must be between 0 and 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_policy_is_a_frozen_value():
+    assert UCBBeta(0.5) == UCBBeta(beta=0.5)
+    assert repr(UCBThreshHard()) == "UCBThreshHard(ucb_p=0.25)"
+    with pytest.raises(FrozenInstanceError):
+        UCBBeta().beta = 2
