@@ -1,9 +1,10 @@
-"""Keeps the libraries' own bars and notes off the screen, which shows this program's."""
+"""Keeps the libraries' own bars, notes and warnings off the screen, which shows this program's."""
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 __all__ = ["quiet_libraries"]
 
@@ -17,4 +18,6 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in ("accelerate", "peft", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(accelerate|datasets|peft|torch|transformers)\b")

@@ -86,7 +86,8 @@ class RunDir:
                 f"{self.path}: in use by process {pid}; wait for it, or end it and run this again"
             ) from None
         try:
-            owner.write_text(str(os.getpid()))
+            with storage_errors(self.path):
+                owner.write_text(str(os.getpid()))
             yield
         finally:
             owner.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class Session:
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
-        """Hold the run directory, and keep the settings in it.
+        """Hold the run directory.
 
         Raises:
             BusyError: another process holds it.
@@ -74,9 +74,6 @@ class Session:
             if self.dir.config.exists():
                 saved = load(self.dir.config, {"out": self.config.out})
                 reconcile(saved, self.config, str(self.dir.config))
-            else:
-                with publish(self.dir.config) as part:
-                    part.write_text(self.config.to_yaml(), encoding="utf-8")
             yield self
 
     @cached_property
@@ -135,7 +132,9 @@ class Session:
         adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
         if self.dir.initial.exists():
             load_adapter(model, self.dir.initial)
-        else:
+        else:  # all settings have held so far: from here on they are the run's
+            with publish(self.dir.config) as part:
+                part.write_text(self.config.to_yaml(), encoding="utf-8")
             with publish_folder(self.dir.initial) as part:
                 save_adapter(model, part)
         return model
@@ -143,10 +142,14 @@ class Session:
     @cached_property
     def made_with(self) -> dict[str, object]:
         """What every artifact made from gradients depends on, besides the checkpoint."""
+        return {**self.planned_with, "model": fingerprint_base(self.model)}
+
+    @cached_property
+    def planned_with(self) -> dict[str, object]:
+        """The part of `made_with` that is known without loading the model."""
         settings = self.config.gradients
         return {
             **self.tokens_made_with,
-            "model": fingerprint_base(self.model),
             "projection": f"{settings.projection} to {settings.dim} with seed {self.config.seed}",
             "formula": settings.formula,
         }

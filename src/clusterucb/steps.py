@@ -90,13 +90,11 @@ def warmup(session: Session) -> None:
 def gradients(session: Session) -> None:
     """Features of all usable rows at the warmup checkpoint, and the directions of the target there."""
     folder = session.dir.features
-    made_with = {
-        **session.made_with,
-        "checkpoint": _checkpoint_fingerprint(_need(session.dir.warmup, "warmup")),
-    }
     if folder.exists():
-        check_made_with(FeatureStore(folder).manifest["made_with"], made_with, str(folder))
+        _store(session)
         return
+    checkpoint = _checkpoint_fingerprint(_need(session.dir.warmup, "warmup"))
+    made_with = {**session.made_with, "checkpoint": checkpoint}
     model = session.model
     load_adapter(model, session.dir.warmup)
     moments = load_moments(session.dir.warmup / "moments.safetensors")
@@ -136,12 +134,11 @@ def cluster(session: Session) -> None:
             seed=session.config.seed,
             progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
         )
+    cost = Cost(rows=len(store), seconds=time.monotonic() - started)
+    facts = {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
+    write_json(session.dir.path / "clusters.json", facts)
     with publish(path) as part:
         clusters.save(part)
-    cost = Cost(rows=len(store), seconds=time.monotonic() - started)
-    write_json(
-        session.dir.path / "clusters.json", {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
-    )
 
 
 def select(session: Session) -> Round:
@@ -357,7 +354,7 @@ def _checkpoint_fingerprint(folder: Path) -> str:
 
 def _store(session: Session) -> FeatureStore:
     store = FeatureStore(_need(session.dir.features, "gradients"))
-    check_made_with(store.manifest["made_with"], session.tokens_made_with, str(session.dir.features))
+    check_made_with(store.manifest["made_with"], session.planned_with, str(session.dir.features))
     return store
 
 

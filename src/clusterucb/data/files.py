@@ -144,7 +144,9 @@ def _open_file(path: Path, name: str) -> Lines:
         if kind == ".parquet":
             return _spooled(_parquet(_seekable(stream, stack, packed), name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
-            return _spooled(((n, _dump(record)) for n, record in read_array(stream, name)), name, "line")
+            # Objects are numbered, not lines: a minified array is one line.
+            rows = ((n, _dump(record)) for n, (_, record) in enumerate(read_array(stream, name), 1))
+            return _spooled(rows, name, "row")
         return _spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
 
 
