@@ -43,7 +43,7 @@ def microseconds(
 
     n, k = len(clusters), clusters.max() + 1
     budget = min(1.0, (k + draws * draw_batch) / n)
-    select(clusters, influence, chosen, budget=budget, cold_start=0.0, top_p=1 / k, draw_batch=draw_batch)
+    select(clusters, influence, chosen, budget=budget, cold_start=0.0, top_p=budget, draw_batch=draw_batch)
     return (ticks[-1] - ticks[1]) / (len(ticks) - 2) * 1e6
 
 

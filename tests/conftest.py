@@ -99,15 +99,20 @@ def data_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def settings(model_folder, data_folder, tmp_path):
+def settings(shared_settings, tmp_path):
     """Options of a whole run that takes seconds."""
+    return {**shared_settings, "out": str(tmp_path / "run")}
+
+
+@pytest.fixture(scope="session")
+def shared_settings(model_folder, data_folder):
+    """The same without a run directory."""
     return {
         "model": str(model_folder),
         "pool": [str(data_folder / "pool-a.jsonl"), str(data_folder / "pool-b.jsonl")],
         "target": [str(data_folder / "target.jsonl")],
         "subtask": "subject",
         "holdout": [str(data_folder / "holdout.jsonl")],
-        "out": str(tmp_path / "run"),
         "device": "cpu",
         "dtype": "float32",
         "rank": 4,

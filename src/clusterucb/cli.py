@@ -36,8 +36,7 @@ _Step = Callable[["Session", dict[str, Any]], None]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a person's error ends it with one line and status 2."""
-    with _one_line_errors():
-        app(repeat_list_options(sys.argv[1:] if arguments is None else arguments), prog_name="clusterucb")
+    app(repeat_list_options(sys.argv[1:] if arguments is None else arguments), prog_name="clusterucb")
 
 
 def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
@@ -49,7 +48,7 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
             own["quiet"] = quiet = given.pop("quiet")
             file = given.pop("config", None)
             options = {key: value for key, value in given.items() if value not in (None, [], False)}
-            with _session(file, options, quiet) as session:
+            with _one_line_errors(), _session(file, options, quiet) as session:
                 function(session, own)
 
         command.__signature__ = inspect.Signature(parameters(extra))  # type: ignore[attr-defined]

@@ -22,10 +22,11 @@ __all__ = ["Config", "Setting", "load", "reconcile", "settings"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Lora(_Strict):
@@ -37,7 +38,7 @@ class Lora(_Strict):
     """LoRA alpha; updates are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """LoRA dropout while training; gradients for selection are taken without it."""
-    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    target_modules: Names = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Names of the layers that get an adapter, or all-linear."""
 
 
@@ -125,9 +126,9 @@ class Config(_Strict):
     """A causal language model: a folder, a GGUF file or a hub id."""
     adapter: str | None = None
     """A LoRA adapter to go on from, instead of a new one."""
-    pool: list[str]
+    pool: Names
     """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
-    target: list[str]
+    target: Names
     """A few rows of the task to get better at, in the pool's formats."""
     subtask: str | None = None
     """The column that groups the target's rows into subtasks; without it they are one."""
@@ -156,9 +157,15 @@ class Config(_Strict):
         """Refuse settings that contradict each other."""
         chosen, spent = self.selection, f"budget {self.selection.budget}"
         if chosen.budget < chosen.csp:
-            raise ConfigError(f"{spent} is below csp {chosen.csp}: the cold start is part of the budget")
+            raise ConfigError(
+                f"{spent} is below csp {chosen.csp}: the cold start is part of the budget; "
+                f"raise --budget or lower --csp"
+            )
         if chosen.budget < chosen.top_p:
-            raise ConfigError(f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept")
+            raise ConfigError(
+                f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
+                f"raise --budget or lower --top-p"
+            )
         if self.training.batch_size % self.training.micro_batch:
             raise ConfigError(
                 f"batch_size {self.training.batch_size} is not a multiple of "

@@ -16,10 +16,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 __all__ = ["Advance", "Screen"]
 
@@ -40,6 +43,7 @@ class Screen:
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
         self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._bars: Progress | None = None
 
     def say(self, line: str) -> None:
         """One plain line."""
@@ -60,25 +64,34 @@ class Screen:
 
     @contextmanager
     def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        with self._shared_bars() as bars:
+            task = bars.add_task(label, total=total, unit=unit, note="")
+
+            def advance(amount: int, note: str = "") -> None:
+                bars.update(task, advance=amount, note=note)
+
+            yield advance
+
+    @contextmanager
+    def _shared_bars(self) -> Iterator[Progress]:
+        """One live display, as a terminal can hold no second: a track inside another adds its bar to it."""
+        if self._bars is not None:
+            yield self._bars
+            return
         columns = (
             TextColumn("{task.description:<22}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(label, total=total, rate="", note="")
-
-            def advance(amount: int, note: str = "") -> None:
-                progress.update(task, advance=amount, note=note)
-                speed = progress.tasks[0].speed
-                if speed:
-                    progress.update(task, rate=f"{speed:.1f} {unit}/s")
-
-            yield advance
+        with Progress(*columns, console=self._console) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
 
     @contextmanager
     def _lines(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -86,10 +99,10 @@ class Screen:
         last = started
         done = 0
 
-        def line(note: str) -> None:
+        def line(note: str, *, ended: bool = False) -> None:
             seconds = max(time.monotonic() - started, 1e-9)
             rate = done / seconds
-            left = f", about {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+            left = f", about {(total - done) / rate:.0f} s left" if 0 < done < total and not ended else ""
             text = f"{label}: {done}/{total} {unit}, {rate:.1f}/s, {seconds:.0f} s{left}"
             self.say(f"{text}  {note}".rstrip())
 
@@ -101,4 +114,12 @@ class Screen:
                 line(note)
 
         yield advance
-        line("")
+        line("", ended=True)
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing until the speed is known."""
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")

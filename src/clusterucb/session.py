@@ -150,6 +150,8 @@ class Session:
         settings = self.config.gradients
         return {
             **self.tokens_made_with,
+            "target": self.target.fingerprint,
+            "target_length": settings.target_length,
             "projection": f"{settings.projection} to {settings.dim} with seed {self.config.seed}",
             "formula": settings.formula,
         }

@@ -62,14 +62,14 @@ __all__ = [
 
 def warmup(session: Session) -> None:
     """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
-    if session.dir.warmup.exists():
+    states = session.dir.path / "warmup.states"
+    if _trained(session.dir.warmup, states):
         return
     settings, steps = session.config.training, session.config.warmup.warmup_steps
     rng = np.random.default_rng(session.config.seed)
     rows = rng.permutation(len(session.training_tokens))[: steps * settings.batch_size].astype(np.int64)
     dataset = SwappableRows(session.training_tokens, rows)
     load_adapter(session.model, session.dir.initial)
-    states = session.dir.path / "warmup.states"
     with session.screen.track("warm up", steps, "steps") as advance:
         finetuned = finetune(
             session.model,
@@ -93,11 +93,10 @@ def gradients(session: Session) -> None:
     if folder.exists():
         _store(session)
         return
-    checkpoint = _checkpoint_fingerprint(_need(session.dir.warmup, "warmup"))
-    made_with = {**session.made_with, "checkpoint": checkpoint}
+    moments = load_moments(_need(session, session.dir.warmup, "warmup") / "moments.safetensors")
+    made_with = {**session.made_with, "checkpoint": _checkpoint_fingerprint(session.dir.warmup, moments)}
     model = session.model
     load_adapter(model, session.dir.warmup)
-    moments = load_moments(session.dir.warmup / "moments.safetensors")
     directions, target_cost = _reselection(session, np.empty(0, np.int64)).directions(model)
     pooled, dim = session.pooled, session.config.gradients.dim
     featurize = Featurizer(model, session.projection, moments, session.config.gradients.formula)
@@ -168,19 +167,20 @@ def select(session: Session) -> Round:
 
 def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
     """One ClusterUCB re-selection at any checkpoint of this adapter, ours or a Trainer's."""
-    folder = session.dir.path / "selections" / checkpoint.absolute().name
-    reselection = _reselection(session, _clusters(session).labels, folder)
+    labels, model = _clusters(session).labels, session.model
     _check_features(session)
-    model = session.model
     load_adapter(model, _adapter_folder(checkpoint))
-    return folder / "1", reselection.round(1, model, lambda: import_moments(checkpoint, model))
+    moments = import_moments(checkpoint, model)
+    name = f"{checkpoint.absolute().name}-{_checkpoint_fingerprint(checkpoint, moments)}"
+    folder = session.dir.path / "selections" / name
+    return folder / "1", _reselection(session, labels, folder).round(1, model, lambda: moments)
 
 
 def train(session: Session) -> None:
     """Train from the initial adapter, period by period, re-selecting at the start of each but the first."""
-    if session.dir.adapter.exists():
+    if _trained(session.dir.adapter, session.dir.training):
         return
-    first = read_round(_need(session.dir.round(1), "select"))
+    first = read_round(_need(session, session.dir.round(1), "select"))
     _check_features(session)
     clock = training_clock(session.dir.training)
     labels, rounds = _clusters(session).labels, session.dir.round(1).parent
@@ -205,9 +205,9 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path) -> None:
         rows: (L,), places among the usable rows.
         folder: becomes the adapter.
     """
-    if folder.exists():
-        return
     states = folder.with_name(f"{folder.name}.states")
+    if _trained(folder, states):
+        return
     dataset = SwappableRows(session.training_tokens, rows)
     finetuned = _train_periods(session, dataset, states, training_clock(states))
     settings = session.config.training
@@ -219,7 +219,7 @@ def evaluate(session: Session) -> dict[str, Any]:
     """Loss on held-out rows of the task, or on the target where none were given, before and after."""
     path = session.dir.evaluation
     if not path.exists():
-        adapters = {"base": session.dir.initial, "adapter": _need(session.dir.adapter, "train")}
+        adapters = {"base": session.dir.initial, "adapter": _need(session, session.dir.adapter, "train")}
         write_json(path, evaluate_adapters(session, adapters))
     return read_json(path)
 
@@ -326,6 +326,13 @@ def _train_periods(
         )
 
 
+def _trained(folder: Path, states: Path) -> bool:
+    """Whether the adapter is there; the trainer's states that a kill may have left beside it are dropped."""
+    if folder.exists() and states.exists():
+        shutil.rmtree(states)
+    return folder.exists()
+
+
 def _publish_trained(
     session: Session, folder: Path, states: Path, finetuned: Finetuned, trained: NDArray[np.int64]
 ) -> None:
@@ -345,15 +352,14 @@ def _publish_checkpoint(
         write_json(part / "checkpoint.json", {"made_with": session.made_with, "cost": cost.to_json()})
 
 
-def _checkpoint_fingerprint(folder: Path) -> str:
-    moments = load_moments(folder / "moments.safetensors")
+def _checkpoint_fingerprint(folder: Path, moments: Moments) -> str:
     tensors = {f"mean.{n}": t for n, t in moments.mean.items()}
     tensors |= {f"square.{n}": t for n, t in moments.square.items()}
     return fingerprint_tensors({**read_adapter(folder), **tensors})
 
 
 def _store(session: Session) -> FeatureStore:
-    store = FeatureStore(_need(session.dir.features, "gradients"))
+    store = FeatureStore(_need(session, session.dir.features, "gradients"))
     check_made_with(store.manifest["made_with"], session.planned_with, str(session.dir.features))
     return store
 
@@ -364,7 +370,7 @@ def _check_features(session: Session) -> None:
 
 
 def _clusters(session: Session) -> Clusters:
-    return Clusters.load(_need(session.dir.clusters, "cluster"))
+    return Clusters.load(_need(session, session.dir.clusters, "cluster"))
 
 
 def _adapter_folder(checkpoint: Path) -> Path:
@@ -373,9 +379,9 @@ def _adapter_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _need(path: Path, step: str) -> Path:
+def _need(session: Session, path: Path, step: str) -> Path:
     if not path.exists():
-        raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {path.parent}` first")
+        raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {session.dir.path}` first")
     return path
 
 

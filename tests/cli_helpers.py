@@ -1,0 +1,50 @@
+"""The command line inside this process: a fresh one takes seconds to import what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import NamedTuple
+
+from clusterucb.cli import main
+
+
+class Outcome(NamedTuple):
+    """What a command left on the screen, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self):
+        """The one line of an error: nothing else may be on the screen but progress."""
+        assert self.status == 2, self
+        assert "Traceback" not in self.out + self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("clusterucb: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.splitlines()[-1] == lines[0]
+        return lines[0].removeprefix("clusterucb: ")
+
+
+def clusterucb(*arguments):
+    """Run `clusterucb` with these arguments."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def options(settings, **changes):
+    """Settings as options of the command line; a change to None takes one away."""
+    spread = []
+    for name, value in {**settings, **changes}.items():
+        if value is None:
+            continue
+        spread.append(f"--{name.replace('_', '-')}")
+        spread += value if isinstance(value, list) else [str(value)]
+    return spread

@@ -1,0 +1,228 @@
+"""Per-row gradients against one-by-one autograd loops through the model's own logits."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_adapters import TARGETS, VOCABULARY, adapter, base, flat, rows, slow_gradients
+
+from clusterucb.data.chat import Encoded
+from clusterucb.errors import ConfigError
+from clusterucb.evaluation.loss import losses as evaluation_losses
+from clusterucb.gradients.batches import collate
+from clusterucb.gradients.per_sample import (
+    adapter_layers,
+    canonical_name,
+    row_gradients,
+    row_losses,
+    trainable_parameters,
+)
+
+TOLERANCE = 1e-4  # of the row's gradient norm
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {architecture: adapter(architecture) for architecture in TARGETS}
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def gradients(model, batch):
+    """Each row's gradients by parameter name, and the rows' losses."""
+    found = [{} for _ in batch]
+
+    def consume(name, per_row):
+        for gradient, row in zip(per_row, found, strict=True):
+            assert name not in row
+            row[name] = gradient.clone()
+
+    return found, row_gradients(model, adapter_layers(model), collate(batch), consume)
+
+
+def state_of(model):
+    training = [module.training for module in model.modules()]
+    asking = {name: p.requires_grad for name, p in model.named_parameters()}
+    hooks = [
+        (dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._backward_hooks)) for m in model.modules()
+    ]
+    return training, asking, hooks
+
+
+class TestAgainstAutograd:
+    @pytest.mark.parametrize("architecture", TARGETS)
+    @settings(max_examples=8, deadline=None)
+    @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=7), seed=st.integers(0, 999))
+    def test_rows_padded_in_any_batch_match_a_one_by_one_loop(self, models, architecture, lengths, seed):
+        model, batch = models[architecture], rows(lengths, seed)
+        found, _ = gradients(model, batch)
+        for gradient, row in zip(found, batch, strict=True):
+            expected = slow_gradients(model, row)
+            assert set(gradient) == set(expected)
+            whole = flat(expected)
+            assert (flat(gradient) - whole).norm() <= TOLERANCE * whole.norm()
+
+    @pytest.mark.parametrize("architecture", TARGETS)
+    @pytest.mark.parametrize("length", [5, 16, 33])
+    def test_bit_equal_at_equal_lengths_on_one_thread(self, models, architecture, length, one_thread):
+        """Matrix kernels sum in another order below 4 rows, and where threads share out a product."""
+        model, batch = models[architecture], with_labels(rows([length] * 5, length), 4)
+        found, together = gradients(model, batch)
+        for gradient, loss, row in zip(found, together, batch, strict=True):
+            (alone,), alone_loss = gradients(model, [row])
+            assert torch.equal(flat(gradient), flat(alone))
+            assert loss == alone_loss[0]
+            assert torch.equal(flat(gradient), flat(slow_gradients(model, row)))
+
+    @pytest.mark.parametrize("architecture", TARGETS)
+    def test_losses_equal_transformers_own_loss_of_the_row_alone(self, models, architecture):
+        model, batch = models[architecture].eval(), rows([3, 17, 9, 40], 3)
+        _, found = gradients(model, batch)
+        expected = []
+        for row in batch:
+            ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+            labels = ids.where(torch.from_numpy(row.labels.copy()), -100)
+            expected.append(model(input_ids=ids, labels=labels).loss.item())
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(row_losses(model, collate(batch)), expected, rtol=1e-5)
+        np.testing.assert_allclose(evaluation_losses(model, batch, batch_tokens=41), expected, rtol=1e-5)
+
+    def test_logits_at_labels_are_the_models_own_after_its_softcap(self, models):
+        """The head sees label positions only; what the model does after its head still happens."""
+        model, batch = models["gemma2"].eval(), rows([12, 7], 5)
+        collated = collate(batch)
+        with torch.no_grad():
+            full = model(input_ids=collated.ids, attention_mask=collated.attention).logits
+        assert full.abs().max() <= 2.0  # softcapped
+        chosen = full.reshape(-1, VOCABULARY)[collated.predictors]
+        entropies = torch.nn.functional.cross_entropy(chosen, collated.answers, reduction="none")
+        expected = collated.row_means(entropies.double().numpy())
+        np.testing.assert_allclose(row_losses(model, collated), expected, rtol=1e-6)
+
+    def test_a_neighbour_does_not_matter(self, models):
+        model = models["llama"]
+        row, short, long = rows([20, 6, 37], 7)
+        first, _ = gradients(model, [row, short])
+        for other in ([row, long], [long, row, short], [short, short, row]):
+            found, _ = gradients(model, other)
+            difference = flat(found[other.index(row)]) - flat(first[0])
+            assert difference.norm() <= 1e-5 * flat(first[0]).norm()
+
+    def test_a_neighbour_of_equal_length_does_not_matter_in_any_bit(self, models, one_thread):
+        model = models["llama"]
+        row, one, other = with_labels(rows([20, 20, 20], 8), 6)
+        first, _ = gradients(model, [row, one])
+        second, _ = gradients(model, [row, other])
+        assert torch.equal(flat(first[0]), flat(second[0]))
+
+    def test_gradients_of_half_precision_models_come_in_float32_per_layer(self):
+        model = adapter("llama").to(torch.bfloat16)
+        kinds = set()
+        row_gradients(
+            model, adapter_layers(model), collate(rows([9, 5])), lambda _, g: kinds.add((g.dtype, g.ndim))
+        )
+        assert kinds == {(torch.float32, 3)}
+
+
+def with_labels(batch, least):
+    """The rows with their last `least` tokens as labels too."""
+    return [Encoded(row.ids, row.labels | (np.arange(len(row.ids)) >= len(row.ids) - least)) for row in batch]
+
+
+class TestModelIsLeftAsItWas:
+    def test_dropout_is_inactive(self, models):
+        model, batch = models["llama"].train(), rows([11, 8], 1)
+        (first, _), (second, _) = gradients(model, batch)[0], gradients(model, batch)[0]
+        assert torch.equal(flat(first), flat(second))
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_modes_flags_hooks_and_gradients_are_restored(self, models, training):
+        model = models["llama"].train(training)
+        model.get_submodule("base_model.model.model.norm").train(not training)  # a mode of its own
+        before = state_of(model)
+        gradients(model, rows([11, 8], 1))
+        row_losses(model, collate(rows([11, 8], 1)))
+        assert state_of(model) == before
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    @pytest.mark.parametrize("where", ["consumer", "forward", "layer"])
+    def test_restored_after_an_exception(self, models, where):
+        model, layers = models["llama"].train(), adapter_layers(models["llama"])
+        before = state_of(model)
+        batch = collate(rows([11, 8], 1))
+
+        def consume(name, per_row):
+            if where == "consumer":
+                raise RuntimeError("no room")
+
+        if where == "forward":
+            batch.ids[0, 0] = VOCABULARY  # no such token
+        if where == "layer":  # one that mixes rows
+            layers = {"embedding": model.get_input_embeddings()} | layers
+        with pytest.raises((RuntimeError, IndexError, ConfigError)):
+            row_gradients(model, layers, batch, consume)
+        model.get_input_embeddings().weight.requires_grad_(False)  # the "layer" case asked for it
+        assert state_of(model) == before
+        found, _ = gradients(model, rows([11, 8], 1))
+        assert set(found[0]) == set(trainable_parameters(model))
+
+    def test_a_frozen_other_adapter_is_left_out(self):
+        model = adapter("llama")
+        frozen = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        trainable_parameters(model)[frozen].requires_grad_(False)
+        (found,), _ = gradients(model, rows([9]))
+        assert frozen not in found
+        assert set(found) == set(trainable_parameters(model))
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("lora", "named"),
+        [
+            ({"use_dora": True}, "lora_magnitude_vector"),
+            ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
+            ({"modules_to_save": ["embed_tokens"]}, "embed_tokens"),
+            ({"modules_to_save": ["norm"]}, "norm"),
+        ],
+    )
+    def test_parameters_that_are_no_linear_weights(self, lora, named):
+        with pytest.raises(ConfigError, match=named):
+            adapter_layers(adapter("llama", **lora))
+
+    def test_trained_biases(self):
+        model = adapter("gpt_neox", bias="all")
+        with pytest.raises(ConfigError, match=r"bias: per-row gradients need.*plain LoRA adapter"):
+            adapter_layers(model)
+
+    def test_a_model_without_a_trainable_parameter(self):
+        with pytest.raises(ConfigError, match="attach a LoRA adapter"):
+            adapter_layers(base().requires_grad_(False))
+
+    def test_a_layer_whose_input_has_lost_its_rows(self):
+        """OPT flattens rows and tokens before its feed-forward layers: there is no row to give a gradient to."""
+        import transformers
+
+        config = transformers.OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4
+        )
+        model = adapter(model=transformers.OPTForCausalLM(config), target_modules=["fc1"])
+        before = state_of(model)
+        with pytest.raises(ConfigError, match=r"fc1.*\(.*\), expected \(rows, tokens"):
+            gradients(model, rows([9, 5]))
+        assert state_of(model) == before
+
+
+def test_names_are_spelled_as_adapter_files_spell_them(tmp_path):
+    from safetensors.torch import load_file
+
+    model = adapter("llama")
+    model.save_pretrained(str(tmp_path))
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == set(trainable_parameters(model))
+    assert canonical_name("module._orig_mod.a.lora_A.default.weight") == "a.lora_A.weight"

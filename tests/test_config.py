@@ -1,0 +1,200 @@
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from clusterucb.config import Config, load, reconcile, settings
+from clusterucb.errors import ConfigError
+
+NEEDED = {"model": "m", "pool": ["p.jsonl"], "target": ["t.jsonl"], "out": "run"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def yaml_with(**more):
+    return yaml.safe_dump({**NEEDED, **more})
+
+
+def complaint(path, options=None):
+    with pytest.raises(ConfigError) as error:
+        load(path, options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_yaml_round_trip(write):
+    config = load(None, {**NEEDED, "top_p": "0.1", "target_modules": ["all-linear"], "k": 7, "seed": 3})
+    assert load(write(config.to_yaml())) == config
+
+
+def test_every_default_is_valid_by_its_own_rules():
+    config = load(None, NEEDED)
+    assert Config.model_validate(config.model_dump()) == config
+
+
+def test_defaults_are_the_papers():
+    config = load(None, NEEDED)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (128, 512, 0.1)
+    assert config.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    training, gradients, selection = config.training, config.gradients, config.selection
+    assert (training.lr, training.lr_warmup, training.weight_decay) == (2e-5, 0.03, 0)
+    assert (training.batch_size, training.periods, training.train_length) == (128, 4, 4096)
+    assert (gradients.gradient_length, gradients.target_length, gradients.dim) == (2048, 1400, 8192)
+    assert (selection.top_p, selection.budget, selection.ucb_p, selection.beta) == (0.05, 0.2, 0.25, 1)
+    assert (gradients.formula, selection.policy, config.warmup.warmup_steps) == ("less", "ucb_beta", 20)
+    assert selection.ucb_p == selection.top_p / selection.budget
+
+
+def test_leaf_names_are_unique_over_all_sections():
+    names = [setting.name for setting in settings()]
+    assert len(names) == len(set(names))
+
+
+def test_every_setting_has_a_help_text():
+    assert [setting.name for setting in settings() if not setting.help] == []
+
+
+def test_settings_cover_every_leaf():
+    leaves = set()
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        is_section = isinstance(section, type) and issubclass(section, BaseModel)
+        leaves |= set(section.model_fields) if is_section else {name}
+    assert {setting.name for setting in settings()} == leaves
+
+
+def test_no_setting_is_optional_in_name_only():
+    """A bool option can only switch on: its default must be off."""
+    flags = [setting for setting in settings() if setting.annotation is bool]
+    assert [flag.name for flag in flags if flag.default] == []
+    assert all(typing.get_origin(setting.annotation) is not dict for setting in settings())
+
+
+def test_options_go_over_the_file(write):
+    path = write(yaml_with(selection={"top_p": 0.1}, seed=1))
+    config = load(path, {"top_p": "0.15"})
+    assert (config.selection.top_p, config.seed) == (0.15, 1)
+
+
+def test_one_file_may_stand_without_a_list(write):
+    config = load(write(yaml_with(pool="a.jsonl", target="t.jsonl", holdout="h.jsonl")))
+    assert (config.pool, config.target, config.holdout) == (["a.jsonl"], ["t.jsonl"], ["h.jsonl"])
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.jsonl", "t.jsonl", "h.jsonl"):
+        Path(name).touch()
+    for name in ("m", "a"):
+        Path(name).mkdir()
+    config = load(None, {**NEEDED, "holdout": ["h.jsonl"], "adapter": "a"}).with_absolute_paths()
+    assert config.pool == [str(tmp_path / "p.jsonl")]
+    assert config.target == [str(tmp_path / "t.jsonl")]
+    assert config.holdout == [str(tmp_path / "h.jsonl")]
+    assert (config.model, config.adapter) == (str(tmp_path / "m"), str(tmp_path / "a"))
+    assert config.out == str(tmp_path / "run")
+
+
+def test_what_is_no_path_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load(None, {**NEEDED, "model": "org/name", "pool": ["hub:org/data"]}).with_absolute_paths()
+    assert (config.model, config.pool) == ("org/name", ["hub:org/data"])
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"selections": {}}, "unknown key 'selections'; did you mean 'selection'?"),
+        ({"selection": {"topp": 1}}, "unknown key selection.topp; did you mean 'top_p'?"),
+        ({"top_p": 0.1}, "unknown key 'top_p'; it belongs under `selection:`"),
+        ({"xyzzy": 0.1}, "unknown key 'xyzzy'; the keys are model, adapter, pool"),
+        ({"selection": 5}, "key 'selection' is 5, expected a section of settings"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, said):
+    path = write(yaml_with(**tree))
+    assert complaint(path).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_p": "0"}, "selection.top_p is '0': input should be greater than 0"),
+        ({"top_p": "1.5"}, "selection.top_p is '1.5': input should be less than or equal to 1"),
+        ({"top_p": "nan"}, "selection.top_p is 'nan'"),
+        ({"budget": "0"}, "selection.budget is '0'"),
+        ({"budget": "-0.2"}, "selection.budget is '-0.2'"),
+        ({"budget": "1.01"}, "selection.budget is '1.01'"),
+        ({"budget": "inf"}, "selection.budget is 'inf'"),
+        ({"budget": "most"}, "selection.budget is 'most': input should be a valid number"),
+        ({"ucb_p": "0"}, "selection.ucb_p is '0'"),
+        ({"csp": "-0.1"}, "selection.csp is '-0.1'"),
+        ({"k": "0"}, "clustering.k is '0': input should be greater than or equal to 1"),
+        ({"k": "-3"}, "clustering.k is '-3'"),
+        ({"k": "2.5"}, "clustering.k is '2.5': input should be a valid integer"),
+        ({"formula": "sgd"}, "gradients.formula is 'sgd': input should be 'less' or 'adam'"),
+        ({"chat": "chatml"}, "chat is 'chatml': input should be 'auto', 'tulu' or 'template'"),
+        ({"dropout": "1"}, "lora.dropout is '1'"),
+        ({"lr": "0"}, "training.lr is '0'"),
+        ({"lr": "nan"}, "training.lr is 'nan'"),
+        ({"lr": "inf"}, "training.lr is 'inf'"),
+        ({"beta": "nan"}, "selection.beta is 'nan'"),
+        ({"seed": "-1"}, "seed is '-1'"),
+        ({"draw_batch": "0"}, "selection.draw_batch is '0'"),
+        ({"csp": "0.3"}, "budget 0.2 is below csp 0.3"),
+        ({"top_p": "0.3"}, "budget 0.2 is below top_p 0.3"),
+        ({"batch_size": "6", "micro_batch": "4"}, "batch_size 6 is not a multiple of micro_batch 4"),
+        ({"pool": []}, "pool is []"),
+        ({"target": []}, "target is []"),
+        ({"target_modules": []}, "lora.target_modules is []"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_key(options, said):
+    assert said in complaint(None, {**NEEDED, **options})
+
+
+def test_a_missing_setting_says_how_to_give_it():
+    assert "'pool' is missing; give --pool" in complaint(None, {"model": "m", "target": ["t"], "out": "o"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: m\npool: [a, b\ntarget: t\n", ", line 3: not valid YAML"),
+        ("a: b: c\n", ", line 1: not valid YAML"),
+        ("", ": expected settings as `key: value` lines"),
+        ("- model\n", ": expected settings as `key: value` lines"),
+        ("1: m\n", ": unknown key 1"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(write, text, said):
+    path = write(text)
+    assert complaint(path).startswith(f"{path}{said}")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert str(path) in complaint(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    assert "there is no such configuration file" in complaint(tmp_path / "none.yaml")
+    assert f"{tmp_path}: cannot be read" in complaint(tmp_path)
+
+
+def test_settings_that_differ_are_both_shown():
+    old, new = (load(None, {**NEEDED, "seed": seed}) for seed in (1, 2))
+    with pytest.raises(ConfigError, match=r"seed: .* made with 1 \(there\), now it is 2; .* --seed"):
+        reconcile(old, new, "there")
+    reconcile(old, old, "there")
