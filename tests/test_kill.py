@@ -32,6 +32,7 @@ def serve():
     ):
         importlib.import_module(module)
     clusterucb.quiet.quiet_libraries()
+    clusterucb.gradients.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -166,64 +167,69 @@ def finish(server, arguments, out, uninterrupted):
     assert not (Path(out) / "warmup.states").exists()
 
 
-MOMENTS = {
-    "before anything is written": {"where": "clusterucb.data.tokens:Tokens.write"},
-    "while tokens are written": {"where": "clusterucb.session:encode", "call": 50},
-    "before the initial adapter is published": {"where": "clusterucb.session:save_adapter", "when": "after"},
-    "in a step of the warm-up": {"where": "torch.optim:AdamW.step", "call": 2},
-    "while a checkpoint of the warm-up is written": {"where": "torch:save", "call": 2, "path": "scheduler.pt"},
-    "while the warmup checkpoint is written": {"where": "clusterucb.steps:save_moments"},
-    "before the trainer's states are dropped": {"where": "clusterucb.steps:shutil.rmtree"},
-    "while a feature is stored": {"where": "os:pwrite", "call": 70, "torn": True},
-    "between the features and their flags": {"where": "os:fsync", "call": 20},
-    "in a batch of gradients": {"where": "clusterucb.gradients.features:row_gradients", "call": 6},
-    "before the store is whole": {"where": "clusterucb.gradients.store:FeatureWriter.finish"},
-    "in k-means": {"where": "clusterucb.clustering.kmeans:Clusters.save"},
-    "while the first selection is written": {"where": "clusterucb.data.pool:Pool.write"},
-    "in a training step within a period": {"where": "torch.optim:AdamW.step", "call": 3 + 5},
-    "while a checkpoint of the training is written": {"where": "torch:save", "call": 8},
-    "before a checkpoint counts as whole": {
-        "where": "pathlib:Path.replace",
-        "path": "training/checkpoint-6/whole.json",
-    },
-    "after a checkpoint counts as whole": {
-        "where": "pathlib:Path.replace",
-        "path": "training/checkpoint-3/whole.json",
-        "when": "after",
-    },
-    "while old checkpoints are dropped": {"where": "transformers.trainer:rotate_checkpoints", "call": 4},
-    "in the directions of a re-selection": {"where": "clusterucb.reselection:target_directions"},
-    "in a draw of a re-selection": {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3},
-    "while a re-selection is written": {"where": "clusterucb.data.pool:Pool.write", "call": 3},
-    "between a re-selection and its training": {
-        "where": "pathlib:Path.replace",
-        "path": "rounds/2",
-        "when": "after",
-    },
-    "while the adapter is written": {"where": "clusterucb.steps:save_moments", "call": 2},
-    "after the adapter is published": {"where": "pathlib:Path.replace", "path": "run/adapter", "when": "after"},
-    "in the evaluation": {"where": "clusterucb.evaluation.loss:row_losses", "call": 2},
-    "before the summary is published": {"where": "pathlib:Path.replace", "path": "run/summary.json"},
-}
+def publication(path, when="before"):
+    return {"where": "pathlib:Path.replace", "path": path, "when": when}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at_any_moment_it_ends_the_same(server, arguments, settings, uninterrupted, moment):
-    killed = server(arguments, at=MOMENTS[moment])
-    assert killed["status"] == KILLED, killed
-    finish(server, arguments, settings["out"], uninterrupted)
+MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and where it dies
+    ("making its folder", "", {"where": "clusterucb.data.tokens:Tokens.write"}),
+    ("writing tokens", "", {"where": "clusterucb.session:encode", "call": 50}),
+    ("writing the initial adapter", "pool", {"where": "clusterucb.session:save_adapter", "when": "after"}),
+    ("a step of the warm-up", "initial", {"where": "torch.optim:AdamW.step", "call": 2}),
+    ("writing a checkpoint of the warm-up", "initial", {"where": "torch:save", "path": "scheduler.pt"}),
+    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.steps:save_moments"}),
+    ("dropping the trainer's states", "warmup", publication("run/warmup.part", "after")),
+    ("storing a feature", "warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
+    ("marking features as done", "warmup", {"where": "os:fsync", "call": 6}),
+    ("a batch of gradients", "warmup", {"where": "clusterucb.gradients.features:row_gradients", "call": 3}),
+    ("ending the store", "warmup", {"where": "clusterucb.gradients.store:FeatureWriter.finish"}),
+    ("writing the clusters", "features", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
+    ("writing the first selection", "clusters.safetensors", {"where": "clusterucb.data.pool:Pool.write"}),
+    ("a step of period 1", "rounds/1", {"where": "torch.optim:AdamW.step", "call": 3}),
+    ("writing a checkpoint", "training/checkpoint-2", {"where": "torch:save", "path": "optimizer.pt"}),
+    ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json.part", "after")),
+    ("target directions", "training/checkpoint-3", {"where": "clusterucb.reselection:target_directions"}),
+    ("drawing", "rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("writing a selection", "rounds/1", {"where": "clusterucb.data.pool:Pool.write"}),
+    ("going from selecting to training", "rounds/2", publication("rounds/2.part", "after")),
+    ("a step of period 2", "rounds/2", {"where": "torch.optim:AdamW.step", "call": 2}),
+    ("saying that a checkpoint is whole", "rounds/2", publication("checkpoint-6/whole.json.part")),
+    ("the last draws", "rounds/2", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}),
+    ("dropping old checkpoints", "rounds/3", {"where": "transformers.trainer:rotate_checkpoints"}),
+    ("writing the adapter", "rounds/3", {"where": "clusterucb.steps:save_moments"}),
+    ("dropping the states of training", "adapter", publication("run/adapter.part", "after")),
+    ("evaluating", "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
+    ("writing the summary", "evaluation.json", publication("summary.json.part")),
+]
+ARTIFACTS = ["", "pool", "initial", "warmup", "features", "clusters.safetensors", "rounds/1", "rounds/2"]
+ARTIFACTS += ["rounds/3", "adapter", "evaluation.json", "summary.json"]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_every_publication_it_ends_the_same(server, arguments, settings, uninterrupted, when):
-    """Each attempt renames one file or folder and dies after it, or just before the next."""
-    at = {"where": "pathlib:Path.replace", "call": 1 if when == "after" else 2, "when": when}
-    for _ in range(60):
-        ended = server(arguments, at=at)
+def test_killed_in_every_step_it_ends_the_same(server, arguments, settings, uninterrupted):
+    """Each attempt goes on from the one before and dies at its moment."""
+    out = Path(settings["out"])
+    for moment, there, at in MOMENTS:
+        killed = server(arguments, at=at)
+        assert killed["status"] == KILLED, (moment, killed)
+        assert (out / there).exists(), moment
+        if there in ARTIFACTS:
+            assert not (out / ARTIFACTS[ARTIFACTS.index(there) + 1]).exists(), moment
+    finish(server, arguments, out, uninterrupted)
+
+
+def test_killed_after_every_publication_it_ends_the_same(server, arguments, settings, uninterrupted):
+    """Each attempt dies as soon as it has renamed something that the one before had not."""
+    published, call = set(), 1
+    for attempt in range(100):
+        ended = server(arguments, at={"where": "pathlib:Path.replace", "call": call, "when": "after"})
         if ended["status"] == 0:
             break
-        assert ended["status"] == KILLED, ended["said"]
-    assert result(settings["out"]) == uninterrupted
+        assert ended["status"] == KILLED, ended
+        paths = Path(settings["out"]).rglob("*")
+        found = {path for path in paths if ".part" not in str(path)}
+        published, call = found, call + 1 if found <= published else 1
+    assert 20 < attempt < 99
+    finish(server, arguments, settings["out"], uninterrupted)
 
 
 def test_killed_at_random_times_it_ends_the_same(server, arguments, settings, uninterrupted):

@@ -17,6 +17,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.gradients.adam import Formula, Moments
 from clusterucb.gradients.features import Featurizer, target_directions
 from clusterucb.gradients.influence import LiveInfluence, ScoreLog
+from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
@@ -24,6 +25,7 @@ from clusterucb.rundir import publish_folder
 from clusterucb.selection.bandit import Draw, select
 from clusterucb.selection.policies import Policy, UCBBeta
 from clusterucb.selection.share import share
+from clusterucb.training.model import fingerprint_tensors
 
 __all__ = ["Pooled", "Reselection", "Targeted", "round_seed"]
 
@@ -121,10 +123,11 @@ class Reselection:
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path) -> None:
         directions, target_cost = self.directions(model)
+        weights = fingerprint_tensors(trainable_parameters(model))
         drawn: list[Draw] = []
         total = share(self.budget, len(self.clusters))
         with (
-            ScoreLog(part / "scores.jsonl") as log,
+            ScoreLog(part / "scores.jsonl", weights) as log,
             self.screen.track(f"select for period {period}", total, "rows") as advance,
         ):
             mean = 0.0

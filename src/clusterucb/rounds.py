@@ -3,6 +3,7 @@
 selected.jsonl         the chosen input lines, byte for byte, in pool order
 selected.ids.jsonl     id, score, cluster, source and round of each, in the same order
 draws.jsonl            every draw of the bandit: step, arm, rows, scores
+scores.jsonl           influence as it was computed, by which a killed selection goes on
 selection.safetensors  the same as exact arrays, by which a resumed run goes on
 summary.json           counts, threshold, cost
 """

@@ -32,6 +32,7 @@ from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import check_made_with, publish, publish_folder, read_json, write_json
 from clusterucb.selection.bandit import Selection
+from clusterucb.selection.checks import check_counts
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
 from clusterucb.session import Session
@@ -136,6 +137,7 @@ def cluster(session: Session) -> None:
     cost = Cost(rows=len(store), seconds=time.monotonic() - started)
     facts = {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
     write_json(session.dir.path / "clusters.json", facts)
+    _check_cold_start(session, clusters)
     with publish(path) as part:
         clusters.save(part)
 
@@ -367,6 +369,14 @@ def _store(session: Session) -> FeatureStore:
 def _check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
     check_made_with(_store(session).manifest["made_with"], session.made_with, str(session.dir.features))
+
+
+def _check_cold_start(session: Session, clusters: Clusters) -> None:
+    """Refuse a cold start that the budget cannot pay before anything is trained on it."""
+    chosen, rows = session.config.selection, len(clusters.labels)
+    first = {c: max(1, share(chosen.csp, size)) for c, size in enumerate(clusters.sizes.tolist()) if size}
+    spend, keep = share(chosen.budget, rows), share(chosen.top_p, rows)
+    check_counts(rows, first, spend, keep, budget=chosen.budget, cold_start=chosen.csp, top_p=chosen.top_p)
 
 
 def _clusters(session: Session) -> Clusters:

@@ -128,7 +128,7 @@ def test_another_seed_name_or_kind_is_another_matrix(kind):
 def test_the_same_matrix_again_whatever_was_projected_before(kind):
     x = torch.randn(2, 300)
     fresh, used = kind(seed=0, dim=40), kind(seed=0, dim=40)
-    sketch(used, {"z": torch.randn(1, 77), "a": torch.randn(7, 300)})
+    sketch(used, {"z": torch.randn(7, 77), "a": torch.randn(7, 300)})
     assert torch.equal(sketch(fresh, {"a": x}), sketch(used, {"a": x}))
 
 
@@ -153,14 +153,11 @@ def test_rademacher_has_signs_of_one_length_whatever_its_block():
 
 
 def test_tables_do_not_change_between_releases():
-    """Stores on disk outlive the program: the maps are pinned by what they give for known numbers."""
-    x = torch.arange(1.0, 301.0)[None]
-    assert sketch(CountSketch(seed=3, dim=8), {"a.lora_A.weight": x})[0].tolist() == PINNED["countsketch"]
-    found = sketch(Rademacher(seed=3, dim=8), {"a.lora_A.weight": x})[0] * math.sqrt(8)
-    assert found.round().tolist() == PINNED["rademacher"]
-
-
-PINNED = {"countsketch": [], "rademacher": []}
+    """Stores on disk outlive the program: whoever changes a map must give the projection another name."""
+    x = {"a.lora_A.weight": torch.arange(1.0, 301.0)[None]}
+    assert sketch(CountSketch(seed=3, dim=8), x)[0].tolist() == [-812, 832, -696, 349, 494, -1767, -1286, 1014]
+    signed_sums = (sketch(Rademacher(seed=3, dim=8), x)[0] * math.sqrt(8)).round()
+    assert signed_sums.tolist() == [-1708, -2990, 190, -1920, -2066, -1628, -1562, -1002]
 
 
 @pytest.mark.parametrize("kind", BOTH)

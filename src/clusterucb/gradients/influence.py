@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer
+from clusterucb.rundir import check_made_with
 
 __all__ = ["LiveInfluence", "ScoreLog", "influence", "stored_influence"]
 
@@ -44,9 +45,16 @@ class ScoreLog:
 
     One line a micro-batch, with the seconds spent so far; a line torn by a kill is dropped. Floats
     round-trip exactly.
+
+    Args:
+        path: of the log; lines of an earlier attempt are kept.
+        weights: fingerprint of the weights that the scores are taken at.
+
+    Raises:
+        MismatchError: the lines there were taken at other weights.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weights: str) -> None:
         self._scores: dict[int, float] = {}
         self.seconds = 0.0
         """Time spent on computing scores, earlier attempts included."""
@@ -55,9 +63,11 @@ class ScoreLog:
             if not line.endswith(b"\n"):
                 break
             entry = json.loads(line)
+            check_made_with(entry, {"weights": weights}, str(path))
             self._scores.update({int(row): score for row, score in entry["scores"].items()})
             self.seconds = entry["seconds"]
             whole += len(line)
+        self._weights = weights
         self._file = path.open("ab")
         self._file.truncate(whole)
 
@@ -76,7 +86,9 @@ class ScoreLog:
         """Append one micro-batch that took `seconds`."""
         self.seconds += seconds
         new = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-        self._file.write(json.dumps({"scores": new, "seconds": self.seconds}).encode() + b"\n")
+        self._file.write(
+            json.dumps({"weights": self._weights, "scores": new, "seconds": self.seconds}).encode() + b"\n"
+        )
         self._file.flush()
         self._scores.update(new)
 

@@ -62,7 +62,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
     with torch.no_grad(), _eval_mode(model), _labels_only(model, batch):
-        return batch.row_means(_label_losses(model, batch).double().cpu().numpy())
+        return batch.row_means(_label_losses(model, batch).cpu().numpy())
 
 
 def row_gradients(
@@ -89,9 +89,9 @@ def row_gradients(
             stack.callback(handle.remove)
         with torch.enable_grad():
             losses = _label_losses(model, batch)
-            weights = torch.from_numpy((1.0 / batch.label_counts)[batch.owners]).to(losses)
-            (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
-    return batch.row_means(losses.detach().double().cpu().numpy())
+            weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
+            (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+    return batch.row_means(losses.detach().cpu().numpy())
 
 
 def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:

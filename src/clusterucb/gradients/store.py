@@ -42,7 +42,8 @@ class FeatureWriter:
         header = folder / "header.json"
         if header.exists():
             found = read_json(header)
-            check_made_with(found["made_with"], made_with, str(folder))
+            shape = {"rows": rows, "dim": dim}
+            check_made_with({**found, **found["made_with"]}, {**made_with, **shape}, str(folder))
         else:
             write_json(header, self._header)
         self._features = _open(folder / "features.f16")

