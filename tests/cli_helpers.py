@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from clusterucb.cli import main
@@ -48,3 +50,27 @@ def options(settings, **changes):
         spread.append(f"--{name.replace('_', '-')}")
         spread += value if isinstance(value, list) else [str(value)]
     return spread
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def result(folder):
+    """All that a run has computed, without the time that it took: file to bytes."""
+    folder = Path(folder)
+    exact = [*folder.glob("rounds/*/selected*.jsonl"), *folder.glob("rounds/*/draws.jsonl")]
+    exact += [*folder.glob("rounds/*/selection.safetensors"), *folder.glob("features/*.f16")]
+    for name in ("initial", "warmup", "adapter"):
+        exact.append(folder / name / "adapter_model.safetensors")
+    for name in ("warmup", "adapter"):
+        exact.append(folder / name / "moments.safetensors")
+    exact += [folder / "features/directions.safetensors", folder / "clusters.safetensors"]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
+    evaluation = read(folder / "evaluation.json")
+    found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
+    return found

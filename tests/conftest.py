@@ -128,3 +128,18 @@ def shared_settings(model_folder, data_folder):
         "gradient_length": 48,
         "train_length": 64,
     }
+
+
+@pytest.fixture(scope="session")
+def finished_settings(shared_settings, tmp_path_factory):
+    """Options of a whole run that is finished: its directory is not to be changed."""
+    import gc
+
+    from cli_helpers import clusterucb, options
+
+    settings = {**shared_settings, "out": str(tmp_path_factory.mktemp("finished") / "run")}
+    outcome = clusterucb("run", *options(settings))
+    assert outcome.status == 0, outcome
+    gc.collect()
+    gc.freeze()  # a Trainer collects garbage, and would look at all of torch and transformers each time
+    return settings

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_helpers import options
+from cli_helpers import clusterucb, options, result
 
 KILLED = -signal.SIGKILL
 
@@ -152,12 +152,6 @@ def uninterrupted(server, shared_settings, tmp_path_factory):
     return result(out)
 
 
-def result(out):
-    from test_run import result
-
-    return result(out)
-
-
 def finish(server, arguments, out, uninterrupted):
     ended = server(arguments)
     assert ended["status"] == 0, ended["said"]
@@ -237,6 +231,58 @@ def test_killed_at_random_times_it_ends_the_same(server, arguments, settings, un
     for _ in range(4):
         server(arguments, after=clock.uniform(0.1, 1.2))
     finish(server, arguments, settings["out"], uninterrupted)
+
+
+INTERRUPTIONS = [
+    ("reading the pool", {"where": "clusterucb.data.pool:parse_messages", "call": 70}),
+    ("loading the model", {"where": "clusterucb.session:load_model"}),
+    ("a step of the warm-up", {"where": "torch.optim:AdamW.step", "call": 2}),
+    ("the backward pass of a batch", {"where": "clusterucb.gradients.projection:CountSketch.add_to", "call": 30}),
+    ("k-means", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
+    ("drawing", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("writing a checkpoint", {"where": "torch:save", "path": "optimizer.pt", "call": 2}),
+    ("evaluating", {"where": "clusterucb.evaluation.loss:row_losses"}),
+]
+
+
+def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(server, arguments, settings, uninterrupted):
+    for moment, at in INTERRUPTIONS:
+        ended = server(arguments, at={**at, "signal_number": signal.SIGINT})
+        assert ended["status"] == 130, (moment, ended)
+        assert ended["said"].splitlines()[-1] == (
+            "clusterucb: interrupted; run the same command again to go on"
+        ), moment
+        assert "Traceback" not in ended["said"]
+        assert ended["took"] < 10
+    finish(server, arguments, settings["out"], uninterrupted)
+
+
+def test_a_run_directory_in_use_is_refused(model_folder, settings):
+    holding = (
+        "import sys; from clusterucb.rundir import RunDir\n"
+        "with RunDir(sys.argv[1]).owned(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, settings["out"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        for command in ("run", "evaluate"):
+            said = clusterucb(command, *options(settings)).complaint
+            assert said == (
+                f"{settings['out']}: in use by process {other.pid}; wait for it, or end it and run this again"
+            )
+        other.stdin.close()
+    assert not (Path(settings["out"]) / "config.yaml").exists()
+    assert "is not there yet" in clusterucb("evaluate", *options(settings)).complaint
+
+
+def test_a_killed_process_leaves_the_run_directory_free(server, settings, arguments):
+    assert server(arguments, at={"where": "clusterucb.session:encode", "call": 50})["status"] == KILLED
+    assert (Path(settings["out"]) / ".owner").exists()
+    assert "is not there yet" in clusterucb("train", *options(settings)).complaint
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import clusterucb, options
+from cli_helpers import clusterucb, lines, options, read, result
 from conftest import build_model, build_tokenizer, write_rows
 from safetensors.numpy import load_file
 
@@ -38,45 +38,21 @@ ARTIFACTS = (
 )
 
 
-def read(path):
-    return json.loads(Path(path).read_text())
-
-
-def lines(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def result(folder):
-    """All that a run has computed, without the time that it took: file to bytes."""
-    folder = Path(folder)
-    exact = [*folder.glob("rounds/*/selected*.jsonl"), *folder.glob("rounds/*/draws.jsonl")]
-    exact += [*folder.glob("rounds/*/selection.safetensors"), *folder.glob("features/*.f16")]
-    for name in ("initial", "warmup", "adapter"):
-        exact.append(folder / name / "adapter_model.safetensors")
-    for name in ("warmup", "adapter"):
-        exact.append(folder / name / "moments.safetensors")
-    exact += [folder / "features/directions.safetensors", folder / "clusters.safetensors"]
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
-    evaluation = read(folder / "evaluation.json")
-    found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
-    return found
-
-
 def run(settings, *more, **changes):
     outcome = clusterucb("run", *options(settings, **changes), *more)
     assert outcome.status == 0, outcome
     return Path({**settings, **changes}["out"])
 
 
-@pytest.fixture(scope="module")
-def settings(shared_settings, tmp_path_factory):
-    return {**shared_settings, "out": str(tmp_path_factory.mktemp("runs") / "run")}
+@pytest.fixture
+def settings(finished_settings):
+    return finished_settings
 
 
-@pytest.fixture(scope="module")
-def finished(settings):
+@pytest.fixture
+def finished(finished_settings):
     """A finished run's directory: not to be changed."""
-    return run(settings)
+    return Path(finished_settings["out"])
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@
 writes, in open-instruct's `messages` shape, one row a line:
 
     pool/<source>.jsonl     6 unlike sources, 40 short rows each
-    target.jsonl            16 HumanEval problems that steer the selection
-    heldout.jsonl           32 other ones, for the check at the end
+    target.jsonl            10 HumanEval problems that steer the selection
+    heldout.jsonl           24 other ones, for the check at the end
     demo-data.json          written last: what the folder holds; such a folder is not made again
 
 Nothing is imported or executed from a wheel: its files are read. Where a wheel (wheels.txt) is not
@@ -52,8 +52,8 @@ import yaml
 from clusterucb.errors import ClusterUCBError, InputError
 
 PER_SOURCE = 40
-TARGET_ROWS = 16
-HELDOUT_ROWS = 32
+TARGET_ROWS = 10
+HELDOUT_ROWS = 24
 LONGEST = 320
 """Characters of prompt and answer together, about 80 tokens: the demo's gradients are taken on a CPU."""
 SHORTEST_BODY = 40

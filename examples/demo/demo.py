@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "lora": {"rank": 8, "alpha": 32},
     "warmup": {"warmup_steps": 20},
     "gradients": {"gradient_length": 256, "target_length": 256, "batch_tokens": 1024},
-    "training": {"periods": 4, "lr": 5e-4, "batch_size": 4, "micro_batch": 4, "train_length": 256},
+    "training": {"periods": 4, "lr": 5e-4, "batch_size": 2, "micro_batch": 2, "train_length": 256},
 }
 
 
@@ -65,8 +65,8 @@ def compare(session: Session, summary: dict[str, Any], console: Console) -> None
     train_on(session, rows, baseline)
     path = session.dir.path / "comparison.json"
     if not path.exists():
-        adapters = {"base": session.dir.initial, "clusterucb": session.dir.adapter, "random": baseline}
-        write_json(path, evaluate_adapters(session, adapters))
+        evaluated = evaluate_adapters(session, {"random": baseline})
+        write_json(path, {**evaluated, **read_json(session.dir.evaluation)})
     losses = read_json(path)
     console.print(_comparison(losses))
     _say_who_won(losses, console)
@@ -76,7 +76,7 @@ def compare(session: Session, summary: dict[str, Any], console: Console) -> None
 def _comparison(losses: dict[str, Any]) -> Table:
     names = {
         "base": "the base model",
-        "clusterucb": "trained on ClusterUCB's rows",
+        "adapter": "trained on ClusterUCB's rows",
         "random": "trained on as many random rows",
     }
     table = Table(title=f"Loss on {losses['rows']} HumanEval problems held out of selection and training")
@@ -100,7 +100,7 @@ def _difference(losses: np.ndarray, base: np.ndarray) -> str:
 
 
 def _say_who_won(losses: dict[str, Any], console: Console) -> None:
-    ours, theirs = (np.array(losses[name]["losses"]) for name in ("clusterucb", "random"))
+    ours, theirs = (np.array(losses[name]["losses"]) for name in ("adapter", "random"))
     verdict = "ClusterUCB's rows won" if ours.mean() < theirs.mean() else "the random rows won"
     console.print(f"{verdict}: {_difference(ours, theirs)} between the two, row by row.", highlight=False)
 

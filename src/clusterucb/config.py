@@ -136,7 +136,7 @@ class Config(_Strict):
     """Rows of the task kept from selection, on which the adapter is evaluated."""
     chat: Literal["auto", "tulu", "template"] = "auto"
     """Chat format: tulu, template (the tokenizer's own), or auto (template where there is one)."""
-    out: str
+    out: Annotated[str, Field(min_length=1)]
     """The run directory."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""

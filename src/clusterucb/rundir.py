@@ -74,12 +74,12 @@ class RunDir:
         Raises:
             BusyError: another process holds it.
         """
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".owner"
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            with storage_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
         except Timeout:
             pid = owner.read_text() if owner.exists() else "?"
             raise BusyError(

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.costs import Cost
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
@@ -236,6 +236,12 @@ def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, 
         for name, folder in adapters.items():
             load_adapter(session.model, folder)
             found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
+            if not (usable := np.isfinite(found)).all():
+                bad = int(usable.argmin())
+                raise InputError(
+                    f"{rows[bad].id}: its loss under the {name} model is {found[bad]}, expected a finite "
+                    f"number; take the row out, or train with a lower --lr or --dtype float32"
+                )
             error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
             result[name] = {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
     tokens = len(adapters) * sum(len(row.ids) for row in encoded)

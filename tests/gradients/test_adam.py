@@ -30,7 +30,9 @@ def test_less_equals_the_formula_in_float64(seed, of_gradients, of_moments, step
     gd, md, vd = g.double().numpy(), m.double().numpy(), v.double().numpy()
     numerator = 0.9 * md + 0.1 * gd
     root = np.sqrt(0.999 * vd + 0.001 * gd**2 + EPS)
-    scale = (np.abs(0.9 * md) + np.abs(0.1 * gd)) / root  # rounding is relative to the terms, which may cancel
+    scale = (
+        np.abs(0.9 * md) + np.abs(0.1 * gd)
+    ) / root  # rounding is relative to the terms, which may cancel
     assert (np.abs(found - numerator / root) <= 1e-6 * scale + 1e-30).all()
 
 
@@ -59,7 +61,7 @@ def test_adam_equals_the_next_update_of_torch_adamw(steps, betas, eps):
 
 
 def test_a_moment_of_half_precision_does_not_underflow():
-    """(1 - b2) g^2 of g = 1e-3 is 1e-9: 0 in float16, where the direction would be thousands of times too long."""
+    """(1 - b2) g^2 of g = 1e-3 is 1e-9: 0 in float16, where the direction would be far too long."""
     g = torch.full((1, 2), 1e-3, dtype=torch.float16)
     assert (g * g * (1 - 0.999) == 0).all()
     zero = {"p": torch.zeros(2)}
@@ -83,5 +85,7 @@ def test_moments_of_another_adapter_are_refused():
     moments.check({"a": torch.Size([2])})
     with pytest.raises(MismatchError, match="lack 1 of the adapter's 2 parameters, first b"):
         moments.check({"a": torch.Size([2]), "b": torch.Size([2])})
+    with pytest.raises(MismatchError, match="are of 1 parameters, the adapter has 0 of them, not a"):
+        moments.check({})
     with pytest.raises(MismatchError, match=r"moment of a has shape \(2,\).*\(3,\)"):
         moments.check({"a": torch.Size([3])})

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, 
     assert (np.diff(lengths[whole]) <= 0).all()
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= bound
-    for batch, following in zip(batches, batches[1:], strict=False):  # no batch could have taken one more
+    for batch, following in pairwise(batches):  # no batch could have taken one more
         assert (len(batch) + 1) * lengths[batch].max() > bound
         assert len(following)
 

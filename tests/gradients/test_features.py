@@ -142,7 +142,7 @@ class TestOutOfMemory:
             return real(self, some, describe)
 
         monkeypatch.setattr(Featurizer, "_batch", failing)
-        with pytest.raises(InputError, match="^id 3$"):
+        with pytest.raises(InputError, match=r"^id 3$"):
             featurize(batch, "id {}".format)
 
 

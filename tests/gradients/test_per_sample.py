@@ -206,7 +206,7 @@ class TestRefused:
             adapter_layers(base().requires_grad_(False))
 
     def test_a_layer_whose_input_has_lost_its_rows(self):
-        """OPT flattens rows and tokens before its feed-forward layers: there is no row to give a gradient to."""
+        """OPT flattens rows and tokens before its feed-forward layers: no row is left to tell apart."""
         import transformers
 
         config = transformers.OPTConfig(

@@ -155,7 +155,16 @@ def test_rademacher_has_signs_of_one_length_whatever_its_block():
 def test_tables_do_not_change_between_releases():
     """Stores on disk outlive the program: whoever changes a map must give the projection another name."""
     x = {"a.lora_A.weight": torch.arange(1.0, 301.0)[None]}
-    assert sketch(CountSketch(seed=3, dim=8), x)[0].tolist() == [-812, 832, -696, 349, 494, -1767, -1286, 1014]
+    assert sketch(CountSketch(seed=3, dim=8), x)[0].tolist() == [
+        -812,
+        832,
+        -696,
+        349,
+        494,
+        -1767,
+        -1286,
+        1014,
+    ]
     signed_sums = (sketch(Rademacher(seed=3, dim=8), x)[0] * math.sqrt(8)).round()
     assert signed_sums.tolist() == [-1708, -2990, 190, -1920, -2066, -1628, -1562, -1002]
 

@@ -36,6 +36,12 @@ def fill(folder, features, losses, lifetimes):
     return rest
 
 
+def write_one_by_one(folder, features, losses, places):
+    with FeatureWriter(folder, *features.shape, MADE_WITH) as writer:
+        for row in places:
+            writer.write(np.array([row]), features[[row]], losses[[row]])
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 12),
@@ -117,12 +123,8 @@ def test_a_full_disk_is_an_error_and_leaves_finished_rows_intact(tmp_path, monke
         return done[-1]
 
     monkeypatch.setattr(os, "pwrite", full)
-    with (
-        pytest.raises(OSError, match="No space left") as error,
-        FeatureWriter(tmp_path, 8, 4, MADE_WITH) as writer,
-    ):
-        for row in (0, 1, 2):
-            writer.write(np.array([row]), features[[row]], losses[[row]])
+    with pytest.raises(OSError, match="No space left") as error:
+        write_one_by_one(tmp_path, features, losses, [0, 1, 2])
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(MismatchError, match="not a finished feature store"):
         FeatureStore(tmp_path)

@@ -43,7 +43,7 @@ TARGETS = {
 
 
 def adapter(architecture="llama", seed=0, dropout=0.3, rank=4, model=None, **lora):
-    """`base` with LoRA matrices of which neither is zero (peft's own B starts at 0, and so would A's gradient)."""
+    """`base` with LoRA matrices of which neither is zero (with B at 0, A's gradient is 0)."""
     settings = {"target_modules": TARGETS[architecture], "fan_in_fan_out": architecture == "gpt2"} | lora
     model = get_peft_model(
         base(architecture, seed) if model is None else model,

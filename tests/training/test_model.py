@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from training_helpers import adapted, base, same, settings_of, weights
 
 from clusterucb.config import Lora
@@ -189,9 +188,3 @@ class TestLoading:
         assert pick_device("cpu") == torch.device("cpu")
         assert pick_dtype("float16", torch.device("cpu")) == torch.float16
         assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
-
-
-def test_the_fixture_files_are_safetensors(model_folder, tmp_path):
-    tensors = load_file(model_folder / "model.safetensors")
-    save_file(tensors, tmp_path / "copy.safetensors")
-    assert same(load_file(tmp_path / "copy.safetensors"), tensors)

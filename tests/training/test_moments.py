@@ -125,10 +125,12 @@ class TestImported:
         live = moments_of(trainer.optimizer, trainer.model)
         assert live.step == 4
         assert live.betas == (0.9, 0.99)
-        assert equal(import_moments(checkpoint, adapted(target_modules=["q_proj", "down_proj", "o_proj"])), live)
+        assert equal(
+            import_moments(checkpoint, adapted(target_modules=["q_proj", "down_proj", "o_proj"])), live
+        )
 
     def test_from_param_groups_in_the_trainers_order(self, tmp_path):
-        """Without weight decay on norms the trainer's second group holds parameters from between the first's."""
+        """Norms have no weight decay: the second group holds parameters from between the first's."""
         model = nn.ModuleDict({n: nn.Linear(3, 3, bias=False) for n in ("one", "q_norm", "two", "k_norm")})
         decayed = Trainer.get_decay_parameter_names(None, model)
         parameters = dict(model.named_parameters())
@@ -161,11 +163,11 @@ class TestImported:
         torch.save({"state": states, "param_groups": groups}, tmp_path / "optimizer.bin")
         assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
 
-    @pytest.mark.parametrize("lora", [{"rank": 8}, {"target_modules": ["q_proj"]}, {"target_modules": ["o_proj"]}])
+    @pytest.mark.parametrize(
+        "lora", [{"rank": 8}, *({"target_modules": t} for t in (["q_proj"], ["q_proj", "k_proj", "v_proj"]))]
+    )
     @pytest.mark.parametrize("ours", [True, False])
     def test_another_adapters_are_refused(self, tmp_path, lora, ours):
-        if lora == {"target_modules": ["o_proj"]} and not ours:
-            lora = {"target_modules": ["k_proj", "v_proj", "o_proj"]}
         model = adapted(**lora)
         optimizer = stepped(model)
         if ours:
@@ -186,14 +188,13 @@ class TestImported:
     def test_sgds_state_is_refused(self, tmp_path, momentum):
         model = adapted()
         torch.save(stepped(model, torch.optim.SGD, momentum=momentum).state_dict(), tmp_path / "optimizer.pt")
-        with pytest.raises((MismatchError, InputError), match="Adam") as error:
+        with pytest.raises(MismatchError, match=r"optimizer\.pt: holds no moments of Adam; expected"):
             import_moments(tmp_path, model)
-        assert "optimizer.pt" in str(error.value)
 
     def test_an_adam_that_has_not_stepped_is_refused(self, tmp_path):
         model = adapted()
         torch.save(stepped(model, steps=0).state_dict(), tmp_path / "optimizer.pt")
-        with pytest.raises((MismatchError, InputError)):
+        with pytest.raises(MismatchError, match="after at least one step"):
             import_moments(tmp_path, model)
 
     def test_a_checkpoint_without_an_optimizer_says_what_to_do(self, tmp_path):

@@ -58,6 +58,11 @@ class Moments:
                 f"Adam's moments lack {len(missing)} of the adapter's {len(shapes)} parameters, "
                 f"first {missing[0]}: they belong to another adapter"
             )
+        if extra := sorted(set(self.mean) - set(shapes)):
+            raise MismatchError(
+                f"Adam's moments are of {len(self.mean)} parameters, the adapter has {len(shapes)} of them, "
+                f"not {extra[0]}: they belong to another adapter"
+            )
         for name, shape in shapes.items():
             if self.mean[name].shape != shape:
                 raise MismatchError(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from clusterucb.data.chat import Encoded
+from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.progress import Advance
 from clusterucb.training.data import SwappableRows, collate_for_training
@@ -60,7 +62,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Select for the period that starts here, or that training is resumed in."""
-        steps_per_epoch = state.max_steps // state.num_train_epochs
+        steps_per_epoch = math.ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
         epoch = state.global_step // steps_per_epoch
         period = epoch // self._epochs + 1
         starts = epoch % self._epochs == 0 or state.global_step % steps_per_epoch or self._resumed
@@ -72,7 +74,15 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Notice a resumed training: its rows have to be restored whatever the epoch."""
+        """Notice a resumed training: its rows have to be restored whatever the epoch.
+
+        Raises:
+            ConfigError: the data loader's workers outlive an epoch, and with them their copy of the rows.
+        """
+        if args.dataloader_persistent_workers:
+            raise ConfigError(
+                "dataloader_persistent_workers=True: such workers never see the swapped rows; leave it False"
+            )
         self._resumed = state.global_step > 0
 
     def on_epoch_end(

@@ -126,7 +126,7 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
             raise InputError(
-                f"training step {self.state.global_step + 1}: the loss is {float(value)} on "
+                f"training step {self.state.global_step + 1}: the loss is {value.item()} on "
                 f"{', '.join(self._names(inputs))}; lower --lr, use --dtype float32, or take the row out"
             )
         return loss

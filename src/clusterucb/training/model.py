@@ -148,10 +148,10 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     """Set the model's adapter to the weights in `folder`."""
     tensors = read_adapter(folder)
     parameters = trainable_parameters(model)
-    if set(tensors) != set(parameters):
-        odd = sorted(set(tensors) ^ set(parameters))[0]
+    found = {(name, tensor.shape) for name, tensor in tensors.items()}
+    if odd := sorted(found ^ {(name, p.shape) for name, p in parameters.items()}):
         raise MismatchError(
-            f"{folder}: this adapter and the run's differ, first in {odd}; was --rank changed?"
+            f"{folder}: this adapter and the run's differ, first in {odd[0][0]}; was --rank changed?"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -166,9 +166,8 @@ def fingerprint_base(model: nn.Module) -> str:
             continue
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
-        digest.update(
-            f"{name.replace('base_layer.', '')} {tuple(parameter.shape)} {parameter.dtype}".encode()
-        )
+        own_name = name.removeprefix("base_model.model.").replace("base_layer.", "")  # as without an adapter
+        digest.update(f"{own_name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(np.ascontiguousarray(flat[::step].float().cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]
 

@@ -8,8 +8,10 @@ otherwise. Here a moment always carries the name of its parameter.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -30,7 +32,7 @@ def moments_of(optimizer: Any, model: nn.Module) -> Moments:
     """The moments of the model's trainable parameters in a live AdamW, copied."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     group = optimizer.param_groups[0]
-    if "betas" not in group:
+    if "betas" not in group or any(s and "exp_avg_sq" not in s for s in optimizer.state.values()):
         raise MismatchError(
             f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments"
         )
@@ -77,7 +79,14 @@ def import_moments(checkpoint: Path, model: nn.Module) -> Moments:
         MismatchError: the state belongs to other parameters.
     """
     if (checkpoint / "moments.safetensors").exists():
-        return load_moments(checkpoint / "moments.safetensors")
+        moments = load_moments(checkpoint / "moments.safetensors")
+    else:
+        moments = _trainers_moments(checkpoint, model)
+    moments.check({name: p.shape for name, p in trainable_parameters(model).items()})
+    return moments
+
+
+def _trainers_moments(checkpoint: Path, model: nn.Module) -> Moments:
     paths = [checkpoint / name for name in ("optimizer.pt", "optimizer.bin")]
     path = next((p for p in paths if p.exists()), None)
     if path is None:
@@ -85,22 +94,31 @@ def import_moments(checkpoint: Path, model: nn.Module) -> Moments:
             f"{checkpoint}: has no moments.safetensors, optimizer.pt or optimizer.bin; "
             f"save the checkpoint with its optimizer (save_only_model=False)"
         )
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        groups, states = saved["param_groups"], saved["state"]
-    except (RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as an optimizer's state ({reason})") from None
+    groups, states = _read_state(path)
     named = _by_name(groups, states, model, path)
-    moments = Moments(
+    if not named or "betas" not in groups[0] or any("exp_avg_sq" not in state for state in named.values()):
+        raise MismatchError(
+            f"{path}: holds no moments of Adam; expected the state of Adam or AdamW after at least one step"
+        )
+    return Moments(
         {name: state["exp_avg"].float() for name, state in named.items()},
         {name: state["exp_avg_sq"].float() for name, state in named.items()},
         max(int(state["step"]) for state in named.values()),
         tuple(groups[0]["betas"]),
         groups[0]["eps"],
     )
-    moments.check({name: p.shape for name, p in trainable_parameters(model).items()})
-    return moments
+
+
+def _read_state(path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, dict[str, Any]]]:
+    """An optimizer's param groups and states, read without running code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on a pickle's protocol before it refuses it
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved["param_groups"], saved["state"]
+    except (RuntimeError, LookupError, TypeError, EOFError, ValueError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as an optimizer's state ({reason})") from None
 
 
 def _by_name(
