@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from builders import build_model, build_tokenizer
 from cli_helpers import clusterucb, lines, options, result
-from conftest import build_model, build_tokenizer
 
 GOOD = {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "cat"}]}
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cli_helpers import clusterucb, options, result
 
 KILLED = -signal.SIGKILL
@@ -119,7 +120,11 @@ class Server:
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         self.log = log
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
         )
         assert self.process.stdout.readline() == "ready\n"
 
@@ -237,7 +242,10 @@ INTERRUPTIONS = [
     ("reading the pool", {"where": "clusterucb.data.pool:parse_messages", "call": 70}),
     ("loading the model", {"where": "clusterucb.session:load_model"}),
     ("a step of the warm-up", {"where": "torch.optim:AdamW.step", "call": 2}),
-    ("the backward pass of a batch", {"where": "clusterucb.gradients.projection:CountSketch.add_to", "call": 30}),
+    (
+        "the backward pass of a batch",
+        {"where": "clusterucb.gradients.projection:CountSketch.add_to", "call": 30},
+    ),
     ("k-means", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
     ("drawing", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
     ("writing a checkpoint", {"where": "torch:save", "path": "optimizer.pt", "call": 2}),

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import clusterucb, lines, options, read, result
-from conftest import build_model, build_tokenizer, write_rows
 from safetensors.numpy import load_file
 
-from clusterucb.gradients.influence import stored_influence
+from builders import build_model, build_tokenizer, write_rows
+from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.gradients.store import FeatureStore
 
 STEPS = ("warmup", "gradients", "cluster", "select", "train", "evaluate")
@@ -401,9 +400,7 @@ def test_rows_whose_answer_does_not_fit_are_excluded_counted_and_listed(settings
     assert (summary["rows"], summary["excluded"]) == (58, 2)
     assert [found["selected"] for found in summary["selected"]] == [11, 11, 11]  # floor(0.2 * 58)
     selected = {
-        entry["id"]
-        for path in (tmp_path / "run").glob("rounds/*/*.ids.jsonl")
-        for entry in lines(path)
+        entry["id"] for path in (tmp_path / "run").glob("rounds/*/*.ids.jsonl") for entry in lines(path)
     }
     assert not selected & {"pool.jsonl:5", "pool.jsonl:18"}
 

@@ -32,7 +32,9 @@ def parameters(extra: dict[str, str]) -> list[inspect.Parameter]:
 
 def _option(setting: Setting) -> Any:
     flag = f"--{setting.name.replace('_', '-')}"
-    text = setting.help if setting.required else f"{setting.help} [default: {_shown(setting.default)}]"
+    text = setting.help
+    if shown := "" if setting.required else _shown(setting.default):
+        text += f" (default: {shown})"  # in brackets it would be taken for rich's markup
     panel = setting.section.capitalize() if setting.section else "Input and output"
     look: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": panel}
     if setting.annotation is bool:
@@ -42,9 +44,9 @@ def _option(setting: Setting) -> Any:
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, list):
-        return " ".join(default) or "none"
-    return "none" if default is None else str(default)
+    if default is None or default is False:
+        return ""
+    return " ".join(default) if isinstance(default, list) else str(default)
 
 
 def repeat_list_options(arguments: list[str]) -> list[str]:
@@ -54,8 +56,9 @@ def repeat_list_options(arguments: list[str]) -> list[str]:
     flag = None
     for argument in arguments:
         if argument.startswith("-"):
-            flag = argument if argument in flags else None
-            first = True
+            name, equals, _ = argument.partition("=")
+            flag = name if name in flags else None
+            first = not equals
         elif flag and not first:
             spread.append(flag)
         else:

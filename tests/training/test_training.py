@@ -141,21 +141,28 @@ class TestInAPersonsOwnTrainer:
         with pytest.raises(ValueError, match="5 rows instead of 6: the schedule would not hold"):
             trainer.train()
 
-    @pytest.mark.parametrize("at", [1, 4, 5])
-    def test_resumed_from_the_trainers_checkpoint_it_ends_with_the_same_bits(self, tmp_path, at):
-        def whole(folder, *more, resume=None):
-            dynamic = DynamicSelection(rows(20), PERIODS[1], lambda p, _m, _o: PERIODS[p])
-            trainer, seen = own_trainer(folder, dynamic, *more, save_strategy="steps", save_steps=1)
+    @pytest.mark.parametrize(("epochs", "at", "batches_before"), [(1, 1, 2), (1, 4, 6), (1, 5, 8), (2, 6, 9)])
+    def test_resumed_from_the_trainers_checkpoint_it_ends_with_the_same_bits(
+        self, tmp_path, epochs, at, batches_before
+    ):
+        """Within an epoch, at a period's start, and at the start of a period's second epoch."""
+
+        def run(folder, *more, resume=None):
+            dynamic = DynamicSelection(
+                rows(20), PERIODS[1], lambda p, _m, _o: PERIODS[p], epochs_per_period=epochs
+            )
+            saving = {"save_strategy": "steps", "save_steps": at, "num_train_epochs": 3 * epochs}
+            trainer, seen = own_trainer(folder, dynamic, *more, **saving)
             trainer.train(resume_from_checkpoint=resume)
             return weights(trainer.model), seen
 
-        expected, batches = whole(tmp_path / "whole")
+        expected, batches = run(tmp_path / "whole")
         with pytest.raises(Killed):
-            whole(tmp_path / "cut", KillAt(at))
-        found, rest = whole(tmp_path / "cut", resume=str(tmp_path / "cut" / f"checkpoint-{at}"))
+            run(tmp_path / "cut", KillAt(at))
+        found, rest = run(tmp_path / "cut", resume=str(tmp_path / "cut" / f"checkpoint-{at}"))
         assert same(found, expected)
-        after = {0: 0, 1: 2, 2: 3, 3: 5, 4: 6, 5: 8}[at]  # batches in `at` optimizer steps
-        assert [b for b in rest if b][-(9 - after) :] == batches[after:]
+        after = batches[batches_before:]
+        assert rest[-len(after) :] == after
 
 
 def chosen_by(model, tokens, count):

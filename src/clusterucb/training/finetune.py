@@ -24,7 +24,7 @@ from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_w
 from clusterucb.training.data import collate_for_training
 from clusterucb.training.moments import moments_of
 
-__all__ = ["Finetuned", "finetune", "optimizer_steps"]
+__all__ = ["Finetuned", "finetune", "optimizer_steps", "training_clock"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""What the package promises as a whole: its names, its layers, its documents."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import clusterucb
+from clusterucb.cli import app
+from clusterucb.config import load
+from clusterucb.options import repeat_list_options
+
+ROOT = Path(__file__).parent.parent
+SOURCE = Path(clusterucb.__file__).parent
+MODULES = [
+    name for _, name, _ in pkgutil.walk_packages([str(SOURCE)], "clusterucb.") if "__main__" not in name
+]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def imports(path):
+    """Every module that a file imports, with what it imports from it, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(*rooms):
+    """The files of rooms (folders) and modules of the package."""
+    for room in rooms:
+        folder = SOURCE / room
+        yield from folder.glob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def offenders(rooms, forbidden):
+    return [
+        (path.name, name)
+        for path in files(*rooms)
+        for name in imports(path)
+        for prefix in forbidden
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+
+
+def own(*rooms):
+    return [f"clusterucb.{room}" for room in rooms]
+
+
+ABOVE = ("recipes", "steps", "session", "cli", "options", "report", "demo")
+
+
+@pytest.mark.parametrize(
+    ("rooms", "forbidden"),
+    [
+        (("data",), own("gradients", "clustering", "training", "evaluation", "reselection", *ABOVE)),
+        (("selection",), own("data", "gradients", "clustering", "training", "evaluation", *ABOVE)),
+        (("selection",), own("config", "rundir", "rounds", "reselection")),
+        (("selection",), ["torch", "transformers", "peft"]),
+        (("data",), ["torch", "peft"]),
+        (("clustering",), own("data", "gradients", "selection", "training", "evaluation", *ABOVE)),
+        (("gradients",), own("training", "evaluation", "selection", "reselection", *ABOVE)),
+        (("training",), own("evaluation", "selection", "reselection", *ABOVE)),
+        (("evaluation",), own("training", "selection", "reselection", *ABOVE)),
+        (("reselection", "rounds"), own("evaluation", *ABOVE)),
+        (("session",), own("steps", "recipes", "cli", "options", "report", "evaluation")),
+        (("steps",), own("recipes", "cli", "options", "report")),
+        (("recipes",), own("cli", "options", "report")),
+        (("report",), own("cli", "options", "steps", "recipes", "gradients", "training")),
+        (("config", "errors", "costs", "progress", "rundir"), ["torch", "transformers", "datasets", "peft"]),
+        (("errors",), ["clusterucb"]),
+        (("config",), own("data", "gradients", "selection", "training", "rundir", *ABOVE)),
+    ],
+)
+def test_imports_point_down_only(rooms, forbidden):
+    assert offenders(rooms, forbidden) == []
+
+
+def test_nothing_imports_the_command_line():
+    others = [path for path in SOURCE.rglob("*.py") if path.name not in ("cli.py", "__main__.py")]
+    assert [path for path in others if any(n.startswith("clusterucb.cli") for n in imports(path))] == []
+
+
+def test_importing_the_package_and_its_numpy_parts_needs_no_torch():
+    code = (
+        "import sys, clusterucb, clusterucb.selection, clusterucb.config, clusterucb.rundir\n"
+        "clusterucb.select, clusterucb.UCBBeta, clusterucb.Pool, clusterucb.Target, clusterucb.Config\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), sorted(sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(SOURCE.parent)}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_every_public_name_resolves():
+    assert clusterucb.__all__ == list(dict.fromkeys(clusterucb.__all__))
+    for name in clusterucb.__all__:
+        assert getattr(clusterucb, name) is not None
+    assert dir(clusterucb) == sorted(clusterucb.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = clusterucb.nothing
+
+
+def test_type_checkers_see_the_same_public_names():
+    """The names imported under TYPE_CHECKING are those loaded when first used, from the same modules."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == {name: f"clusterucb.{home}" for name, home in clusterucb._HOMES.items()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_lists_its_names_and_explains_them(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, "no docstring"
+    if hasattr(module, "__path__") or name == "clusterucb.version":
+        return
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
+    own_functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == name]
+    public = {n for n in own_functions if not n.startswith("_")}
+    assert public <= set(module.__all__)
+
+
+def fenced(path, *languages):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for language, block in blocks if language in languages]
+
+
+def documented_commands():
+    found = []
+    for path in DOCUMENTS:
+        for block in fenced(path, "", "bash", "sh", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(\$ )?clusterucb ", line):
+                    found.append(" ".join(shlex.split(line.removeprefix("$ "), comments=True)))
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_a_documented_command_is_one(line):
+    _, name, *rest = line.split()
+    commands = typer.main.get_command(app).commands
+    parsed = commands[name].make_context(name, repeat_list_options(rest)).params
+    given = {key: value for key, value in parsed.items() if value not in (None, [], (), False)}
+    file = given.pop("config", None)
+    assert file is None or file.endswith("config.yaml")
+    settings = {key: value for key, value in given.items() if key not in ("quiet", "checkpoint")}
+    needed = {"model": "m", "pool": ["p"], "target": ["t"], "out": "o"}
+    load(None, {**needed, **settings})
+
+
+def test_commands_are_documented():
+    assert len(documented_commands()) > 5
+
+
+def test_the_readmes_python_runs_as_it_stands(capsys):
+    (code, *_) = fenced(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"400 of 2000 rows looked at, (\d+)% of the best found\n", said)
+    assert int(said.split("looked at, ")[1].split("%")[0]) > 20  # more than drawing 400 at random
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documented_python_is_python_with_public_names(path):
+    for code in fenced(path, "python"):
+        tree = ast.parse(code)
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("cu", "clusterucb")
+        }
+        assert used <= set(clusterucb.__all__)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("clusterucb"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
