@@ -13,6 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
+# The libraries' bars; the demo shows its own.
+export TQDM_DISABLE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint dist clean

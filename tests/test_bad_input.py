@@ -1,4 +1,4 @@
-"""Everything that a person can get wrong or meet: one clear line, exit status 2, and what was computed is kept."""
+"""All that a person can get wrong or meet: one clear line, exit status 2, and what was computed is kept."""
 
 import errno
 import json

@@ -12,6 +12,7 @@ __all__ = ["quiet_libraries"]
 def quiet_libraries() -> None:
     """For the command line only: a library does not silence others."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before the libraries
     import datasets
     import transformers
 

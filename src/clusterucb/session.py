@@ -19,7 +19,7 @@ from clusterucb.config import Config, load, reconcile
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, overlap
-from clusterucb.data.tokens import Tokens
+from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
@@ -36,7 +36,6 @@ from clusterucb.rundir import (
 )
 from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
-from clusterucb.training.data import FittedTokens
 from clusterucb.training.model import (
     attach_adapter,
     fingerprint_base,
@@ -125,6 +124,7 @@ class Session:
     @cached_property
     def model(self) -> PeftModel:
         """The base model with the run's adapter at its initial weights, which every training starts from."""
+        self.screen.say(f"load {self.config.model}")
         with torch.random.fork_rng():
             model = attach_adapter(
                 load_model(self.config), self.config.lora, self.config.seed, self.config.adapter

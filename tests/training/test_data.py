@@ -4,9 +4,9 @@ import torch
 from training_helpers import rows
 
 from clusterucb.data.chat import Encoded, fit
-from clusterucb.data.tokens import Tokens
+from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.gradients.batches import collate
-from clusterucb.training.data import FittedTokens, SwappableRows, collate_for_training
+from clusterucb.training.data import SwappableRows, collate_for_training
 
 
 def test_training_and_gradients_see_the_same_tokens_and_labels():

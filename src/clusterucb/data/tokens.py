@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from clusterucb.data.chat import ChatFormat, Encoded, encode, fit
 from clusterucb.data.rows import Row
 from clusterucb.errors import InputError
 
-__all__ = ["Excluded", "Tokens", "encode_rows", "fitted"]
+__all__ = ["Excluded", "FittedTokens", "Tokens", "encode_rows", "fitted"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,24 @@ class Tokens:
         if len(filled):
             counts[filled] = np.add.reduceat(self._labels, self._offsets[filled], dtype=np.int64)
         return counts
+
+
+class FittedTokens(Sequence[Encoded]):
+    """`tokens` with every row cut to `length`; all rows must fit (see `fitted`)."""
+
+    def __init__(self, tokens: Tokens, length: int) -> None:
+        self._tokens, self._length = tokens, length
+        self.lengths: npt.NDArray[np.int64] = np.minimum(tokens.lengths, length)
+        """At most so many tokens has each row, (N,)."""
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
+        row = fit(self._tokens[index], self._length)
+        if isinstance(row, str):
+            raise ValueError(f"row {index}: {row}")
+        return row
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: Any, chat: ChatFormat) -> Iterator[Encoded]:

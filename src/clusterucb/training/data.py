@@ -9,30 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from clusterucb.data.chat import Encoded, fit
-from clusterucb.data.tokens import Tokens
+from clusterucb.data.chat import Encoded
 
-__all__ = ["FittedTokens", "SwappableRows", "collate_for_training"]
+__all__ = ["SwappableRows", "collate_for_training"]
 
 IGNORED = -100  # what transformers' losses leave out
-
-
-class FittedTokens(Sequence[Encoded]):
-    """`tokens` with every row cut to `length`; all rows must fit (see `fitted`)."""
-
-    def __init__(self, tokens: Tokens, length: int) -> None:
-        self._tokens, self._length = tokens, length
-        self.lengths: NDArray[np.int64] = np.minimum(tokens.lengths, length)
-        """At most so many tokens has each row, (N,)."""
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
-        row = fit(self._tokens[index], self._length)
-        if isinstance(row, str):
-            raise ValueError(f"row {index}: {row}")
-        return row
 
 
 class SwappableRows(Dataset[Encoded]):
