@@ -211,9 +211,22 @@ def test_killed_in_every_step_it_ends_the_same(server, arguments, settings, unin
         killed = server(arguments, at=at)
         assert killed["status"] == KILLED, (moment, killed)
         assert (out / there).exists(), moment
+        if moment == "drawing":
+            with (out / "rounds/2.part/scores.jsonl").open("ab") as log:
+                log.write(b'{"weights": "')  # as a kill in the middle of a write leaves it
         if there in ARTIFACTS:
             assert not (out / ARTIFACTS[ARTIFACTS.index(there) + 1]).exists(), moment
     finish(server, arguments, out, uninterrupted)
+
+
+def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, settings, tmp_path):
+    """The rows of the period that training is resumed in are those that were selected for it."""
+    changes = {"epochs_per_period": 2, "periods": 2}
+    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
+    arguments = ["run", *options(settings, **changes)]
+    killed = server(arguments, at=publication("checkpoint-9/whole.json.part", "after"))
+    assert killed["status"] == KILLED
+    finish(server, arguments, settings["out"], result(tmp_path / "whole"))
 
 
 def test_killed_after_every_publication_it_ends_the_same(server, arguments, settings, uninterrupted):
