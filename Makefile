@@ -9,9 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# OpenMP's waiting threads would otherwise spin, and starve whatever else runs on the same cores.
-export OMP_WAIT_POLICY := PASSIVE
-export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The libraries' bars; the demo shows its own.
 export TQDM_DISABLE := 1
@@ -25,9 +22,15 @@ export TQDM_DISABLE := 1
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
+# glibc would hand every large tensor back to the system, and fault its pages in again for the next one.
+demo: export MALLOC_MMAP_THRESHOLD_ := 1073741824
+demo: export MALLOC_TRIM_THRESHOLD_ := 4294967296
 demo: $(VENV)/.demo $(VENV)/.wheels  ## select, train and compare, on a real model and real data (minutes)
 	$(BIN)/python examples/demo/demo.py
 
+# OpenMP's waiting threads would otherwise spin, and starve the processes that the tests start.
+test: export OMP_WAIT_POLICY := PASSIVE
+test: export GOMP_SPINCOUNT := 0
 test: $(VENV)/.dev $(VENV)/.wheels  ## all tests, the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

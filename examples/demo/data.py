@@ -5,8 +5,8 @@
 writes, in open-instruct's `messages` shape, one row a line:
 
     pool/<source>.jsonl     6 unlike sources, 40 short rows each
-    target.jsonl            10 HumanEval problems that steer the selection
-    heldout.jsonl           24 other ones, for the check at the end
+    target.jsonl            8 HumanEval problems that steer the selection
+    heldout.jsonl           20 other ones, for the check at the end
     demo-data.json          written last: what the folder holds; such a folder is not made again
 
 Nothing is imported or executed from a wheel: its files are read. Where a wheel (wheels.txt) is not
@@ -52,8 +52,8 @@ import yaml
 from clusterucb.errors import ClusterUCBError, InputError
 
 PER_SOURCE = 40
-TARGET_ROWS = 10
-HELDOUT_ROWS = 24
+TARGET_ROWS = 8
+HELDOUT_ROWS = 20
 LONGEST = 320
 """Characters of prompt and answer together, about 80 tokens: the demo's gradients are taken on a CPU."""
 SHORTEST_BODY = 40
@@ -319,7 +319,9 @@ def draw(source: str, turns: Iterable[Turn], count: int, seed: int) -> list[Turn
         raise InputError(
             f"pool source {source}: {count} rows were asked for, {len(short)} are there; lower --per-source"
         )
-    chosen = sorted(random.Random(f"{source} {seed}").sample(range(len(short)), count))
+    # From the shorter ones: what a gradient costs is its tokens.
+    by_length = sorted(range(len(short)), key=lambda i: len(short[i][1]) + len(short[i][2]))
+    chosen = sorted(random.Random(f"{source} {seed}").sample(by_length[: 2 * count], count))
     return [short[i] for i in chosen]
 
 

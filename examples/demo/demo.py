@@ -31,9 +31,9 @@ SETTINGS: dict[str, Any] = {
     "seed": SEED,
     "chat": "tulu",  # SmolLM2's own template puts a system prompt of 20 tokens before every row
     "lora": {"rank": 8, "alpha": 32},
-    "warmup": {"warmup_steps": 20},
+    "warmup": {"warmup_steps": 8},
     "gradients": {"gradient_length": 256, "target_length": 256, "batch_tokens": 1024},
-    "training": {"periods": 4, "lr": 5e-4, "batch_size": 2, "micro_batch": 2, "train_length": 256},
+    "training": {"periods": 3, "lr": 1e-3, "batch_size": 4, "micro_batch": 4, "train_length": 256},
 }
 
 
