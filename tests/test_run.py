@@ -295,8 +295,8 @@ def trained_elsewhere(finished, settings, tmp_path):
     session = Session(load(finished / "config.yaml"))
     load_adapter(session.model, session.dir.initial)
     rows = SwappableRows(session.training_tokens, np.arange(8))
-    finetune(session.model, rows, tmp_path / "states", session.config.training, seed=5, epochs=2, max_steps=3)
-    return tmp_path / "states" / "checkpoint-3"
+    finetune(session.model, rows, tmp_path / "states", session.config.training, seed=5, epochs=2)
+    return tmp_path / "states" / "checkpoint-4"
 
 
 def test_select_works_at_our_checkpoints_and_at_a_trainers(finished, trained_elsewhere, tmp_path):
@@ -429,3 +429,13 @@ def test_a_model_without_a_template_is_asked_in_tulu(settings, tmp_path):
     write_rows(tmp_path / "pool.jsonl", 40, 1)
     folder = run(settings, model=tmp_path / "model", out=tmp_path / "run", periods=1)
     assert read(folder / "summary.json")["rows"] == 100
+
+
+def test_a_warmup_longer_than_the_pool_counts_every_row_that_it_trains_on(other):
+    """120 rows of a pool of 100: all once, and 20 of them again."""
+    outcome = clusterucb("warmup", *options(other, warmup_steps=30))
+    assert outcome.status == 0, outcome
+    cost = read(Path(other["out"]) / "warmup" / "checkpoint.json")["cost"]
+    lengths = np.diff(np.load(Path(other["out"]) / "pool" / "offsets.npy"))
+    assert cost["rows"] == 120
+    assert lengths.sum() + 20 * lengths.min() <= cost["tokens"] <= lengths.sum() + 20 * lengths.max()

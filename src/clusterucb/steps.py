@@ -67,8 +67,7 @@ def warmup(session: Session) -> None:
     if _trained(session.dir.warmup, states):
         return
     settings, steps = session.config.training, session.config.warmup.warmup_steps
-    rng = np.random.default_rng(session.config.seed)
-    rows = rng.permutation(len(session.training_tokens))[: steps * settings.batch_size].astype(np.int64)
+    rows = _random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
     dataset = SwappableRows(session.training_tokens, rows)
     load_adapter(session.model, session.dir.initial)
     with session.screen.track("warm up", steps, "steps") as advance:
@@ -78,14 +77,11 @@ def warmup(session: Session) -> None:
             states,
             settings,
             seed=session.config.seed,
-            epochs=math.ceil(steps / optimizer_steps(len(rows), 1, settings)),
-            max_steps=steps,
+            epochs=1,
             advance=advance,
             describe=lambda place: session.pooled.describe(dataset.row(place)),
         )
-    _publish_trained(
-        session, session.dir.warmup, states, finetuned, np.resize(rows, steps * settings.batch_size)
-    )
+    _publish_trained(session, session.dir.warmup, states, finetuned, rows)
 
 
 def gradients(session: Session) -> None:
@@ -305,6 +301,13 @@ def _reselection(
         screen=session.screen,
         spent=spent,
     )
+
+
+def _random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
+    """`count` of `total` rows in random order; none comes again before all have come."""
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(total) for _ in range(-(-count // total))]
+    return np.concatenate(rounds)[:count].astype(np.int64)
 
 
 def _train_periods(

@@ -48,7 +48,6 @@ def finetune(
     *,
     seed: int,
     epochs: int,
-    max_steps: int = -1,
     callbacks: tuple[TrainerCallback, ...] = (),
     clock: WholeCheckpoints | None = None,
     advance: Advance = lambda _amount, note="": None,
@@ -63,7 +62,6 @@ def finetune(
         settings: rates and sizes.
         seed: of the order of rows and of dropout.
         epochs: passes over the dataset.
-        max_steps: end after so many optimizer steps instead.
         callbacks: run before the built-in ones.
         clock: counts the seconds, made by `training_clock`.
         advance: told each optimizer step.
@@ -74,7 +72,7 @@ def finetune(
     """
     checkpoint, seconds = last_whole_checkpoint(folder)
     clock = clock or WholeCheckpoints(seconds)
-    steps = max_steps if max_steps > 0 else optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
+    steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.micro_batch,
@@ -84,7 +82,6 @@ def finetune(
         warmup_steps=math.ceil(settings.lr_warmup * steps),
         weight_decay=settings.weight_decay,
         num_train_epochs=epochs,
-        max_steps=max_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
