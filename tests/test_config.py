@@ -198,3 +198,10 @@ def test_settings_that_differ_are_both_shown():
     with pytest.raises(ConfigError, match=r"seed: .* made with 1 \(there\), now it is 2; .* --seed"):
         reconcile(old, new, "there")
     reconcile(old, old, "there")
+
+
+def test_one_path_spelled_in_two_ways_is_one_setting(settings, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plain = load(None, {**settings, "out": "run"}).with_absolute_paths()
+    assert load(None, {**settings, "out": "elsewhere/../run"}).with_absolute_paths() == plain

@@ -8,6 +8,7 @@ line. Options are made from these classes, so a new field is a new option; the d
 from __future__ import annotations
 
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -176,7 +177,7 @@ class Config(_Strict):
         """The same settings, valid from any working directory."""
 
         def absolute(path: str) -> str:
-            return str(Path(path).absolute()) if Path(path).exists() else path
+            return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
 
         return self.model_copy(
             update={
@@ -185,7 +186,7 @@ class Config(_Strict):
                 "pool": [absolute(p) for p in self.pool],
                 "target": [absolute(p) for p in self.target],
                 "holdout": [absolute(p) for p in self.holdout],
-                "out": str(Path(self.out).absolute()),
+                "out": os.path.normpath(Path(self.out).absolute()),
             }
         )
 
