@@ -69,18 +69,7 @@ def warmup(session: Session) -> None:
     settings, steps = session.config.training, session.config.warmup.warmup_steps
     rows = _random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
     dataset = SwappableRows(session.training_tokens, rows)
-    load_adapter(session.model, session.dir.initial)
-    with session.screen.track("warm up", steps, "steps") as advance:
-        finetuned = finetune(
-            session.model,
-            dataset,
-            states,
-            settings,
-            seed=session.config.seed,
-            epochs=1,
-            advance=advance,
-            describe=lambda place: session.pooled.describe(dataset.row(place)),
-        )
+    finetuned = _train_from_initial(session, "warm up", dataset, states, 1, training_clock(states))
     _publish_trained(session, session.dir.warmup, states, finetuned, rows)
 
 
@@ -317,12 +306,26 @@ def _train_periods(
     clock: WholeCheckpoints,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Finetuned:
-    """All periods from the initial adapter under one schedule, going on from the states saved last."""
+    """All periods under one schedule."""
+    settings = session.config.training
+    epochs = settings.periods * settings.epochs_per_period
+    return _train_from_initial(session, "train", dataset, states, epochs, clock, callbacks)
+
+
+def _train_from_initial(
+    session: Session,
+    label: str,
+    dataset: SwappableRows,
+    states: Path,
+    epochs: int,
+    clock: WholeCheckpoints,
+    callbacks: tuple[TrainerCallback, ...] = (),
+) -> Finetuned:
+    """Train the initial adapter for some epochs, going on from the states saved last."""
     settings = session.config.training
     load_adapter(session.model, session.dir.initial)
-    epochs = settings.periods * settings.epochs_per_period
     steps = optimizer_steps(len(dataset), epochs, settings)
-    with session.screen.track("train", steps, "steps") as advance:
+    with session.screen.track(label, steps, "steps") as advance:
         return finetune(
             session.model,
             dataset,

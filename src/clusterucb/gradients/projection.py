@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from clusterucb.errors import ConfigError
 
 __all__ = ["CountSketch", "Projection", "Rademacher", "projection"]
-
-ProjectionName = Literal["countsketch", "rademacher"]
 
 
 class Projection(Protocol):
