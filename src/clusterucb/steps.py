@@ -33,7 +33,7 @@ from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import check_made_with, publish, publish_folder, read_json, write_json
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.checks import check_counts
-from clusterucb.selection.share import share
+from clusterucb.selection.share import cold_draws, share
 from clusterucb.selection.top import top
 from clusterucb.session import Session
 from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints
@@ -386,7 +386,7 @@ def _check_features(session: Session) -> None:
 def _check_cold_start(session: Session, clusters: Clusters) -> None:
     """Refuse a cold start that the budget cannot pay before anything is trained on it."""
     chosen, rows = session.config.selection, len(clusters.labels)
-    first = {c: max(1, share(chosen.csp, size)) for c, size in enumerate(clusters.sizes.tolist()) if size}
+    first = {c: cold_draws(chosen.csp, size) for c, size in enumerate(clusters.sizes.tolist()) if size}
     spend, keep = share(chosen.budget, rows), share(chosen.top_p, rows)
     check_counts(rows, first, spend, keep, budget=chosen.budget, cold_start=chosen.csp, top_p=chosen.top_p)
 

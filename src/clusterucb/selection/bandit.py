@@ -17,7 +17,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
 from clusterucb.selection.checks import check_counts, check_labels, check_scores, check_settings
 from clusterucb.selection.policies import Policy, UCBBeta
-from clusterucb.selection.share import share
+from clusterucb.selection.share import cold_draws, share
 from clusterucb.selection.top import top
 
 __all__ = ["Draw", "Influence", "Selection", "select"]
@@ -91,7 +91,7 @@ def select(
     check_settings(policy, budget, cold_start, top_p, draw_batch, seed)
     rng = np.random.default_rng(seed)
     decks = _shuffled_decks(labels, rng)
-    first = {arm: max(1, share(cold_start, len(deck.rows))) for arm, deck in decks.items()}
+    first = {arm: cold_draws(cold_start, len(deck.rows)) for arm, deck in decks.items()}
     spend, keep = share(budget, len(labels)), share(top_p, len(labels))
     check_counts(len(labels), first, spend, keep, budget=budget, cold_start=cold_start, top_p=top_p)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-__all__ = ["share", "smallest_share"]
+__all__ = ["cold_draws", "share", "smallest_share"]
 
 
 def share(fraction: float, n: int) -> int:
@@ -14,6 +14,11 @@ def share(fraction: float, n: int) -> int:
     `fraction` is finite and not negative; 0.29 means 29/100, not the nearest binary number below it.
     """
     return math.floor(Fraction(repr(float(fraction))) * n)
+
+
+def cold_draws(cold_start: float, size: int) -> int:
+    """Rows of a cluster of `size` rows that the cold start draws: its share, at least one."""
+    return max(1, share(cold_start, size))
 
 
 def smallest_share(n: int) -> float:
