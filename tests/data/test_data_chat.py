@@ -100,6 +100,23 @@ def test_labels_cover_what_follows_the_instruction_in_a_llama_2_template(name):
     check(TALKS[name], tokenizer, chat_format("auto", tokenizer), expected)
 
 
+@pytest.mark.parametrize("kind", ["tulu", "chatml", "stripping", "llama2"])
+def test_what_is_given_of_an_answer_has_no_label(kind):
+    tokenizer = BYTES if kind == "tulu" else TEMPLATED[kind]
+    messages = (Message("user", "2 + 2?"), Message("assistant", "The answer is: 4", "The answer is:"))
+    end = {"tulu": "</s>", "llama2": " </s>"}.get(kind, "<|im_end|>")
+    check(messages, tokenizer, chat_format("tulu" if kind == "tulu" else "auto", tokenizer), [" 4" + end])
+
+
+@pytest.mark.parametrize("kind", ["tulu", "chatml", "stripping"])
+def test_the_text_before_the_labels_is_the_prompt_and_what_is_given(kind):
+    chat = Tulu("</s>", "<s>") if kind == "tulu" else Template(TEMPLATED[kind])
+    question, given = Message("user", "Complete\n\ndef f():"), "Here it is:\n\n\ndef f():\n"
+    rendered = chat.render((question, Message("assistant", given + "    return 1", given)))
+    ((start, _),) = rendered.spans
+    assert rendered.text[:start] == chat.prompt([question]) + given
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 
 

@@ -31,6 +31,29 @@ def test_the_same_conversation_comes_out_of_every_shape(shape, record):
     assert parse_messages(record, WHERE) == talk("user: q", "assistant: a")
 
 
+def test_the_given_beginning_of_an_answer_is_kept():
+    answer = {"role": "assistant", "content": "A: 4", "given": "A:"}
+    assert parse_messages({"messages": [QUESTION, answer]}, WHERE)[1] == Message("assistant", "A: 4", "A:")
+    assert parse_messages({"messages": [QUESTION, {**answer, "given": None}]}, WHERE)[1].given == ""
+
+
+@pytest.mark.parametrize(
+    ("turn", "complaint"),
+    [
+        ({"role": "user", "content": "ab", "given": "a"}, "given of message 1 of messages (user): only"),
+        ({"role": "assistant", "content": "ab", "given": "b"}, "is 'b', expected the text that the content"),
+        ({"role": "assistant", "content": " ab", "given": " a"}, "is ' a', expected the text"),
+        ({"role": "assistant", "content": "ab", "given": 3}, "is 3, expected the text"),
+        ({"role": "assistant", "content": "ab \n", "given": "ab"}, "the whole content, expected something after"),
+    ],
+)
+def test_a_given_text_that_is_no_beginning_of_an_answer_is_refused(turn, complaint):
+    with pytest.raises(InputError) as caught:
+        parse_messages({"messages": [turn, ANSWER]}, WHERE)
+    assert str(caught.value).startswith(WHERE)
+    assert complaint in str(caught.value)
+
+
 def test_a_non_empty_input_joins_the_instruction_after_a_blank_line():
     record = {"instruction": "Sum up.", "input": "Long text", "output": "a"}
     assert parse_messages(record, WHERE)[0] == Message("user", "Sum up.\n\nLong text")

@@ -38,7 +38,10 @@ CHATS = ("auto", "tulu", "template")
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text, and the character ranges [start, end) of each answer with its end token, in order."""
+    """Text, and the character ranges [start, end) of each answer with its end token, in order.
+
+    What is given of an answer (`Message.given`) is not in its range.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -93,7 +96,7 @@ class Tulu:
             text += message.content.strip()
             if message.role == "assistant":
                 text += self.eos
-                spans.append((start, len(text)))
+                spans.append((start + len(message.given), len(text)))
             text += "\n"
         return Rendered(text.removesuffix("\n"), tuple(spans))
 
@@ -135,8 +138,9 @@ class Template:
                     f"the tokenizer's chat template rewrites earlier turns (message {i + 1}, assistant, "
                     "is rendered otherwise within the whole conversation); use --chat tulu"
                 )
-            start = len(before)
-            spans.append((start, start + self._answer_length(after[start:], message.content)))
+            turn, start = after[len(before) :], len(before)
+            end = start + self._answer_length(turn, message.content)
+            spans.append((start + _given_end(turn, message), end))
         return Rendered(full, tuple(spans))
 
     def prompt(self, messages: Sequence[Message]) -> str:
@@ -299,6 +303,14 @@ def _content_end(turn: str, content: str) -> int | None:
     indent = len(turn) - len(turn.lstrip())
     content = content.strip()
     return indent + len(content) if turn.startswith(content, indent) else None
+
+
+def _given_end(turn: str, message: Message) -> int:
+    """Where the given part of the answer ends in `turn`; 0 if the template wrote the answer in its own way."""
+    whole = _content_end(turn, message.content)
+    if whole is None or not message.given:
+        return 0
+    return turn.index(message.given, 0, whole) + len(message.given)
 
 
 def _default_bos(tokenizer: Any) -> str:

@@ -2,7 +2,7 @@
 
 | shape               | columns                                                              |
 |---------------------|----------------------------------------------------------------------|
-| `messages`          | `messages`: list of {role, content} (open-instruct)                  |
+| `messages`          | `messages`: list of {role, content[, given]} (open-instruct)         |
 | `prompt/completion` | both strings, or both lists of {role, content} (trl)                 |
 | `instruction/output`| strings, with an optional `input` (Alpaca)                           |
 | `conversations`     | list of {from, value} (ShareGPT)                                     |
@@ -39,10 +39,15 @@ _SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: `role` is system, user or assistant; `content` is its text, as the file has it."""
+    """One turn: `role` is system, user or assistant; `content` is its text, as the file has it.
+
+    `given` is the beginning of an answer that the model is shown and does not learn, such as a
+    benchmark's "The answer is:".
+    """
 
     role: str
     content: str
+    given: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,23 @@ def _turns(
                 f"{where}: unknown {role_key} {_short(role)} in {what}; known: {', '.join(roles)}. "
                 "Rename it or drop the row"
             )
-        yield Message(roles[role], _text(turn[text_key], f"{text_key} of {what} ({role})", where))
+        content = _text(turn[text_key], f"{text_key} of {what} ({role})", where)
+        yield Message(roles[role], content, _given(turn, roles[role], content, f"{where}: given of {what}"))
+
+
+def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
+    given = turn.get("given")
+    if given is None or given == "":
+        return ""
+    if role != "assistant":
+        raise InputError(f"{where} ({role}): only an assistant's message can have one. Take it out")
+    if not isinstance(given, str) or given[:1].isspace() or not content.startswith(given):
+        raise InputError(
+            f"{where} is {_short(given)}, expected the text that the content begins with. Take it out or mend it"
+        )
+    if not content[len(given) :].strip():
+        raise InputError(f"{where} is the whole content, expected something after it to learn. Shorten it")
+    return given
 
 
 def _text(value: Any, what: str, where: str) -> str:
