@@ -117,7 +117,7 @@ def test_what_is_no_path_stays_as_it_is(tmp_path, monkeypatch):
         ({"selections": {}}, "unknown key 'selections'; did you mean 'selection'?"),
         ({"selection": {"topp": 1}}, "unknown key selection.topp; did you mean 'top_p'?"),
         ({"top_p": 0.1}, "unknown key 'top_p'; it belongs under `selection:`"),
-        ({"xyzzy": 0.1}, "unknown key 'xyzzy'; the keys are model, adapter, pool"),
+        ({"xyzzy": 0.1}, "unknown key 'xyzzy'; the keys are model, out, chat"),
         ({"selection": 5}, "key 'selection' is 5, expected a section of settings"),
     ],
 )

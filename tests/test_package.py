@@ -59,13 +59,16 @@ def own(*rooms):
     return [f"clusterucb.{room}" for room in rooms]
 
 
-ABOVE = ("recipes", "steps", "session", "cli", "options", "report", "demo")
+ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "options", "report", "demo")
 
 
 @pytest.mark.parametrize(
     ("rooms", "forbidden"),
     [
         (("data",), own("gradients", "clustering", "training", "evaluation", "reselection", *ABOVE)),
+        (("data",), own("tasks", "sources")),
+        (("tasks", "sources"), own("gradients", "clustering", "selection", "training", "evaluation", *ABOVE)),
+        (("tasks", "sources"), ["torch", "transformers", "peft", "lm_eval"]),
         (("selection",), own("data", "gradients", "clustering", "training", "evaluation", *ABOVE)),
         (("selection",), own("config", "rundir", "rounds", "reselection")),
         (("selection",), ["torch", "transformers", "peft"]),
@@ -75,7 +78,9 @@ ABOVE = ("recipes", "steps", "session", "cli", "options", "report", "demo")
         (("training",), own("evaluation", "selection", "reselection", *ABOVE)),
         (("evaluation",), own("training", "selection", "reselection", *ABOVE)),
         (("reselection", "rounds"), own("evaluation", *ABOVE)),
-        (("session",), own("steps", "recipes", "cli", "options", "report", "evaluation")),
+        (("screening",), own("gradients", "training", "evaluation", "session", "steps", "recipes", "cli")),
+        (("session",), own("steps", "comparison", "recipes", "cli", "options", "report")),
+        (("comparison",), own("session", "steps", "recipes", "cli", "options", "report")),
         (("steps",), own("recipes", "cli", "options", "report")),
         (("recipes",), own("cli", "options", "report")),
         (("report",), own("cli", "options", "steps", "recipes", "gradients", "training")),

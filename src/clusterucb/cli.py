@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 _Step = Callable[["Session", dict[str, Any]], None]
+_Command = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,15 +44,30 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
     """Register `function(session, extra options)` as a command that takes every setting."""
 
     def register(function: _Step) -> _Step:
-        def command(**given: Any) -> None:
-            own = {key: given.pop(key) for key in extra}
-            own["quiet"] = quiet = given.pop("quiet")
-            file = given.pop("config", None)
-            options = {key: value for key, value in given.items() if value not in (None, [], False)}
-            with _one_line_errors(), _session(file, options, quiet) as session:
+        def run(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
+            with _session(file, options, own["quiet"]) as session:
                 function(session, own)
 
-        command.__signature__ = inspect.Signature(parameters(extra))  # type: ignore[attr-defined]
+        _command(name, summary, configuration.Config, extra)(run)
+        return function
+
+    return register
+
+
+def _command(
+    name: str, summary: str, kind: type[configuration.Common], extra: dict[str, str]
+) -> Callable[[_Command], _Command]:
+    """Register `function(file, settings given, extra options)` as a command with the settings of `kind`."""
+
+    def register(function: _Command) -> _Command:
+        def command(**given: Any) -> None:
+            own = {key: given.pop(key) for key in (*extra, "quiet")}
+            file = given.pop("config", None)
+            options = {key: value for key, value in given.items() if value not in (None, [], False)}
+            with _one_line_errors():
+                function(file, options, own)
+
+        command.__signature__ = inspect.Signature(parameters(extra, kind))  # type: ignore[attr-defined]
         app.command(name, help=summary)(command)
         return function
 
@@ -119,15 +135,79 @@ def _train(session: Session, own: dict[str, Any]) -> None:
     _done(session.dir.adapter, own)
 
 
-@_step("evaluate", "Loss on held-out rows of the task, before and after training.")
-def _evaluate(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb import steps
+@_command(
+    "evaluate",
+    "Base and adapter side by side: loss on held-out rows of the task, and benchmarks.",
+    configuration.Common,
+    {},
+)
+def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
+    if "adapter" in options:
+        _evaluate_alone(options, own)
+        return
+    with _session(file, options, own["quiet"]) as session:
+        from clusterucb import steps
+        from clusterucb.report.benchmarks import show_benchmarks
 
-    result = steps.evaluate(session)
+        loss, results = steps.evaluate(session), steps.benchmark(session)
+        if not own["quiet"]:
+            for name in ("base", "adapter"):
+                typer.echo(f"{name:<8} loss {loss[name]['loss']:.4f}  ({loss['on']}, {loss['rows']} rows)")
+            if results:
+                show_benchmarks(results)
+        _done(session.dir.benchmarks if results else session.dir.evaluation, own)
+
+
+def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
+    """An adapter that is not the run directory's own: nothing of a run is needed."""
+    from clusterucb.progress import Screen
+    from clusterucb.quiet import quiet_libraries
+
+    quiet_libraries()
+    from clusterucb.comparison import evaluate_adapter, with_base_model
+    from clusterucb.report.benchmarks import show_benchmarks
+    from clusterucb.rundir import RunDir
+
+    config = configuration.load_as(configuration.Common, None, with_base_model(options))
+    folder = RunDir(config.out)
+    with folder.owned():
+        results = evaluate_adapter(config, Screen(quiet=own["quiet"]))
     if not own["quiet"]:
-        for name in ("base", "adapter"):
-            typer.echo(f"{name:<8} loss {result[name]['loss']:.4f}  ({result['on']}, {result['rows']} rows)")
-    _done(session.dir.evaluation, own)
+        show_benchmarks(results)
+    _done(folder.benchmarks, own)
+
+
+@app.command("prepare")
+def _prepare(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Data sets, as --list names them.", show_default=False)
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", help="A raw file, a folder with official files, or hub.", metavar="PATH|hub"),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The folder for NAME.jsonl and NAME.json.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the data sets and end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+) -> None:
+    """Convert the papers' instruction data sets to pool files of messages."""
+    with _one_line_errors():
+        from clusterucb.report.sources import show_reports, show_sources
+
+        if show:
+            show_sources()
+            return
+        if not (names and origin and out):
+            raise ConfigError("prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list")
+        from clusterucb.progress import Screen
+        from clusterucb.quiet import quiet_libraries
+        from clusterucb.sources import prepare
+
+        quiet_libraries()
+        screen = Screen(quiet=quiet)
+        reports = [prepare(name, origin, out, screen.track) for name in names]
+        if not quiet:
+            show_reports(reports, out)
 
 
 @app.callback(invoke_without_command=True)

@@ -15,15 +15,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clusterucb.errors import ConfigError
 
-__all__ = ["Config", "Setting", "load", "reconcile", "settings"]
+__all__ = [
+    "BENCHMARKS",
+    "Common",
+    "Config",
+    "Evaluation",
+    "Setting",
+    "load",
+    "load_as",
+    "reconcile",
+    "settings",
+]
+
+BENCHMARKS = ("mmlu", "bbh", "tydiqa", "gsm8k", "humaneval")
+"""Targets and evaluations by name (see clusterucb.tasks)."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[list[str], Field(min_length=1)]
+
+
+def _split_commas(names: Any) -> Any:
+    """`mmlu,bbh` as two names."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return names
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]
+
+
+TaskNames = Annotated[list[str], BeforeValidator(_split_commas)]
 
 
 class _Strict(BaseModel):
@@ -120,25 +144,34 @@ class Training(_Strict):
     """Where the trainer logs: none, tensorboard, wandb, mlflow."""
 
 
-class Config(_Strict):
-    """All settings of a run."""
+class Evaluation(_Strict):
+    """Benchmarks, besides the loss on held-out rows. They change nothing that is trained."""
+
+    tasks: TaskNames = []
+    """Benchmarks for base and adapter: mmlu, bbh, tydiqa, gsm8k, humaneval, or one form, as mmlu_5shot."""
+    limit: Positive | None = None
+    """Questions of each subtask at most, drawn by the seed; all without it."""
+    samples: Positive = 20
+    """Programs that the model writes for each HumanEval problem."""
+    eval_batch: Positive | None = None
+    """Questions answered at once; by default as many as 16,384 tokens hold; halved when memory runs out."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What runs the model: hf (transformers) or vllm."""
+    allow_code_execution: bool = False
+    """Run the programs that the model writes for HumanEval, each in a sandbox."""
+
+
+class Common(_Strict):
+    """What training and evaluation share."""
 
     model: str
     """A causal language model: a folder, a GGUF file or a hub id."""
-    adapter: str | None = None
-    """A LoRA adapter to go on from, instead of a new one."""
-    pool: Names
-    """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
-    target: Names
-    """A few rows of the task to get better at, in the pool's formats."""
-    subtask: str | None = None
-    """The column that groups the target's rows into subtasks; without it they are one."""
-    holdout: list[str] = []
-    """Rows of the task kept from selection, on which the adapter is evaluated."""
-    chat: Literal["auto", "tulu", "template"] = "auto"
-    """Chat format: tulu, template (the tokenizer's own), or auto (template where there is one)."""
     out: Annotated[str, Field(min_length=1)]
     """The run directory."""
+    chat: Literal["auto", "tulu", "template"] = "auto"
+    """Chat format: tulu, template (the tokenizer's own), or auto (template where there is one)."""
+    data_dir: str | None = None
+    """Folder with the benchmarks' official files; without it they come from the Hugging Face hub."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
     device: str = "auto"
@@ -147,6 +180,34 @@ class Config(_Strict):
     """Type of the base model's weights; auto is bfloat16 where the device is fast at it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    adapter: str | None = None
+    """A LoRA adapter to go on from, instead of a new one; in `evaluate`, the one to compare with its base."""
+    evaluation: Evaluation = Evaluation()
+
+    def _absolute(self) -> dict[str, str | None]:
+        return {
+            "model": _absolute(self.model),
+            "adapter": _absolute(self.adapter) if self.adapter else None,
+            "data_dir": _absolute(self.data_dir) if self.data_dir else None,
+            "out": os.path.normpath(Path(self.out).absolute()),
+        }
+
+
+class Config(Common):
+    """All settings of a run."""
+
+    pool: Names
+    """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
+    target: Names
+    """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k."""
+    subtask: str | None = None
+    """The column that groups the target's rows into subtasks; without it they are one."""
+    target_rows: Positive | None = None
+    """Rows of a benchmark that has more than a target needs (gsm8k 64, humaneval 16 unless given)."""
+    holdout: list[str] = []
+    """Rows of the task kept from selection, on which the adapter is evaluated."""
+    decontaminate: bool = False
+    """Keep pool rows out that nearly repeat an evaluation question, a held-out row or a target row."""
     lora: Lora = Lora()
     warmup: Warmup = Warmup()
     gradients: Gradients = Gradients()
@@ -176,23 +237,26 @@ class Config(_Strict):
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
 
-        def absolute(path: str) -> str:
-            return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
-
         return self.model_copy(
             update={
-                "model": absolute(self.model),
-                "adapter": absolute(self.adapter) if self.adapter else None,
-                "pool": [absolute(p) for p in self.pool],
-                "target": [absolute(p) for p in self.target],
-                "holdout": [absolute(p) for p in self.holdout],
-                "out": os.path.normpath(Path(self.out).absolute()),
+                **self._absolute(),
+                "pool": [_absolute(p) for p in self.pool],
+                "target": [p if p in BENCHMARKS else _absolute(p) for p in self.target],
+                "holdout": [_absolute(p) for p in self.holdout],
             }
         )
 
     def to_yaml(self) -> str:
         """YAML that `load` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _absolute(path: str) -> str:
+    """A path that exists, without the working directory; anything else, such as a hub id, as it is."""
+    return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
+
+
+AnyConfig = typing.TypeVar("AnyConfig", bound=Common)
 
 
 class Setting(typing.NamedTuple):
@@ -206,9 +270,9 @@ class Setting(typing.NamedTuple):
     help: str
 
 
-def settings() -> Iterator[Setting]:
-    """Every leaf setting; names are unique over all sections."""
-    for name, info in Config.model_fields.items():
+def settings(kind: type[Common] = Config) -> Iterator[Setting]:
+    """Every leaf setting of `kind`; names are unique over all sections."""
+    for name, info in kind.model_fields.items():
         section = info.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             for leaf, leaf_info in section.model_fields.items():
@@ -220,7 +284,22 @@ def settings() -> Iterator[Setting]:
 def load(
     path: str | Path | None, options: Mapping[str, Any] | None = None, *, where: str = "options"
 ) -> Config:
-    """A configuration from a YAML file, with options (by leaf name) put over it.
+    """A run's configuration from a YAML file, with options (by leaf name) put over it.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
+    """
+    return load_as(Config, path, options, where=where)
+
+
+def load_as(
+    kind: type[AnyConfig],
+    path: str | Path | None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    where: str = "options",
+) -> AnyConfig:
+    """What `load` does for the settings of `kind`; a run's other settings in the file are passed over.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
@@ -228,15 +307,16 @@ def load(
     tree = _read_yaml(Path(path)) if path else {}
     origin = str(path) if path else where
     _refuse_unknown_keys(tree, origin)
-    for setting in settings():
+    for setting in settings(kind):
         if options and setting.name in options:
             room = tree.setdefault(setting.section, {}) if setting.section else tree
             room[setting.name] = options[setting.name]
     for name in ("pool", "target", "holdout"):
         if isinstance(tree.get(name), str):
             tree[name] = [tree[name]]
+    tree = {key: value for key, value in tree.items() if key in kind.model_fields}
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error, origin)) from None
 
@@ -298,6 +378,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
+        if setting.section == "evaluation" or setting.name == "data_dir":
+            continue  # may differ each time: what was made of them is in the run directory
         old, new = (_value(config, setting) for config in (saved, given))
         if old != new:
             raise ConfigError(

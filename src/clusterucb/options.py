@@ -7,21 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from clusterucb.config import Setting, settings
+from clusterucb.config import Common, Config, Setting, settings
 
 __all__ = ["parameters", "repeat_list_options"]
 
 _LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
 
 
-def parameters(extra: dict[str, str]) -> list[inspect.Parameter]:
-    """The signature that typer reads: a settings file, every setting, and a command's own options."""
+def parameters(extra: dict[str, str], kind: type[Common] = Config) -> list[inspect.Parameter]:
+    """The signature that typer reads: a settings file, every setting of `kind`, a command's own options."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     file = Annotated[
         str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)
     ]
     found = [inspect.Parameter("config", keyword, default=None, annotation=file)]
-    for setting in settings():
+    for setting in settings(kind):
         found.append(inspect.Parameter(setting.name, keyword, default=None, annotation=_option(setting)))
     for name, text in extra.items():
         option = Annotated[str | None, typer.Option(f"--{name}", help=text)]

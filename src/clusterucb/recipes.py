@@ -22,4 +22,5 @@ def dynamic(session: Session) -> dict[str, Any]:
     steps.select(session)  # period 1: the plain top share
     steps.train(session)  # from the initial adapter; a bandit re-selects at each later period's start
     steps.evaluate(session)
+    steps.benchmark(session)
     return steps.summarise(session)

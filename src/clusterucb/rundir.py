@@ -39,6 +39,8 @@ class RunDir:
     """Paths of a run's artifacts.
 
     config.yaml           the settings, replayable
+    target/               the target's rows, where they are a benchmark's
+    contamination.json    pool rows that nearly repeat what training must not see
     initial/              the adapter before any training
     pool/                 the pool's tokens, and excluded.jsonl
     warmup/               the warmup checkpoint: adapter and moments
@@ -47,12 +49,15 @@ class RunDir:
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
     training/             the trainer's own saved states
     adapter/              the result
+    benchmarks/           answers to benchmarks, and results.json
     evaluation.json, summary.json
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.target = self.path / "target"
+        self.contamination = self.path / "contamination.json"
         self.initial = self.path / "initial"
         self.pool = self.path / "pool"
         self.warmup = self.path / "warmup"
@@ -60,6 +65,7 @@ class RunDir:
         self.clusters = self.path / "clusters.safetensors"
         self.training = self.path / "training"
         self.adapter = self.path / "adapter"
+        self.benchmarks = self.path / "benchmarks"
         self.evaluation = self.path / "evaluation.json"
         self.summary = self.path / "summary.json"
 

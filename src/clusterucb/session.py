@@ -4,10 +4,12 @@ pool, target, tokenizer and model.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from peft import PeftModel
 from clusterucb.config import Config, load, reconcile
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
-from clusterucb.data.target import Target, overlap
+from clusterucb.data.target import Target, TextRows, overlap
 from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.errors import ConfigError, InputError
+from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.progress import Screen
@@ -34,8 +37,10 @@ from clusterucb.rundir import (
     storage_errors,
     write_json,
 )
+from clusterucb.screening import Screening, screened
 from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
+from clusterucb.tasks import TASKS
 from clusterucb.training.model import (
     attach_adapter,
     fingerprint_base,
@@ -83,7 +88,32 @@ class Session:
     @cached_property
     def target(self) -> Target:
         """The task's rows, checked; none of them may be held out."""
-        return Target.read(self.config.target, self.config.subtask)
+        names = [name for name in self.config.target if name in TASKS]
+        if not names:
+            return Target.read(self.config.target, self.config.subtask)
+        if len(names) < len(self.config.target) or self.config.subtask:
+            raise ConfigError(
+                f"target {' '.join(self.config.target)}: benchmarks have subtasks of their own, so neither "
+                "files nor --subtask go with them; make two runs"
+            )
+        return Target.read([self._benchmark_rows(name) for name in names], "subtask")
+
+    def _benchmark_rows(self, name: str) -> Path:
+        """A benchmark's rows as a file of the run, which stands by itself from here on."""
+        path = self.dir.target / f"{name}.jsonl"
+        if not (path.exists() and self.dir.config.exists()):
+            data_dir = Path(self.config.data_dir) if self.config.data_dir else None
+            questions = TASKS[name].targets(data_dir, self.config.target_rows, self.config.seed)
+            with publish(path) as part:
+                rows = (json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in questions)
+                part.write_text("".join(rows), encoding="utf-8")
+        return path
+
+    @cached_property
+    def target_questions(self) -> list[str]:
+        """Digests of the benchmark questions in the target, which no evaluation may ask."""
+        rows = (json.loads(row.raw) for row in self.target) if self.config.target[0] in TASKS else ()
+        return [row["digest"] for row in rows]
 
     @cached_property
     def holdout(self) -> Target | None:
@@ -91,13 +121,25 @@ class Session:
         if not self.config.holdout:
             return None
         holdout = Target.read(self.config.holdout)
-        for name, rows in (("target", self.target), ("pool", self.pool)):
+        seen: dict[str, TextRows] = {"target": self.target}
+        if not self.config.decontaminate:
+            seen["pool"] = self.pool
+        for name, rows in seen.items():
             if common := overlap(rows, holdout):
+                way_out = ", or keep such rows out with --decontaminate" if name == "pool" else ""
                 raise InputError(
-                    f"{common[0][1]}: this held-out row is also in the {name} ({common[0][0]}, "
-                    f"{len(common)} such rows in all); evaluate on rows that selection and training never see"
+                    f"{common[0][1]}: this held-out row is also in the {name} ({common[0][0]}, {len(common)} "
+                    f"such rows in all); evaluate on rows that selection and training never see{way_out}"
                 )
         return holdout
+
+    @cached_property
+    def screening(self) -> Screening:
+        """The pool rows that are kept out of the run."""
+        found = screened(self.dir, self.config, self.pool, self.target, self.holdout, self.screen)
+        for line in found.report():
+            self.screen.say(f"{line}; each is in {self.dir.contamination}")
+        return found
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -139,6 +181,13 @@ class Session:
                 save_adapter(model, part)
         return model
 
+    def release_model(self) -> None:
+        """Free the model's memory; it is loaded again when it is asked for."""
+        self.__dict__.pop("model", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     @cached_property
     def made_with(self) -> dict[str, object]:
         """What every artifact made from gradients depends on, besides the checkpoint."""
@@ -161,6 +210,7 @@ class Session:
         """What the pool's tokens depend on."""
         return {
             "pool": self.pool.fingerprint,
+            "rows kept out": self.screening.fingerprint,
             "tokenizer and chat": fingerprint(self.tokenizer, self.chat),
             "gradient_length": self.config.gradients.gradient_length,
             "train_length": self.config.training.train_length,
@@ -169,8 +219,9 @@ class Session:
     def check_inputs(self) -> None:
         """Read pool, target and held-out rows, and refuse settings that cannot hold for them."""
         _ = self.policy
+        check_settings(self.config)
         self.check_plan(len(self.pool))
-        _ = self.target, self.holdout, self.chat
+        _ = self.target, self.holdout, self.screening, self.chat
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
@@ -218,10 +269,11 @@ class Session:
 
     def _usable_rows(self, usable: list[int], excluded: list[dict[str, object]]) -> Iterator[Encoded]:
         gradient, training = self.config.gradients.gradient_length, self.config.training.train_length
+        kept_out = self.screening.kept_out
         with self.screen.track("tokenise the pool", len(self.pool), "rows") as advance:
             for number, row in enumerate(self.pool):
                 encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
-                short = fit(encoded, min(gradient, training))
+                short = kept_out.get(number) or fit(encoded, min(gradient, training))
                 if isinstance(short, str):
                     excluded.append({"id": row.id, "reason": short})
                 else:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
+from clusterucb.comparison import benchmarks
 from clusterucb.costs import Cost
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
@@ -48,6 +49,7 @@ from clusterucb.training.model import (
 from clusterucb.training.moments import import_moments, load_moments, save_moments
 
 __all__ = [
+    "benchmark",
     "cluster",
     "evaluate",
     "evaluate_adapters",
@@ -233,6 +235,29 @@ def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, 
     return {**result, "cost": Cost(total, tokens, seconds=time.monotonic() - started).to_json()}
 
 
+def benchmark(session: Session) -> dict[str, Any]:
+    """Base and adapter on the benchmarks that are set, question by question; nothing if none is."""
+    if not session.config.evaluation.tasks:
+        return {}
+    adapter = _need(session, session.dir.adapter, "train")
+
+    def model() -> PeftModel:
+        load_adapter(session.model, adapter)
+        return session.model
+
+    if session.config.evaluation.engine == "vllm":
+        session.release_model()
+    return benchmarks(
+        session.config,
+        adapter,
+        session.dir.benchmarks,
+        model,
+        session.tokenizer,
+        session.chat,
+        session.screen,
+    ).run()
+
+
 def summarise(session: Session) -> dict[str, Any]:
     """Publish summary.json: what each step cost, and the total against the full Dynamic procedure."""
     run, periods = session.dir, session.config.training.periods
@@ -363,7 +388,8 @@ def _publish_checkpoint(
     with publish_folder(folder) as part:
         save_adapter(model, part)
         save_moments(moments, part / "moments.safetensors")
-        write_json(part / "checkpoint.json", {"made_with": session.made_with, "cost": cost.to_json()})
+        facts = {"made_with": session.made_with, "cost": cost.to_json()}
+        write_json(part / "checkpoint.json", {**facts, "target_questions": session.target_questions})
 
 
 def _checkpoint_fingerprint(folder: Path, moments: Moments) -> str:

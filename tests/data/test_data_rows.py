@@ -44,7 +44,10 @@ def test_the_given_beginning_of_an_answer_is_kept():
         ({"role": "assistant", "content": "ab", "given": "b"}, "is 'b', expected the text that the content"),
         ({"role": "assistant", "content": " ab", "given": " a"}, "is ' a', expected the text"),
         ({"role": "assistant", "content": "ab", "given": 3}, "is 3, expected the text"),
-        ({"role": "assistant", "content": "ab \n", "given": "ab"}, "the whole content, expected something after"),
+        (
+            {"role": "assistant", "content": "ab \n", "given": "ab"},
+            "the whole content, expected something after",
+        ),
     ],
 )
 def test_a_given_text_that_is_no_beginning_of_an_answer_is_refused(turn, complaint):

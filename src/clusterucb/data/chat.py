@@ -306,7 +306,7 @@ def _content_end(turn: str, content: str) -> int | None:
 
 
 def _given_end(turn: str, message: Message) -> int:
-    """Where the given part of the answer ends in `turn`; 0 if the template wrote the answer in its own way."""
+    """Where the given part of the answer ends in `turn`; 0 if the template wrote the answer otherwise."""
     whole = _content_end(turn, message.content)
     if whole is None or not message.given:
         return 0

@@ -165,7 +165,8 @@ def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
         raise InputError(f"{where} ({role}): only an assistant's message can have one. Take it out")
     if not isinstance(given, str) or given[:1].isspace() or not content.startswith(given):
         raise InputError(
-            f"{where} is {_short(given)}, expected the text that the content begins with. Take it out or mend it"
+            f"{where} is {_short(given)}, expected the text that the content begins with. "
+            "Take it out or mend it"
         )
     if not content[len(given) :].strip():
         raise InputError(f"{where} is the whole content, expected something after it to learn. Shorten it")

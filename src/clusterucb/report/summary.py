@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from clusterucb.report.benchmarks import show_benchmarks
 from clusterucb.rundir import read_json
 from clusterucb.session import Session
 
@@ -20,6 +21,8 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
     console.print(_selected(summary))
     if session.dir.evaluation.exists():
         console.print(_evaluated(read_json(session.dir.evaluation)))
+    if session.config.evaluation.tasks:
+        show_benchmarks(read_json(session.dir.benchmarks / "results.json"), console)
     console.print(_cost(summary))
     full, total = summary["full_dynamic"], summary["total"]
     console.print(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from clusterucb.config import Config, Lora
+from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.rundir import publish_folder
@@ -28,6 +28,8 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_tokenizer",
+    "model_source",
+    "open_adapter",
     "pick_device",
     "pick_dtype",
     "read_adapter",
@@ -62,7 +64,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def load_tokenizer(config: Config) -> Any:
+def load_tokenizer(config: Common) -> Any:
     """The model's own tokenizer."""
     source, extra = _source(config.model)
     folder = Path(source)
@@ -76,7 +78,7 @@ def load_tokenizer(config: Config) -> Any:
         raise InputError(f"{config.model}: its tokenizer cannot be loaded ({_reason(error)})") from None
 
 
-def load_model(config: Config) -> nn.Module:
+def load_model(config: Common) -> nn.Module:
     """The base model on its device, frozen, without an adapter."""
     device = pick_device(config.device)
     source, extra = _source(config.model)
@@ -104,14 +106,7 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
         InputError: `adapter` is not a folder with a LoRA adapter in safetensors.
     """
     if adapter is not None:
-        if not (Path(adapter) / "adapter_model.safetensors").exists():
-            raise InputError(
-                f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
-            )
-        try:
-            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{adapter}: does not fit this model ({_reason(error)})") from None
+        return open_adapter(model, Path(adapter), is_trainable=True)
     targets: str | list[str] = lora.target_modules
     if targets == ["all-linear"]:
         targets = "all-linear"
@@ -131,6 +126,22 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
             f"target_modules {' '.join(lora.target_modules)}: {_reason(error)}; "
             f"this model's linear layers are called {', '.join(linears)}, or use all-linear"
         ) from None
+
+
+def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False) -> PeftModel:
+    """The model with the adapter in a folder that peft wrote.
+
+    Raises:
+        InputError: there is no LoRA adapter in safetensors, or it does not fit the model.
+    """
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise InputError(
+            f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{adapter}: does not fit this model ({_reason(error)})") from None
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -188,6 +199,11 @@ def _cpu_has_bfloat16() -> bool:
         getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return any(probe() for probe in probes if probe is not None)
+
+
+def model_source(model: str) -> str:
+    """What a library that runs models is given for `model`: a folder or a hub id."""
+    return _source(model)[0]
 
 
 def _source(model: str) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,150 @@
+"""One data set from its raw files to `NAME.jsonl`, and what became of its rows to `NAME.json`.
+
+The same input gives the same bytes. Neither file has its final name before it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clusterucb.data.files import HUB
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.progress import Advance
+from clusterucb.rundir import publish, write_json
+from clusterucb.sources.catalogue import SOURCES
+from clusterucb.sources.locate import files_in, hub_file
+from clusterucb.sources.raw import RawFile, open_raw, raw_rows
+from clusterucb.sources.source import Conversation, Dropped, RawRows, Source
+
+__all__ = ["Report", "Track", "prepare"]
+
+Track = Callable[[str, int, str], AbstractContextManager[Advance]]
+"""How progress is shown: `Screen.track`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a data set."""
+
+    name: str
+    read: int
+    """Raw rows."""
+    written: int
+    """Conversations; a raw row may hold several of them."""
+    dropped: dict[str, int]
+    """What was left out, by reason: rows, or turns and messages where the reason speaks of such."""
+    files: tuple[str, ...]
+    """The raw files read, without their folder."""
+    sha256: str
+    """Of the written file, in hex."""
+
+
+def _unseen(*_: object) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda _amount, note="": None)
+
+
+def prepare(name: str, origin: str | Path, out: str | Path, progress: Track = _unseen) -> Report:
+    """Convert the data set `name` into `out/NAME.jsonl`, with the report as `out/NAME.json`.
+
+    Args:
+        name: a key of `SOURCES`.
+        origin: "hub", a raw file, a folder with the official files, there or in a folder NAME of it, or
+            another table of the hub as `hub:org/name[:config][:split]`.
+        out: a folder, made if need be; what it has of this data set is written anew.
+        progress: `Screen.track` of a screen.
+
+    Raises:
+        ConfigError: no data set has this name.
+        InputError: the raw files are not there, damaged, another data set's, or without a usable row.
+        StorageError: the disk is full.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")
+    source, out = SOURCES[name], Path(out)
+    if Path(origin).resolve() == (out / f"{name}.jsonl").resolve():
+        raise InputError(f"{origin}: is the file to be written, too. Name another folder to write to")
+    files, names = _open(source, origin)
+    total = sum(map(len, files))
+    with (
+        publish(out / f"{name}.jsonl") as part,
+        _removed_on_error(part),
+        progress(f"prepare {name}", total, "rows") as advance,
+    ):
+        items = source.convert(_counted(raw_rows(source, files), advance))
+        written, dropped, sha256 = _write(name, items, part)
+        if not written:
+            raise InputError(f"{', '.join(names)}: no row of {name} to learn from; {_reasons(dropped)}")
+        (out / f"{name}.json").unlink(missing_ok=True)  # no report of other rows beside the new ones
+    report = Report(name, total, written, dict(sorted(dropped.items())), names, sha256)
+    facts = {"title": source.title, "licence": source.licence, "url": source.url}
+    write_json(out / f"{name}.json", {**facts, **asdict(report)})
+    return report
+
+
+def _open(source: Source, origin: str | Path) -> tuple[list[RawFile], tuple[str, ...]]:
+    if origin == "hub" and source.hub_files:
+        names = [f"{source.hub}/{file}" for file in source.hub_files]
+        paths = [hub_file(source, file) for file in source.hub_files]
+        return [open_raw(source, *pair) for pair in zip(paths, names, strict=True)], tuple(names)
+    if isinstance(origin, str) and (origin == "hub" or origin.startswith(HUB)):
+        table = source.hub if origin == "hub" else origin
+        return [open_raw(source, table)], (table,)
+    path = Path(origin)
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; expected {' or '.join(source.files)} or a folder with it, "
+            f"from {source.url}"
+        )
+    paths = files_in(source, path) if path.is_dir() else [path]
+    return [open_raw(source, path) for path in paths], tuple(path.name for path in paths)
+
+
+def _counted(rows: RawRows, advance: Advance) -> RawRows:
+    for row in rows:
+        yield row
+        advance(1)
+
+
+def _write(name: str, items: Iterable[Conversation | Dropped], part: Path) -> tuple[int, Counter[str], str]:
+    written, dropped, sha = 0, Counter[str](), hashlib.sha256()
+    with part.open("wb") as file:
+        for item in items:
+            line = item if isinstance(item, Dropped) else _line(name, item)
+            if isinstance(line, Dropped):
+                dropped[line.reason] += 1
+                continue
+            file.write(line)
+            sha.update(line)
+            written += 1
+    return written, dropped, sha.hexdigest()
+
+
+def _line(name: str, conversation: Conversation) -> bytes | Dropped:
+    row = {
+        "dataset": name,
+        "id": f"{name}_{conversation.key}",
+        "messages": [{"role": m.role, "content": m.content} for m in conversation.messages],
+    }
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which no tokenizer takes
+        return Dropped("broken Unicode")
+
+
+def _reasons(dropped: Counter[str]) -> str:
+    return "; ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items())) or "no row in it"
+
+
+@contextmanager
+def _removed_on_error(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,76 @@
+"""What a data set of the papers is: where its raw files come from, how a row looks, how to convert it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clusterucb.data.rows import Message
+from clusterucb.errors import InputError
+
+__all__ = ["Conversation", "Converter", "Dropped", "RawRows", "Source", "raw_text"]
+
+RawRows = Iterator[tuple[Mapping[str, Any], str]]
+"""Raw rows, each with how to name it in a message ("train.jsonl, line 12")."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row to write: user and assistant in turn, the assistant last; its id is "NAME_key"."""
+
+    key: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Something that is well-formed but not to learn from, with the reason it is counted under."""
+
+    reason: str
+
+
+Converter = Callable[[RawRows], Iterator[Conversation | Dropped]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Every name of a raw file is a glob pattern and stands for the same name with `.gz`, too.
+    """
+
+    name: str
+    title: str
+    licence: str
+    url: str
+    """The page that has the raw files."""
+    hub: str
+    """`hub:org/name[:config][:split]`, as `Lines.open` understands it."""
+    layouts: tuple[tuple[str, ...], ...]
+    """Sets of raw files, best first; a folder must have all files of one set."""
+    columns: tuple[tuple[str, ...], ...]
+    """The columns that a raw row must have, one tuple for each shape the data set comes in."""
+    convert: Converter
+    hub_files: tuple[str, ...] = ()
+    """Raw files to read from the hub's repository; if none, `hub` is loaded as a table."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All official names of raw files."""
+        return tuple(dict.fromkeys(name for layout in self.layouts for name in layout))
+
+    @property
+    def looks(self) -> str:
+        """How a raw row looks, for messages: "question + answer"."""
+        return ", or ".join(" + ".join(columns) for columns in self.columns)
+
+
+def raw_text(record: Mapping[str, Any], column: str, where: str) -> str:
+    """The text in a column; null counts as empty. Raises InputError if it is no text."""
+    value = record[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: column {column} is {value!r:.60}, expected a string. Repair the row")
+    return value

@@ -1,0 +1,211 @@
+"""BIG-Bench Hard: 27 tasks, answered in steps (Suzgun et al. 2022, https://arxiv.org/abs/2210.09261).
+
+Each task comes with three worked questions: the shots of its evaluation, and the rows of the target.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterucb.data.files import Lines
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.tasks.choice import check_shots, draw
+from clusterucb.tasks.files import Official, list_field, read_json, read_text, text_field
+from clusterucb.tasks.installed import harness_files, read_config, samples
+from clusterucb.tasks.question import Question
+from clusterucb.tasks.task import Task, Variant
+
+__all__ = ["TASK", "final_answer", "questions", "score", "targets"]
+
+_FILES = Official(
+    "bbh",
+    folders=("bbh",),
+    expects="bbh/cot-prompts/<task>.txt and, for the evaluation, bbh/<task>.json",
+    url="https://github.com/suzgunmirac/BIG-Bench-Hard",
+)
+_HUB = "SaylorTwift/bbh"
+"""What lm-eval reads, with the columns and names of lukaemon/bbh, which is a script: datasets 4 runs none."""
+_OPENING = "A:"
+_THINK = " Let's think step by step"
+_STOP = ("\n\nQ:",)  # a model that goes on to make up the next question has given its answer
+_MOST_SHOTS = 3
+# A period within a number or a name (3.5, a.b) does not end the answer.
+_FINAL = re.compile(r"[Tt]he answer is (.*?)\.(?!\w)")
+# Open-instruct drops all punctuation, and -5 is 5 then; a minus before a digit stays here.
+_PUNCTUATION = re.compile(rf"(?!-\d)[{re.escape(string.punctuation)}]")
+
+
+@dataclass(frozen=True)
+class _Shot:
+    question: str
+    answer: str
+    """What follows "A:"."""
+
+    @property
+    def text(self) -> str:
+        return f"Q: {self.question}\n{_OPENING}{self.answer}"
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A task's description and worked questions."""
+
+    description: str
+    shots: tuple[_Shot, ...]
+
+    def ask(self, shots: Sequence[_Shot], question: str) -> str:
+        return "\n\n".join([self.description, *(shot.text for shot in shots), f"Q: {question}"]).strip()
+
+
+def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
+    """Each worked question once, the others of its task as its shots, in the file's order."""
+    found = [
+        _target(task, prompt, i)
+        for task, prompt in _prompts(data_dir).items()
+        for i in range(len(prompt.shots))
+    ]
+    return [found[i] for i in draw("bbh", len(found), rows, seed)]
+
+
+def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
+    """The questions of all tasks, task by task, after the task's first worked questions."""
+    check_shots("bbh", shots, _MOST_SHOTS)
+    prompts = _prompts(data_dir)
+    sources = _official(data_dir, prompts) if data_dir is not None else dict.fromkeys(prompts)
+    return (
+        _question(task, prompts[task], i, text, answer, shots)
+        for task, path in sources.items()
+        for i, (text, answer) in enumerate(_examples(task, path))
+    )
+
+
+def final_answer(output: str) -> str:
+    """What the output gives after "the answer is", up to a period; where it does not, its first paragraph."""
+    found = _FINAL.search(output)
+    return found.group(1).strip() if found else output.strip().split("\n\n")[0].strip()
+
+
+def score(gold: Mapping[str, Any], output: str) -> dict[str, float]:
+    """Whether the final answer is the target; neither case nor punctuation counts.
+
+    Where an answer is nothing but punctuation (dyck_languages), it must be the same without its spaces:
+    to leave punctuation out, as open-instruct does, would make any brackets right.
+    """
+    return {"exact_match": float(_plain(final_answer(output)) == _plain(gold["target"]))}
+
+
+def _plain(answer: str) -> str:
+    if not any(character.isalnum() for character in answer):
+        return "".join(answer.split())
+    return _PUNCTUATION.sub("", answer).lower()
+
+
+def _target(task: str, prompt: _Prompt, i: int) -> Question:
+    shot = prompt.shots[i]
+    others = [*prompt.shots[:i], *prompt.shots[i + 1 :]]
+    return Question(
+        id=f"bbh/{task}/shots/{i}",
+        subtask=task,
+        ask=prompt.ask(others, shot.question),
+        opening=_OPENING,
+        answer=shot.answer,
+        core=shot.question,
+        gold={"target": final_answer(shot.answer)},
+    )
+
+
+def _question(task: str, prompt: _Prompt, i: int, text: str, target: str, shots: int) -> Question:
+    return Question(
+        id=f"bbh/{task}/test/{i}",
+        subtask=task,
+        ask=prompt.ask(prompt.shots[:shots], text),
+        opening=_OPENING,
+        answer="",
+        core=text.strip(),
+        gold={"target": target},
+    )
+
+
+def _prompts(data_dir: Path | None) -> dict[str, _Prompt]:
+    """The prompt of each task, by its name, sorted."""
+    if data_dir is None:
+        return {path.stem: _harness_prompt(path) for path in harness_files("bbh/cot_fewshot")}
+    paths = sorted((_base(data_dir) / "cot-prompts").glob("*.txt"))
+    return {path.stem: _parse(read_text(path), str(path)) for path in paths}
+
+
+def _base(data_dir: Path) -> Path:
+    for base in _FILES.bases(data_dir):
+        if any((base / "cot-prompts").glob("*.txt")):
+            return base
+    raise _FILES.missing(data_dir, "cot-prompts/*.txt")
+
+
+def _parse(text: str, where: str) -> _Prompt:
+    """An official prompt file: a canary, a line of dashes, the description, and questions with answers."""
+    description, *blocks = text.split("-----\n", 1)[-1].strip().split("\n\nQ: ")
+    shots = []
+    for number, block in enumerate(blocks, 1):
+        question, found, answer = block.partition(f"\n{_OPENING}{_THINK}")
+        if not found:
+            raise InputError(
+                f"{where}: question {number} has no line that begins {_OPENING}{_THINK}; fetch it again"
+            )
+        shots.append(_Shot(question.strip(), f"{_THINK}{answer}".rstrip()))
+    if len(shots) != _MOST_SHOTS:
+        raise InputError(f"{where}: {len(shots)} worked questions, expected {_MOST_SHOTS}; fetch it again")
+    return _Prompt(description, tuple(shots))
+
+
+def _harness_prompt(path: Path) -> _Prompt:
+    shots = samples(path, "input")
+    if len(shots) != _MOST_SHOTS:
+        raise ConfigError(f"{path}: {len(shots)} samples, expected {_MOST_SHOTS}; install another lm-eval")
+    # lm-eval leaves out the first sentence of each answer, and asks with it.
+    worked = tuple(_Shot(question.strip(), f"{_THINK}.\n{answer}".rstrip()) for question, answer in shots)
+    return _Prompt(text_field(read_config(path), "description", str(path)).strip(), worked)
+
+
+def _official(data_dir: Path, prompts: Mapping[str, _Prompt]) -> dict[str, Path]:
+    """The file of each task's questions; a task with questions or a prompt alone is an error."""
+    base = _base(data_dir)
+    folder = base / "bbh" if any((base / "bbh").glob("*.json")) else base
+    paths = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    if not paths:
+        raise _FILES.missing(data_dir, "<task>.json")
+    for task in sorted(prompts.keys() ^ paths.keys()):
+        there, lacking = f"{task}.json", f"cot-prompts/{task}.txt"
+        if task in prompts:
+            there, lacking = lacking, there
+        raise InputError(f"{base}: {there} without {lacking}; fetch both from {_FILES.url}, or drop it")
+    return paths
+
+
+def _examples(task: str, path: Path | None) -> Iterator[tuple[str, str]]:
+    """(input, target) of each question; from the hub if there is no file."""
+    if path is None:
+        lines = Lines.open(f"hub:{_HUB}:{task}:test")
+        records = ((lines.record(i), lines.where(i)) for i in range(len(lines)))
+    else:
+        examples = list_field(read_json(path), "examples", str(path))
+        records = ((record, f"{path}, example {i}") for i, record in enumerate(examples, 1))
+    for record, where in records:
+        yield text_field(record, "input", where), text_field(record, "target", where)
+
+
+TASK = Task(
+    name="bbh",
+    title="BIG-Bench Hard: 27 tasks of many steps",
+    licence="MIT",
+    url=_FILES.url,
+    expects=_FILES.expects,
+    targets=targets,
+    questions=questions,
+    variants={"bbh": Variant(shots=3, metrics=("exact_match",), macro=True, max_new_tokens=512, stop=_STOP)},
+    score=score,
+)

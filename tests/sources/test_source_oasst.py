@@ -1,0 +1,249 @@
+import gzip
+import io
+import itertools
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from source_helpers import converted, prepared, refusal, write
+
+from clusterucb.errors import InputError
+from clusterucb.sources import prepare
+
+FILE = "2023-04-12_oasst_ready.trees.jsonl.gz"
+
+
+def message(name, role_of_depth, *replies, parent=None, **columns):
+    node = {
+        "message_id": name,
+        "parent_id": parent,
+        "text": f"{name} says",
+        "role": role_of_depth,
+        "lang": "en",
+        "deleted": False,
+        "rank": None,
+        "labels": {},
+        **columns,
+        "replies": list(replies),
+    }
+    for reply in replies:
+        reply["parent_id"] = name
+    return node
+
+
+def asks(name, *replies, **columns):
+    return message(name, "prompter", *replies, **columns)
+
+
+def says(name, *replies, **columns):
+    return message(name, "assistant", *replies, **columns)
+
+
+def tree(root):
+    return {"message_tree_id": root["message_id"], "tree_state": "ready_for_export", "prompt": root}
+
+
+def flat(root):
+    """The rows of a tree, parents first."""
+    rows, stack = [], [root]
+    while stack:
+        node = stack.pop()
+        rows.append(
+            {k: v for k, v in node.items() if k != "replies"} | {"message_tree_id": root["message_id"]}
+        )
+        stack.extend(reversed(node["replies"]))
+    return rows
+
+
+def talk(*names):
+    return [(("user", "assistant")[i % 2], f"{name} says") for i, name in enumerate(names)]
+
+
+def example():
+    return asks("q", says("b", rank=1), says("a", asks("q2", says("c")), asks("q3"), rank=0), says("n"))
+
+
+def test_every_path_to_a_last_reply_is_a_conversation_in_the_order_of_ranks(tmp_path):
+    report, rows = prepared("oasst1", FILE, [tree(example()), tree(asks("p", says("d")))], tmp_path)
+    assert rows == [
+        ("oasst1_c", talk("q", "a", "q2", "c")),
+        ("oasst1_b", talk("q", "b")),
+        ("oasst1_n", talk("q", "n")),
+        ("oasst1_d", talk("p", "d")),
+    ]
+    assert (report.read, report.written, report.dropped) == (2, 4, {"no reply": 1})
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"deleted": True}, "deleted message"),
+        ({"text": " "}, "empty message"),
+        ({"role": "system"}, "unknown role"),
+        ({"role": "prompter"}, "roles out of turn"),
+    ],
+)
+def test_a_message_of_no_use_is_cut_off_with_all_below_it(columns, reason):
+    root = asks("q", says("a"), says("b", asks("q2", says("c")), **columns))
+    assert converted("oasst1", [tree(root)]) == ([("a", talk("q", "a"))], [reason])
+
+
+def test_a_reply_whose_follow_ups_are_all_deleted_is_the_last():
+    root = asks("q", says("a", asks("q2", says("b"), deleted=True)))
+    assert converted("oasst1", [tree(root)]) == ([("a", talk("q", "a"))], ["deleted message"])
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [
+        (asks("q"), "no reply"),
+        (asks("q", says("a"), deleted=True), "deleted message"),
+        (says("a", asks("q")), "roles out of turn"),
+    ],
+)
+def test_a_tree_of_no_use_is_counted(root, reason):
+    assert converted("oasst1", [tree(root)]) == ([], [reason])
+
+
+def test_a_message_met_twice_still_gets_an_id_of_its_own(tmp_path):
+    twice = [tree(asks("q", says("a"))), tree(asks("q", says("a")))]
+    assert [row for row, _ in prepared("oasst1", FILE, twice, tmp_path)[1]] == ["oasst1_a", "oasst1_a_1"]
+
+
+@pytest.mark.parametrize("file", ["2023-04-12_oasst_ready.messages.jsonl.gz", "a.jsonl", "a.parquet"])
+def test_flat_rows_give_the_same_bytes_as_trees(tmp_path, file):
+    roots = [example(), asks("p", says("d"))]
+    rows = [{k: v for k, v in row.items() if k != "labels"} for root in roots for row in flat(root)]
+    if file.endswith("parquet"):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        origin = write(tmp_path / file, buffer.getvalue())
+    else:
+        origin = write(tmp_path / file, rows)
+    ours = prepare("oasst1", origin, tmp_path / "flat")
+    theirs = prepare("oasst1", write(tmp_path / FILE, [tree(root) for root in roots]), tmp_path / "trees")
+    assert (ours.sha256, ours.dropped) == (theirs.sha256, theirs.dropped)
+
+
+def test_in_flat_rows_a_child_may_stand_before_its_parent():
+    assert converted("oasst1", flat(asks("q", says("a")))[::-1]) == ([("a", talk("q", "a"))], [])
+
+
+def test_flat_messages_that_reach_no_prompt_are_counted():
+    rows = flat(example())
+    rows = [row for row in rows if row["message_id"] != "a"]
+    kept, dropped = converted("oasst1", rows)
+    assert [key for key, _ in kept] == ["b", "n"]
+    assert dropped == ["unknown parent"] * 3
+
+
+def test_flat_messages_that_are_their_own_ancestors_are_counted():
+    rows = flat(asks("q", says("a")))
+    loop = [
+        {**rows[0], "message_id": "x", "parent_id": "y"},
+        {**rows[1], "message_id": "y", "parent_id": "x"},
+    ]
+    assert converted("oasst1", [*rows, *loop]) == ([("a", talk("q", "a"))], ["unknown parent"] * 2)
+
+
+def test_a_flat_message_given_twice_counts_once():
+    rows = flat(asks("q", says("a")))
+    assert converted("oasst1", [*rows, rows[1]]) == ([("a", talk("q", "a"))], ["repeated message"])
+
+
+def test_a_file_whose_trees_are_torn_apart_is_refused(tmp_path):
+    one, other = flat(asks("q", says("a"))), flat(asks("p", says("b")))
+    path = write(tmp_path / "a.jsonl", [one[0], *other, one[1]])
+    said = refusal("oasst1", path)
+    assert "a.jsonl, line 4: tree 'q' was met before" in said
+    assert "Sort the file by message_tree_id" in said
+
+
+def test_a_long_thread_is_no_matter_of_recursion():
+    names = [f"m{i}" for i in range(6000)]
+    rows = [
+        {
+            "message_tree_id": "m0",
+            "message_id": name,
+            "parent_id": parent,
+            "text": name,
+            "role": ("prompter", "assistant")[i % 2],
+        }
+        for i, (name, parent) in enumerate(zip(names, [None, *names], strict=False))
+    ]
+    ((key, turns),), dropped = converted("oasst1", rows)
+    assert (key, len(turns), dropped) == ("m5999", 6000, [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (7, "row 1: a message is 7, expected {message_id, text, role, ...}"),
+        ({"message_id": "q", "role": "prompter"}, "row 1: text of a message is None, expected a string"),
+        (asks("q") | {"replies": "none"}, "row 1: replies is 'none', expected a list of messages"),
+        (asks("q") | {"replies": [7]}, "row 1: a message is 7"),
+    ],
+)
+def test_what_is_no_message_is_refused(prompt, said):
+    with pytest.raises(InputError) as caught:
+        converted("oasst1", [{"message_tree_id": "q", "prompt": prompt}])
+    assert said in str(caught.value)
+
+
+@st.composite
+def trees(draw):
+    """A random tree: each message hangs below an earlier one, in turn; some are deleted or ranked."""
+    numbers = itertools.count(1)
+    nodes = [(asks("0"), 0)]
+    for _ in range(draw(st.integers(0, 25))):
+        parent, depth = nodes[draw(st.integers(0, len(nodes) - 1))]
+        columns = {
+            "rank": draw(st.none() | st.integers(0, 3)),
+            "deleted": draw(st.sampled_from([False, False, False, True])),
+            "parent": parent["message_id"],
+        }
+        child = message(str(next(numbers)), ("assistant", "prompter")[depth % 2], **columns)
+        parent["replies"].append(child)
+        nodes.append((child, depth + 1))
+    return nodes[0][0]
+
+
+def live_leaves(node, depth=0):
+    live = [reply for reply in node["replies"] if not reply["deleted"]]
+    if live:
+        return [leaf for reply in live for leaf in live_leaves(reply, depth + 1)]
+    return [node["message_id"]] if depth % 2 else []
+
+
+@given(trees(), st.randoms(use_true_random=False))
+def test_each_live_last_reply_ends_one_conversation_in_trees_and_in_flat_rows(root, chance):
+    kept, dropped = converted("oasst1", [tree(root)])
+    assert sorted(key for key, _ in kept) == sorted(live_leaves(root))
+    for _, turns in kept:
+        assert [role for role, _ in turns] == ["user", "assistant"] * (len(turns) // 2)
+        assert turns[0] == ("user", "0 says")
+    rows = flat(root)
+    assert converted("oasst1", rows) == (kept, dropped)
+    chance.shuffle(rows)
+    again, dropped_again = converted("oasst1", rows)
+    assert sorted(again) == sorted(kept)
+    assert sorted(dropped_again) == sorted(dropped)
+
+
+def test_a_tree_file_cut_short_is_refused(tmp_path):
+    data = gzip.compress(
+        "".join(json.dumps(tree(asks(str(i), says(f"a{i}")))) + "\n" for i in range(50)).encode()
+    )
+    path = write(tmp_path / "a.bin", data[: len(data) // 2]).rename(tmp_path / FILE)
+    said = refusal("oasst1", path)
+    assert FILE in said
+    assert "truncated or corrupt gzip file" in said
+    assert "A row of oasst1 has message_tree_id + prompt" in said
+
+
+def test_ranks_of_a_table_may_be_nan():
+    root = asks("q", says("b", rank=float("nan")), says("a", rank=0.0))
+    assert [key for key, _ in converted("oasst1", [tree(root)])[0]] == ["a", "b"]

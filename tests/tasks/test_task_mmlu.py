@@ -1,0 +1,131 @@
+import pytest
+from task_helpers import MMLU_DEV, MMLU_TEST, Hub, refusal, write_mmlu
+
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import mmlu
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_mmlu(tmp_path / "mmlu", "dev", MMLU_DEV)
+    write_mmlu(tmp_path / "mmlu", "test", MMLU_TEST)
+    return tmp_path
+
+
+def test_a_question_without_shots_in_full(folder):
+    first = next(mmlu.questions(folder, 0))
+    assert first.ask == (
+        "The following are multiple choice questions (with answers) about anatomy.\n\n"
+        "Where is the nail?\nA. toe\nB. ear\nC. eye\nD. lip\nAnswer:"
+    )
+    assert (first.opening, first.answer, first.gold) == ("The answer is:", " A", {"letter": "A"})
+    assert (first.id, first.subtask) == ("mmlu/anatomy/test/0", "anatomy")
+    assert first.core == "Where is the nail?\nA. toe\nB. ear\nC. eye\nD. lip"
+
+
+def test_a_question_with_shots_in_full(folder):
+    (folder / "mmlu" / "test" / "anatomy_test.csv").unlink()
+    assert next(mmlu.questions(folder, 2)).ask == (
+        "The following are multiple choice questions (with answers) about world religions.\n\n"
+        'Which, if any?\nA. one\nB. two, too\nC. a "third"\nD. 4\nAnswer: C\n\n'
+        "A longer\nquestion?\nA. 0.50\nB. 1\nC. 2\nD. 3\nAnswer: A\n\n"
+        "How many?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    )
+
+
+def test_fewer_shots_are_the_first_ones(folder):
+    last = list(mmlu.questions(folder, 1))[-1]
+    assert "Which, if any?" in last.ask
+    assert "A longer" not in last.ask
+
+
+def test_questions_go_by_subject_in_the_files_order(folder):
+    ids = [question.id for question in mmlu.questions(folder, 1)]
+    assert ids == [
+        "mmlu/anatomy/test/0",
+        "mmlu/world_religions/test/0",
+        "mmlu/world_religions/test/1",
+    ]
+
+
+def test_targets_are_all_dev_questions(folder):
+    ids = [question.id for question in mmlu.targets(folder, None, 0)]
+    assert ids == ["mmlu/anatomy/dev/0", "mmlu/world_religions/dev/0", "mmlu/world_religions/dev/1"]
+    assert len(mmlu.targets(folder, 2, 0)) == 2
+
+
+def test_a_target_reads_as_the_evaluation_without_shots(folder):
+    write_mmlu(folder / "mmlu", "test", MMLU_DEV)
+    twins = zip(mmlu.targets(folder, None, 0), mmlu.questions(folder, 0), strict=True)
+    assert all((a.ask, a.opening, a.answer) == (b.ask, b.opening, b.answer) for a, b in twins)
+
+
+def test_the_files_may_lie_right_in_the_folder(folder):
+    assert list(mmlu.questions(folder / "mmlu", 1)) == list(mmlu.questions(folder, 1))
+
+
+def test_the_hub_gives_the_same_questions(folder, monkeypatch):
+    hub = Hub(monkeypatch)
+    for split, subjects in (("dev", MMLU_DEV), ("test", MMLU_TEST)):
+        hub.sets["cais/mmlu", "all", split] = [
+            {"question": row[0], "subject": subject, "choices": row[1:5], "answer": "ABCD".index(row[5])}
+            for subject, rows in subjects.items()
+            for row in rows
+        ]
+    assert list(mmlu.questions(None, 1)) == list(mmlu.questions(folder, 1))
+    assert mmlu.targets(None, None, 0) == mmlu.targets(folder, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answer": 4}, "row 1: the answer is '4', expected one of A, B, C, D"),
+        ({"answer": None}, "row 1: the answer is 'None'"),
+        ({"choices": ["a", "b"]}, "row 1: 4 columns, expected 6"),
+        ({"choices": "abcd"}, "row 1: choices is 'abcd', expected a list"),
+        ({"subject": ""}, "row 1: subject is ''"),
+    ],
+)
+def test_rows_of_the_hub_that_cannot_be_used(monkeypatch, row, message):
+    good = {"question": "Q", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 1}
+    Hub(monkeypatch).sets["cais/mmlu", "all", "dev"] = [{**good, **row}]
+    assert message in refusal(mmlu.targets, None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"two\nlines",a,b,c,d,A\nQ,a,b,c,A\n', "anatomy_dev.csv, line 3: 5 columns, expected 6"),
+        ("Q,a,b,c,d,E\n", "line 1: the answer is 'E', expected one of A, B, C, D"),
+        ("Q,a,b,c,d,AB\n", "line 1: the answer is 'AB'"),
+        ("Q,a,b,c,d,\n", "line 1: the answer is ''"),
+        ('Q,a,b,c,d,A\n"Q,a,b', "line 2: cannot be read as CSV (unexpected end of data)"),
+        ("", "empty, no question in it"),
+    ],
+)
+def test_files_that_cannot_be_used(folder, text, message):
+    (folder / "mmlu" / "dev" / "anatomy_dev.csv").write_text(text)
+    assert message in refusal(mmlu.targets, folder, None, 0)
+
+
+def test_a_file_that_is_not_utf8(folder):
+    (folder / "mmlu" / "dev" / "anatomy_dev.csv").write_bytes(b"caf\xe9,a,b,c,d,A\n")
+    assert "anatomy_dev.csv, line 1: cannot be read as CSV" in refusal(mmlu.targets, folder, None, 0)
+
+
+def test_missing_files_are_named_with_what_is_expected(tmp_path):
+    message = refusal(mmlu.targets, tmp_path, None, 0)
+    assert "no dev/*_dev.csv for mmlu" in message
+    assert "https://people.eecs.berkeley.edu/~hendrycks/data.tar" in message
+
+
+def test_shots_that_are_not_there(folder):
+    message = refusal(mmlu.questions, folder, 2)
+    assert "mmlu, anatomy: 2 shots need as many dev questions, 1 are there" in message
+    assert "expected 0 to 5" in refusal(mmlu.questions, folder, 6, error=ConfigError)
+
+
+def test_the_answer_is_one_of_the_choices(folder):
+    for variant in mmlu.TASK.variants.values():
+        assert variant.choices == (" A", " B", " C", " D")
+        assert {q.answer for q in mmlu.questions(folder, 0)} <= set(variant.choices)

@@ -1,0 +1,132 @@
+"""What holds for the questions of all benchmarks."""
+
+import json
+
+import pytest
+from task_helpers import install, refusal, write_all, write_harness
+
+from builders import build_tokenizer
+from clusterucb.data.chat import chat_format
+from clusterucb.data.rows import Message, parse_messages
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import TASKS, Question
+from clusterucb.tasks.chosen import chosen
+
+
+@pytest.fixture(scope="module")
+def tulu():
+    return chat_format("tulu", build_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(autouse=True)
+def _harness(tmp_path, monkeypatch):
+    install(monkeypatch, lm_eval=write_harness(tmp_path / "lm_eval"))
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request):
+    return TASKS[request.param]
+
+
+def all_questions(task, folder):
+    found = task.targets(folder, None, 0)
+    for shots in {0, 1 if task.name in ("mmlu", "tydiqa", "bbh", "gsm8k") else 0}:
+        found += task.questions(folder, shots)
+    return found
+
+
+def test_the_row_of_a_question():
+    question = Question("gsm8k/test/0", "gsm8k", "Ask?", "A:", " 7", "Ask", {"number": "7"})
+    assert question.to_row() == {
+        "id": "gsm8k/test/0",
+        "dataset": "gsm8k",
+        "subtask": "gsm8k",
+        "messages": [
+            {"role": "user", "content": "Ask?"},
+            {"role": "assistant", "content": "A: 7", "given": "A:"},
+        ],
+        "core": "Ask",
+    }
+
+
+def test_text_survives_the_stripping_of_contents(task, folder):
+    for question in all_questions(task, folder):
+        content = question.opening + question.answer
+        assert question.ask == question.ask.strip() != ""
+        if question.answer:
+            assert content == content.rstrip()
+            assert content.strip().startswith(question.opening)
+        else:
+            assert question.id.startswith("bbh/")
+            assert "/test/" in question.id
+        assert not question.opening[:1].isspace()
+        assert question.core == question.core.strip() != ""
+        assert question.core in question.ask or question.task == "tydiqa"
+        assert question.task == task.name
+        assert json.loads(json.dumps(dict(question.gold))) == question.gold
+
+
+def test_a_target_is_rendered_as_its_prompt_its_opening_and_its_answer(task, folder, tulu):
+    for target in task.targets(folder, None, 0):
+        row = json.loads(json.dumps(target.to_row()))
+        rendered = tulu.render(parse_messages(row, "row 1"))
+        prompt = tulu.prompt([Message("user", target.ask)]) + target.opening
+        assert rendered.text == prompt + target.answer + tulu.eos
+        assert rendered.spans == ((len(prompt), len(rendered.text)),)
+
+
+def test_ids_are_unique_and_stable(task, folder):
+    ids = [question.id for question in task.questions(folder, 0)]
+    assert len(set(ids)) == len(ids)
+    assert ids == [question.id for question in task.questions(folder, 0)]
+
+
+def test_a_task_says_what_it_is(task):
+    assert task.url.startswith("https://")
+    assert task.licence
+    assert task.title
+    assert "\n" not in task.expects
+    assert task.name in task.expects
+
+
+def test_variants_are_complete():
+    assert list(TASKS) == ["mmlu", "bbh", "tydiqa", "gsm8k", "humaneval"]
+    assert list(chosen(list(TASKS))) == [
+        *("mmlu_0shot", "mmlu_5shot", "bbh", "tydiqa", "gsm8k"),
+        *("humaneval_pass1", "humaneval_pass10"),
+    ]
+    for task, variant in chosen(list(TASKS)).values():
+        assert variant.metrics
+        assert bool(variant.choices) != bool(variant.max_new_tokens)
+        assert (task.score is None) == (task.name in ("mmlu", "humaneval"))
+        assert 1 <= variant.k <= variant.samples
+        if task.score is not None:
+            assert set(variant.metrics) == set(
+                task.score({"number": "1", "target": "1", "answers": ["1"]}, "1")
+            )
+
+
+def test_a_name_is_a_variant_or_a_task_and_counts_once():
+    assert chosen([]) == {}
+    assert list(chosen(["gsm8k", "mmlu_5shot", "mmlu", "mmlu_5shot"])) == [
+        "gsm8k",
+        "mmlu_5shot",
+        "mmlu_0shot",
+    ]
+    task, variant = chosen(["humaneval_pass10"])["humaneval_pass10"]
+    assert (task.name, variant.metrics, variant.temperature, variant.top_p) == (
+        "humaneval",
+        ("pass@10",),
+        0.8,
+        0.95,
+    )
+    message = refusal(chosen, ["gsm8k", "mmlu_3shot"], error=ConfigError)
+    assert message.startswith("tasks: unknown benchmark 'mmlu_3shot'; did you mean 'mmlu_")
+    assert "there are mmlu, bbh, tydiqa, gsm8k, humaneval, mmlu_0shot" in refusal(
+        chosen, ["q"], error=ConfigError
+    )

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+from task_helpers import LANGUAGES, Hub, refusal, squad, tydiqa_dev, tydiqa_train, write_tydiqa
+
+from clusterucb.errors import ConfigError
+from clusterucb.tasks import tydiqa
+from clusterucb.tasks.tydiqa import score
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_tydiqa(tmp_path / "tydiqa")
+    return tmp_path
+
+
+def test_a_question_without_shots_in_full(folder):
+    russian = next(q for q in tydiqa.questions(folder, 0) if q.subtask == "russian")
+    assert russian.ask == (
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.\n\n"
+        "Отрывок: russian passage 0.\nВопрос: russian dev 0?"
+    )
+    assert (russian.opening, russian.answer) == ("Ответ:", " The Cat sat")
+    assert (russian.id, russian.gold) == ("tydiqa/russian--12-0", {"answers": ["The Cat sat", "cat"]})
+    assert russian.core == "russian passage 0.\nrussian dev 0?"
+
+
+def test_a_question_with_its_shot_in_full(folder):
+    korean = next(q for q in tydiqa.questions(folder, 1) if q.subtask == "korean")
+    assert korean.ask == (
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.\n\n"
+        f"문단: korean 1 {'x' * 31}\n질문: korean train 1?\n답변: answer 1 \n\n"
+        "문단: korean passage 0.\n질문: korean dev 0?"
+    )
+
+
+def test_the_target_is_a_languages_first_question_on_a_passage_that_is_not_long(folder):
+    found = tydiqa.targets(folder, None, 0)
+    assert [q.id for q in found] == [f"tydiqa/{language}-1-0" for language in LANGUAGES]
+    assert [q.subtask for q in found] == LANGUAGES
+    assert len({q.opening for q in found}) == 9
+    english = found[2]
+    assert english.ask == (
+        "Answer the following question based on the information in the given passage.\n\n"
+        f"Passage: english 1 {'x' * 30}\nQuestion: english train 1?"
+    )
+    assert (english.opening, english.answer) == ("Answer:", " answer 1")
+
+
+def test_where_all_passages_are_long_the_shortest_is_the_target(tmp_path):
+    train = [(f"swahili-{n}-0", "x" * length, "Q?", ["a"]) for n, length in enumerate([1900, 1600, 1700])]
+    write_tydiqa(tmp_path, train=train)
+    assert [q.id for q in tydiqa.targets(tmp_path, None, 0)] == ["tydiqa/swahili-1-0"]
+
+
+def test_a_target_reads_as_the_evaluation_without_shots(folder):
+    write_tydiqa(folder / "tydiqa", dev=tydiqa_train())
+    asked = {q.id: q for q in tydiqa.questions(folder, 0)}
+    for target in tydiqa.targets(folder, None, 0):
+        assert target == asked[target.id]
+
+
+def test_the_hub_gives_the_same_questions(folder, monkeypatch):
+    hub = Hub(monkeypatch)
+    name = "google-research-datasets/tydiqa"
+    for split, items in (("train", tydiqa_train()), ("validation", tydiqa_dev())):
+        hub.sets[name, "secondary_task", split] = [
+            {
+                "id": id,
+                "context": c,
+                "question": q,
+                "answers": {"text": texts, "answer_start": [0] * len(texts)},
+            }
+            for id, c, q, texts in items
+        ]
+    assert list(tydiqa.questions(None, 1)) == list(tydiqa.questions(folder, 1))
+    assert tydiqa.targets(None, 4, 1) == tydiqa.targets(folder, 4, 1)
+
+
+def broken(change):
+    content = squad(tydiqa_dev()[:1])
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("data"), "dev.json: no data in it (met: version)"),
+        (lambda c: c["data"].append("x"), "dev.json, data[1]: no paragraphs in it (met: str)"),
+        (lambda c: c["data"][0]["paragraphs"][0].pop("context"), "data[0].paragraphs[0]: no context in it"),
+        (
+            lambda c: c["data"][0]["paragraphs"][0]["qas"][0].update(id="french-1-0"),
+            "paragraphs[0].qas[0]: id 'french-1-0' begins with no language of the task; expected arabic,",
+        ),
+        (
+            lambda c: c["data"][0]["paragraphs"][0]["qas"][0].update(answers=[]),
+            "qas[0]: answers is [], expected a list that is not empty",
+        ),
+        (
+            lambda c: c["data"][0]["paragraphs"][0]["qas"][0]["answers"][0].update(text=3),
+            "qas[0]: text is 3, expected some text",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used(folder, change, message):
+    path = folder / "tydiqa" / "tydiqa-goldp-v1.1-dev.json"
+    path.write_text(json.dumps(broken(change)))
+    assert message in refusal(tydiqa.questions, folder, 0)
+
+
+def test_a_language_without_a_shot(folder):
+    write_tydiqa(folder / "tydiqa", train=tydiqa_train()[:1])
+    assert "no training question in bengali to show before bengali--12-0" in refusal(
+        tydiqa.questions, folder, 1
+    )
+
+
+def test_missing_files_are_named_with_what_is_expected(folder):
+    (folder / "tydiqa" / "tydiqa-goldp-v1.1-train.json").unlink()
+    message = refusal(tydiqa.targets, folder, None, 0)
+    assert "no tydiqa-goldp-v1.1-train.json for tydiqa" in message
+    assert "https://github.com/google-research-datasets/tydiqa" in message
+    assert len(list(tydiqa.questions(folder, 0))) == 18
+
+
+def test_too_many_shots_or_rows(folder):
+    assert "2 shots were asked for; expected 0 to 1" in refusal(
+        tydiqa.questions, folder, 2, error=ConfigError
+    )
+    assert "expected 1 to 9" in refusal(tydiqa.targets, folder, 10, 0, error=ConfigError)
+
+
+def test_scores_take_the_first_line_and_the_nearest_answer():
+    gold = {"answers": ["The Cat sat", "dog"]}
+    assert score(gold, " the cat, sat!\nQuestion: more") == {"f1": 1.0, "exact_match": 1.0}
+    assert score(gold, " dog") == {"f1": 1.0, "exact_match": 1.0}
+    assert score(gold, " a cat") == {"f1": 2 / 3, "exact_match": 0.0}
+    assert score(gold, " bird") == {"f1": 0.0, "exact_match": 0.0}
+    assert score(gold, "") == {"f1": 0.0, "exact_match": 0.0}
