@@ -187,6 +187,10 @@ def _prepare(
         typer.Option("--from", help="A raw file, a folder with official files, or hub.", metavar="PATH|hub"),
     ] = None,
     out: Annotated[str | None, typer.Option(help="The folder for NAME.jsonl and NAME.json.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows of each, drawn by the seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which rows are drawn.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="Show the data sets and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
 ) -> None:
@@ -205,7 +209,7 @@ def _prepare(
 
         quiet_libraries()
         screen = Screen(quiet=quiet)
-        reports = [prepare(name, origin, out, screen.track) for name in names]
+        reports = [prepare(name, origin, out, screen.track, rows=rows, seed=seed) for name in names]
         if not quiet:
             show_reports(reports, out)
 

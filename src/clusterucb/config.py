@@ -184,6 +184,11 @@ class Common(_Strict):
     """A LoRA adapter to go on from, instead of a new one; in `evaluate`, the one to compare with its base."""
     evaluation: Evaluation = Evaluation()
 
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder with official files; None stands for the hub."""
+        return Path(self.data_dir) if self.data_dir else None
+
     def _absolute(self) -> dict[str, str | None]:
         return {
             "model": _absolute(self.model),
@@ -205,7 +210,9 @@ class Config(Common):
     target_rows: Positive | None = None
     """Rows of a benchmark that has more than a target needs (gsm8k 64, humaneval 16 unless given)."""
     holdout: list[str] = []
-    """Rows of the task kept from selection, on which the adapter is evaluated."""
+    """Rows of the task kept from selection, on whose loss the adapter is evaluated; or benchmarks by name."""
+    holdout_rows: Positive = 100
+    """Questions of a benchmark whose right answers are held out, drawn by the seed."""
     decontaminate: bool = False
     """Keep pool rows out that nearly repeat an evaluation question, a held-out row or a target row."""
     lora: Lora = Lora()
@@ -242,7 +249,7 @@ class Config(Common):
                 **self._absolute(),
                 "pool": [_absolute(p) for p in self.pool],
                 "target": [p if p in BENCHMARKS else _absolute(p) for p in self.target],
-                "holdout": [_absolute(p) for p in self.holdout],
+                "holdout": [p if p in BENCHMARKS else _absolute(p) for p in self.holdout],
             }
         )
 

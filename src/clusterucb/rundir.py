@@ -39,7 +39,7 @@ class RunDir:
     """Paths of a run's artifacts.
 
     config.yaml           the settings, replayable
-    target/               the target's rows, where they are a benchmark's
+    target/, holdout/     the rows of these, where they are a benchmark's
     contamination.json    pool rows that nearly repeat what training must not see
     initial/              the adapter before any training
     pool/                 the pool's tokens, and excluded.jsonl
@@ -57,6 +57,7 @@ class RunDir:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.target = self.path / "target"
+        self.holdout = self.path / "holdout"
         self.contamination = self.path / "contamination.json"
         self.initial = self.path / "initial"
         self.pool = self.path / "pool"

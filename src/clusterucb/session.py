@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,8 @@ from clusterucb.rundir import (
 from clusterucb.screening import Screening, screened
 from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
-from clusterucb.tasks import TASKS
+from clusterucb.tasks import TASKS, Question
+from clusterucb.tasks.held_out import held_out
 from clusterucb.training.model import (
     attach_adapter,
     fingerprint_base,
@@ -96,14 +97,18 @@ class Session:
                 f"target {' '.join(self.config.target)}: benchmarks have subtasks of their own, so neither "
                 "files nor --subtask go with them; make two runs"
             )
-        return Target.read([self._benchmark_rows(name) for name in names], "subtask")
+        config = self.config
 
-    def _benchmark_rows(self, name: str) -> Path:
+        def drawn(name: str) -> Sequence[Question]:
+            return TASKS[name].targets(config.data_folder, config.target_rows, config.seed)
+
+        return Target.read([self._kept(self.dir.target, name, drawn) for name in names], "subtask")
+
+    def _kept(self, folder: Path, name: str, drawn: Callable[[str], Sequence[Question]]) -> Path:
         """A benchmark's rows as a file of the run, which stands by itself from here on."""
-        path = self.dir.target / f"{name}.jsonl"
+        path = folder / f"{name}.jsonl"
         if not (path.exists() and self.dir.config.exists()):
-            data_dir = Path(self.config.data_dir) if self.config.data_dir else None
-            questions = TASKS[name].targets(data_dir, self.config.target_rows, self.config.seed)
+            questions = drawn(name)
             with publish(path) as part:
                 rows = (json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in questions)
                 part.write_text("".join(rows), encoding="utf-8")
@@ -120,7 +125,15 @@ class Session:
         """The task's rows that only the evaluation sees, if any were given."""
         if not self.config.holdout:
             return None
-        holdout = Target.read(self.config.holdout)
+        config = self.config
+
+        def drawn(name: str) -> Sequence[Question]:
+            unwanted = self.target_questions
+            return held_out(TASKS[name], config.data_folder, config.holdout_rows, config.seed, unwanted)
+
+        holdout = Target.read(
+            [self._kept(self.dir.holdout, name, drawn) if name in TASKS else name for name in config.holdout]
+        )
         seen: dict[str, TextRows] = {"target": self.target}
         if not self.config.decontaminate:
             seen["pool"] = self.pool

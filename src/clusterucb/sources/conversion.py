@@ -6,6 +6,7 @@ The same input gives the same bytes. Neither file has its final name before it i
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clusterucb.data.files import HUB
+from clusterucb.data.rows import digest8
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.progress import Advance
 from clusterucb.rundir import publish, write_json
@@ -49,7 +51,15 @@ def _unseen(*_: object) -> AbstractContextManager[Advance]:
     return nullcontext(lambda _amount, note="": None)
 
 
-def prepare(name: str, origin: str | Path, out: str | Path, progress: Track = _unseen) -> Report:
+def prepare(
+    name: str,
+    origin: str | Path,
+    out: str | Path,
+    progress: Track = _unseen,
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+) -> Report:
     """Convert the data set `name` into `out/NAME.jsonl`, with the report as `out/NAME.json`.
 
     Args:
@@ -58,6 +68,8 @@ def prepare(name: str, origin: str | Path, out: str | Path, progress: Track = _u
             another table of the hub as `hub:org/name[:config][:split]`.
         out: a folder, made if need be; what it has of this data set is written anew.
         progress: `Screen.track` of a screen.
+        rows: at most so many conversations, drawn by `seed`; they are held in memory meanwhile.
+        seed: which are drawn.
 
     Raises:
         ConfigError: no data set has this name.
@@ -77,7 +89,11 @@ def prepare(name: str, origin: str | Path, out: str | Path, progress: Track = _u
         progress(f"prepare {name}", total, "rows") as advance,
     ):
         items = source.convert(_counted(raw_rows(source, files), advance))
-        written, dropped, sha256 = _write(name, items, part)
+        dropped = Counter[str]()
+        lines = _lines(name, items, dropped)
+        if rows is not None:
+            lines = _drawn(lines, rows, seed, dropped)
+        written, sha256 = _write(lines, part)
         if not written:
             raise InputError(f"{', '.join(names)}: no row of {name} to learn from; {_reasons(dropped)}")
         (out / f"{name}.json").unlink(missing_ok=True)  # no report of other rows beside the new ones
@@ -111,18 +127,37 @@ def _counted(rows: RawRows, advance: Advance) -> RawRows:
         advance(1)
 
 
-def _write(name: str, items: Iterable[Conversation | Dropped], part: Path) -> tuple[int, Counter[str], str]:
-    written, dropped, sha = 0, Counter[str](), hashlib.sha256()
+def _lines(name: str, items: Iterable[Conversation | Dropped], dropped: Counter[str]) -> Iterator[bytes]:
+    """The conversations as lines to write; what is dropped is counted."""
+    for item in items:
+        line = item if isinstance(item, Dropped) else _line(name, item)
+        if isinstance(line, Dropped):
+            dropped[line.reason] += 1
+        else:
+            yield line
+
+
+def _drawn(lines: Iterable[bytes], rows: int, seed: int, dropped: Counter[str]) -> Iterator[bytes]:
+    """The `rows` lines of smallest hash, in their order: a uniform draw in one pass."""
+    best: list[tuple[int, int, bytes]] = []
+    for number, line in enumerate(lines):
+        drawn = (-digest8(f"{seed}\n".encode() + line), number, line)
+        if len(best) < rows:
+            heapq.heappush(best, drawn)
+        else:
+            heapq.heappushpop(best, drawn)
+            dropped["not drawn"] += 1
+    return (line for _, line in sorted((number, line) for _, number, line in best))
+
+
+def _write(lines: Iterable[bytes], part: Path) -> tuple[int, str]:
+    written, sha = 0, hashlib.sha256()
     with part.open("wb") as file:
-        for item in items:
-            line = item if isinstance(item, Dropped) else _line(name, item)
-            if isinstance(line, Dropped):
-                dropped[line.reason] += 1
-                continue
+        for line in lines:
             file.write(line)
             sha.update(line)
             written += 1
-    return written, dropped, sha.hexdigest()
+    return written, sha.hexdigest()
 
 
 def _line(name: str, conversation: Conversation) -> bytes | Dropped:
