@@ -205,9 +205,11 @@ def _prepare(
             raise ConfigError("prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list")
         from clusterucb.progress import Screen
         from clusterucb.quiet import quiet_libraries
-        from clusterucb.sources import prepare
+        from clusterucb.sources import prepare, source_named
 
         quiet_libraries()
+        for name in names:
+            source_named(name)  # a slip in the last name is told before the first is made
         screen = Screen(quiet=quiet)
         reports = [prepare(name, origin, out, screen.track, rows=rows, seed=seed) for name in names]
         if not quiet:

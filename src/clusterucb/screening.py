@@ -1,6 +1,6 @@
 """Which pool rows are kept out of a run, and why: texts that training must not see.
 
-Checked before anything is computed, by the n-grams shared (see data/contamination.py):
+Checked before anything is computed, by equal text and by the n-grams shared (see data/contamination.py):
 
     target rows of a benchmark       always kept out, as they come from the data that the pool may hold
     own target rows, held-out rows   reported; kept out with `decontaminate`
@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,17 @@ import numpy as np
 from clusterucb.config import Config
 from clusterucb.data.contamination import COMMON, Hit, Probe, ProbeIndex, contaminated
 from clusterucb.data.pool import Pool
+from clusterucb.data.rows import Row
 from clusterucb.data.target import Target
 from clusterucb.errors import InputError
-from clusterucb.progress import Screen
+from clusterucb.progress import Advance, Screen
 from clusterucb.rundir import RunDir, check_made_with, read_json, write_json
-from clusterucb.tasks import TASKS, Task, Variant
+from clusterucb.tasks import TASKS, Task
 from clusterucb.tasks.chosen import chosen
 
-__all__ = ["Screening", "screened"]
+__all__ = ["Screening", "screened", "unchecked"]
+
+_CALLED = {"target": "the target", "holdout": "the held-out rows"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,10 @@ class Screening:
     def report(self) -> Iterator[str]:
         """Lines for the person: one for the rows kept out, one for those that were only noticed."""
         for kept, said in ((True, "are kept out"), (False, "are in use; --decontaminate keeps them out")):
-            hits = [hit for hit in self.content["hits"] if hit["kept_out"] == kept]
-            if hits:
-                whose = Counter(hit["whose"] for hit in hits)
+            whose = Counter(hit["whose"] for hit in self.content["hits"] if hit["kept_out"] == kept)
+            if whose:
                 parts = ", ".join(f"{name} {count}" for name, count in whose.most_common())
-                yield f"{len(hits)} pool rows nearly repeat what training must not see ({parts}): they {said}"
+                yield f"pool rows that nearly repeat what training must not see ({parts}) {said}"
 
 
 def screened(
@@ -67,97 +69,117 @@ def screened(
         MismatchError: it is there, but pool, target or held-out rows have changed since.
         InputError: a target row of the person's own is a question of the evaluation.
     """
-    path = run.contamination
-    tasks = {task.name: (task, variant) for task, variant in chosen(config.evaluation.tasks).values()}
     made_with = {
         "pool": pool.fingerprint,
         "target": target.fingerprint,
         "holdout": holdout.fingerprint if holdout else None,
         "decontaminate": config.decontaminate,
     }
-    if path.exists() and run.config.exists():
-        found = read_json(path)
-        check_made_with(found["made_with"], made_with, str(path))
-        if unchecked := [task for task in tasks if task not in found["checked_against"]]:
-            screen.say(f"the pool was not checked against {', '.join(unchecked)} when this run began")
+    if run.contamination.exists() and run.config.exists():
+        found = read_json(run.contamination)
+        check_made_with(found["made_with"], made_with, str(run.contamination))
         return Screening(found)
-    probes = {"target": _rows(target), "holdout": _rows(holdout) if holdout else []}
-    probes |= {name: _questions(*asked, config.data_dir) for name, asked in tasks.items()}
-    own_target = not set(config.target) <= set(TASKS)
-    if own_target:
-        _refuse_asked(target, {name: probes[name] for name in tasks})
-    hits = _hits(pool, probes, config.decontaminate, always=() if own_target else ("target",), screen=screen)
-    if holdout is not None:
-        hits |= _repeated(pool, holdout, config.decontaminate)
-    content = {
-        "made_with": made_with,
-        "checked_against": {name: len(found) for name, found in probes.items()},
-        "hits": [{**hit, "id": pool.id(hit["row"])} for _, hit in sorted(hits.items())],
-    }
-    write_json(path, content)
+    content = {"made_with": made_with, **_checked(config, pool, target, holdout, screen)}
+    write_json(run.contamination, content)
     return Screening(content)
 
 
-def _refuse_asked(target: Target, probes: Mapping[str, list[Probe]]) -> None:
+def unchecked(run: RunDir, config: Config) -> list[str]:
+    """Benchmarks to evaluate on that the run's pool was not checked against when it began."""
+    checked = read_json(run.contamination)["checked_against"] if run.contamination.exists() else {}
+    return [name for name in _asked(config) if name not in checked]
+
+
+def _checked(
+    config: Config, pool: Pool, target: Target, holdout: Target | None, screen: Screen
+) -> dict[str, Any]:
+    own_target = not set(config.target) <= set(TASKS)
+    unseen = [_unseen("target", target, config.decontaminate or not own_target)]
+    if holdout is not None:
+        unseen.append(_unseen("holdout", holdout, config.decontaminate))
+    questions = {
+        name: [Probe(question.id, question.core) for question in task.questions(config.data_folder, shots)]
+        for name, (task, shots) in _asked(config).items()
+    }
+    if questions:
+        index = ProbeIndex(chain.from_iterable(questions.values()))
+        unseen.append(_Unseen("evaluation", index, None, config.decontaminate))
+        if own_target:
+            _refuse_asked(target, index)
+    rows = {texts.name: len(texts.rows) for texts in unseen if texts.rows}
+    return {
+        "checked_against": rows | {name: len(found) for name, found in questions.items()},
+        "too_short_or_common": {texts.name: texts.index.skipped for texts in unseen},
+        "hits": [{**hit, "id": pool.id(row)} for row, hit in sorted(_hits(pool, unseen, screen).items())],
+    }
+
+
+def _asked(config: Config) -> dict[str, tuple[Task, int]]:
+    """Each benchmark to evaluate on, with the most shots: so that all files it needs are read now."""
+    found = sorted(chosen(config.evaluation.tasks).values(), key=lambda pair: pair[1].shots)
+    return {task.name: (task, variant.shots) for task, variant in found}
+
+
+def _refuse_asked(target: Target, questions: ProbeIndex) -> None:
     """Raise InputError for a target row that holds a whole question of the evaluation."""
-    for name, questions in probes.items():
-        for hit in contaminated(ProbeIndex(questions), target, 1.0):
-            raise InputError(
-                f"{target[hit.row].id}: this target row holds {hit.probe}, a question of the evaluation; "
-                f"take it out of the target, or evaluate on something else than {name}"
-            )
+    for hit in contaminated(questions, target, 1.0):
+        raise InputError(
+            f"{target[hit.row].id}: this target row holds {hit.probe}, a question of the evaluation; "
+            f"take it out of the target, or evaluate on something else than {_benchmark(hit.probe)}"
+        )
 
 
-def _hits(
-    pool: Pool,
-    probes: Mapping[str, list[Probe]],
-    decontaminate: bool,
-    *,
-    always: Collection[str],
-    screen: Screen,
-) -> dict[int, dict[str, Any]]:
-    """For each pool row that nearly repeats a probe, the first such, and whether it keeps the row out."""
+@dataclass(frozen=True)
+class _Unseen:
+    """Texts of one kind that training must not see."""
+
+    name: str
+    index: ProbeIndex
+    rows: Target | None
+    """The same texts as rows, where they are; None for questions."""
+    keeps_out: bool
+
+    def hits(self, pool: Pool, progress: Advance) -> Iterator[Hit]:
+        """The pool rows that repeat a row, however short; then those that nearly repeat one."""
+        if self.rows is not None:
+            digests, own = pool.text_digests(), self.rows.text_digests()
+            names = dict(zip(own.tolist(), (row.id for row in self.rows), strict=True))
+            for row in np.flatnonzero(np.isin(digests, own)).tolist():
+                yield Hit(row, names[int(digests[row])], 1.0)
+        yield from contaminated(self.index, pool, progress=progress)
+
+
+def _hits(pool: Pool, unseen: Iterable[_Unseen], screen: Screen) -> dict[int, dict[str, Any]]:
+    """For each pool row that nearly repeats a text, the first such, and whether it keeps the row out."""
     found: dict[int, dict[str, Any]] = {}
-    for name, own in probes.items():
-        if not own:
-            continue
-        with screen.track(f"check against {name}", len(pool), "rows") as advance:
-            for hit in contaminated(_index(own), pool, progress=advance):
-                found.setdefault(hit.row, _hit(hit, name, decontaminate or name in always))
+    for texts in unseen:
+        with screen.track(f"check against {texts.name}", len(pool), "rows") as advance:
+            for hit in texts.hits(pool, advance):
+                whose = texts.name if texts.rows else _benchmark(hit.probe)
+                said = {"row": hit.row, "whose": whose, "probe": hit.probe, "share": hit.share}
+                found.setdefault(hit.row, {**said, "kept_out": texts.keeps_out})
     return found
 
 
-def _index(probes: list[Probe]) -> ProbeIndex:
-    """An index to which what two of a few rows share is their task's instruction, which says nothing."""
-    return ProbeIndex(probes, common=max(1, min(COMMON, len(probes) // 8)))
+def _unseen(name: str, rows: Target, keeps_out: bool) -> _Unseen:
+    """A few rows: what two of them share is their task's instruction, which says nothing."""
+    probes = {probe.text: probe for probe in map(_probe, rows)}  # a question may be there with two answers
+    index = ProbeIndex(probes.values(), common=max(1, min(COMMON, len(probes) // 8)))
+    return _Unseen(name, index, rows, keeps_out)
 
 
-def _hit(hit: Hit, whose: str, kept_out: bool) -> dict[str, Any]:
-    return {"row": hit.row, "whose": whose, "probe": hit.probe, "share": hit.share, "kept_out": kept_out}
-
-
-def _repeated(pool: Pool, holdout: Target, kept_out: bool) -> dict[int, dict[str, Any]]:
-    """Pool rows with the very text of a held-out row, however short."""
-    names = dict(zip(holdout.text_digests().tolist(), (row.id for row in holdout), strict=True))
-    same = np.flatnonzero(np.isin(pool.text_digests(), holdout.text_digests()))
-    digests = pool.text_digests()
-    return {int(row): _hit(Hit(int(row), names[int(digests[row])], 1.0), "holdout", kept_out) for row in same}
-
-
-def _rows(rows: Target) -> list[Probe]:
+def _probe(row: Row) -> Probe:
     """A row by its questions; a benchmark's row by its core, without header and shots."""
-    found = []
-    for row in rows:
-        core = json.loads(row.raw).get("core")
-        asked = "\n".join(message.content for message in row.messages if message.role == "user")
-        found.append(Probe(row.id, core if isinstance(core, str) else asked))
-    return found
+    record = json.loads(row.raw)
+    asked = "\n".join(message.content for message in row.messages if message.role == "user")
+    return Probe(row.id, record["core"] if {"core", "digest"} <= record.keys() else asked)
 
 
-def _questions(task: Task, variant: Variant, data_dir: str | None) -> list[Probe]:
-    questions = task.questions(Path(data_dir) if data_dir else None, variant.shots)
-    return [Probe(question.id, question.core) for question in questions]
+def _benchmark(question: str) -> str:
+    """The name that a question's id begins with."""
+    return question.split("/", 1)[0]
 
 
 def _reason(hit: Mapping[str, Any]) -> str:
-    return f"nearly repeats {hit['probe']} of the {hit['whose']}: {hit['share']:.0%} of its words in order"
+    whose = _CALLED.get(hit["whose"], hit["whose"])
+    return f"nearly repeats {hit['probe']} of {whose}: {hit['share']:.0%} of its words in order"

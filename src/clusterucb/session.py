@@ -37,7 +37,7 @@ from clusterucb.rundir import (
     storage_errors,
     write_json,
 )
-from clusterucb.screening import Screening, screened
+from clusterucb.screening import Screening, screened, unchecked
 from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
 from clusterucb.tasks import TASKS, Question
@@ -152,6 +152,15 @@ class Session:
         found = screened(self.dir, self.config, self.pool, self.target, self.holdout, self.screen)
         for line in found.report():
             self.screen.say(f"{line}; each is in {self.dir.contamination}")
+        _ = self.unchecked
+        return found
+
+    @cached_property
+    def unchecked(self) -> list[str]:
+        """Benchmarks that the pool was not checked against; the person is told of them once."""
+        found = unchecked(self.dir, self.config)
+        if found:
+            self.screen.say(f"the pool was not checked against {', '.join(found)} when this run began")
         return found
 
     @cached_property

@@ -240,6 +240,7 @@ def benchmark(session: Session) -> dict[str, Any]:
     if not session.config.evaluation.tasks:
         return {}
     adapter = _need(session, session.dir.adapter, "train")
+    _ = session.unchecked
 
     def model() -> PeftModel:
         load_adapter(session.model, adapter)

@@ -51,7 +51,39 @@ def test_the_row_of_a_question():
             {"role": "assistant", "content": "A: 7", "given": "A:"},
         ],
         "core": "Ask",
+        "digest": question.digest,
     }
+
+
+def digest(core="Ask me?", id="gsm8k/test/0", **changes):
+    given = {"subtask": "gsm8k", "ask": "Ask?", "opening": "A:", "answer": " 7", "gold": {}, **changes}
+    return Question(id=id, core=core, **given).digest
+
+
+def test_a_digest_is_that_of_the_question_alone():
+    """So that what is in a target is found again in an evaluation, with shots and in another split."""
+    assert digest() == digest(id="gsm8k/train/5", subtask="x", ask="Shots. Ask?", opening="", answer=" 8")
+    assert digest() == digest(" ask\n ME?\t")
+    assert digest("Straße") == digest("STRASSE")
+
+
+def test_a_digest_tells_other_questions_and_other_benchmarks_apart():
+    others = [digest(), digest("Ask me!"), digest("Ask you?"), digest("Askme?"), digest(id="mmlu/test/0")]
+    assert len(set(others)) == len(others)
+
+
+def test_a_digest_is_the_same_in_every_process():
+    assert digest() == "821447b4cd301825"
+
+
+def test_questions_of_one_task_have_different_digests(task, folder):
+    digests = [question.digest for question in task.questions(folder, 0)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_digest_does_not_depend_on_the_shots(task, folder):
+    shots = min(1, max(variant.shots for variant in task.variants.values()))
+    assert [q.digest for q in task.questions(folder, shots)] == [q.digest for q in task.questions(folder, 0)]
 
 
 def test_text_survives_the_stripping_of_contents(task, folder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.documents import Document, documents
-from clusterucb.evaluation.harness import Answered, Engine, ask, require_harness, stops
+from clusterucb.evaluation.harness import Answered, Engine, ask, harness_version, require_harness, stops
 from clusterucb.evaluation.sandbox import protections
 from clusterucb.evaluation.scores import by_subtask, mean
 from clusterucb.progress import Screen
@@ -31,9 +31,12 @@ from clusterucb.rundir import publish, publish_folder, read_json, write_json
 from clusterucb.tasks import Task, Variant
 from clusterucb.tasks.chosen import chosen as chosen_variants
 
-__all__ = ["MODELS", "Benchmarks", "check_settings"]
+__all__ = ["MODELS", "Benchmarks", "MadeWith", "check_settings"]
 
 MODELS = ("base", "adapter")
+MadeWith = Mapping[str, Mapping[str, object]]
+"""What the answers of each of `MODELS` depend on."""
+
 _BATCH_TOKENS = 16384
 _LARGEST_BATCH = 64
 _CHUNK_BATCHES = 4
@@ -64,6 +67,24 @@ def check_settings(config: Common) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Sheet:
+    """One benchmark, ready to be asked."""
+
+    name: str
+    task: Task
+    variant: Variant
+    documents: Sequence[Document]
+    left_out: Sequence[str]
+    """Ids of the questions that the adapter was selected for."""
+    lengths: NDArray[np.int64]
+    """Tokens of each prompt, (n,)."""
+    folders: Mapping[str, Path]
+    """Where the answers of each model go."""
+    chunks: Sequence[tuple[NDArray[np.int64], int]]
+    """Places of the documents that are asked together, and how many at once."""
+
+
 @dataclass
 class Benchmarks:
     """An evaluation of one adapter and its base.
@@ -71,7 +92,7 @@ class Benchmarks:
     Args:
         config: which benchmarks, and how.
         engine: made when the first question is asked.
-        made_with: what the answers of each model depend on, by `MODELS`.
+        made_with: called once the questions are read.
         tokenizer: the model's.
         chat: its format, the target's too.
         folder: where answers and results go.
@@ -81,26 +102,32 @@ class Benchmarks:
 
     config: Common
     engine: Callable[[], Engine]
-    made_with: Mapping[str, Mapping[str, object]]
+    made_with: Callable[[], MadeWith]
     tokenizer: Any
     chat: ChatFormat
     folder: Path
     leave_out: frozenset[str] = frozenset()
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
-    _left_out: dict[str, list[str]] = field(default_factory=dict, init=False)
 
     def run(self) -> dict[str, Any]:
-        """Ask what has not been answered yet; publish and return results.json."""
+        """Ask what has not been answered yet; publish and return results.json.
+
+        Raises:
+            ConfigError: see `check_settings`; no question is left, or the model cannot answer one.
+            InputError: the benchmark's files are missing or not what was expected.
+        """
         check_settings(self.config)
         started = time.monotonic()
-        asked = {name: self._documents(name) for name in self._variants}
-        answers: dict[str, dict[str, list[Answered]]] = {name: {} for name in asked}
+        questions = {name: self._questions(name) for name in self._variants}
+        made_with = self.made_with()
+        sheets = [self._sheet(name, *found, made_with) for name, found in questions.items()]
+        answers: dict[str, dict[str, list[Answered]]] = {sheet.name: {} for sheet in sheets}
         for who in MODELS:
-            for name, found in asked.items():
-                answers[name][who] = self._answers(name, who, found)
+            for sheet in sheets:
+                answers[sheet.name][who] = self._answers(sheet, who)
         results = {
-            "benchmarks": {name: self._compared(name, asked[name], answers[name]) for name in asked},
-            "made_with": {**self.made_with, "chat": self.chat.name, "engine": self.config.evaluation.engine},
+            "benchmarks": {sheet.name: _compared(sheet, answers[sheet.name]) for sheet in sheets},
+            "made_with": {**made_with, **self._settings()},
             "seconds": time.monotonic() - started,
         }
         write_json(self.folder / "results.json", results)
@@ -118,10 +145,22 @@ class Benchmarks:
             for name, (task, variant) in chosen_variants(settings.tasks).items()
         }
 
-    def _documents(self, name: str) -> list[Document]:
+    def _settings(self) -> dict[str, object]:
+        """What the results depend on besides models and questions."""
+        settings = self.config.evaluation
+        return {
+            "chat": self.chat.name,
+            "engine": settings.engine,
+            "seed": self.config.seed,
+            "limit": settings.limit,
+            "samples": settings.samples,
+            "lm_eval": harness_version(),
+        }
+
+    def _questions(self, name: str) -> tuple[list[Document], list[str]]:
         task, variant = self._variants[name]
         data_dir = self.config.data_dir
-        found, self._left_out[name] = documents(
+        found, left_out = documents(
             task,
             variant,
             self.chat,
@@ -131,132 +170,138 @@ class Benchmarks:
             seed=self.config.seed,
         )
         if not found:
-            raise ConfigError(f"{task.name}: no question is left to evaluate on; the target took all of them")
-        return found
+            raise ConfigError(
+                f"{name}: no question is left to evaluate on, as the target took all of them; "
+                "lower --target-rows"
+            )
+        return found, left_out
 
-    def _answers(self, name: str, who: str, asked: Sequence[Document]) -> list[Answered]:
+    def _sheet(
+        self, name: str, found: Sequence[Document], left_out: Sequence[str], made_with: MadeWith
+    ) -> _Sheet:
+        task, variant = self._variants[name]
+        contexts = [document["context"] for document in found]
+        ids = self.tokenizer(contexts, add_special_tokens=False, verbose=False)["input_ids"]
+        lengths = np.array([len(prompt) for prompt in ids], np.int64)
+        chunks = list(_chunks(lengths, variant, self.config.evaluation.eval_batch))
+        facts = {
+            "documents": [[document["context"], document["choices"]] for document in found],
+            "variant": repr(variant),
+            "until": stops(variant, self.chat),
+            "chunks": [[len(places), batch] for places, batch in chunks],
+            "seed": self.config.seed,
+            "engine": self.config.evaluation.engine,
+            "lm_eval": harness_version(),
+            "tokenizer": fingerprint(self.tokenizer, self.chat),
+        }
+        folders = {who: self.folder / f"{name}-{who}-{_key({**facts, **made_with[who]})}" for who in MODELS}
+        return _Sheet(name, task, variant, found, left_out, lengths, folders, chunks)
+
+    def _answers(self, sheet: _Sheet, who: str) -> list[Answered]:
         """One model's answers, in the documents' order."""
-        folder = self._answers_folder(name, who, asked)
+        folder = sheet.folders[who]
         path = folder / "samples.jsonl"
         if not path.exists():
             with publish_folder(folder, resume=True) as part:
-                samples = self._asked(name, who, asked, part)
-                write_json(
-                    part / "asked.json", {"cut": self._cut(name, asked), "window": self._engine.window}
-                )
-                _write_lines(part / "documents.jsonl", asked)
+                cut = self._cut(sheet)
+                samples = self._asked(sheet, who, part)
+                write_json(part / "asked.json", {"cut": cut, "window": self._engine.window})
+                _write_lines(part / "documents.jsonl", sheet.documents)
                 _write_lines(part / path.name, samples)
                 for chunk in part.glob("chunk-*.jsonl"):
                     chunk.unlink()
         return _read_lines(path)
 
-    def _asked(self, name: str, who: str, asked: Sequence[Document], part: Path) -> list[Answered]:
-        task, variant = self._variants[name]
-        lengths = self._lengths(asked)
-        order = np.argsort(-lengths, kind="stable")  # the longest first: memory and time are known early
-        batch = self.config.evaluation.eval_batch or _batch(int(lengths.max()) + variant.max_new_tokens)
-        size = max(_SMALLEST_CHUNK, _CHUNK_BATCHES * batch) // variant.samples or 1
-        until = stops(variant, self.chat)
-        samples: dict[str, Answered] = {}
-        with self.screen.track(f"{name}, {who}", len(asked), "questions") as advance:
-            for number, start in enumerate(range(0, len(order), size)):
+    def _cut(self, sheet: _Sheet) -> int:
+        """Prompts that are too long for the model; the harness drops their beginning."""
+        window, room = self._engine.window, sheet.variant.max_new_tokens
+        if room >= window:
+            raise ConfigError(
+                f"{sheet.name}: an answer may have {room} tokens, but the model holds {window}, prompt "
+                "included; use a model with a longer window"
+            )
+        return int((sheet.lengths + room > window).sum())
+
+    def _asked(self, sheet: _Sheet, who: str, part: Path) -> list[Answered]:
+        samples: dict[int, Answered] = {}
+        shrunk, shown = 1, sheet.variant.metrics[0]
+        with self.screen.track(f"{sheet.name}, {who}", len(sheet.documents), "questions") as advance:
+            for number, (places, planned) in enumerate(sheet.chunks):
                 path = part / f"chunk-{number:05d}.jsonl"
-                chunk = [asked[i] for i in order[start : start + size]]
                 if not path.exists():
-                    found, batch = self._chunk(who, task, variant, chunk, until, number, batch)
+                    found, batch = self._chunk(sheet, who, number, max(1, planned // shrunk))
+                    shrunk = max(shrunk, planned // batch)
                     with publish(path) as unfinished:
                         _write_lines(unfinished, found)
-                samples |= {answered["id"]: answered for answered in _read_lines(path)}
-                shown = variant.metrics[0]
+                samples |= zip(places.tolist(), _read_lines(path), strict=True)
                 so_far = np.mean([answered[shown] for answered in samples.values()])
-                advance(len(chunk), f"{shown} {so_far:.3f}")
-        return [samples[document["id"]] for document in asked]
+                advance(len(places), f"{shown} {so_far:.3f}")
+        return [samples[place] for place in range(len(sheet.documents))]
 
-    def _chunk(
-        self,
-        who: str,
-        task: Task,
-        variant: Variant,
-        chunk: Sequence[Document],
-        until: Sequence[str],
-        number: int,
-        batch: int,
-    ) -> tuple[list[Answered], int]:
+    def _chunk(self, sheet: _Sheet, who: str, number: int, batch: int) -> tuple[list[Answered], int]:
         """Answers to one chunk, and the batch that fitted into memory."""
-        seed = self.config.seed + number
+        chunk = [sheet.documents[place] for place in sheet.chunks[number][0]]
+        seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
+        until = stops(sheet.variant, self.chat)
         while True:
             try:
                 with self._engine.asked(who, batch) as lm:
-                    return ask(lm, task.name, variant, chunk, until, seed), batch
+                    return ask(lm, sheet.task.name, sheet.variant, chunk, until, seed), batch
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise ConfigError(
                         f"{chunk[0]['id']}: out of memory with a single question; use a smaller model or "
                         "--dtype bfloat16"
                     ) from None
-                torch.cuda.empty_cache()
-                batch //= 2
+            torch.cuda.empty_cache()  # here, as the error holds what was computed
+            batch //= 2
 
-    def _answers_folder(self, name: str, who: str, asked: Sequence[Document]) -> Path:
-        _, variant = self._variants[name]
-        facts = {
-            "documents": [[d["context"], d["choices"]] for d in asked],
-            "variant": repr(variant),
-            "until": stops(variant, self.chat),
-            "seed": self.config.seed,
-            "eval_batch": self.config.evaluation.eval_batch,
-            "engine": self.config.evaluation.engine,
-            "tokenizer": fingerprint(self.tokenizer, self.chat),
-            **self.made_with[who],
+
+def _compared(sheet: _Sheet, answers: Mapping[str, Sequence[Answered]]) -> dict[str, Any]:
+    """Every metric for both models, and their difference question by question."""
+    subtasks = [document["subtask"] for document in sheet.documents]
+    result: dict[str, Any] = {
+        "questions": len(sheet.documents),
+        "shots": sheet.variant.shots,
+        "left_out": list(sheet.left_out),
+        "cut": read_json(sheet.folders[MODELS[0]] / "asked.json")["cut"],
+        "metrics": {},
+        "by_subtask": {},
+        "answers": {who: folder.name for who, folder in sheet.folders.items()},
+    }
+    if sheet.task.name == "humaneval":
+        result["sandbox"] = protections()
+    for metric in sheet.variant.metrics:
+        values = {who: np.array([a[metric] for a in answers[who]], np.float64) for who in MODELS}
+        values["difference"] = values["adapter"] - values["base"]
+        result["metrics"][metric] = {
+            what: mean(v, subtasks, macro=sheet.variant.macro).to_json() for what, v in values.items()
         }
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        return self.folder / f"{name}-{who}-{key}"
-
-    def _lengths(self, asked: Sequence[Document]) -> NDArray[np.int64]:
-        """Tokens of each prompt, (n,)."""
-        contexts = [document["context"] for document in asked]
-        found = self.tokenizer(contexts, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.array([len(ids) for ids in found], np.int64)
-
-    def _cut(self, name: str, asked: Sequence[Document]) -> int:
-        """Prompts that are too long for the model; the harness drops their beginning."""
-        _, variant = self._variants[name]
-        return int((self._lengths(asked) + variant.max_new_tokens > self._engine.window).sum())
-
-    def _compared(
-        self, name: str, asked: Sequence[Document], answers: Mapping[str, Sequence[Answered]]
-    ) -> dict[str, Any]:
-        """Every metric for both models, and their difference question by question."""
-        task, variant = self._variants[name]
-        subtasks = [document["subtask"] for document in asked]
-        values = {
-            metric: {who: np.array([a[metric] for a in answers[who]], np.float64) for who in MODELS}
-            for metric in variant.metrics
+        result["by_subtask"][metric] = {
+            what: {s: m.to_json() for s, m in by_subtask(v, subtasks).items()} for what, v in values.items()
         }
-        result: dict[str, Any] = {
-            "questions": len(asked),
-            "shots": variant.shots,
-            "left_out": self._left_out[name],
-            "cut": read_json(self._answers_folder(name, MODELS[0], asked) / "asked.json")["cut"],
-            "metrics": {},
-            "by_subtask": {},
-            "answers": {who: self._answers_folder(name, who, asked).name for who in MODELS},
-        }
-        if task.name == "humaneval":
-            result["sandbox"] = protections()
-        for metric, found in values.items():
-            found["difference"] = found["adapter"] - found["base"]
-            result["metrics"][metric] = {
-                who: mean(v, subtasks, macro=variant.macro).to_json() for who, v in found.items()
-            }
-            result["by_subtask"][metric] = {
-                who: {s: m.to_json() for s, m in by_subtask(v, subtasks).items()} for who, v in found.items()
-            }
-        return result
+    return result
+
+
+def _chunks(
+    lengths: NDArray[np.int64], variant: Variant, eval_batch: int | None
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """The longest prompts first, so that memory and time are known early."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        batch = eval_batch or _batch(int(lengths[order[start]]) + variant.max_new_tokens)
+        size = max(_SMALLEST_CHUNK, _CHUNK_BATCHES * batch) // variant.samples or 1
+        yield order[start : start + size], batch
+        start += size
 
 
 def _batch(longest: int) -> int:
     return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
+
+
+def _key(facts: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

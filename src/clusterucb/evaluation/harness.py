@@ -6,12 +6,16 @@ The harness is the extra `eval`; this module is the only one that imports it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +33,7 @@ __all__ = [
     "HuggingFace",
     "adapter_for_vllm",
     "ask",
+    "harness_version",
     "require_harness",
     "stops",
 ]
@@ -43,8 +48,6 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 class Engine(Protocol):
     """Models that the harness can ask."""
 
-    name: str
-
     @property
     def window(self) -> int:
         """Tokens of prompt and answer that the model can hold."""
@@ -54,44 +57,45 @@ class Engine(Protocol):
 
 
 class HuggingFace:
-    """One transformers model with its adapter, which is not merged but switched off for the base."""
+    """One transformers model with its adapter, which is not merged but switched off for the base.
 
-    name = "hf"
+    The model's own settings for generation (a repetition penalty, a top-k) are replaced by plain ones: base
+    and adapter answer as the benchmark's variant says.
+    """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, chat: ChatFormat) -> None:
         self._model = model
-        self._tokenizer = tokenizer
-        self._lm: Any = None
+        self._tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token where it has none
+        self._chat = chat
 
     @property
     def window(self) -> int:
         """The model's positions."""
-        return int(self._wrapped.max_length)
+        return int(self._lm.max_length)
 
-    @property
-    def _wrapped(self) -> Any:
-        if self._lm is None:
-            from lm_eval.models.huggingface import HFLM
+    @cached_property
+    def _lm(self) -> Any:
+        from lm_eval.models.huggingface import HFLM
+        from transformers import GenerationConfig
 
-            self._model.eval()
-            # The prompts hold the begin token where the chat format has one.
-            with _silent():
-                self._lm = HFLM(pretrained=self._model, tokenizer=self._tokenizer, add_bos_token=False)
-        return self._lm
+        self._model.eval()
+        ends = _end_tokens(self._model.generation_config, self._tokenizer, _ending(self._chat))
+        plain = GenerationConfig(eos_token_id=ends, top_k=0)
+        self._model.generation_config = self._model.get_base_model().generation_config = plain
+        # The prompts hold the begin token where the chat format has one.
+        with _silent():
+            return HFLM(pretrained=self._model, tokenizer=self._tokenizer, add_bos_token=False)
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object, with the adapter on or off."""
-        lm = self._wrapped
-        lm.batch_size_per_gpu = batch
+        self._lm.batch_size_per_gpu = batch
         with self._model.disable_adapter() if who == "base" else contextlib.nullcontext():
-            yield lm
+            yield self._lm
 
 
 class VLLM:
-    """vLLM engines, one at a time: the base, or the base with the adapter as a LoRA request."""
-
-    name = "vllm"
+    """One vLLM engine; the adapter goes with a request for it, and the base is asked without."""
 
     def __init__(self, model: str, adapter: Path, *, dtype: str, seed: int, trust_remote_code: bool) -> None:
         self._settings = {
@@ -100,39 +104,55 @@ class VLLM:
             "seed": seed,
             "trust_remote_code": trust_remote_code,
             "add_bos_token": False,
+            **adapter_for_vllm(adapter),
         }
-        self._adapter = adapter
-        self._who = ""
-        self._lm: Any = None
 
     @property
     def window(self) -> int:
         """The model's positions."""
-        with self.asked(self._who or "base", 0) as lm:
-            return int(lm.max_length)
+        return int(self._lm.max_length)
+
+    @cached_property
+    def _lm(self) -> Any:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its engine is a process of its own
+        from lm_eval.models import vllm_causallms
+
+        try:
+            with _silent():
+                return vllm_causallms.VLLM(**self._settings)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"vLLM does not start with {self._settings['pretrained']} ({reason}); try --engine hf"
+            ) from error
+
+    @cached_property
+    def _request(self) -> Any:
+        return self._lm.lora_request
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object; vLLM makes its batches by itself."""
-        if who != self._who:
-            self._lm = None  # frees the other's memory first
-            self._lm, self._who = self._start(who), who
+        request = self._request
+        self._lm.lora_request = request if who == "adapter" else None
         yield self._lm
-
-    def _start(self, who: str) -> Any:
-        from lm_eval.models import vllm_causallms
-
-        lora = adapter_for_vllm(self._adapter) if who == "adapter" else {}
-        return vllm_causallms.VLLM(**self._settings, **lora)
 
 
 def adapter_for_vllm(adapter: Path) -> dict[str, Any]:
     """Arguments that serve a LoRA adapter: vLLM wants the rank rounded up to one that it has kernels for."""
-    rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if settings.get("peft_type") != "LORA":
+        raise ConfigError(f"{adapter}: vLLM runs LoRA adapters only; use --engine hf")
+    rank = max(int(settings["r"]), *settings.get("rank_pattern", {}).values(), 1)
     room = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if room is None:
         raise ConfigError(f"{adapter}: rank {rank} is more than vLLM's {_VLLM_RANKS[-1]}; use --engine hf")
-    return {"lora_local_path": str(adapter), "enable_lora": True, "max_lora_rank": room}
+    return {"lora_local_path": str(adapter), "max_lora_rank": room}
+
+
+def harness_version() -> str:
+    """The installed lm-evaluation-harness."""
+    return version("lm_eval")
 
 
 def require_harness(engine: str) -> None:
@@ -153,10 +173,29 @@ def require_harness(engine: str) -> None:
 
 def stops(variant: Variant, chat: ChatFormat) -> list[str]:
     """What ends an answer: the variant's own strings, and what the chat format ends an answer with."""
+    ending = _ending(chat)
+    return [*variant.stop, *([ending] if ending else [])]
+
+
+def _ending(chat: ChatFormat) -> str:
+    """What an answer ends with in the chat format; "" for nothing."""
     rendered = chat.render([Message("user", "?"), Message("assistant", "!")])
     ((start, end),) = rendered.spans
-    ending = rendered.text[start:end].strip().removeprefix("!").strip()
-    return [*variant.stop, *([ending] if ending else [])]
+    return rendered.text[start:end].strip().removeprefix("!").strip()
+
+
+def _end_tokens(own: Any, tokenizer: Any, ending: str) -> list[int] | None:
+    """Tokens that end an answer.
+
+    The chat format's must be one of them: where it is special, the harness's text does not show it, and what
+    a model writes after it, while others of its batch go on, would count as its answer.
+    """
+    found = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    found = [*found, tokenizer.eos_token_id]
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
+    if len(ids) == 1:
+        found += ids
+    return sorted({int(token) for token in found if token is not None}) or None
 
 
 def ask(
@@ -197,7 +236,7 @@ def _generation(variant: Variant, until: Sequence[str]) -> dict[str, Any]:
 
 
 def _repeats(variant: Variant) -> dict[str, Any]:
-    if variant.samples == 1:
+    if variant.temperature == 0:
         return {}
     keep_all = {"name": "all", "filter": [{"function": "take_first_k", "k": variant.samples}]}
     return {"repeats": variant.samples, "filter_list": [keep_all]}

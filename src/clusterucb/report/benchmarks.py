@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["show_benchmarks"]
@@ -14,18 +15,15 @@ def show_benchmarks(results: dict[str, Any], console: Console | None = None) -> 
     """Print base and adapter side by side, in percent, each with its standard error."""
     console = console or Console()
     table = Table(title="Benchmarks, in percent", title_justify="left")
-    for heading in ("benchmark", "metric", "questions", "base", "adapter", "difference"):
-        table.add_column(heading, justify="left" if heading in ("benchmark", "metric") else "right")
+    for heading in ("benchmark", "metric"):
+        table.add_column(heading)
+    for heading in ("questions", "base", "adapter", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, found in results["benchmarks"].items():
         for metric, values in found["metrics"].items():
-            cells = [_percent(values[who]) for who in ("base", "adapter")]
-            table.add_row(
-                f"{name} ({found['shots']} shots)",
-                metric,
-                str(found["questions"]),
-                *cells,
-                _percent(values["difference"], "+"),
-            )
+            cells = [f"{name} ({found['shots']} shots)", metric, str(found["questions"])]
+            cells += [_percent(values["base"]), _percent(values["adapter"])]
+            table.add_row(*map(escape, cells), _percent(values["difference"], "+"))
     console.print(table)
     for name, found in results["benchmarks"].items():
         for line in _remarks(name, found):

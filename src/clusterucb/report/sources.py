@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clusterucb.sources import SOURCES, Report
+from clusterucb.data.files import HUB
+from clusterucb.sources import SOURCES, Report, Source
 
 __all__ = ["show_reports", "show_sources"]
 
 
 def show_sources(console: Console | None = None) -> None:
-    """Print every data set with its licence and the raw files it is made from."""
+    """Print every data set with its licence, the sets of raw files that it is made from, and their pages."""
     console = console or Console(highlight=False)
     for source in SOURCES.values():
-        lines = {
-            "licence": source.licence,
-            "files": ", ".join(source.files),
-            "from": source.url,
-            "hub": source.hub.removeprefix("hub:"),
-        }
-        console.print(f"[bold]{source.name}[/bold]  {escape(source.title)}", soft_wrap=True)
-        for name, text in lines.items():
-            console.print(f"    {name:<8} {escape(text)}", soft_wrap=True)
+        console.print(f"[bold]{source.name}[/bold]: {escape(source.title)}", soft_wrap=True)
+        for line in _facts(source):
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+
+
+def _facts(source: Source) -> Iterator[str]:
+    yield f"licence: {source.licence}"
+    for i, layout in enumerate(source.layouts):
+        for j, file in enumerate(layout):
+            yield f"{'and' if j else 'or' if i else 'from'} {file}"
+    yield from source.url.split(" or ")
+    if (repository := source.hub.removeprefix(HUB)) not in source.url:
+        yield f"on the hub: {repository}"
 
 
 def show_reports(reports: Sequence[Report], out: str, console: Console | None = None) -> None:

@@ -24,7 +24,7 @@ from clusterucb.sources.locate import files_in, hub_file
 from clusterucb.sources.raw import RawFile, open_raw, raw_rows
 from clusterucb.sources.source import Conversation, Dropped, RawRows, Source
 
-__all__ = ["Report", "Track", "prepare"]
+__all__ = ["Report", "Track", "prepare", "source_named"]
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
 """How progress is shown: `Screen.track`."""
@@ -76,9 +76,7 @@ def prepare(
         InputError: the raw files are not there, damaged, another data set's, or without a usable row.
         StorageError: the disk is full.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")
-    source, out = SOURCES[name], Path(out)
+    source, out = source_named(name), Path(out)
     if Path(origin).resolve() == (out / f"{name}.jsonl").resolve():
         raise InputError(f"{origin}: is the file to be written, too. Name another folder to write to")
     files, names = _open(source, origin)
@@ -101,6 +99,13 @@ def prepare(
     facts = {"title": source.title, "licence": source.licence, "url": source.url}
     write_json(out / f"{name}.json", {**facts, **asdict(report)})
     return report
+
+
+def source_named(name: str) -> Source:
+    """The data set of this name. Raises ConfigError if there is none."""
+    if name not in SOURCES:
+        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
 
 
 def _open(source: Source, origin: str | Path) -> tuple[list[RawFile], tuple[str, ...]]:

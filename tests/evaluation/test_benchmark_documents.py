@@ -1,0 +1,92 @@
+"""The prompts of an evaluation are, character for character, what the target's rows begin with."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmark_helpers import ALL, TULU, write_data
+from builders import build_tokenizer
+from clusterucb.data.chat import Template, Tulu
+from clusterucb.data.rows import parse_messages
+from clusterucb.evaluation.documents import documents, drawn
+from clusterucb.tasks import TASKS
+
+CHATS = [TULU, Tulu("</s>", bos="<s>"), Template(build_tokenizer())]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("official"))
+
+
+def begins(question, chat):
+    """What the row of a question is rendered to, up to where it is learnt."""
+    rendered = chat.render(parse_messages(question.to_row(), "row"))
+    return rendered.text[: rendered.spans[-1][0]]
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=["tulu", "tulu with a begin token", "template"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_prompt_of_a_target_question_is_what_its_row_begins_with(name, chat, data):
+    """Every target question, asked as an evaluation asks."""
+    targets = TASKS[name].targets(data, None if name in ("mmlu", "bbh", "tydiqa") else 2, 0)
+    asking = replace(TASKS[name], questions=lambda _data, _shots: iter(targets))
+    for variant in TASKS[name].variants.values():
+        found, left_out = documents(asking, variant, chat, data)
+        assert [d["context"] for d in found] == [begins(question, chat) for question in targets]
+        assert [d["id"] for d in found] == [question.id for question in targets]
+        assert left_out == []
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=["tulu", "tulu with a begin token", "template"])
+@pytest.mark.parametrize("name", ["mmlu", "tydiqa", "gsm8k", "humaneval"])
+def test_the_prompt_of_an_evaluation_question_is_what_its_row_would_begin_with(name, chat, data):
+    """With the shots of the evaluation. BBH's questions have no answer to make a row of."""
+    task = TASKS[name]
+    for variant in task.variants.values():
+        found, _ = documents(task, variant, chat, data)
+        asked = list(task.questions(data, variant.shots))
+        assert [d["context"] for d in found] == [begins(question, chat) for question in asked]
+        assert len(found) > 1
+
+
+def test_a_bbh_prompt_has_its_shots_and_ends_with_the_opening(data):
+    found, _ = documents(TASKS["bbh"], TASKS["bbh"].variants["bbh"], TULU, data)
+    assert [d["context"] for d in found if d["id"] == "bbh/sums/test/1"] == [
+        "<|user|>\nDo sums.\n\n"
+        + "".join(f"Q: {n}\nA: Let's think step by step.\nSo the answer is {n}.\n\n" for n in range(3))
+        + "Q: 1 - 6\n<|assistant|>\nA:"
+    ]
+
+
+def test_a_choice_is_marked_by_its_place(data):
+    found, _ = documents(TASKS["mmlu"], TASKS["mmlu"].variants["mmlu_0shot"], TULU, data)
+    assert {(d["label"], d["answer"], tuple(d["choices"])) for d in found} == {
+        (1, " B", (" A", " B", " C", " D"))
+    }
+
+
+def test_a_limit_keeps_so_many_of_each_subtask_in_their_order(data):
+    questions = list(TASKS["mmlu"].questions(data, 0))
+    kept = drawn(questions, 2, seed=0)
+    assert [q.subtask for q in kept] == ["anatomy", "anatomy", "law"]
+    assert [questions.index(q) for q in kept] == sorted(questions.index(q) for q in kept)
+    assert drawn(questions, 3, seed=0) == drawn(questions, None, seed=0) == questions
+
+
+def test_a_limit_draws_by_the_seed_alone_and_every_question_alike(data):
+    questions = list(TASKS["mmlu"].questions(data, 0))
+    assert drawn(questions, 1, seed=3) == drawn(questions, 1, seed=3)
+    firsts = [questions.index(drawn(questions, 1, seed)[0]) for seed in range(300)]
+    assert np.bincount(firsts, minlength=3) == pytest.approx([100] * 3, abs=35)
+
+
+def test_left_out_questions_are_named_and_do_not_count_towards_the_limit(data):
+    task = TASKS["mmlu"]
+    first = next(task.questions(data, 0))
+    found, left_out = documents(
+        task, task.variants["mmlu_0shot"], TULU, data, leave_out=[first.digest], limit=2
+    )
+    assert left_out == [first.id]
+    assert [d["id"].rsplit("/", 1)[-1] for d in found] == ["1", "2", "0"]

@@ -1,0 +1,64 @@
+"""Means and their standard errors: formulas against slow references."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from clusterucb.evaluation.scores import by_subtask, mean
+
+VALUES = np.array([1.0, 0.0, 0.25, 1.0, 0.5, 0.0, 1.0])
+SUBTASKS = ["a", "b", "a", "a", "b", "b", "b"]
+
+
+def slow(values):
+    """Mean and standard error, with the textbook's formulas."""
+    n, middle = len(values), sum(values) / len(values)
+    return middle, math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1) / n)
+
+
+def test_a_plain_mean_and_its_error_are_the_textbooks():
+    found = mean(VALUES, SUBTASKS, macro=False)
+    assert (found.value, found.standard_error) == pytest.approx(slow(VALUES.tolist()), rel=1e-12)
+    assert found.questions == 7
+
+
+def test_a_macro_mean_weighs_subtasks_alike_whatever_their_sizes():
+    parts = [slow([1.0, 0.25, 1.0]), slow([0.0, 0.5, 0.0, 1.0])]
+    found = mean(VALUES, SUBTASKS, macro=True)
+    assert found.value == pytest.approx(statistics.mean(m for m, _ in parts), rel=1e-12)
+    assert found.value != pytest.approx(VALUES.mean(), rel=1e-3)
+    assert found.standard_error == pytest.approx(math.hypot(*(e for _, e in parts)) / 2, rel=1e-12)
+    assert found.questions == 7
+
+
+def test_each_subtask_has_its_own_mean_in_alphabetical_order():
+    found = by_subtask(VALUES, SUBTASKS)
+    assert list(found) == ["a", "b"]
+    assert (found["b"].value, found["b"].standard_error) == pytest.approx(slow([0.0, 0.5, 0.0, 1.0]))
+    assert (found["a"].questions, found["b"].questions) == (3, 4)
+
+
+@pytest.mark.parametrize("macro", [False, True])
+def test_a_single_question_has_no_error(macro):
+    found = mean(np.array([1.0]), ["a"], macro=macro)
+    assert found.to_json() == {"value": 1.0, "standard_error": None, "questions": 1}
+
+
+def test_a_macro_mean_with_a_subtask_of_one_question_has_no_error():
+    found = mean(np.array([1.0, 0.0, 1.0]), ["a", "a", "b"], macro=True)
+    assert (found.value, found.standard_error) == (0.75, None)
+
+
+def test_the_macro_error_is_the_deviation_of_resampled_means():
+    rng = np.random.default_rng(0)
+    sizes = {"a": 40, "b": 10}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    draws = [
+        np.concatenate([rng.random(sizes["a"]) < 0.5, rng.random(sizes["b"]) < 0.8]).astype(np.float64)
+        for _ in range(4000)
+    ]
+    found = [mean(draw, names, macro=True) for draw in draws]
+    deviation = np.std([m.value for m in found])
+    assert np.mean([m.standard_error for m in found]) == pytest.approx(deviation, rel=0.05)

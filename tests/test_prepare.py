@@ -1,0 +1,161 @@
+"""`clusterucb prepare` as a person types it."""
+
+import json
+
+import huggingface_hub
+import pytest
+
+from cli_helpers import clusterucb, lines, options, read
+from clusterucb.sources import SOURCES, prepare
+
+PROBLEMS = [
+    {
+        "question": f"Ann has {n} pens and buys 3. How many?",
+        "answer": f"{n}+3=<<{n}+3={n + 3}>>{n + 3}\n#### {n + 3}",
+    }
+    for n in range(60)
+]
+TASKS = [{"instruction": f"Write {n}.", "input": "", "output": f"{n}" if n else ""} for n in range(4)]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A folder with two data sets' files, as their pages name them."""
+    folder = tmp_path / "raw"
+    (folder / "gsm8k").mkdir(parents=True)
+    (folder / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    (folder / "code_alpaca_2k.json").write_text(json.dumps(TASKS))
+    return folder
+
+
+def test_several_data_sets_are_written_as_the_function_writes_them(raw, tmp_path):
+    outcome = clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool")
+    assert outcome.status == 0, outcome
+    for name in ("gsm8k", "code_alpaca"):
+        report = prepare(name, raw, tmp_path / "again")
+        for suffix in ("jsonl", "json"):
+            file = f"{name}.{suffix}"
+            assert (tmp_path / "pool" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+        assert len(lines(tmp_path / "pool" / f"{name}.jsonl")) == report.written
+
+
+def test_the_table_counts_rows_and_reasons(raw, tmp_path):
+    out = clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool").out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert cells == [
+        ["gsm8k.jsonl", "60", "60", ""],
+        ["code_alpaca.jsonl", "4", "3", "1 empty output"],
+    ]
+    assert out.startswith("Written to ")
+
+
+def test_quiet_shows_nothing_and_writes_the_same(raw, tmp_path):
+    shown = clusterucb("prepare", "gsm8k", "--from", raw, "--out", tmp_path / "a")
+    assert "prepare gsm8k: 60/60 rows" in shown.err
+    assert clusterucb("prepare", "gsm8k", "--from", raw, "--out", tmp_path / "b", "-q") == (0, "", "")
+    assert (tmp_path / "a/gsm8k.jsonl").read_bytes() == (tmp_path / "b/gsm8k.jsonl").read_bytes()
+
+
+def test_a_sample_is_asked_for_by_rows_and_seed(raw, tmp_path):
+    def drawn(*more):
+        assert clusterucb("prepare", "gsm8k", "--from", raw, "--out", tmp_path / "pool", *more).status == 0
+        return (tmp_path / "pool/gsm8k.jsonl").read_text().splitlines()
+
+    every, some, others = drawn(), drawn("--rows", 5), drawn("--rows", 5, "--seed", 1)
+    assert (len(every), len(some), len(others)) == (60, 5, 5)
+    assert set(some) | set(others) <= set(every)
+    assert some != others
+
+
+def test_the_list_names_every_data_set_with_licence_and_files_within_80_columns():
+    shown = clusterucb("prepare", "--list")
+    assert (shown.status, shown.err) == (0, "")
+    assert max(map(len, shown.out.splitlines())) <= 80
+    blocks = dict(
+        block.split(": ", 1) for block in f"\n{shown.out}".replace("\n    ", "\t").split("\n")[1:-1]
+    )
+    assert list(blocks) == list(SOURCES)
+    assert len(blocks) == 8
+    for name, block in blocks.items():
+        title, licence, *rest = block.split("\t")
+        assert (title, licence) == (SOURCES[name].title, f"licence: {SOURCES[name].licence}")
+        for file in SOURCES[name].files:
+            assert [line for line in rest if line in (f"from {file}", f"and {file}", f"or {file}")]
+        assert [line for line in rest if line.startswith("https://")]
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [["--from", "raw", "--out", "pool"], ["gsm8k", "--out", "pool"], ["gsm8k", "--from", "raw"], []],
+)
+def test_a_missing_argument_is_said_with_all_that_are_needed(lacking):
+    said = clusterucb("prepare", *lacking).complaint
+    assert said == "prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list"
+
+
+def test_a_wrong_name_is_told_before_anything_is_written(raw, tmp_path):
+    said = clusterucb("prepare", "gsm8k", "gsm", "--from", raw, "--out", tmp_path / "pool").complaint
+    assert said == f"unknown data set 'gsm'; known: {', '.join(SOURCES)}"
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_folder_without_the_files_is_told_with_what_is_expected(raw, tmp_path):
+    said = clusterucb("prepare", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint
+    assert said.startswith(f"{raw}: no raw files of dolly; expected databricks-dolly-15k.jsonl (also as .gz)")
+    assert (
+        "found code_alpaca_2k.json, gsm8k. They come from https://huggingface.co/datasets/databricks" in said
+    )
+    said = clusterucb("prepare", "dolly", "--from", tmp_path / "none", "--out", tmp_path / "pool").complaint
+    assert said.startswith(f"{tmp_path}/none: no such file or folder; expected databricks-dolly-15k.jsonl")
+
+
+def test_a_later_data_set_that_fails_leaves_the_earlier_ones_whole(raw, tmp_path):
+    clusterucb("prepare", "gsm8k", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint  # noqa: B018
+    assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["gsm8k.json", "gsm8k.jsonl"]
+    assert len(lines(tmp_path / "pool/gsm8k.jsonl")) == 60
+
+
+def test_out_that_is_a_file_is_refused(raw, tmp_path):
+    file = raw / "code_alpaca_2k.json"
+    said = clusterucb("prepare", "gsm8k", "--from", raw, "--out", file).complaint
+    assert said.startswith(str(file))
+    assert json.loads(file.read_text()) == TASKS
+
+
+def test_from_the_hub_the_repositorys_files_are_fetched(tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(repository, file, repo_type):
+        asked.append((repository, file, repo_type))
+        path = tmp_path / file
+        path.write_text(json.dumps({"inputs": f"Which {file}?", "targets": "This."}) + "\n")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    outcome = clusterucb("prepare", "cot", "--from", "hub", "--out", tmp_path / "pool")
+    assert outcome.status == 0, outcome
+    assert asked == [
+        ("hamishivi/tulu_mix_store", name, "dataset") for name in ("cot_zsopt.jsonl", "cot_fsopt.jsonl")
+    ]
+    assert [row["id"] for row in lines(tmp_path / "pool/cot.jsonl")] == ["cot_0", "cot_1"]
+    assert read(tmp_path / "pool/cot.json")["files"] == [f"hub:{asked[0][0]}/{file}" for _, file, _ in asked]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    def fetch(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    said = clusterucb("prepare", "sharegpt", "--from", "hub", "--out", tmp_path / "pool").complaint
+    assert "cannot be fetched (ConnectionError: no route); check that the hub can be reached" in said
+
+
+def test_a_prepared_file_is_a_pool_as_it_is(raw, settings, tmp_path):
+    assert (
+        clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool").status == 0
+    )
+    pool = [tmp_path / "pool/gsm8k.jsonl", tmp_path / "pool/code_alpaca.jsonl"]
+    outcome = clusterucb("warmup", *options(settings, pool=pool, train_length=200, gradient_length=200))
+    assert outcome.status == 0, outcome
+    manifest = read(f"{settings['out']}/pool/manifest.json")
+    assert (manifest["rows"], manifest["usable"]) == (63, 63)
