@@ -68,8 +68,8 @@ class CountSketch:
         order, signs = self._table(name, flat.shape[1], flat.device)
         tiles = len(signs)
         padded = torch.nn.functional.pad(flat, (0, tiles * self.dim - flat.shape[1]))
-        gathered = padded[:, order.reshape(-1)].view(-1, tiles, self.dim)  # (B, tiles, dim)
-        out += torch.einsum("btk,tk->bk", gathered, signs.to(gathered.dtype))
+        gathered = padded.index_select(1, order.reshape(-1)).view(-1, tiles, self.dim)  # (B, tiles, dim)
+        out += gathered.mul_(signs).sum(1)
 
     def _table(self, name: str, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Source position and sign of each bucket in each tile, both (tiles, dim)."""
