@@ -7,10 +7,13 @@ line. Options are made from these classes, so a new field is a new option; the d
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import os
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +54,7 @@ TaskNames = Annotated[list[str], BeforeValidator(_split_commas)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lora(_Strict):
@@ -329,7 +332,22 @@ def load_as(
 
 
 def _setting(name: str, section: str | None, info: Any) -> Setting:
-    return Setting(name, section, info.annotation, info.default, info.is_required(), info.description or "")
+    text = _help_texts().get(name, "")
+    return Setting(name, section, info.annotation, info.default, info.is_required(), text)
+
+
+@cache
+def _help_texts() -> dict[str, str]:
+    """The docstring under each field; pydantic would read this file once a class, which takes longer."""
+    texts = {}
+    for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        lines = node.body if isinstance(node, ast.ClassDef) else []
+        for line, under in zip(lines, lines[1:], strict=False):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                text = under.value if isinstance(under, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    texts[line.target.id] = inspect.cleandoc(text.value)
+    return texts
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

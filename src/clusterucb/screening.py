@@ -103,12 +103,12 @@ def _checked(
     }
     if questions:
         index = ProbeIndex(chain.from_iterable(questions.values()))
-        unseen.append(_Unseen("evaluation", index, None, config.decontaminate))
+        unseen.append(_Unseen("evaluation", index, {}, config.decontaminate))
         if own_target:
             _refuse_asked(target, index)
-    rows = {texts.name: len(texts.rows) for texts in unseen if texts.rows}
+    rows = {"target": len(target), **({"holdout": len(holdout)} if holdout else {})}
     return {
-        "checked_against": rows | {name: len(found) for name, found in questions.items()},
+        "checked_against": {**rows, **{name: len(found) for name, found in questions.items()}},
         "too_short_or_common": {texts.name: texts.index.skipped for texts in unseen},
         "hits": [{**hit, "id": pool.id(row)} for row, hit in sorted(_hits(pool, unseen, screen).items())],
     }
@@ -135,17 +135,15 @@ class _Unseen:
 
     name: str
     index: ProbeIndex
-    rows: Target | None
-    """The same texts as rows, where they are; None for questions."""
+    rows: Mapping[int, str]
+    """The id of each whole row by the digest of its text; none for questions."""
     keeps_out: bool
 
     def hits(self, pool: Pool, progress: Advance) -> Iterator[Hit]:
         """The pool rows that repeat a row, however short; then those that nearly repeat one."""
-        if self.rows is not None:
-            digests, own = pool.text_digests(), self.rows.text_digests()
-            names = dict(zip(own.tolist(), (row.id for row in self.rows), strict=True))
-            for row in np.flatnonzero(np.isin(digests, own)).tolist():
-                yield Hit(row, names[int(digests[row])], 1.0)
+        digests = pool.text_digests()
+        for row in np.flatnonzero(np.isin(digests, np.array([*self.rows], np.uint64))).tolist():
+            yield Hit(row, self.rows[int(digests[row])], 1.0)
         yield from contaminated(self.index, pool, progress=progress)
 
 
@@ -155,7 +153,7 @@ def _hits(pool: Pool, unseen: Iterable[_Unseen], screen: Screen) -> dict[int, di
     for texts in unseen:
         with screen.track(f"check against {texts.name}", len(pool), "rows") as advance:
             for hit in texts.hits(pool, advance):
-                whose = texts.name if texts.rows else _benchmark(hit.probe)
+                whose = texts.name if texts.name in _CALLED else _benchmark(hit.probe)
                 said = {"row": hit.row, "whose": whose, "probe": hit.probe, "share": hit.share}
                 found.setdefault(hit.row, {**said, "kept_out": texts.keeps_out})
     return found
@@ -163,16 +161,19 @@ def _hits(pool: Pool, unseen: Iterable[_Unseen], screen: Screen) -> dict[int, di
 
 def _unseen(name: str, rows: Target, keeps_out: bool) -> _Unseen:
     """A few rows: what two of them share is their task's instruction, which says nothing."""
-    probes = {probe.text: probe for probe in map(_probe, rows)}  # a question may be there with two answers
-    index = ProbeIndex(probes.values(), common=max(1, min(COMMON, len(probes) // 8)))
-    return _Unseen(name, index, rows, keeps_out)
+    probes = [_probe(row) for row in rows]
+    distinct = {probe.text: probe for probe in reversed(probes)}  # a question may have two rows
+    index = ProbeIndex(distinct.values(), common=max(1, min(COMMON, len(distinct) // 8)))
+    ids = (probe.id for probe in probes)
+    return _Unseen(name, index, dict(zip(rows.text_digests().tolist(), ids, strict=True)), keeps_out)
 
 
 def _probe(row: Row) -> Probe:
     """A row by its questions; a benchmark's row by its core, without header and shots."""
     record = json.loads(row.raw)
-    asked = "\n".join(message.content for message in row.messages if message.role == "user")
-    return Probe(row.id, record["core"] if {"core", "digest"} <= record.keys() else asked)
+    if {"core", "digest"} <= record.keys():
+        return Probe(record["id"], record["core"])
+    return Probe(row.id, "\n".join(message.content for message in row.messages if message.role == "user"))
 
 
 def _benchmark(question: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -265,6 +266,8 @@ class Session:
     def pooled_tokens(self) -> tuple[Tokens, NDArray[np.int64]]:
         """Tokens of the usable rows, and the pool row of each; made at the first use."""
         folder = self.dir.pool
+        if folder.exists() and not self.dir.config.exists():
+            self._drop_stale(folder)
         if not folder.exists():
             with publish_folder(folder) as part:
                 usable: list[int] = []
@@ -288,6 +291,11 @@ class Session:
             )
         self.check_plan(manifest["usable"])
         return Tokens.open(folder), np.load(folder / "rows.npy")
+
+    def _drop_stale(self, folder: Path) -> None:
+        """Drop tokens that a beginning with other settings left, before the settings were the run's."""
+        if read_json(folder / "manifest.json")["made_with"] != self.tokens_made_with:
+            shutil.rmtree(folder)
 
     def _usable_rows(self, usable: list[int], excluded: list[dict[str, object]]) -> Iterator[Encoded]:
         gradient, training = self.config.gradients.gradient_length, self.config.training.train_length

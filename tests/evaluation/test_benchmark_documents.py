@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from benchmark_helpers import ALL, TULU, write_data
+
 from builders import build_tokenizer
 from clusterucb.data.chat import Template, Tulu
 from clusterucb.data.rows import parse_messages

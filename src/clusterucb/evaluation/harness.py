@@ -80,7 +80,7 @@ class HuggingFace:
 
         self._model.eval()
         ends = _end_tokens(self._model.generation_config, self._tokenizer, _ending(self._chat))
-        plain = GenerationConfig(eos_token_id=ends, top_k=0)
+        plain = GenerationConfig(eos_token_id=ends)
         self._model.generation_config = self._model.get_base_model().generation_config = plain
         # The prompts hold the begin token where the chat format has one.
         with _silent():
@@ -143,7 +143,7 @@ def adapter_for_vllm(adapter: Path) -> dict[str, Any]:
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA":
         raise ConfigError(f"{adapter}: vLLM runs LoRA adapters only; use --engine hf")
-    rank = max(int(settings["r"]), *settings.get("rank_pattern", {}).values(), 1)
+    rank = max(int(settings["r"]), *(settings.get("rank_pattern") or {}).values(), 1)
     room = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if room is None:
         raise ConfigError(f"{adapter}: rank {rank} is more than vLLM's {_VLLM_RANKS[-1]}; use --engine hf")
@@ -181,7 +181,7 @@ def _ending(chat: ChatFormat) -> str:
     """What an answer ends with in the chat format; "" for nothing."""
     rendered = chat.render([Message("user", "?"), Message("assistant", "!")])
     ((start, end),) = rendered.spans
-    return rendered.text[start:end].strip().removeprefix("!").strip()
+    return rendered.text[start:end].rpartition("!")[2].strip()  # a template may write before the answer, too
 
 
 def _end_tokens(own: Any, tokenizer: Any, ending: str) -> list[int] | None:
@@ -202,44 +202,44 @@ def ask(
     lm: Any, task: str, variant: Variant, documents: Sequence[Document], until: Sequence[str], seed: int
 ) -> list[Answered]:
     """Let the harness ask all `documents` and score the answers, in their order."""
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
+    from transformers import set_seed
 
     name = f"clusterucb_{task}"
     with tempfile.TemporaryDirectory() as folder, _silent():
         file = Path(folder) / "documents.jsonl"
         file.write_text("".join(json.dumps(d) + "\n" for d in documents), encoding="utf-8")
-        settings = {"include": str(TASK_FILES / f"{task}.yaml"), "task": name, **_repeats(variant)}
+        settings = {"include": str(TASK_FILES / f"{task}.yaml"), "task": name, **_settings(variant, until)}
         (Path(folder) / f"{task}.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
         manager = TaskManager(include_path=folder, include_defaults=False, metadata={"documents": str(file)})
-        found = simple_evaluate(
+        load = getattr(manager, "load", None) or manager.load_task_or_group  # before lm-eval 0.4.12
+        set_seed(seed)
+        found = evaluate(
             lm,
-            tasks=[name],
-            task_manager=manager,
-            gen_kwargs=None if variant.choices else _generation(variant, until),
+            load([name]),
             bootstrap_iters=0,
             confirm_run_unsafe_code=True,  # asked of the person before the model was loaded
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
         )
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     return [_answered(sample, variant) for sample in samples]
 
 
-def _generation(variant: Variant, until: Sequence[str]) -> dict[str, Any]:
-    settings = {"until": list(until), "max_gen_toks": variant.max_new_tokens}
-    if variant.temperature == 0:
-        return {**settings, "do_sample": False}
-    sampling = {"do_sample": True, "temperature": variant.temperature, "top_p": variant.top_p}
-    return {**settings, **sampling}
-
-
-def _repeats(variant: Variant) -> dict[str, Any]:
-    if variant.temperature == 0:
+def _settings(variant: Variant, until: Sequence[str]) -> dict[str, Any]:
+    """What the variant has instead of the task file's own settings."""
+    if variant.choices:
         return {}
+    generation = {"until": list(until), "max_gen_toks": variant.max_new_tokens}
+    if variant.temperature == 0:
+        return {"generation_kwargs": {**generation, "do_sample": False}}
+    # Without a top_k of 0, for all tokens, transformers takes 50.
+    sampling = {"do_sample": True, "temperature": variant.temperature, "top_p": variant.top_p, "top_k": 0}
     keep_all = {"name": "all", "filter": [{"function": "take_first_k", "k": variant.samples}]}
-    return {"repeats": variant.samples, "filter_list": [keep_all]}
+    return {
+        "generation_kwargs": {**generation, **sampling},
+        "repeats": variant.samples,
+        "filter_list": [keep_all],
+    }
 
 
 def _answered(sample: Mapping[str, Any], variant: Variant) -> Answered:

@@ -79,6 +79,8 @@ def prepare(
     source, out = source_named(name), Path(out)
     if Path(origin).resolve() == (out / f"{name}.jsonl").resolve():
         raise InputError(f"{origin}: is the file to be written, too. Name another folder to write to")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder. Name a folder to write to")
     files, names = _open(source, origin)
     total = sum(map(len, files))
     with (

@@ -8,9 +8,9 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
 from clusterucb.data.files import Lines
 from clusterucb.errors import InputError
@@ -114,10 +114,9 @@ class _Tsv:
         packed = self._path.suffix.lower() == ".gz"
         with (
             _read_errors(self._name),
-            self._path.open("rb") as file,
-            gzip.open(file) if packed else nullcontext(file) as lines,
+            gzip.open(self._path) if packed else self._path.open("rb") as lines,
         ):
-            yield from cast(BinaryIO, lines)
+            yield from lines
 
 
 def _read(source: Source, file: RawFile) -> Iterator[dict[str, Any]]:

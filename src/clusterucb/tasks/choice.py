@@ -9,13 +9,14 @@ from clusterucb.errors import ConfigError
 __all__ = ["check_shots", "draw"]
 
 
-def draw(task: str, there: int, rows: int | None, seed: int) -> list[int]:
-    """`rows` of the indices 0 to `there` - 1, drawn by the seed, sorted; all of them for None.
+def draw(task: str, there: int, rows: int | None, seed: int, usual: int | None = None) -> list[int]:
+    """`rows` of the indices 0 to `there` - 1, drawn by the seed, sorted.
 
-    Raises ConfigError if there are not that many.
+    For None as many as are `usual`, if there are that many; all of them where no number is.
+    Raises ConfigError if there are not `rows`.
     """
     if rows is None:
-        return list(range(there))
+        rows = there if usual is None else min(usual, there)
     if not 1 <= rows <= there:
         raise ConfigError(f"{task}: {rows} target rows were asked for; expected 1 to {there}")
     drawn = np.random.default_rng(seed).choice(there, rows, replace=False)

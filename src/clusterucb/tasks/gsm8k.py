@@ -39,9 +39,7 @@ _COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
     """Training problems, drawn by the seed, without shots."""
     lines = _open(data_dir, "train")
-    if rows is None:
-        rows = min(_DEFAULT_ROWS, len(lines))
-    return [_question(lines, i, "train", []) for i in draw("gsm8k", len(lines), rows, seed)]
+    return [_question(lines, i, "train", []) for i in draw("gsm8k", len(lines), rows, seed, _DEFAULT_ROWS)]
 
 
 def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:

@@ -32,9 +32,7 @@ _STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
     """Problems drawn by the seed. There is but one split: leave their ids out of the evaluation."""
     lines = _open(data_dir)
-    if rows is None:
-        rows = min(_DEFAULT_ROWS, len(lines))
-    return [_question(lines, i) for i in draw("humaneval", len(lines), rows, seed)]
+    return [_question(lines, i) for i in draw("humaneval", len(lines), rows, seed, _DEFAULT_ROWS)]
 
 
 def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
