@@ -14,6 +14,7 @@ import os
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -342,7 +343,7 @@ def _help_texts() -> dict[str, str]:
     texts = {}
     for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
         lines = node.body if isinstance(node, ast.ClassDef) else []
-        for line, under in zip(lines, lines[1:], strict=False):
+        for line, under in pairwise(lines):
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 text = under.value if isinstance(under, ast.Expr) else None
                 if isinstance(text, ast.Constant) and isinstance(text.value, str):
