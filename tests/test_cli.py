@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cli_helpers import clusterucb, options
-from clusterucb.cli import app
+from clusterucb.cli import application
 from clusterucb.config import settings as all_settings
 from clusterucb.options import parameters, repeat_list_options
 from clusterucb.version import __version__
@@ -19,7 +19,7 @@ STEPS = {"run", "warmup", "gradients", "cluster", "select", "train"}
 
 @pytest.fixture(scope="module")
 def commands():
-    return typer.main.get_command(app).commands
+    return typer.main.get_command(application()).commands
 
 
 def process(*arguments, **environment):

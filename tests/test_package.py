@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import clusterucb
-from clusterucb.cli import app
+from clusterucb.cli import application
 from clusterucb.config import load
 from clusterucb.options import repeat_list_options
 
@@ -159,7 +159,7 @@ def documented_commands():
 @pytest.mark.parametrize("line", documented_commands())
 def test_a_documented_command_is_one(line):
     _, name, *rest = line.split()
-    commands = typer.main.get_command(app).commands
+    commands = typer.main.get_command(application()).commands
     parsed = commands[name].make_context(name, repeat_list_options(rest)).params
     given = {key: value for key, value in parsed.items() if value not in (None, [], (), False)}
     file = given.pop("config", None)

@@ -1,43 +1,91 @@
 """The command line: one thin function a command. Nothing else knows of options and exit statuses.
 
-Every setting is an option of every step command (see options.py).
+Every setting is an option of every step command (see options.py). The options are made for the command that
+is called, as making them takes longer than all the rest of a `--help`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from clusterucb import config as configuration
 from clusterucb.errors import ClusterUCBError, ConfigError
-from clusterucb.options import parameters, repeat_list_options
 
 if TYPE_CHECKING:
+    from clusterucb.config import Config
     from clusterucb.session import Session
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    add_completion=True,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Targeted data selection for fine-tuning language models, by gradients, under a budget.",
-)
+__all__ = ["application", "main"]
 
 _Step = Callable[["Session", dict[str, Any]], None]
-_Command = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
+_Function = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
+
+
+class _Command(NamedTuple):
+    """`function(file, settings given, own options)`; the settings are those of the class `kind` in config.py."""
+
+    summary: str
+    kind: str
+    own: dict[str, str]
+    function: _Function
+
+
+_commands: dict[str, _Command] = {}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a person's error ends it with one line and status 2."""
-    app(repeat_list_options(sys.argv[1:] if arguments is None else arguments), prog_name="clusterucb")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = next((argument for argument in arguments if argument in _commands), "")
+    if named:
+        from clusterucb.options import repeat_list_options
+
+        arguments = repeat_list_options(arguments)
+    completing = "_CLUSTERUCB_COMPLETE" in os.environ
+    application(None if completing else named)(arguments, prog_name="clusterucb")
+
+
+def application(called: str | None = None) -> typer.Typer:
+    """All commands; with `called`, only that one has its options."""
+    app = typer.Typer(
+        add_completion=True,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Targeted data selection for fine-tuning language models, by gradients, under a budget.",
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name, command in _commands.items():
+        app.command(name, help=command.summary)(_callable(command, bare=called not in (None, name)))
+    app.command("prepare")(_prepare)
+    return app
+
+
+def _callable(command: _Command, *, bare: bool) -> Callable[..., None]:
+    """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
+
+    def call(**given: Any) -> None:
+        own = {key: given.pop(key) for key in (*command.own, "quiet")}
+        file = given.pop("config", None)
+        options = {key: value for key, value in given.items() if value not in (None, [], False)}
+        with _one_line_errors():
+            command.function(file, options, own)
+
+    options: list[inspect.Parameter] = []
+    if not bare:
+        from clusterucb import config
+        from clusterucb.options import parameters
+
+        options = parameters(command.own, getattr(config, command.kind))
+    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return call
 
 
 def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
@@ -48,27 +96,7 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
             with _session(file, options, own["quiet"]) as session:
                 function(session, own)
 
-        _command(name, summary, configuration.Config, extra)(run)
-        return function
-
-    return register
-
-
-def _command(
-    name: str, summary: str, kind: type[configuration.Common], extra: dict[str, str]
-) -> Callable[[_Command], _Command]:
-    """Register `function(file, settings given, extra options)` as a command with the settings of `kind`."""
-
-    def register(function: _Command) -> _Command:
-        def command(**given: Any) -> None:
-            own = {key: given.pop(key) for key in (*extra, "quiet")}
-            file = given.pop("config", None)
-            options = {key: value for key, value in given.items() if value not in (None, [], False)}
-            with _one_line_errors():
-                function(file, options, own)
-
-        command.__signature__ = inspect.Signature(parameters(extra, kind))  # type: ignore[attr-defined]
-        app.command(name, help=summary)(command)
+        _commands[name] = _Command(summary, "Config", extra, run)
         return function
 
     return register
@@ -135,12 +163,6 @@ def _train(session: Session, own: dict[str, Any]) -> None:
     _done(session.dir.adapter, own)
 
 
-@_command(
-    "evaluate",
-    "Base and adapter side by side: loss on held-out rows of the task, and benchmarks.",
-    configuration.Common,
-    {},
-)
 def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
     if "adapter" in options:
         _evaluate_alone(options, own)
@@ -158,6 +180,14 @@ def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) ->
         _done(session.dir.benchmarks if results else session.dir.evaluation, own)
 
 
+_commands["evaluate"] = _Command(
+    "Base and adapter side by side: loss on held-out rows of the task, and benchmarks.",
+    "Common",
+    {},
+    _evaluate,
+)
+
+
 def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     """An adapter that is not the run directory's own: nothing of a run is needed."""
     from clusterucb.progress import Screen
@@ -165,10 +195,11 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
 
     quiet_libraries()
     from clusterucb.comparison import evaluate_adapter, with_base_model
+    from clusterucb.config import Common, load_as
     from clusterucb.report.benchmarks import show_benchmarks
     from clusterucb.rundir import RunDir
 
-    config = configuration.load_as(configuration.Common, None, with_base_model(options))
+    config = load_as(Common, None, with_base_model(options))
     folder = RunDir(config.out)
     with folder.owned():
         results = evaluate_adapter(config, Screen(quiet=own["quiet"]))
@@ -177,7 +208,6 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     _done(folder.benchmarks, own)
 
 
-@app.command("prepare")
 def _prepare(
     names: Annotated[
         list[str] | None, typer.Argument(help="Data sets, as --list names them.", show_default=False)
@@ -216,7 +246,6 @@ def _prepare(
             show_reports(reports, out)
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and end.", is_eager=True)
@@ -247,19 +276,21 @@ def _session(file: str | None, options: dict[str, Any], quiet: bool) -> Iterator
         yield session
 
 
-def _config(file: str | None, options: dict[str, Any]) -> configuration.Config:
+def _config(file: str | None, options: dict[str, Any]) -> Config:
     """Settings from a file, or from the run directory, with the options over them."""
+    from clusterucb.config import load
+
     if file is None:
         if "out" not in options:
             raise ConfigError(
                 "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
             )
         saved = Path(options["out"]) / "config.yaml"
-        return configuration.load(saved if saved.exists() else None, options)
+        return load(saved if saved.exists() else None, options)
     folder = Path(file).parent
     if "out" not in options and (folder / "pool").is_dir():  # a run directory, perhaps moved
         options = {**options, "out": str(folder)}
-    return configuration.load(file, options)
+    return load(file, options)
 
 
 @contextlib.contextmanager
