@@ -29,7 +29,7 @@ _Function = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
 
 
 class _Command(NamedTuple):
-    """`function(file, settings given, own options)`; the settings are those of the class `kind` in config.py."""
+    """`function(file, settings given, own options)`; `kind` is the settings' class in config.py."""
 
     summary: str
     kind: str
@@ -169,8 +169,10 @@ def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) ->
         return
     with _session(file, options, own["quiet"]) as session:
         from clusterucb import steps
+        from clusterucb.evaluation.benchmarks import check_settings
         from clusterucb.report.benchmarks import show_benchmarks
 
+        check_settings(session.config)
         loss, results = steps.evaluate(session), steps.benchmark(session)
         if not own["quiet"]:
             for name in ("base", "adapter"):

@@ -217,18 +217,21 @@ def test_another_adapter_is_asked_anew_and_its_base_is_not(data, tmp_path):
 
 
 def test_answers_and_documents_are_kept_in_the_order_of_the_questions(data, tmp_path):
-    """They are asked in another: the longest first."""
-    engine = FakeEngine(lambda _who, _prompt, _times: " A")
-    found = evaluation(common(data, tmp_path, ["mmlu_5shot"]), engine).run()["benchmarks"]["mmlu_5shot"]
+    """They are asked in another: the longest first, which are Finnish here."""
+    engine = FakeEngine(lambda _who, prompt, _times: f" {prompt}")
+    found = evaluation(common(data, tmp_path, ["tydiqa"]), engine).run()["benchmarks"]["tydiqa"]
     folder = tmp_path / "benchmarks" / found["answers"]["adapter"]
     samples, documents = (
         [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for name in ("samples.jsonl", "documents.jsonl")
     )
-    ids = [question.id for question in TASKS["mmlu"].questions(data, 5)]
+    ids = [question.id for question in TASKS["tydiqa"].questions(data, 1)]
     assert [s["id"] for s in samples] == [d["id"] for d in documents] == ids
-    asked = [prompt for who, prompt in engine.prompts[::4] if who == "adapter"]
-    assert [len(prompt) for prompt in asked] == sorted(map(len, asked), reverse=True)
+    prompts = [document["context"] for document in documents]
+    assert [s["responses"] for s in samples] == [[f" {prompt}"] for prompt in prompts]
+    asked = [prompt for who, prompt in engine.prompts if who == "adapter"]
+    assert sorted(asked) == sorted(prompts)
+    assert asked != prompts
 
 
 def test_out_of_memory_the_batch_is_halved_until_it_fits(data, tmp_path, monkeypatch):

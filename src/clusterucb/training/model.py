@@ -140,7 +140,7 @@ def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False)
         )
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"{adapter}: does not fit this model ({_reason(error)})") from None
 
 
