@@ -33,7 +33,8 @@ def complaint(path, options=None):
 
 
 def test_yaml_round_trip(write):
-    config = load(None, {**NEEDED, "top_p": "0.1", "target_modules": ["all-linear"], "k": 7, "seed": 3})
+    options = {"top_p": "0.1", "target_modules": ["all-linear"], "k": 7, "seed": 3, "store_dtype": "1bit"}
+    config = load(None, {**NEEDED, **options})
     assert load(write(config.to_yaml())) == config
 
 
@@ -143,6 +144,8 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"k": "-3"}, "clustering.k is '-3'"),
         ({"k": "2.5"}, "clustering.k is '2.5': input should be a valid integer"),
         ({"formula": "sgd"}, "gradients.formula is 'sgd': input should be 'less' or 'adam'"),
+        ({"store_dtype": "int4"}, "store_dtype is 'int4': input should be 'float16', 'int8' or '1bit'"),
+        ({"kmeans_backend": "faiss"}, "kmeans_backend is 'faiss': input should be 'torch' or 'keops'"),
         ({"chat": "chatml"}, "chat is 'chatml': input should be 'auto', 'tulu' or 'template'"),
         ({"dropout": "1"}, "lora.dropout is '1'"),
         ({"lr": "0"}, "training.lr is '0'"),

@@ -72,10 +72,10 @@ def _callable(command: _Command, *, bare: bool) -> Callable[..., None]:
     """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
 
     def call(**given: Any) -> None:
-        own = {key: given.pop(key) for key in (*command.own, "quiet")}
+        own = {key: given.pop(key) for key in (*command.own, "quiet", "profile")}
         file = given.pop("config", None)
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
-        with _one_line_errors():
+        with _one_line_errors(), _profile(shown=own["profile"]):
             command.function(file, options, own)
 
     options: list[inspect.Parameter] = []
@@ -263,6 +263,22 @@ def _root(
 def _done(artifact: Path, own: dict[str, Any]) -> None:
     if not own["quiet"]:
         typer.echo(f"{artifact}")
+
+
+@contextlib.contextmanager
+def _profile(*, shown: bool) -> Iterator[None]:
+    """Show where the block's time went, if that is wanted."""
+    if not shown:
+        yield
+        return
+    import torch
+
+    from clusterucb.profiling import profiled
+    from clusterucb.report.profile import show_profile
+
+    with profiled(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None) as profile:
+        yield
+    show_profile(profile)
 
 
 @contextlib.contextmanager

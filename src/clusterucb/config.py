@@ -93,6 +93,8 @@ class Gradients(_Strict):
     """Dimensions of a feature."""
     batch_tokens: Positive = 4096
     """Padded tokens of one micro-batch while computing gradients; halved when memory runs out."""
+    store_dtype: Literal["float16", "int8", "1bit"] = "float16"
+    """How features are kept: float16, or estimates in half (int8) or a sixteenth (1bit) of the room."""
 
 
 class Clustering(_Strict):
@@ -102,6 +104,8 @@ class Clustering(_Strict):
     """Clusters, the bandit's arms; by default the square root of the number of rows."""
     iterations: Positive = 20
     """Iterations of k-means."""
+    kmeans_backend: Literal["torch", "keops"] = "torch"
+    """What computes k-means: torch, or keops (needs clusterucb[keops] and a compiler)."""
 
 
 class Selecting(_Strict):

@@ -26,8 +26,13 @@ def parameters(extra: dict[str, str], kind: type[Common] = Config) -> list[inspe
     for name, text in extra.items():
         option = Annotated[str | None, typer.Option(f"--{name}", help=text)]
         found.append(inspect.Parameter(name, keyword, default=None, annotation=option))
-    silent = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")]
-    return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=silent)]
+    flags = {
+        "quiet": typer.Option("--quiet", "-q", help="Show nothing but errors."),
+        "profile": typer.Option("--profile", help="Show at the end where the time went, by stage."),
+    }
+    for name, flag in flags.items():
+        found.append(inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, flag]))
+    return found
 
 
 def _option(setting: Setting) -> Any:

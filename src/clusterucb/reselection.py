@@ -19,6 +19,7 @@ from clusterucb.gradients.features import Featurizer, target_directions
 from clusterucb.gradients.influence import LiveInfluence, ScoreLog
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
+from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish_folder
@@ -127,6 +128,7 @@ class Reselection:
         drawn: list[Draw] = []
         total = share(self.budget, len(self.clusters))
         with (
+            stage("decide"),
             ScoreLog(part / "scores.jsonl", weights) as log,
             self.screen.track(f"select for period {period}", total, "rows") as advance,
         ):

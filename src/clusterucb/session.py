@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
+from clusterucb.clustering.nearest import require_backend
 from clusterucb.config import Config, load, reconcile
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
@@ -27,6 +28,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
+from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.reselection import Pooled, Targeted
 from clusterucb.rundir import (
@@ -190,7 +192,7 @@ class Session:
     def model(self) -> PeftModel:
         """The base model with the run's adapter at its initial weights, which every training starts from."""
         self.screen.say(f"load {self.config.model}")
-        with torch.random.fork_rng():
+        with stage("load"), torch.random.fork_rng():
             model = attach_adapter(
                 load_model(self.config), self.config.lora, self.config.seed, self.config.adapter
             )
@@ -242,6 +244,7 @@ class Session:
     def check_inputs(self) -> None:
         """Read pool, target and held-out rows, and refuse settings that cannot hold for them."""
         _ = self.policy
+        require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
         self.check_plan(len(self.pool))
         _ = self.target, self.holdout, self.screening, self.chat
@@ -269,7 +272,7 @@ class Session:
         if folder.exists() and not self.dir.config.exists():
             self._drop_stale(folder)
         if not folder.exists():
-            with publish_folder(folder) as part:
+            with stage("tokenise"), publish_folder(folder) as part:
                 usable: list[int] = []
                 excluded: list[dict[str, object]] = []
                 Tokens.write(part, self._usable_rows(usable, excluded))

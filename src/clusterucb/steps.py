@@ -29,6 +29,7 @@ from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.influence import stored_influence
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.profiling import stage
 from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import check_made_with, publish, publish_folder, read_json, write_json
@@ -86,17 +87,19 @@ def gradients(session: Session) -> None:
     model = session.model
     load_adapter(model, session.dir.warmup)
     directions, target_cost = _reselection(session, np.empty(0, np.int64)).directions(model)
-    pooled, dim = session.pooled, session.config.gradients.dim
-    featurize = Featurizer(model, session.projection, moments, session.config.gradients.formula)
+    pooled, settings = session.pooled, session.config.gradients
+    featurize = Featurizer(model, session.projection, moments, settings.formula)
     with (
         publish_folder(folder, resume=True) as part,
-        FeatureWriter(part, len(pooled.rows), dim, made_with) as writer,
+        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
         session.screen.track("gradients of the pool", len(pooled.rows), "rows") as advance,
     ):
-        for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
+        for rows in plan(pooled.lengths, settings.batch_tokens):
             if not writer.done[rows].all():
                 numbers = rows.tolist()
-                writer.write(rows, *featurize([pooled.tokens[i] for i in numbers], _names(session, numbers)))
+                found = featurize([pooled.tokens[i] for i in numbers], _names(session, numbers))
+                with stage("write"):
+                    writer.write(rows, *found)
             advance(len(rows))
         save_file({"directions": directions}, part / "directions.safetensors")
         cost = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
@@ -110,15 +113,16 @@ def cluster(session: Session) -> None:
         return
     store = _store(session)
     budget = share(session.config.selection.budget, len(store))
-    k = session.config.clustering.k or default_k(len(store), budget)
-    iterations = session.config.clustering.iterations
+    settings = session.config.clustering
+    k, iterations = settings.k or default_k(len(store), budget), settings.iterations
     started = time.monotonic()
-    with session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
+    with stage("cluster"), session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
         clusters = spherical_kmeans(
             store.features,
             k,
             iterations=iterations,
             seed=session.config.seed,
+            backend=settings.kmeans_backend,
             progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
         )
     cost = Cost(rows=len(store), seconds=time.monotonic() - started)
@@ -219,7 +223,7 @@ def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, 
     encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
     started, total = time.monotonic(), len(adapters) * len(encoded)
     result: dict[str, Any] = {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
-    with session.screen.track("evaluate", total, "rows") as advance:
+    with stage("evaluate"), session.screen.track("evaluate", total, "rows") as advance:
         for name, folder in adapters.items():
             load_adapter(session.model, folder)
             found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
@@ -351,7 +355,7 @@ def _train_from_initial(
     settings = session.config.training
     load_adapter(session.model, session.dir.initial)
     steps = optimizer_steps(len(dataset), epochs, settings)
-    with session.screen.track(label, steps, "steps") as advance:
+    with stage("train"), session.screen.track(label, steps, "steps") as advance:
         return finetune(
             session.model,
             dataset,
@@ -400,8 +404,9 @@ def _checkpoint_fingerprint(folder: Path, moments: Moments) -> str:
 
 
 def _store(session: Session) -> FeatureStore:
-    store = FeatureStore(_need(session, session.dir.features, "gradients"))
-    check_made_with(store.manifest["made_with"], session.planned_with, str(session.dir.features))
+    store, folder = FeatureStore(_need(session, session.dir.features, "gradients")), str(session.dir.features)
+    check_made_with(store.manifest["made_with"], session.planned_with, folder)
+    check_made_with(store.manifest, {"store_dtype": session.config.gradients.store_dtype}, folder)
     return store
 
 

@@ -1,1 +1,1 @@
-"""Clusters of pool rows by the direction of their features. kmeans.py: spherical k-means, blockwise."""
+"""Clusters of pool rows by the direction of their features: kmeans.py, and nearest.py, its inner step."""

@@ -16,6 +16,7 @@ from clusterucb.gradients.adam import Formula, Moments, adam_direction
 from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
+from clusterucb.profiling import stage
 
 __all__ = ["Featurizer", "target_directions"]
 
@@ -79,9 +80,10 @@ class Featurizer:
         sketch = torch.zeros(len(rows), self.projection.dim, device=self.device)
 
         def consume(name: str, gradients: torch.Tensor) -> None:
-            if self.moments is not None:
-                gradients = adam_direction(gradients, name, self.moments, self.formula)
-            self.projection.add_to(sketch, name, gradients)
+            with stage("map and project"):
+                if self.moments is not None:
+                    gradients = adam_direction(gradients, name, self.moments, self.formula)
+                self.projection.add_to(sketch, name, gradients)
 
         losses = row_gradients(self.model, self.layers, collate(rows, self.device), consume)
         norms = torch.linalg.vector_norm(sketch, dim=1)

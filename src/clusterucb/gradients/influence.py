@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,15 @@ from clusterucb.rundir import check_made_with
 __all__ = ["LiveInfluence", "ScoreLog", "influence", "stored_influence"]
 
 
-def influence(features: NDArray[np.float16], directions: NDArray[np.float32]) -> NDArray[np.float64]:
+class Rows(Protocol):
+    """float16 or float32 (N, d), read by row slices: an array, or FeatureStore.features."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
+def influence(features: NDArray[Any], directions: NDArray[np.float32]) -> NDArray[np.float64]:
     """Scores (n,) of `features` (n, d) against `directions` (S, d).
 
     Computed in float64 and rounded to float32, so that a row's score does not depend on the rows that
@@ -33,7 +42,7 @@ def influence(features: NDArray[np.float16], directions: NDArray[np.float32]) ->
 
 
 def stored_influence(
-    features: NDArray[np.float16], directions: NDArray[np.float32], block: int = 4096
+    features: Rows, directions: NDArray[np.float32], block: int = 1024
 ) -> NDArray[np.float64]:
     """Scores of all N stored rows, `block` rows in memory at a time."""
     starts = range(0, len(features), block)

@@ -20,6 +20,7 @@ from torch import nn
 
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
+from clusterucb.profiling import stage
 
 __all__ = ["adapter_layers", "canonical_name", "row_gradients", "row_losses", "trainable_parameters"]
 
@@ -88,9 +89,11 @@ def row_gradients(
             handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume))
             stack.callback(handle.remove)
         with torch.enable_grad():
-            losses = _label_losses(model, batch)
+            with stage("forward"):
+                losses = _label_losses(model, batch)
             weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
-            (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+            with stage("backward"):
+                (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
     return batch.row_means(losses.detach().cpu().numpy())
 
 

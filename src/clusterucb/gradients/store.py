@@ -1,8 +1,8 @@
-"""Features on disk: one row of float16 a pool row, a byte that says the row is finished, a manifest last.
+"""Features on disk: one row of fixed width a pool row, a byte that says the row is finished, a manifest last.
 
-Rows are written in any order and any number of attempts. Writes go through `pwrite`, not a memory map: a
-full disk is then an error with a name, not a killed process. A row counts as finished only after its bytes
-were forced to disk.
+Rows are written in any order and any number of attempts. Neither side uses a memory map: a full disk is then
+an error with a name, not a killed process, and what was read is no part of this process's memory. A row
+counts as finished only after its bytes were forced to disk.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import MismatchError
+from clusterucb.gradients.encoding import ENCODINGS, Encoding
 from clusterucb.rundir import check_made_with, read_json, write_json
 
-__all__ = ["FeatureStore", "FeatureWriter"]
+__all__ = ["FeatureStore", "FeatureWriter", "StoredFeatures"]
 
 FLUSH_SECONDS = 2.0
 
@@ -33,20 +35,24 @@ class FeatureWriter:
         rows: N.
         dim: d.
         made_with: fingerprints of all that the features depend on.
+        dtype: how a row is kept, a name of ENCODINGS.
     """
 
-    def __init__(self, folder: Path, rows: int, dim: int, made_with: Mapping[str, object]) -> None:
+    def __init__(
+        self, folder: Path, rows: int, dim: int, made_with: Mapping[str, object], dtype: str = "float16"
+    ) -> None:
         self.folder, self.rows, self.dim = folder, rows, dim
-        self._header = {"rows": rows, "dim": dim, "made_with": dict(made_with)}
+        self._encoding = ENCODINGS[dtype]
+        shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
+        self._header = {**shape, "made_with": dict(made_with)}
         folder.mkdir(parents=True, exist_ok=True)
         header = folder / "header.json"
         if header.exists():
-            found = read_json(header)
-            shape = {"rows": rows, "dim": dim}
+            found = _read_header(header)
             check_made_with({**found, **found["made_with"]}, {**made_with, **shape}, str(folder))
         else:
             write_json(header, self._header)
-        self._features = _open(folder / "features.f16")
+        self._features = _open(_rows_file(folder, self._encoding))
         self._losses = _open(folder / "losses.f32")
         self._flags = _open(folder / "done.u8")
         self._clock = _open(folder / "seconds.f64")
@@ -80,8 +86,9 @@ class FeatureWriter:
         self, rows: NDArray[np.int64], features: NDArray[np.float16], losses: NDArray[np.float64]
     ) -> None:
         """Store `features` (B, d) and `losses` (B,) of `rows` (B,)."""
-        for row, feature, loss in zip(rows.tolist(), features, losses.astype(np.float32), strict=True):
-            _pwrite(self._features, feature.tobytes(), row * self.dim * 2)
+        encoded = self._encoding.encode(features)  # (B, width)
+        for row, feature, loss in zip(rows.tolist(), encoded, losses.astype(np.float32), strict=True):
+            _pwrite(self._features, feature.tobytes(), row * len(feature))
             _pwrite(self._losses, loss.tobytes(), row * 4)
         self._pending.append(rows)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -108,8 +115,32 @@ class FeatureWriter:
         write_json(self.folder / "manifest.json", {**self._header, **extra})
 
 
+class StoredFeatures:
+    """The rows of a finished store, (N, d), read and decoded when they are asked for; nothing is kept."""
+
+    def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding) -> None:
+        self.shape = (rows, dim)
+        self._file, self._encoding, self._width = file, encoding, encoding.width(dim)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """A run of rows, (B, d): float16 if they are kept so, else float32."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise IndexError(f"features[::{step}]: only runs of rows can be read")
+        count = max(0, stop - start)
+        stored = np.fromfile(self._file, np.uint8, count * self._width, offset=start * self._width)
+        return self._encoding.decode(stored.reshape(count, self._width), self.shape[1])
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows at once, for stores that are small."""
+        return np.asarray(self[:], dtype)
+
+
 class FeatureStore:
-    """A finished store, read through a memory map.
+    """A finished store.
 
     Args:
         folder: written by FeatureWriter.
@@ -120,21 +151,30 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.manifest = read_json(folder / "manifest.json")
+            self.manifest = _read_header(folder / "manifest.json")
         except (FileNotFoundError, json.JSONDecodeError):
             raise MismatchError(f"{folder}: not a finished feature store; run `gradients` first") from None
         rows, dim = int(self.manifest["rows"]), int(self.manifest["dim"])
-        if (folder / "features.f16").stat().st_size != rows * dim * 2:
-            raise MismatchError(f"{folder}/features.f16: expected {rows} x {dim} float16; it is damaged")
-        self.features: NDArray[np.float16] = np.memmap(
-            folder / "features.f16", np.float16, "r", shape=(rows, dim)
-        )
-        """L2-normalised features, (N, d)."""
+        encoding = ENCODINGS[self.manifest["store_dtype"]]
+        file = _rows_file(folder, encoding)
+        if file.stat().st_size != rows * encoding.width(dim):
+            raise MismatchError(f"{file}: expected {rows} x {dim} {encoding.name}; it is damaged")
+        self.features = StoredFeatures(file, rows, dim, encoding)
+        """L2-normalised features, (N, d), as they were kept."""
         self.losses: NDArray[np.float32] = np.fromfile(folder / "losses.f32", np.float32)
         """Loss of each row at the checkpoint, (N,)."""
 
     def __len__(self) -> int:
         return len(self.features)
+
+
+def _rows_file(folder: Path, encoding: Encoding) -> Path:
+    return folder / f"features.{encoding.suffix}"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """A header or manifest; one without `store_dtype` is of the time when there was only float16."""
+    return {"store_dtype": "float16", **read_json(path)}
 
 
 def _open(path: Path) -> int:
