@@ -1,4 +1,4 @@
-"""Where the time goes: every moment counts once, for the innermost open stage, and the sum is the wall time."""
+"""Where the time goes: every moment counts once, for the innermost open stage; the sum is the wall time."""
 
 import re
 import time

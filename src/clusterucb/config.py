@@ -124,7 +124,9 @@ class Selecting(_Strict):
     top_p: Fraction = 0.05
     """The share of the pool that is selected."""
     draw_batch: Positive = 8
-    """Rows drawn from the best arm at once."""
+    """Rows drawn at once."""
+    draw_batch_arms: Literal["one", "many"] = "one"
+    """one: rows drawn at once are all of the best arm. many: of several arms, as if drawn one by one."""
 
 
 class Training(_Strict):

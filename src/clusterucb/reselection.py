@@ -23,7 +23,7 @@ from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish_folder
-from clusterucb.selection.bandit import Draw, select
+from clusterucb.selection.bandit import Draw, DrawBatchArms, select
 from clusterucb.selection.policies import Policy, UCBBeta
 from clusterucb.selection.share import share
 from clusterucb.training.model import fingerprint_tensors
@@ -85,7 +85,7 @@ class Reselection:
         clusters: label of each row, (N,).
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
-        policy, budget, cold_start, top_p, draw_batch, seed: as in `select`.
+        policy, budget, cold_start, top_p, draw_batch, draw_batch_arms, seed: as in `select`.
         formula: of the Adam direction.
         batch_tokens: bound of a micro-batch.
         screen: where progress is shown.
@@ -102,6 +102,7 @@ class Reselection:
     cold_start: float = 0.02
     top_p: float = 0.05
     draw_batch: int = 8
+    draw_batch_arms: DrawBatchArms = "one"
     seed: int = 0
     formula: Formula = "less"
     batch_tokens: int = 4096
@@ -159,6 +160,7 @@ class Reselection:
                 cold_start=self.cold_start,
                 top_p=self.top_p,
                 draw_batch=self.draw_batch,
+                draw_batch_arms=self.draw_batch_arms,
                 seed=round_seed(self.seed, period),
                 on_draw=on_draw,
             )

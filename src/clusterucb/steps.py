@@ -252,7 +252,7 @@ def benchmark(session: Session) -> dict[str, Any]:
 
     if session.config.evaluation.engine == "vllm":
         session.release_model()
-    return benchmarks(
+    asked = benchmarks(
         session.config,
         adapter,
         session.dir.benchmarks,
@@ -260,7 +260,9 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.tokenizer,
         session.chat,
         session.screen,
-    ).run()
+    )
+    with stage("benchmarks"):
+        return asked.run()
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -314,6 +316,7 @@ def _reselection(
         cold_start=chosen.csp,
         top_p=chosen.top_p,
         draw_batch=chosen.draw_batch,
+        draw_batch_arms=chosen.draw_batch_arms,
         seed=session.config.seed,
         formula=settings.formula,
         batch_tokens=settings.batch_tokens,

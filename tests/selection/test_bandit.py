@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import ConfigError, InputError
+from clusterucb.selection import shortlist
 from clusterucb.selection.arms import Arms
 from clusterucb.selection.bandit import Draw, select
 from clusterucb.selection.policies import (
@@ -42,26 +43,33 @@ def floor_of(fraction, n):
     return int(Decimal(str(fraction)) * n)
 
 
-def arm_score(policy, own, everything):
-    """The published score of an arm with draws `own`, recomputed from all draws so far."""
+def arm_score(policy, own, everything, imagined=0, imagined_of_all=0):
+    """The published score of an arm with draws `own`, recomputed from all draws so far.
+
+    `imagined`: further draws of the arm at its mean, as in a batch over many arms.
+    """
     mean = float(sum(map(Fraction, own)) / len(own))
     exact = sum(map(Fraction, own)) / len(own)
     std = math.sqrt(sum((Fraction(x) - exact) ** 2 for x in own) / len(own))
+    for n in range(len(own), len(own) + imagined):
+        std *= math.sqrt(n / (n + 1))
     match policy:
         case UCBBeta():
             return mean + policy.beta * std
         case UCB1():
-            return mean + math.sqrt(2 * math.log(len(everything)) / len(own))
+            return mean + math.sqrt(2 * math.log(len(everything) + imagined_of_all) / (len(own) + imagined))
         case UCBThreshHard():
             tau = np.quantile(everything, 1 - policy.ucb_p)
-            return sum(x >= tau for x in own) / len(own)
+            return sum(x >= tau for x in own) / (len(own) + imagined)
         case UCBThreshNormal():  # ordered by -z, as 1 - Phi(z) is, but without saturation
             tau = np.quantile(everything, 1 - policy.ucb_p)
             return -(tau - mean) / max(std, STD_FLOOR)
     raise AssertionError(policy)
 
 
-def quadratic_select(clusters, scores, policy, *, budget, cold_start, top_p, draw_batch, seed):
+def quadratic_select(
+    clusters, scores, policy, *, budget, cold_start, top_p, draw_batch, seed, draw_batch_arms="one"
+):
     """(drawn rows in order, kept rows), every statistic recomputed from history at every draw."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(clusters)).tolist()
@@ -72,22 +80,31 @@ def quadratic_select(clusters, scores, policy, *, budget, cold_start, top_p, dra
         for _ in range(min(count, len(unseen[c]))):
             drawn.append((c, unseen[c].pop(0)))
 
+    def best(imagined):
+        open_arms = [c for c in unseen if len(unseen[c]) > imagined.get(c, 0)]
+        if isinstance(policy, Random):
+            return open_arms[rng.integers(len(open_arms))]
+        everything = [scores[row] for _, row in drawn]
+        value = {}
+        for c in open_arms:
+            own = [scores[row] for arm, row in drawn if arm == c]
+            value[c] = arm_score(policy, own, everything, imagined.get(c, 0), sum(imagined.values()))
+        if isinstance(policy, UCBThreshHard) and not any(value.values()):
+            value = {c: max(scores[row] for arm, row in drawn if arm == c) for c in open_arms}
+        return max(open_arms, key=lambda c: (value[c], -c))
+
     for c in unseen:
         draw(c, max(1, floor_of(cold_start, len(unseen[c]))))
-    while len(drawn) < floor_of(budget, len(clusters)):
-        open_arms = [c for c in unseen if unseen[c]]
-        if isinstance(policy, Random):
-            best = open_arms[rng.integers(len(open_arms))]
+    while (left := floor_of(budget, len(clusters)) - len(drawn)) > 0:
+        picks = {}
+        if draw_batch_arms == "one":
+            picks[best({})] = min(draw_batch, left)
         else:
-            everything = [scores[row] for _, row in drawn]
-            value = {}
-            for c in open_arms:
-                own = [scores[row] for arm, row in drawn if arm == c]
-                value[c] = arm_score(policy, own, everything)
-            if isinstance(policy, UCBThreshHard) and not any(value.values()):
-                value = {c: max(scores[row] for arm, row in drawn if arm == c) for c in open_arms}
-            best = max(open_arms, key=lambda c: (value[c], -c))
-        draw(best, min(draw_batch, floor_of(budget, len(clusters)) - len(drawn)))
+            for _ in range(min(draw_batch, left)):
+                arm = best(picks)
+                picks[arm] = picks.get(arm, 0) + 1
+        for arm, count in picks.items():
+            draw(arm, count)
     rows = [row for _, row in drawn]
     kept = sorted(rows, key=lambda row: (-scores[row], row))[: floor_of(top_p, len(clusters))]
     return rows, sorted(kept)
@@ -121,7 +138,8 @@ def problems(draw):
     cold = draw(st.sampled_from([0.0, 0.01, 0.1, 0.29]))
     first = sum(max(1, floor_of(cold, size)) for size in sizes)
     cold = cold if cold <= shares["budget"] and first <= spend else 0.0
-    return clusters, scores, {**shares, "cold_start": cold, "draw_batch": draw(st.integers(1, 9))}
+    batch = {"draw_batch": draw(st.integers(1, 9)), "draw_batch_arms": draw(st.sampled_from(["one", "many"]))}
+    return clusters, scores, {**shares, "cold_start": cold, **batch}
 
 
 def round_up(part, n):
@@ -165,6 +183,101 @@ def test_a_selection_is_consistent_in_itself(problem, policy):
     assert sum(len(draw.rows) for draw in told if draw.cold) == found.cold
     assert all((clusters[draw.rows] == draw.arm).all() for draw in told)
     assert all(1 <= len(draw.rows) <= options["draw_batch"] for draw in told if not draw.cold)
+
+
+# ---------------------------------------------------------------- a shortlist of arms
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.sampled_from(POLICIES[:-1]), st.integers(1, 3), st.integers(0, 99))
+def test_a_shortlist_chooses_the_arms_that_the_plain_policy_does(problem, policy, size, seed):
+    clusters, scores, options = problem
+    plain = select(clusters, lambda rows: scores[rows], lambda arms: policy(arms), seed=seed, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortlist, "SIZE", size)
+        patch.setattr(shortlist, "ALL", 0)
+        short = select(clusters, lambda rows: scores[rows], policy, seed=seed, **options)
+    assert short.drawn.tolist() == plain.drawn.tolist()
+
+
+def many_arms(k, n, scale=0.03):
+    """Arms of different means and deviations, float32 scores as a live model gives."""
+    rng = np.random.default_rng(0)
+    clusters = rng.permutation(np.arange(n) % k)
+    scores = rng.normal(size=k)[clusters] + rng.lognormal(0, 0.5, k)[clusters] * rng.normal(size=n)
+    return clusters, (0.08 + scale * scores).astype(np.float32).astype(float)
+
+
+@pytest.mark.parametrize("batch", [(1, "one"), (30, "many")], ids=str)
+@pytest.mark.parametrize("policy", POLICIES[:-1], ids=str)
+def test_a_shortlist_of_hundreds_chooses_what_the_plain_policy_does(policy, batch):
+    clusters, scores = many_arms(1500, 12_000)
+    options = dict(zip(("draw_batch", "draw_batch_arms"), batch, strict=True)) | {"budget": 0.4}
+    found = [
+        select(clusters, lambda rows: scores[rows], chosen, **options)
+        for chosen in (policy, lambda arms: policy(arms))
+    ]
+    assert found[0].drawn.tolist() == found[1].drawn.tolist()
+
+
+@pytest.mark.parametrize("policy", POLICIES[:-1], ids=str)
+def test_few_draws_score_every_arm(policy):
+    clusters, scores = many_arms(3000, 30_000)
+    seen = []
+
+    class Watched(type(policy)):
+        def __call__(self, arms):
+            seen.append(len(arms.ids))
+            return super().__call__(arms)
+
+    select(clusters, lambda rows: scores[rows], Watched(**vars(policy)), draw_batch=1)
+    assert len(seen) >= 3000
+    assert sum(n > 600 for n in seen) < 0.05 * len(seen)
+
+
+# ---------------------------------------------------------------- a batch of draws over many arms
+
+
+def test_a_batch_over_many_arms_is_one_call_of_the_influence():
+    calls = []
+    clusters, scores = many_arms(20, 1000)
+    found = select(
+        clusters,
+        lambda r: calls.append(r) or scores[r],
+        draw_batch=50,
+        draw_batch_arms="many",
+        cold_start=0.05,
+    )
+    assert [len(rows) for rows in calls] == [found.cold, 50, 50, 50, 10]
+    assert len(set(clusters[calls[1]])) > 1
+
+
+def test_without_a_deviation_to_shrink_a_batch_goes_to_the_arm_with_the_best_mean():
+    clusters = np.repeat([3, 5], [60, 60])
+    found = select(
+        clusters, lambda r: 1.0 * (r >= 60), draw_batch=20, draw_batch_arms="many", budget=0.3, cold_start=0
+    )
+    assert found.drawn_clusters.tolist() == [3] + [5] * 35
+
+
+@pytest.mark.parametrize("draw_batch", [2, 64, 1000])
+def test_random_draws_the_same_rows_in_batches_over_many_arms_as_one_by_one(draw_batch):
+    clusters, scores = many_arms(20, 1000)
+    single, batched = (
+        select(clusters, lambda r: scores[r], Random(), draw_batch=b, draw_batch_arms="many", budget=0.7)
+        for b in (1, draw_batch)
+    )
+    assert sorted(single.drawn.tolist()) == sorted(batched.drawn.tolist())
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_batches_of_one_over_many_arms_are_single_draws(policy):
+    clusters, scores = many_arms(20, 1000)
+    one, many = (
+        select(clusters, lambda r: scores[r], policy, draw_batch=1, draw_batch_arms=arms).drawn.tolist()
+        for arms in ("one", "many")
+    )
+    assert one == many
 
 
 # ---------------------------------------------------------------- budget and cold start
@@ -400,6 +513,7 @@ def test_a_draw_says_what_was_drawn():
         ({"cold_start": -0.1}, r"select\(cold_start=-0\.1\): must be between 0 and 1"),
         ({"cold_start": 1.1}, r"select\(cold_start=1\.1\)"),
         ({"draw_batch": 0}, r"select\(draw_batch=0\): must be at least 1"),
+        ({"draw_batch_arms": "all"}, r"select\(draw_batch_arms='all'\): must be 'one' or 'many'"),
         ({"seed": -1}, r"select\(seed=-1\): must be 0 or more"),
         ({"policy": "ucb1"}, r"select\(policy='ucb1'\): must be a policy such as UCBBeta"),
         ({"top_p": 0.001}, r"select\(top_p=0\.001\): .* the smallest top_p is 0\.01"),

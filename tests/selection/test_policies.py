@@ -50,7 +50,7 @@ def test_the_threshold_is_numpys_quantile_and_ties_are_counted_exactly(draws, p)
         running.add(slot, value)
         tau = np.quantile([v for _, v in draws[:t]], 1 - p)
         assert running.value == tau
-        assert running.reach().tolist() == [sum(v >= tau for s, v in draws[:t] if s == i) for i in range(5)]
+        assert running.reach.tolist() == [sum(v >= tau for s, v in draws[:t] if s == i) for i in range(5)]
 
 
 def test_the_threshold_follows_thousands_of_draws_with_ties():
@@ -63,7 +63,7 @@ def test_the_threshold_follows_thousands_of_draws_with_ties():
         if t % 97 == 0:
             tau = np.quantile(draws[: t + 1], 0.75)
             assert running.value == tau
-            assert (running.reach() == np.bincount(slots[: t + 1][draws[: t + 1] >= tau], minlength=7)).all()
+            assert (running.reach == np.bincount(slots[: t + 1][draws[: t + 1] >= tau], minlength=7)).all()
 
 
 @settings(max_examples=100, deadline=None)

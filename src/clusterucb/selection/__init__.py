@@ -5,6 +5,7 @@ top.py        the best rows by score
 threshold.py  the running quantile of all draws, and each arm's draws that reach it
 arms.py       what a policy sees
 policies.py   the published policies
+shortlist.py  the best arm by a policy, without scoring all of them for every draw
 bandit.py     select(): the paper's algorithm
 checks.py     what it refuses
 """

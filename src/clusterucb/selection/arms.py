@@ -7,7 +7,9 @@ the history of draws: a draw updates the numbers of its arm, and costs the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,14 @@ from clusterucb.selection.threshold import Threshold
 
 __all__ = ["Arms"]
 
+COLUMNS = ("n", "unseen", "mean", "std", "largest", "ids")
+
 
 class Arms:
     """The open arms, in ascending order of their ids; all arrays are aligned, and read-only.
 
-    A custom policy is any function of this object; `rng` is the run's only generator.
+    A custom policy is any function of this object; `rng` is the run's only generator. A policy with a
+    ceiling may be shown only those open arms that can be the best (shortlist.py).
     """
 
     ids: NDArray[np.int64]  # cluster labels
@@ -35,30 +40,28 @@ class Arms:
         arms = sorted(sizes)
         self.rng = rng
         self.undrawn = len(arms)  # open arms without a draw
-        self._moments = [_Moments() for _ in arms]  # by slot: an arm's place among all arms
+        self.total = 0  # T: draws so far of all arms, exhausted ones included
+        self._slot_of = {arm: slot for slot, arm in enumerate(arms)}  # an arm's place among all arms
+        self._moments = [_Moments() for _ in arms]  # by slot, as are sizes
+        self._sizes = [sizes[arm] for arm in arms]
+        self._table: tuple[NDArray[Any], ...] = (  # COLUMNS by slot
+            np.zeros(len(arms)),
+            np.array(self._sizes, dtype=np.int64),
+            np.zeros(len(arms)),
+            np.zeros(len(arms)),
+            np.full(len(arms), -np.inf),
+            np.array(arms, dtype=np.int64),
+        )
+        self._shown = np.arange(len(arms))  # slots, ascending
+        self._columns: tuple[NDArray[Any], ...] = self._table  # of those slots: what the policy views
         self._slots: list[int] = []  # of every draw so far, in draw order, exhausted arms included
         self._scores: list[float] = []
-        self._thresholds: dict[float, tuple[Threshold, list[int]]] = {}
-        self._columns = {
-            "ids": np.array(arms, dtype=np.int64),
-            "n": np.zeros(len(arms)),
-            "unseen": np.array([sizes[arm] for arm in arms], dtype=np.int64),
-            "mean": np.zeros(len(arms)),
-            "std": np.zeros(len(arms)),
-            "largest": np.full(len(arms), -np.inf),
-            "_slot": np.arange(len(arms)),
-        }
-        self._all_ids = self._columns["ids"]
-        self._expose()
-
-    @property
-    def total(self) -> int:
-        """T: draws so far of all arms, exhausted ones included."""
-        return len(self._scores)
+        self._thresholds: dict[float, Threshold] = {}
+        self._expose(self._shown, self._table)
 
     def history(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Arm and score of every draw so far, in draw order, each [T]. O(T): for the end, not for a draw."""
-        return self._all_ids[self._slots], np.array(self._scores, dtype=np.float64)
+        return self._table[-1][self._slots], np.array(self._scores, dtype=np.float64)
 
     def threshold(self, p: float) -> float:
         """tau, the top-`p` quantile of all draws so far, `np.quantile(draws, 1 - p)`; -inf without a draw."""
@@ -66,46 +69,106 @@ class Arms:
 
     def share_above(self, p: float) -> NDArray[np.float64]:
         """Fraction of each open arm's draws that are >= `threshold(p)`, float[open]; 0 without a draw."""
-        reach = self._threshold(p).reach()
-        if len(self.ids) < len(reach):
-            reach = reach[self._columns["_slot"]]
-        return reach / (np.maximum(self.n, 1) if self.undrawn else self.n)
+        return self.reach(p) / (np.maximum(self.n, 1) if self.undrawn else self.n)
+
+    def reach(self, p: float) -> NDArray[np.float64]:
+        """How many draws of each open arm are >= `threshold(p)`, whole numbers, float[open]."""
+        return self._threshold(p).reach[self._shown]
+
+    def passed(self, p: float, share: float) -> list[int]:
+        """Ids of the arms that the last draws recorded may have raised to `share_above(p)` >= `share`.
+
+        Without the arms drawn: those with a draw that `threshold(p)` has sunk to or below.
+        """
+        threshold, moments = self._threshold(p), self._moments
+        risen = [slot for slot in threshold.passed if threshold.reach[slot] / moments[slot].n >= share]
+        return [int(self._table[-1][slot]) for slot in risen]
 
     def record(self, arm: int, scores: NDArray[np.float64]) -> None:
         """Count draws of the open arm with id `arm`; `scores` is float[b], 1 <= b <= its unseen rows."""
-        column = self._columns
-        i = int(self.ids.searchsorted(arm))
-        slot = int(column["_slot"][i])
-        moments, values = self._moments[slot], scores.tolist()
+        slot, values = self._slot_of[arm], scores.tolist()
+        moments = self._moments[slot]
         self.undrawn -= not moments.n
-        for value in values:
-            moments.add(value)
+        moments.add(values)
         self._scores += values
         self._slots += [slot] * len(values)
-        column["n"][i] = moments.n
-        column["mean"][i] = moments.mean
-        column["std"][i] = moments.std
-        column["largest"][i] = moments.largest
-        column["unseen"][i] -= len(values)
-        if column["unseen"][i] == 0:
-            self._columns = {name: np.delete(values, i) for name, values in column.items()}
-            self._expose()
+        self.total = len(self._scores)
+        unseen = self._sizes[slot] - moments.n
+        self._write(slot, moments.n, unseen, moments.mean, moments.std, moments.largest)
 
-    def _expose(self) -> None:
+    def imagine(self, arm: int) -> None:
+        """Count a draw of the open arm with id `arm`, one draw or more old, as if it had scored the mean.
+
+        So `n`, `unseen` and `total` count it, the mean stays and the deviation shrinks. What is known of
+        real draws only stays: the largest draw, thresholds, and the draws that reach them. `record` puts
+        real draws in the place of the imagined.
+        """
+        slot = self._slot_of[arm]
+        at, _ = self._find(slot)
+        n, unseen, mean, std, largest, _ = (column[at].item() for column in self._columns)
+        self.total += 1
+        self._write(slot, n + 1, unseen - 1, mean, std * math.sqrt(n / (n + 1)), largest)
+
+    def show_all(self) -> None:
+        """Show all open arms."""
+        self._show(np.flatnonzero(self._table[1]))
+
+    def show_only(self, places: NDArray[np.int64]) -> None:
+        """Of the arms shown, go on to show those at `places`, ascending."""
+        self._show(self._shown[places])
+
+    def show_also(self, ids: Iterable[int]) -> None:
+        """Show these arms too, those that are open."""
+        for arm in ids:
+            at, shown = self._find(slot := self._slot_of[arm])
+            if not shown and self._table[1][slot]:
+                self._show(np.insert(self._shown, at, slot))
+
+    def _write(self, slot: int, n: float, unseen: int, mean: float, std: float, largest: float) -> None:
+        """Set an arm's statistics; while it is open it is shown, even if it was not before."""
+        at, shown = self._find(slot)
+        if not shown:
+            self._show(np.insert(self._shown, at, slot))
+        columns = self._columns
+        columns[0][at] = n
+        columns[1][at] = unseen
+        columns[2][at] = mean
+        columns[3][at] = std
+        columns[4][at] = largest
+        if not unseen:
+            self._table[1][slot] = 0
+            self._expose(np.delete(self._shown, at), tuple(np.delete(column, at) for column in columns))
+
+    def _find(self, slot: int) -> tuple[int, bool]:
+        """Where a slot is, or would be, among those shown, and whether it is there."""
+        at = bisect_left(self._places, slot)
+        return at, at < len(self._places) and self._places[at] == slot
+
+    def _show(self, slots: NDArray[np.int64]) -> None:
+        if self._columns is not self._table:  # but copies of some of its rows, changed since
+            for column, values in zip(self._table, self._columns, strict=True):
+                column[self._shown] = values
+        whole = len(slots) == len(self._moments)
+        self._expose(slots, self._table if whole else tuple(column[slots] for column in self._table))
+
+    def _expose(self, slots: NDArray[np.int64], columns: tuple[NDArray[Any], ...]) -> None:
         """Public arrays are read-only views, so that a policy cannot change what it is shown."""
-        for name, values in self._columns.items():
+        self._shown, self._places, self._columns = slots, slots.tolist(), columns
+        for name, values in zip(COLUMNS, columns, strict=True):
             view = values.view()
             view.flags.writeable = False
             setattr(self, name, view)
 
     def _threshold(self, p: float) -> Threshold:
         """Made at the first call for `p`; every later call adds only the draws since the one before."""
-        if p not in self._thresholds:
-            self._thresholds[p] = Threshold(p, len(self._moments)), [0]
-        threshold, seen = self._thresholds[p]
-        for t in range(seen[0], self.total):
-            threshold.add(self._slots[t], self._scores[t])
-        seen[0] = self.total
+        threshold = self._thresholds.get(p)
+        if threshold is None:
+            threshold = self._thresholds[p] = Threshold(p, len(self._moments))
+        start, stop = threshold.draws, len(self._scores)
+        if start < stop:
+            threshold.passed.clear()
+            for t in range(start, stop):
+                threshold.add(self._slots[t], self._scores[t])
         return threshold
 
 
@@ -118,28 +181,24 @@ class _Moments:
     so the difference below loses at most a factor n.
     """
 
-    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "n")
+    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "mean", "n", "std")
 
     def __init__(self) -> None:
         self.n = 0
+        self.mean = self.std = 0.0
         self.largest = -math.inf
         self._first = self._sum = self._d1 = self._d2 = 0.0
 
-    def add(self, x: float) -> None:
+    def add(self, values: list[float]) -> None:
         if not self.n:
-            self._first = x
-        d = x - self._first
-        self.n += 1
-        self._sum += x
-        self._d1 += d
-        self._d2 += d * d
-        if x > self.largest:
-            self.largest = x
-
-    @property
-    def mean(self) -> float:
-        return self._sum / self.n
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(max(self.n * self._d2 - self._d1 * self._d1, 0.0) / (self.n * self.n))
+            self._first = values[0]
+        for x in values:
+            d = x - self._first
+            self._sum += x
+            self._d1 += d
+            self._d2 += d * d
+            if x > self.largest:
+                self.largest = x
+        self.n = n = self.n + len(values)
+        self.mean = self._sum / n
+        self.std = math.sqrt(max(n * self._d2 - self._d1 * self._d1, 0.0) / (n * n))

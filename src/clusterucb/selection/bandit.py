@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
 from clusterucb.selection.checks import check_counts, check_labels, check_scores, check_settings
 from clusterucb.selection.policies import Policy, UCBBeta
 from clusterucb.selection.share import cold_draws, share
+from clusterucb.selection.shortlist import Shortlist
 from clusterucb.selection.top import top
 
-__all__ = ["Draw", "Influence", "Selection", "select"]
+__all__ = ["Draw", "DrawBatchArms", "Influence", "Selection", "select"]
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Influence = Callable[[Rows], Scores]
+DrawBatchArms = Literal["one", "many"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ def select(
     cold_start: float = 0.02,
     top_p: float = 0.05,
     draw_batch: int = 8,
+    draw_batch_arms: DrawBatchArms = "one",
     seed: int = 0,
     on_draw: Callable[[Draw], None] | None = None,
 ) -> Selection:
@@ -77,7 +80,8 @@ def select(
 
     1. Cold start: `max(1, floor(cold_start * |c|))` rows of each cluster c, in one call of `influence`.
     2. Until `floor(budget * N)` rows are drawn: `draw_batch` unseen rows of the arm that the policy likes
-       best, fewer where the arm or the budget holds fewer.
+       best, fewer where the arm or the budget holds fewer. With `draw_batch_arms="many"`, `draw_batch` rows
+       of the arms that it would like best one after the other if each draw scored the mean of its arm.
     3. The top `floor(top_p * N)` of all drawn rows, of equal scores the lower row first.
 
     `clusters`: int[N], the label of each row, not negative, gaps allowed. `influence`: int64[b] rows ->
@@ -88,7 +92,7 @@ def select(
     of another shape or not finite.
     """
     labels = check_labels(clusters)
-    check_settings(policy, budget, cold_start, top_p, draw_batch, seed)
+    check_settings(policy, budget, cold_start, top_p, draw_batch, draw_batch_arms, seed)
     rng = np.random.default_rng(seed)
     decks = _shuffled_decks(labels, rng)
     first = {arm: cold_draws(cold_start, len(deck.rows)) for arm, deck in decks.items()}
@@ -97,25 +101,29 @@ def select(
 
     arms = Arms({arm: len(deck.rows) for arm, deck in decks.items()}, rng)
     drawn = np.empty(spend, dtype=np.int64)
-    step = 0
+    step = spent = 0
 
     def observe(batch: Mapping[int, Rows], *, cold: bool = False) -> None:
-        nonlocal step
-        asked = np.concatenate(list(batch.values()))
+        nonlocal step, spent
+        start = spent
+        for rows in batch.values():
+            drawn[spent : spent + len(rows)] = rows
+            spent += len(rows)
+        asked = drawn[start:spent].copy()  # whatever is done to it, the draws stay
         scores = check_scores(influence(asked), asked)
-        start = 0
         for arm, rows in batch.items():
-            own, start = scores[start : start + len(rows)], start + len(rows)
-            drawn[arms.total : arms.total + len(rows)] = rows
+            own, scores = scores[: len(rows)], scores[len(rows) :]
             arms.record(arm, own)
             if on_draw is not None:
                 on_draw(Draw(step, arm, rows, own, cold))
             step += 1
 
     observe({arm: deck.draw(first[arm]) for arm, deck in decks.items()}, cold=True)
-    while (left := spend - arms.total) > 0:
-        arm = _best(policy, arms)
-        observe({arm: decks[arm].draw(min(draw_batch, left))})
+    best = Shortlist(policy, arms).best
+    while spent < spend:
+        count = min(draw_batch, spend - spent)
+        picks = {best(): count} if draw_batch_arms == "one" else _picks(best, arms, count)
+        observe({arm: decks[arm].draw(count) for arm, count in picks.items()})
 
     drawn_clusters, drawn_scores = arms.history()
     in_pool_order = np.argsort(drawn)
@@ -129,6 +137,20 @@ def select(
         drawn_clusters=drawn_clusters,
         cold=sum(first.values()),
     )
+
+
+def _picks(best: Callable[[], int], arms: Arms, count: int) -> dict[int, int]:
+    """Arm -> rows to draw from it, `count` in all: the best arms as if each draw had scored its arm's mean.
+
+    That changes no mean but makes the arm surer, so arms share a batch, as Gaussian processes' points do in
+    Desautels, Krause and Burdick, JMLR 15 (2014).
+    """
+    picks: dict[int, int] = {}
+    for _ in range(count):
+        arm = best()
+        arms.imagine(arm)
+        picks[arm] = picks.get(arm, 0) + 1
+    return picks
 
 
 class _Deck:
@@ -162,17 +184,3 @@ def _shuffled_decks(labels: NDArray[np.int64], rng: np.random.Generator) -> dict
     return {
         arm: _Deck(rows) for arm, rows in zip(ids.tolist(), np.split(order, starts[1:].tolist()), strict=True)
     }
-
-
-def _best(policy: Policy, arms: Arms) -> int:
-    """Id of the open arm with the largest score, the first of equals."""
-    scores = np.asarray(policy(arms))
-    if scores.shape != arms.ids.shape:
-        raise ConfigError(
-            f"policy {policy!r}: returned shape {scores.shape}:"
-            f" expected {arms.ids.shape}, one number an open arm"
-        )
-    best = int(scores.argmax())  # NaN counts as the largest
-    if scores[best] != scores[best]:
-        raise ConfigError(f"policy {policy!r}: gave NaN for cluster {arms.ids[best]}: expected a number")
-    return int(arms.ids[best])

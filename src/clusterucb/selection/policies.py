@@ -3,6 +3,9 @@
 A policy is any function from `Arms` to one number an open arm, the larger the better; of equal arms the
 first in id order is drawn. Formulas: ClusterUCB (Wang et al., Findings of EMNLP 2025, arXiv 2506.10288).
 An arm without a draw comes first, except with `Random`.
+
+A policy may have a ceiling: what the score of an arm cannot exceed while others are drawn. Then not every
+arm is scored for every draw (shortlist.py), and the arms drawn are the same.
 """
 
 # ruff: noqa: D102  (a policy has its formula in the docstring of its class)
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
+from clusterucb.selection.shortlist import HORIZON, Ceiling
 
 __all__ = [
     "POLICIES",
@@ -51,14 +55,26 @@ class UCBBeta:
     def __call__(self, arms: Arms) -> Scores:
         return _undrawn_first(arms, arms.mean + self.beta * arms.std)
 
+    def ceiling(self, arms: Arms) -> Ceiling:
+        """The score itself: it changes with draws of the arm only."""
+        return Ceiling(self(arms))
+
 
 @dataclass(frozen=True)
 class UCB1:
     """`mean + sqrt(2 ln T / n)`, T the draws of all arms (Auer, Cesa-Bianchi and Fischer, 2002)."""
 
     def __call__(self, arms: Arms) -> Scores:
+        return self._at(arms, arms.total)
+
+    def ceiling(self, arms: Arms) -> Ceiling:
+        """The score some draws from now, as it rises with T."""
+        last = arms.total + HORIZON
+        return Ceiling(self._at(arms, last), lambda _: () if arms.total <= last else None)
+
+    def _at(self, arms: Arms, total: int) -> Scores:
         n = np.maximum(arms.n, 1) if arms.undrawn else arms.n
-        return _undrawn_first(arms, arms.mean + np.sqrt(2 * math.log(max(arms.total, 1)) / n))
+        return _undrawn_first(arms, arms.mean + np.sqrt(2 * math.log(max(total, 1)) / n))
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,18 @@ class UCBThreshHard:
 
     def __call__(self, arms: Arms) -> Scores:
         reached = arms.share_above(self.ucb_p)
-        return _undrawn_first(arms, reached if reached.any() else arms.largest)
+        return _undrawn_first(arms, reached if np.count_nonzero(reached) else arms.largest)
+
+    def ceiling(self, arms: Arms) -> Ceiling:
+        """The score itself: without a draw of the arm, it rises only where tau sinks to earlier ones."""
+        some_reached = np.count_nonzero(arms.reach(self.ucb_p))
+
+        def above(score: float) -> list[int] | None:
+            if some_reached and not np.count_nonzero(arms.reach(self.ucb_p)):
+                return None  # the policy would compare largest draws now
+            return arms.passed(self.ucb_p, score if some_reached else 0.0)
+
+        return Ceiling(self(arms), above)
 
 
 @dataclass(frozen=True)
@@ -93,9 +120,16 @@ class UCBThreshNormal:
         _check_ucb_p(self, self.ucb_p)
 
     def __call__(self, arms: Arms) -> Scores:
-        return _undrawn_first(
-            arms, (arms.mean - arms.threshold(self.ucb_p)) / np.maximum(arms.std, STD_FLOOR)
-        )
+        return self._at(arms, arms.threshold(self.ucb_p))
+
+    def ceiling(self, arms: Arms) -> Ceiling:
+        """The score at a tau as low as some draws hardly bring it: a draw moves it by a deviation over T."""
+        tau = arms.threshold(self.ucb_p)
+        lowest = tau - (arms.mean.std() + arms.std.mean()) * HORIZON / arms.total
+        return Ceiling(self._at(arms, lowest), lambda _: () if arms.threshold(self.ucb_p) >= lowest else None)
+
+    def _at(self, arms: Arms, tau: float) -> Scores:
+        return _undrawn_first(arms, (arms.mean - tau) / np.maximum(arms.std, STD_FLOOR))
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,25 @@ __all__ = ["Threshold"]
 class Threshold:
     """tau, the top-`p` quantile of all draws, equal to `np.quantile(draws, 1 - p)` (linear), ties exact.
 
-    With m draws and x their sorted values, tau lies between x[r] and x[r + 1], r = floor((m - 1)(1 - p)).
+    With m draws, x their sorted values and at = (m - 1)(1 - p), tau lies between x[floor(at)] and
+    x[ceil(at)], and the draws that reach it are those from x[ceil(at)] on.
     """
 
+    draws: int  # how many
+    value: float  # tau; -inf before the first draw
+    reach: NDArray[np.float64]  # draws >= tau of each slot, whole numbers; not to be written to
+    passed: list[int]  # slots of the draws that tau has sunk to or below; emptied by who reads it
+
     def __init__(self, p: float, slots: int) -> None:
+        self.draws = 0
+        self.value = -np.inf
+        self.reach = np.zeros(slots)
+        self.passed = []
         self._q = 1 - p
-        self._draws = 0
         self._slots_at: dict[float, list[int]] = {}  # distinct value -> slots that drew it
-        self._low: list[float] = []  # distinct values below x[r], negated: a max-heap
-        self._high: list[float] = []  # the others, a min-heap: x[r] is its root
-        self._below = 0  # draws with a value below x[r]
-        self._reach: NDArray[np.float64] = np.zeros(slots)  # draws >= x[r], by slot
+        self._low: list[float] = []  # distinct values < tau, negated: a max-heap
+        self._high: list[float] = []  # distinct values >= tau, a min-heap
+        self._below = 0  # draws < tau
 
     def add(self, slot: int, value: float) -> None:
         """Count one draw."""
@@ -37,52 +45,48 @@ class Threshold:
             self._slots_at[value] = [slot]
         else:
             known.append(slot)
-        if self._high and value < self._high[0]:
+        if value < self.value:
             self._below += 1
             if known is None:
                 heappush(self._low, -value)
         else:
-            self._reach[slot] += 1
+            self.reach[slot] += 1
             if known is None:
                 heappush(self._high, value)
-        self._draws += 1
-        self._settle(int((self._draws - 1) * self._q))
+        self.draws += 1
+        self._settle()
 
-    def _settle(self, rank: int) -> None:
-        """Move whole groups of equal draws until the root of `_high` is x[rank]."""
-        high, low = self._high, self._low
-        while self._below > rank:
-            value = -heappop(low)
-            heappush(high, value)
-            _add(self._reach, self._slots_at[value], 1)
-            self._below -= len(self._slots_at[value])
-        while self._below + len(self._slots_at[high[0]]) <= rank:
-            value = heappop(high)
-            heappush(low, -value)
-            _add(self._reach, self._slots_at[value], -1)
-            self._below += len(self._slots_at[value])
+    def _settle(self) -> None:
+        """Move whole groups of equal draws until `_high` is what reaches tau."""
+        high, slots_at = self._high, self._slots_at
+        at = (self.draws - 1) * self._q
+        floor = int(at)
+        ceil = floor + (at > floor)
+        while self._below > ceil:
+            self._sink()
+        while self._below + len(slots_at[high[0]]) <= ceil:
+            self._climb()
+        self.value = x1 = high[0]
+        if self._below > floor:
+            x0, part = -self._low[0], at - floor
+            self.value = x0 + (x1 - x0) * part if part < 0.5 else x1 - (x1 - x0) * (1 - part)  # as numpy
+            if self.value <= x0:  # no float lies between them
+                self._sink()
 
-    @property
-    def value(self) -> float:
-        """tau; -inf before the first draw."""
-        if not self._draws:
-            return -np.inf
-        high = self._high
-        at = (self._draws - 1) * self._q
-        part = at - int(at)
-        x0 = high[0]
-        if not part or self._below + len(self._slots_at[x0]) >= int(at) + 2:
-            return x0
-        x1 = min(high[1:3])  # the second smallest of a heap is a child of its root
-        return x0 + (x1 - x0) * part if part < 0.5 else x1 - (x1 - x0) * (1 - part)  # as numpy rounds it
+    def _sink(self) -> None:
+        value = -heappop(self._low)
+        heappush(self._high, value)
+        slots = self._slots_at[value]
+        _add(self.reach, slots, 1)
+        self.passed += slots
+        self._below -= len(slots)
 
-    def reach(self) -> NDArray[np.float64]:
-        """Draws >= tau of each slot, whole numbers, float[slots]; not to be written to."""
-        if not self._draws or self.value <= self._high[0]:
-            return self._reach
-        reach: NDArray[np.float64] = self._reach.copy()
-        _add(reach, self._slots_at[self._high[0]], -1)
-        return reach
+    def _climb(self) -> None:
+        value = heappop(self._high)
+        heappush(self._low, -value)
+        slots = self._slots_at[value]
+        _add(self.reach, slots, -1)
+        self._below += len(slots)
 
 
 def _add(counts: NDArray[np.float64], slots: list[int], by: int) -> None:
