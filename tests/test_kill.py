@@ -291,14 +291,14 @@ def test_a_run_directory_in_use_is_refused(model_folder, settings):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        for command in ("run", "evaluate"):
+        for command in ("run", "train"):
             said = clusterucb(command, *options(settings)).complaint
             assert said == (
                 f"{settings['out']}: in use by process {other.pid}; wait for it, or end it and run this again"
             )
         other.stdin.close()
     assert not (Path(settings["out"]) / "config.yaml").exists()
-    assert "is not there yet" in clusterucb("evaluate", *options(settings)).complaint
+    assert "is not there yet" in clusterucb("gradients", *options(settings)).complaint
 
 
 def test_a_killed_process_leaves_the_run_directory_free(server, settings, arguments):
