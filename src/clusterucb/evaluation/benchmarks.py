@@ -159,12 +159,11 @@ class Benchmarks:
 
     def _questions(self, name: str) -> tuple[list[Document], list[str]]:
         task, variant = self._variants[name]
-        data_dir = self.config.data_dir
         found, left_out = documents(
             task,
             variant,
             self.chat,
-            Path(data_dir) if data_dir else None,
+            self.config.data_folder,
             leave_out=self.leave_out,
             limit=self.config.evaluation.limit,
             seed=self.config.seed,
