@@ -106,10 +106,10 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
     "run", "The whole procedure: warm up, gradients, clusters, periods of selection and training, evaluation."
 )
 def _run(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.recipes import dynamic
+    from clusterucb.recipes import procedure
     from clusterucb.report.summary import show
 
-    summary = dynamic(session)
+    summary = procedure(session)
     if not own["quiet"]:
         show(session, summary)
 

@@ -51,7 +51,15 @@ def _split_commas(names: Any) -> Any:
     return [part.strip() for name in names for part in name.split(",") if part.strip()]
 
 
+def _split_numbers(numbers: Any) -> Any:
+    """`0.4,0.6` as two numbers."""
+    if isinstance(numbers, str):
+        return [part for part in numbers.replace(",", " ").split() if part]
+    return [numbers] if isinstance(numbers, int | float) else numbers
+
+
 TaskNames = Annotated[list[str], BeforeValidator(_split_commas)]
+Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split_numbers)]
 
 
 class _Strict(BaseModel):
@@ -127,6 +135,24 @@ class Selecting(_Strict):
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
     """one: rows drawn at once are all of the best arm. many: of several arms, as if drawn one by one."""
+
+
+class Less(_Strict):
+    """LESS: one selection by the gradients at several checkpoints of a longer warmup."""
+
+    less_warmup: Fraction = 0.05
+    """The share of the pool, drawn at random, that LESS warms up on."""
+    less_checkpoints: Positive = 4
+    """Epochs of LESS's warmup, with a checkpoint after each."""
+    less_weights: Weights = []
+    """A weight for each of LESS's checkpoints; by default the mean learning rate of its epoch."""
+
+
+class Baselines(_Strict):
+    """The methods to compare with that need no gradient."""
+
+    perplexity: Literal["highest", "lowest"] = "highest"
+    """Which rows the method loss selects: those of the highest or of the lowest loss."""
 
 
 class Training(_Strict):
@@ -211,6 +237,12 @@ class Common(_Strict):
 class Config(Common):
     """All settings of a run."""
 
+    method: Literal["dynamic", "less", "random", "bm25", "rds", "loss"] = "dynamic"
+    """How rows are selected: dynamic (in every period anew), less (once), or random, bm25, rds, loss."""
+    bandit: Literal["clusterucb", "none"] = "clusterucb"
+    """Whose gradients dynamic and less compute: a budgeted share (clusterucb) or all rows' (none)."""
+    repeat: Annotated[int, Field(ge=0)] = 0
+    """Number of a repetition: other draws and training, with the same adapter, warmup, features, clusters."""
     pool: Names
     """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
     target: Names
@@ -230,11 +262,31 @@ class Config(Common):
     gradients: Gradients = Gradients()
     clustering: Clustering = Clustering()
     selection: Selecting = Selecting()
+    less: Less = Less()
+    baselines: Baselines = Baselines()
     training: Training = Training()
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a bandit decides whose gradients are computed."""
+        return self.method in ("dynamic", "less") and self.bandit == "clusterucb"
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
         chosen, spent = self.selection, f"budget {self.selection.budget}"
+        weights, checkpoints = self.less.less_weights, self.less.less_checkpoints
+        if weights and (len(weights) != checkpoints or not sum(weights)):
+            raise ConfigError(
+                f"less_weights {', '.join(map(str, weights))}: expected one number for each of the "
+                f"{checkpoints} less_checkpoints, not all 0"
+            )
+        if self.training.batch_size % self.training.micro_batch:
+            raise ConfigError(
+                f"batch_size {self.training.batch_size} is not a multiple of "
+                f"micro_batch {self.training.micro_batch}"
+            )
+        if not self.budgeted:
+            return
         if chosen.budget < chosen.csp:
             raise ConfigError(
                 f"{spent} is below csp {chosen.csp}: the cold start is part of the budget; "
@@ -244,11 +296,6 @@ class Config(Common):
             raise ConfigError(
                 f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
                 f"raise --budget or lower --top-p"
-            )
-        if self.training.batch_size % self.training.micro_batch:
-            raise ConfigError(
-                f"batch_size {self.training.batch_size} is not a multiple of "
-                f"micro_batch {self.training.micro_batch}"
             )
 
     def with_absolute_paths(self) -> Config:

@@ -11,13 +11,17 @@ __all__ = ["Cost"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Rows gone through, their tokens, per-row gradients of pool and target, and wall-clock seconds."""
+    """Rows gone through, their tokens, per-row gradients of pool and target, and wall-clock seconds.
+
+    Pool rows that went through the model forward alone, without a gradient, are counted by themselves.
+    """
 
     rows: int = 0
     tokens: int = 0
     pool_gradients: int = 0
     target_gradients: int = 0
     seconds: float = 0.0
+    pool_forwards: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         mine, others = asdict(self), asdict(other)

@@ -7,7 +7,15 @@ from typing import Any
 from clusterucb import steps
 from clusterucb.session import Session
 
-__all__ = ["dynamic"]
+__all__ = ["dynamic", "procedure"]
+
+
+def procedure(session: Session) -> dict[str, Any]:
+    """The procedure that the settings name (`method`), from a pool and a target to an adapter.
+
+    Returns the content of summary.json. Interrupted at any point, the same call goes on.
+    """
+    return {"dynamic": dynamic}[session.config.method](session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:

@@ -182,6 +182,12 @@ class Session:
         chosen = self.config.selection
         return policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p)
 
+    @property
+    def repeat_seed(self) -> int:
+        """Seed of what differs between repetitions: the draws, and the order and dropout of training."""
+        seeds = [self.config.seed, *([self.config.repeat] if self.config.repeat else [])]
+        return seeds[0] if len(seeds) == 1 else int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
     @cached_property
     def projection(self) -> Projection:
         """One projection for all features and directions of the run."""
@@ -253,12 +259,14 @@ class Session:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
         chosen, k = self.config.selection, self.config.clustering.k
         draws = share(chosen.budget, rows)
-        if k is not None and k > rows:
-            raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
         if share(chosen.top_p, rows) < 1:
             raise ConfigError(
                 f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}"
             )
+        if not self.config.budgeted:
+            return
+        if k is not None and k > rows:
+            raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
         if k is not None and k > draws:
             raise ConfigError(
                 f"k is {k}, but budget {chosen.budget} of {rows} rows is {draws} gradients, and the cold "

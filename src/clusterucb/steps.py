@@ -72,7 +72,8 @@ def warmup(session: Session) -> None:
     settings, steps = session.config.training, session.config.warmup.warmup_steps
     rows = _random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
     dataset = SwappableRows(session.training_tokens, rows)
-    finetuned = _train_from_initial(session, "warm up", dataset, states, 1, training_clock(states))
+    seed, clock = session.config.seed, training_clock(states)
+    finetuned = _train_from_initial(session, "warm up", dataset, states, 1, clock, seed)
     _publish_trained(session, session.dir.warmup, states, finetuned, rows)
 
 
@@ -317,7 +318,7 @@ def _reselection(
         top_p=chosen.top_p,
         draw_batch=chosen.draw_batch,
         draw_batch_arms=chosen.draw_batch_arms,
-        seed=session.config.seed,
+        seed=session.repeat_seed,
         formula=settings.formula,
         batch_tokens=settings.batch_tokens,
         screen=session.screen,
@@ -342,7 +343,8 @@ def _train_periods(
     """All periods under one schedule."""
     settings = session.config.training
     epochs = settings.periods * settings.epochs_per_period
-    return _train_from_initial(session, "train", dataset, states, epochs, clock, callbacks)
+    seed = session.repeat_seed
+    return _train_from_initial(session, "train", dataset, states, epochs, clock, seed, callbacks)
 
 
 def _train_from_initial(
@@ -352,6 +354,7 @@ def _train_from_initial(
     states: Path,
     epochs: int,
     clock: WholeCheckpoints,
+    seed: int,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Finetuned:
     """Train the initial adapter for some epochs, going on from the states saved last."""
@@ -364,7 +367,7 @@ def _train_from_initial(
             dataset,
             states,
             settings,
-            seed=session.config.seed,
+            seed=seed,
             epochs=epochs,
             callbacks=callbacks,
             clock=clock,
