@@ -32,7 +32,7 @@ from clusterucb.gradients.store import FeatureStore, FeatureWriter
 from clusterucb.profiling import stage
 from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
-from clusterucb.rundir import check_made_with, publish, publish_folder, read_json, write_json
+from clusterucb.rundir import RunDir, check_made_with, publish, publish_folder, read_json, write_json
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.checks import check_counts
 from clusterucb.selection.share import cold_draws, share
@@ -171,10 +171,17 @@ def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
 
 
 def train(session: Session) -> None:
-    """Train from the initial adapter, period by period, re-selecting at the start of each but the first."""
+    """Train from the initial adapter on the selected rows.
+
+    The method `dynamic` selects them anew at the start of each period but the first; all others have one
+    selection for all periods.
+    """
     if _trained(session.dir.adapter, session.dir.training):
         return
     first = read_round(_need(session, session.dir.round(1), "select"))
+    if session.config.method != "dynamic":
+        train_on(session, first.rows, session.dir.adapter)
+        return
     _check_features(session)
     clock = training_clock(session.dir.training)
     labels, rounds = _clusters(session).labels, session.dir.round(1).parent
@@ -267,36 +274,51 @@ def benchmark(session: Session) -> dict[str, Any]:
 
 
 def summarise(session: Session) -> dict[str, Any]:
-    """Publish summary.json: what each step cost, and the total against the full Dynamic procedure."""
-    run, periods = session.dir, session.config.training.periods
-    features = read_json(run.features / "manifest.json")
-    rounds = [read_round(run.round(n + 1)) for n in range(periods)]
-    steps = {
-        "warmup": Cost.from_json(read_json(run.warmup / "checkpoint.json")["cost"]),
-        "gradients": Cost.from_json(features["cost"]),
-        "cluster": Cost.from_json(read_json(run.path / "clusters.json")["cost"]),
-        **{f"select {r.number}": r.cost for r in rounds},
-        "train": Cost.from_json(read_json(run.adapter / "checkpoint.json")["cost"]),
-    }
-    if run.evaluation.exists():
-        steps["evaluate"] = Cost.from_json(read_json(run.evaluation)["cost"])
-    total = sum(steps.values(), Cost())
-    usable = int(features["rows"])
-    full = periods * usable
+    """Publish summary.json: what each step cost, and the total against the method without a budget."""
+    run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
+    last = session.config.training.periods if session.config.method == "dynamic" else 1
+    rounds = [read_round(run.round(n + 1)) for n in range(last)]
+    total = sum((steps := _costs(run, rounds)).values(), Cost())
     summary = {
-        "rows": usable,
-        "excluded": read_json(run.pool / "manifest.json")["excluded"],
+        "method": session.config.method,
+        "bandit": session.config.bandit if session.config.budgeted else "none",
+        "rows": pool["usable"],
+        "excluded": pool["excluded"],
         "selected": [r.summary for r in rounds],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": total.to_json(),
-        "full_dynamic": {
-            "pool_gradients": full,
-            "pool_tokens": periods * int(session.pooled.lengths.sum()),
-            "share_of_pool_gradients": total.pool_gradients / full,
-        },
+        **_against_full(session, total),
     }
     write_json(run.summary, summary)
     return summary
+
+
+def _costs(run: RunDir, rounds: list[Round]) -> dict[str, Cost]:
+    """What each step cost, of those that the method has."""
+    recorded = {
+        "warmup": run.warmup / "checkpoint.json",
+        "gradients": run.features / "manifest.json",
+        "cluster": run.path / "clusters.json",
+        **{f"select {r.number}": run.round(r.number) / "summary.json" for r in rounds},
+        "train": run.adapter / "checkpoint.json",
+        "evaluate": run.evaluation,
+    }
+    return {name: Cost.from_json(read_json(file)["cost"]) for name, file in recorded.items() if file.exists()}
+
+
+def _against_full(session: Session, total: Cost) -> dict[str, Any]:
+    """The gradients of all rows whenever the method selects, and the share of them that was computed."""
+    if session.config.method != "dynamic":
+        return {}
+    times = session.config.training.periods
+    full = times * len(session.pooled.rows)
+    return {
+        "full_dynamic": {
+            "pool_gradients": full,
+            "pool_tokens": times * int(session.pooled.lengths.sum()),
+            "share_of_pool_gradients": total.pool_gradients / full,
+        }
+    }
 
 
 def _reselection(
