@@ -61,7 +61,7 @@ def lines(path):
 
 
 def result(folder):
-    """All that a run has computed, without the time that it took: file to bytes."""
+    """All that a run has computed, whatever its method, without the time that it took: file to bytes."""
     folder = Path(folder)
     exact = [*folder.glob("rounds/*/selected*.jsonl"), *folder.glob("rounds/*/draws.jsonl")]
     exact += [*folder.glob("rounds/*/selection.safetensors"), *folder.glob("features/*.f16")]
@@ -70,7 +70,7 @@ def result(folder):
     for name in ("warmup", "adapter"):
         exact.append(folder / name / "moments.safetensors")
     exact += [folder / "features/directions.safetensors", folder / "clusters.safetensors"]
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact if path.exists()}
     evaluation = read(folder / "evaluation.json")
     found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
     return found

@@ -28,7 +28,7 @@ def serve():
     import clusterucb.quiet
 
     for module in (
-        *("clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
+        *("bm25s", "clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
         *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
     ):
         importlib.import_module(module)
@@ -277,6 +277,48 @@ def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(server, argumen
         assert "Traceback" not in ended["said"]
         assert ended["took"] < 10
     finish(server, arguments, settings["out"], uninterrupted)
+
+
+BASELINES = {
+    "random": [{"where": "clusterucb.data.pool:Pool.write", "when": "after"}],
+    "bm25": [{"where": "clusterucb.baselines.select:write_round", "when": "after"}],
+    "rds": [
+        {"where": "os:pwrite", "call": 70, "torn": True},
+        {"where": "clusterucb.baselines.hidden:forward_pool", "call": 5},
+        {"where": "clusterucb.gradients.store:FeatureWriter.finish"},
+        {"where": "clusterucb.data.pool:Pool.write"},
+        {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
+    ],
+    "loss": [
+        {"where": "clusterucb.baselines.select:forward_pool", "call": 3},
+        {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 5, "when": "after"},
+    ],
+}
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_killed_in_its_selection_selects_the_same(server, shared_settings, method, tmp_path):
+    commands = {
+        name: ["select", *options(shared_settings, out=tmp_path / name, method=method, batch_tokens=512)]
+        for name in ("whole", "killed")
+    }
+    assert server(commands["whole"])["status"] == 0
+    for at in BASELINES[method]:
+        ended = server(commands["killed"], at=at)
+        assert ended["status"] == KILLED, (at, ended)
+    assert server(commands["killed"])["status"] == 0
+    whole, killed = (selected(tmp_path / name) for name in commands)
+    assert killed == whole
+
+
+def selected(folder):
+    """The files of round 1, without the time that it took."""
+    found = {path.name: path.read_bytes() for path in (folder / "rounds/1").iterdir() if path.is_file()}
+    found["summary.json"] = {k: v for k, v in json.loads(found["summary.json"]).items() if k != "cost"}
+    logged = [json.loads(line)["scores"] for line in found.get("scores.jsonl", b"").splitlines()]
+    assert not list(folder.rglob("*.part"))
+    assert not (folder / "rounds/1/hidden").exists()
+    return {**found, "scores.jsonl": logged}
 
 
 def test_a_run_directory_in_use_is_refused(model_folder, settings):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from clusterucb import steps
+from clusterucb.baselines.select import BASELINES
 from clusterucb.session import Session
 
-__all__ = ["dynamic", "procedure"]
+__all__ = ["baseline", "dynamic", "procedure"]
 
 
 def procedure(session: Session) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def procedure(session: Session) -> dict[str, Any]:
 
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
-    return {"dynamic": dynamic}[session.config.method](session)
+    return {"dynamic": dynamic, **dict.fromkeys(BASELINES, baseline)}[session.config.method](session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:
@@ -29,6 +30,19 @@ def dynamic(session: Session) -> dict[str, Any]:
     steps.cluster(session)  # the arms
     steps.select(session)  # period 1: the plain top share
     steps.train(session)  # from the initial adapter; a bandit re-selects at each later period's start
+    steps.evaluate(session)
+    steps.benchmark(session)
+    return steps.summarise(session)
+
+
+def baseline(session: Session) -> dict[str, Any]:
+    """A selection without gradients (random, bm25, rds, loss), and then all that follows any selection.
+
+    Returns the content of summary.json. Interrupted at any point, the same call goes on.
+    """
+    session.check_inputs()
+    steps.select(session)  # once, for all periods
+    steps.train(session)
     steps.evaluate(session)
     steps.benchmark(session)
     return steps.summarise(session)

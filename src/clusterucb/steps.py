@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 
+from clusterucb.baselines.select import BASELINES, select_baseline
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.comparison import benchmarks
 from clusterucb.costs import Cost
@@ -66,6 +67,7 @@ __all__ = [
 
 def warmup(session: Session) -> None:
     """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
+    _refuse_baseline(session, "warmup")
     states = session.dir.path / "warmup.states"
     if _trained(session.dir.warmup, states):
         return
@@ -79,6 +81,7 @@ def warmup(session: Session) -> None:
 
 def gradients(session: Session) -> None:
     """Features of all usable rows at the warmup checkpoint, and the directions of the target there."""
+    _refuse_baseline(session, "gradients")
     folder = session.dir.features
     if folder.exists():
         _store(session)
@@ -109,6 +112,7 @@ def gradients(session: Session) -> None:
 
 def cluster(session: Session) -> None:
     """Spherical k-means over the features: the bandit's arms."""
+    _refuse_baseline(session, "cluster")
     path = session.dir.clusters
     if path.exists():
         return
@@ -135,7 +139,12 @@ def cluster(session: Session) -> None:
 
 
 def select(session: Session) -> Round:
-    """Round 1: all rows are scored at the warmup checkpoint already, so the plain top share is taken."""
+    """Round 1: all rows are scored at the warmup checkpoint already, so the plain top share is taken.
+
+    The baselines need no checkpoint.
+    """
+    if session.config.method in BASELINES:
+        return select_baseline(session)
     folder = session.dir.round(1)
     if not folder.exists():
         store, clusters = _store(session), _clusters(session)
@@ -459,6 +468,14 @@ def _adapter_folder(checkpoint: Path) -> Path:
     if not (checkpoint / "adapter_model.safetensors").exists():
         raise ConfigError(f"--checkpoint {checkpoint}: expected a folder with adapter_model.safetensors")
     return checkpoint
+
+
+def _refuse_baseline(session: Session, step: str) -> None:
+    if session.config.method in BASELINES:
+        raise ConfigError(
+            f"method {session.config.method} has no step {step}, as it needs no gradient: "
+            f"run `clusterucb select --out {session.dir.path}`"
+        )
 
 
 def _need(session: Session, path: Path, step: str) -> Path:

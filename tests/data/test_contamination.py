@@ -19,6 +19,7 @@ from clusterucb.data import contamination
 from clusterucb.data.contamination import COMMON, MIN_WORDS, Hit, Probe, ProbeIndex, contaminated
 from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message, Row
+from clusterucb.data.words import plain_words
 from clusterucb.errors import ConfigError
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
@@ -117,7 +118,7 @@ def test_case_space_punctuation_and_surroundings_do_not_matter(other):
 )
 def test_words_of_many_scripts(text, words):
     composed = [unicodedata.normalize("NFKC", word) for word in words]
-    assert contamination._plain(text).split() == composed
+    assert plain_words(text).split() == composed
 
 
 def test_a_chinese_text_is_found_within_a_longer_one():
@@ -242,8 +243,9 @@ def test_memory_does_not_grow_with_the_pool():
 
 def test_hashes_are_the_same_in_every_process():
     code = (
-        "from clusterucb.data.contamination import _grams, _plain\n"
-        f"print(_grams([_plain({QUESTION!r}), 'é ü ö 東'], [4, 8]).tolist())"
+        "from clusterucb.data.contamination import _grams\n"
+        "from clusterucb.data.words import plain_words\n"
+        f"print(_grams([plain_words({QUESTION!r}), 'é ü ö 東'], [4, 8]).tolist())"
     )
     done = [
         subprocess.run(

@@ -3,8 +3,7 @@
 The rule is that of Tulu 3's decontamination (Lambert et al., 2024): a row is a near duplicate of a text if
 at least half of the text's distinct 8-grams of words occur in the row.
 
-    words     runs of Unicode letters, digits and their combining marks, in NFKC and without case; every
-              character of a script without spaces (Chinese, Japanese, Thai, ...) is a word of its own
+    words     as in data/words.py
     n-grams   n words in a row within one message, as 64-bit hashes, equal in every process
     short     a text of fewer than n words is one gram of all its words: only an equal run is a hit
     common    an n-gram in more than `COMMON` of the texts is a phrase of their form ("which of the following
@@ -16,8 +15,6 @@ n-gram of the texts; a row that has been looked up leaves nothing behind.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.rows import Row
+from clusterucb.data.words import plain_words
 from clusterucb.errors import ConfigError
 
 __all__ = ["COMMON", "MIN_WORDS", "Hit", "Probe", "ProbeIndex", "contaminated"]
@@ -35,12 +33,6 @@ MIN_WORDS = 4
 
 COMMON = 10
 """An n-gram in more probes than this counts for none of them."""
-
-_UNSPACED = (
-    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "BOPOMOFO"),
-    *("THAI", "LAO", "KHMER", "MYANMAR"),
-)
-"""Names of the characters of scripts that put no space between words begin so."""
 
 # Any odd numbers with bits all over; the base's inverse moves a hash to where its run begins.
 _BASE, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
@@ -89,7 +81,7 @@ class ProbeIndex:
             raise ConfigError(f"ProbeIndex(n={n}): must be at least {MIN_WORDS} words")
         self._common = common
         probes = list(probes)
-        texts = [_plain(probe.text) for probe in probes]
+        texts = [plain_words(probe.text) for probe in probes]
         self._ids = [probe.id for probe in probes]
         self._build(texts, [min(text.count(" ") + 1, n) for text in texts])
         self.skipped: int = int((self._sizes == 0).sum())
@@ -100,7 +92,7 @@ class ProbeIndex:
 
         No n-gram spans two texts. Of probes with equal shares the first; None if no n-gram is found.
         """
-        found = self._find([_plain(text) for text in texts])
+        found = self._find([plain_words(text) for text in texts])
         if not len(found):
             return None
         owners = [self._owners[self._starts[gram] : self._starts[gram + 1]] for gram in found]
@@ -177,35 +169,6 @@ def _hits(
         if best is not None and best[1] >= threshold:
             yield Hit(i, *best)
         progress(1)
-
-
-class _Letters(dict[int, str]):
-    """For `str.translate`: what stands for a character in words, by its code; filled as they are met."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = found = self._look_up(chr(code))
-        return found
-
-    @staticmethod
-    def _look_up(char: str) -> str:
-        kind, name = unicodedata.category(char), unicodedata.name(char, "")
-        if kind == "Cf" or name.startswith("VARIATION SELECTOR"):
-            return ""  # joiners, soft hyphens, emoji styles: nobody sees them
-        if kind[0] not in "LNM":
-            return " "
-        return f" {char} " if name.startswith(_UNSPACED) else char.casefold()
-
-
-_LETTERS = _Letters()
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-
-
-def _plain(text: str) -> str:
-    """The words of a text with one space between them."""
-    if not text.isascii():
-        # `translate` is 20 times as fast on ASCII, which many texts are but for quotes and dashes.
-        text = _NOT_ASCII.sub(lambda run: run[0].translate(_LETTERS), unicodedata.normalize("NFKC", text))
-    return " ".join(text.translate(_LETTERS).split())
 
 
 def _own_grams(plain: str, length: int) -> Hashes:

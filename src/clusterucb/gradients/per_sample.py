@@ -22,7 +22,14 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
 from clusterucb.profiling import stage
 
-__all__ = ["adapter_layers", "canonical_name", "row_gradients", "row_losses", "trainable_parameters"]
+__all__ = [
+    "adapter_layers",
+    "canonical_name",
+    "eval_mode",
+    "row_gradients",
+    "row_losses",
+    "trainable_parameters",
+]
 
 Consumer = Callable[[str, torch.Tensor], None]
 
@@ -62,7 +69,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
-    with torch.no_grad(), _eval_mode(model), _labels_only(model, batch):
+    with torch.no_grad(), eval_mode(model), _labels_only(model, batch):
         return batch.row_means(_label_losses(model, batch).cpu().numpy())
 
 
@@ -81,7 +88,7 @@ def row_gradients(
         Mean cross-entropy over the label tokens of each row, (B,).
     """
     with ExitStack() as stack:
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(_labels_only(model, batch))
         stack.enter_context(_inputs_need_gradients(model))
         stack.enter_context(_frozen([layer.weight for layer in layers.values()]))
@@ -121,7 +128,8 @@ def _capture(name: str, rows: int, consume: Consumer) -> Callable[..., None]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout while the block runs."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

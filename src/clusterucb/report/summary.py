@@ -24,13 +24,23 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
     if session.config.evaluation.tasks:
         show_benchmarks(read_json(session.dir.benchmarks / "results.json"), console)
     console.print(_cost(summary))
-    full, total = summary["full_dynamic"], summary["total"]
     console.print(
-        f"{total['pool_gradients']} pool gradients, "
-        f"{full['share_of_pool_gradients']:.0%} of the {full['pool_gradients']} that scoring all rows in "
-        f"every period takes. Everything is in {session.dir.path}",
+        f"{_passes(summary)}. Everything is in {session.dir.path}",
         soft_wrap=True,
         highlight=False,
+    )
+
+
+def _passes(summary: dict[str, Any]) -> str:
+    """How many pool rows went backward through the model, or forward alone."""
+    total, full = summary["total"], summary.get("full_dynamic")
+    if full is None:
+        return (
+            f"{total['pool_gradients']} pool gradients, {total['pool_forwards']} forward passes of pool rows"
+        )
+    return (
+        f"{total['pool_gradients']} pool gradients, {full['share_of_pool_gradients']:.0%} of the "
+        f"{full['pool_gradients']} that scoring all rows in every period takes"
     )
 
 

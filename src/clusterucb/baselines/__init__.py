@@ -1,0 +1,1 @@
+"""What gradient-based selection is compared with: random rows, BM25, hidden states (RDS+), losses."""

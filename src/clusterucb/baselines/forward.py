@@ -1,0 +1,73 @@
+"""Rows through the model without gradients, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from clusterucb.costs import Cost
+from clusterucb.data.chat import Encoded
+from clusterucb.errors import InputError
+from clusterucb.gradients.batches import Batch, collate
+from clusterucb.profiling import stage
+from clusterucb.reselection import Pooled
+
+__all__ = ["forward", "forward_cost", "forward_pool"]
+
+Number = TypeVar("Number", bound=np.floating)
+Compute = Callable[[PeftModel, Batch], NDArray[Number]]
+
+
+def forward(
+    compute: Compute[Number],
+    model: PeftModel,
+    rows: Sequence[Encoded],
+    describe: Callable[[int], str] = "row {}".format,
+) -> NDArray[Number]:
+    """What `compute` makes of a micro-batch, (B, ...); out of memory, the batch is halved.
+
+    `describe(i)` names row i in an error.
+
+    Raises:
+        InputError: memory does not suffice for one row alone, or what is computed of it is not finite.
+    """
+    try:
+        with stage("forward"):
+            found = compute(model, collate(rows, model.device))
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise InputError(
+                f"{describe(0)}: out of memory on {model.device} for this row alone ({len(rows[0].ids)} "
+                f"tokens); lower --gradient-length (of a target row --target-length) or use a smaller model"
+            ) from None
+    else:
+        usable = np.isfinite(found.reshape(len(rows), -1)).all(1)
+        if not usable.all():
+            raise InputError(
+                f"{describe(int(usable.argmin()))}: what the model computes of it is not a finite number; "
+                f"try --dtype float32, or take the row out of the file"
+            )
+        return found
+    half = len(rows) // 2
+    first = forward(compute, model, rows[:half], describe)
+    second = forward(compute, model, rows[half:], lambda i: describe(half + i))
+    return np.concatenate([first, second])
+
+
+def forward_pool(
+    compute: Compute[Number], model: PeftModel, pooled: Pooled, rows: NDArray[np.int64]
+) -> NDArray[Number]:
+    """The same of usable rows by their numbers, (B,)."""
+    numbers = rows.tolist()
+    return forward(compute, model, [pooled.tokens[i] for i in numbers], lambda b: pooled.describe(numbers[b]))
+
+
+def forward_cost(pooled: Pooled, seconds: float) -> Cost:
+    """Of one forward pass of every usable row."""
+    rows = len(pooled.rows)
+    return Cost(rows, int(pooled.lengths.sum()), seconds=seconds, pool_forwards=rows)

@@ -1,0 +1,67 @@
+"""Turns: each target row takes its most similar row of the pool that is not taken yet, until enough are.
+
+The selection of RDS+ (Ivison et al. 2025, arXiv 2503.01807). Knows similarities only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["round_robin"]
+
+Similarities = NDArray[np.float32]
+
+
+def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """`count` rows in the order in which they are taken, (count,), and the similarity to who took each.
+
+    Of equally similar rows the lower is taken first. As fewer than `count` rows are taken at any turn, the
+    `count` most similar rows of each target row are all that can matter: memory holds 16 bytes for each.
+
+    Args:
+        blocks: similarities of the n target rows to runs of the pool's rows, in the rows' order, (n, b) each.
+        count: at most the number of the pool's rows.
+    """
+    rows, similarities = _most_similar(blocks, count)  # (n, count)
+    taken = np.zeros(int(rows.max()) + 1, bool)
+    places = [0] * len(rows)
+    order: list[tuple[int, float]] = []
+    while len(order) < count:
+        for who in range(min(len(rows), count - len(order))):
+            while taken[rows[who, places[who]]]:
+                places[who] += 1
+            row = int(rows[who, places[who]])
+            taken[row] = True
+            order.append((row, float(similarities[who, places[who]])))
+    return np.array([row for row, _ in order], np.int64), np.array([found for _, found in order])
+
+
+def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int32], Similarities]:
+    """The `count` most similar rows of each target row, best first, (n, count), and their similarities."""
+    rows: list[NDArray[np.int32]] = []
+    similarities: list[Similarities] = []
+    start = waiting = 0
+    for block in blocks:
+        number = np.arange(start, start + block.shape[1], dtype=np.int32)
+        rows.append(np.broadcast_to(number, block.shape))
+        similarities.append(block)
+        start += block.shape[1]
+        waiting += block.shape[1]
+        if waiting >= count:  # as many as are kept, so that sorting costs each row no more than a few times
+            rows, similarities = _best(rows, similarities, count)
+            waiting = 0
+    rows, similarities = _best(rows, similarities, count)
+    return rows[0], similarities[0]
+
+
+def _best(
+    rows: list[NDArray[np.int32]], similarities: list[Similarities], count: int
+) -> tuple[list[NDArray[np.int32]], list[Similarities]]:
+    """One block of the `count` best of all; equals stay in their order, which is that of the rows."""
+    together = np.concatenate(similarities, 1)
+    order = np.argsort(-together, axis=1, kind="stable")[:, :count]
+    all_rows = np.concatenate(rows, 1)
+    return [np.take_along_axis(all_rows, order, 1)], [np.take_along_axis(together, order, 1)]

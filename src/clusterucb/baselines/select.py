@@ -1,0 +1,150 @@
+"""A baseline's selection as round 1 of a run: the best top_p of all usable rows, by scores of its own.
+
+Each method is a function from the session, and the folder in which a killed command finds what it had, to
+a selection and its cost. None computes a gradient.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.baselines.bm25 import bm25_scores
+from clusterucb.baselines.forward import forward_cost, forward_pool
+from clusterucb.baselines.hidden import represent_pool, represent_target
+from clusterucb.baselines.loss import loss_scores
+from clusterucb.baselines.random import random_scores
+from clusterucb.baselines.rds import cosines
+from clusterucb.baselines.round_robin import round_robin
+from clusterucb.costs import Cost
+from clusterucb.data.rows import Row
+from clusterucb.gradients.batches import plan
+from clusterucb.gradients.influence import ScoreLog
+from clusterucb.gradients.per_sample import row_losses
+from clusterucb.profiling import stage
+from clusterucb.rounds import Round, read_round, write_round
+from clusterucb.rundir import publish_folder
+from clusterucb.selection.bandit import Selection
+from clusterucb.selection.share import share
+from clusterucb.selection.top import top
+from clusterucb.session import Session
+from clusterucb.training.model import fingerprint_base, load_adapter
+
+__all__ = ["BASELINES", "select_baseline"]
+
+BLOCK = 1024
+"""Rows whose hidden states are in memory at once."""
+
+
+def select_baseline(session: Session) -> Round:
+    """Round 1 by the method that the settings name, computed or read."""
+    folder = session.dir.round(1)
+    if not folder.exists():
+        session.check_inputs()
+        load_adapter(session.model, session.dir.initial)  # from here on the settings are the run's
+        with publish_folder(folder, resume=True) as part:
+            selection, cost = BASELINES[session.config.method](session, part)
+            write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+    if (hidden := folder / "hidden").exists():  # large, and of no use any more
+        shutil.rmtree(hidden)
+    return read_round(folder)
+
+
+def _random(session: Session, _part: Path) -> tuple[Selection, Cost]:
+    rows = len(session.pooled.rows)
+    started = time.monotonic()
+    selection = _top(session, random_scores(rows, session.repeat_seed))
+    return selection, Cost(seconds=time.monotonic() - started)
+
+
+def _bm25(session: Session, _part: Path) -> tuple[Selection, Cost]:
+    """Documents are the rows' texts, queries the target rows': prompt and answer, as a gradient sees both."""
+    rows = session.pooled.rows
+    started = time.monotonic()
+    with stage("decide"), session.screen.track("words of the pool", len(rows), "rows") as advance:
+        documents = (_text(session.pool[row]) for row in rows.tolist())
+        queries = [_text(row) for row in session.target]
+        selection = _top(session, bm25_scores(documents, queries, session.target.codes, advance))
+    return selection, Cost(rows=len(rows), seconds=time.monotonic() - started)
+
+
+def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
+    model, pooled = session.model, session.pooled
+    losses = np.empty(len(pooled.rows))
+    with (
+        ScoreLog(part / "scores.jsonl", fingerprint_base(model)) as log,
+        session.screen.track("losses of the pool", len(losses), "rows") as advance,
+    ):
+        for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
+            if (found := log.known(rows)) is None:
+                started = time.monotonic()
+                found = forward_pool(row_losses, model, pooled, rows)
+                log.add(rows, found, time.monotonic() - started)
+            losses[rows] = found
+            advance(len(rows))
+        cost = forward_cost(pooled, log.seconds)
+    return _top(session, loss_scores(losses, session.config.baselines.perplexity)), cost
+
+
+def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
+    """A kept row's score is its similarity to the target row that took it; all rows', to the nearest one."""
+    targets, target_cost = represent_target(session)
+    store = represent_pool(session, part / "hidden", targets.shape[1])
+    nearest = np.empty(len(store))
+    started = time.monotonic()
+    with stage("decide"), session.screen.track("similarities", len(store), "rows") as advance:
+
+        def blocks() -> Iterator[NDArray[np.float32]]:
+            for start in range(0, len(store), BLOCK):
+                block = cosines(store.features[start : start + BLOCK], targets)  # (n, b)
+                nearest[start : start + BLOCK] = block.max(0)
+                yield block
+                advance(block.shape[1])
+
+        taken, similarities = round_robin(blocks(), _count(session))
+    cost = target_cost + Cost.from_json(store.manifest["cost"]) + Cost(seconds=time.monotonic() - started)
+    in_pool_order = np.argsort(taken)
+    return _selection(taken[in_pool_order], similarities[in_pool_order], nearest), cost
+
+
+BASELINES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
+    "random": _random,
+    "bm25": _bm25,
+    "rds": _rds,
+    "loss": _loss,
+}
+"""The methods by name."""
+
+
+def _count(session: Session) -> int:
+    return share(session.config.selection.top_p, len(session.pooled.rows))
+
+
+def _top(session: Session, scores: NDArray[np.float64]) -> Selection:
+    rows = top(scores, _count(session))
+    return _selection(rows, scores[rows], scores)
+
+
+def _selection(
+    rows: NDArray[np.int64], scores: NDArray[np.float64], all_scores: NDArray[np.float64]
+) -> Selection:
+    """Some rows, and all of them by their score, the best first; all are in cluster 0."""
+    order = np.argsort(-all_scores, kind="stable")
+    return Selection(
+        rows=rows,
+        scores=scores,
+        clusters=np.zeros(len(rows), np.int64),
+        drawn=order,
+        drawn_scores=all_scores[order],
+        drawn_clusters=np.zeros(len(order), np.int64),
+        cold=0,
+    )
+
+
+def _text(row: Row) -> str:
+    return "\n".join(message.content for message in row.messages)
