@@ -33,7 +33,7 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare"}
+    assert set(commands) == STEPS | {"evaluate", "prepare", "compare"}
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
@@ -127,7 +127,8 @@ import sys
 import clusterucb
 from clusterucb.cli import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
-                  ["run", "--out", "none", "--budget", "2"]):
+                  ["run", "--out", "none", "--budget", "2"],
+                  ["compare", "--help"], ["compare", "--methods", "none"], ["compare"]):
     try:
         main(arguments)
     except SystemExit:

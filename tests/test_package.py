@@ -60,6 +60,7 @@ def own(*rooms):
 
 
 ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "options", "report", "demo")
+ABOVE += ("comparing",)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,8 @@ ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "optio
         (("session",), own("steps", "comparison", "recipes", "cli", "options", "report")),
         (("comparison",), own("session", "steps", "recipes", "cli", "options", "report")),
         (("steps",), own("recipes", "cli", "options", "report")),
-        (("recipes",), own("cli", "options", "report")),
+        (("recipes",), own("comparing", "cli", "options", "report")),
+        (("comparing",), own("cli", "options", "report")),
         (("report",), own("cli", "options", "steps", "recipes", "gradients", "training")),
         (("config", "errors", "costs", "progress", "rundir"), ["torch", "transformers", "datasets", "peft"]),
         (("errors",), ["clusterucb"]),
@@ -166,7 +168,9 @@ def test_a_documented_command_is_one(line):
     given = {key: value for key, value in parsed.items() if value not in (None, [], (), False)}
     file = given.pop("config", None)
     assert file is None or file.endswith("config.yaml") or (ROOT / file).exists()
-    settings = {key: value for key, value in given.items() if key not in ("quiet", "checkpoint")}
+    settings = {
+        key: value for key, value in given.items() if key not in ("quiet", "checkpoint", "methods", "seeds")
+    }
     needed = {"model": "m", "pool": ["p"], "target": ["t"], "out": "o"}
     load(None, {**needed, **settings})
 

@@ -13,6 +13,7 @@ from clusterucb.version import __version__
 if TYPE_CHECKING:
     from clusterucb.clustering.kmeans import Clusters as Clusters
     from clusterucb.clustering.kmeans import spherical_kmeans as spherical_kmeans
+    from clusterucb.comparing.compare import compare as compare
     from clusterucb.config import Config as Config
     from clusterucb.data.pool import Pool as Pool
     from clusterucb.data.target import Target as Target
@@ -50,6 +51,7 @@ _HOMES = {
     "UCBBeta": "selection.policies",
     "UCBThreshHard": "selection.policies",
     "UCBThreshNormal": "selection.policies",
+    "compare": "comparing.compare",
     "dynamic": "recipes",
     "select": "selection.bandit",
     "spherical_kmeans": "clustering.kmeans",

@@ -210,6 +210,41 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     _done(folder.benchmarks, own)
 
 
+def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
+    from clusterucb.comparing.methods import DEFAULT, methods_named, repetitions
+
+    if mixed := {"method", "bandit", "perplexity", "repeat"} & options.keys():
+        raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
+    methods = [method.name for method in methods_named(own["methods"] or DEFAULT)]
+    seeds = repetitions(own["seeds"] or 3)
+    config = _config(file, options, "comparison.yaml")
+    from clusterucb.progress import Screen
+    from clusterucb.quiet import quiet_libraries
+
+    quiet_libraries()
+    from clusterucb.comparing.compare import compare
+    from clusterucb.report.comparison import show_comparison
+
+    result = compare(config, methods, seeds, Screen(quiet=own["quiet"]))
+    if not own["quiet"]:
+        show_comparison(result)
+    _done(Path(config.out) / "comparison.csv", own)
+    if any(row["failed"] for row in result["methods"].values()):
+        raise SystemExit(1)
+
+
+_commands["compare"] = _Command(
+    "Several methods, several times each, over one warmup and its features: one table.",
+    "Config",
+    {
+        "methods": "With commas between them, of clusterucb, dynamic, less_clusterucb, less, rds, bm25, "
+        "loss_highest, loss_lowest, random (default: clusterucb,dynamic,less,rds,bm25,random)",
+        "seeds": "How often each method is run (default: 3)",
+    },
+    _compare,
+)
+
+
 def _prepare(
     names: Annotated[
         list[str] | None, typer.Argument(help="Data sets, as --list names them.", show_default=False)
@@ -294,8 +329,8 @@ def _session(file: str | None, options: dict[str, Any], quiet: bool) -> Iterator
         yield session
 
 
-def _config(file: str | None, options: dict[str, Any]) -> Config:
-    """Settings from a file, or from the run directory, with the options over them."""
+def _config(file: str | None, options: dict[str, Any], saved: str = "config.yaml") -> Config:
+    """Settings from a file, or from those `saved` in the output directory, with the options over them."""
     from clusterucb.config import load
 
     if file is None:
@@ -303,10 +338,11 @@ def _config(file: str | None, options: dict[str, Any]) -> Config:
             raise ConfigError(
                 "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
             )
-        saved = Path(options["out"]) / "config.yaml"
-        return load(saved if saved.exists() else None, options)
+        path = Path(options["out"]) / saved
+        return load(path if path.exists() else None, options)
     folder = Path(file).parent
-    if "out" not in options and (folder / "pool").is_dir():  # a run directory, perhaps moved
+    own = Path(file).name == "comparison.yaml" or (folder / "pool").is_dir()
+    if "out" not in options and own:  # an output directory, perhaps moved
         options = {**options, "out": str(folder)}
     return load(file, options)
 

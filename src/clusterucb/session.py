@@ -56,6 +56,12 @@ from clusterucb.training.model import (
 
 __all__ = ["Session"]
 
+_LASTING = (
+    *("pool", "target", "target_questions", "holdout", "screening", "unchecked", "tokenizer", "chat"),
+    *("projection", "pooled_tokens", "tokens_made_with", "planned_with", "made_with"),
+)
+"""What does not depend on the method, its repetition and the run directory."""
+
 
 class Session:
     """One run's shared parts.
@@ -69,6 +75,19 @@ class Session:
         self.config = config.with_absolute_paths()
         self.screen = screen or Screen(quiet=True)
         self.dir = RunDir(self.config.out)
+        self._lent: PeftModel | None = None
+
+    def successor(self, config: Config) -> Session:
+        """A session of another method or repetition that takes over what this one has loaded.
+
+        Args:
+            config: with the same inputs and model; its run has the initial adapter of this one's.
+        """
+        successor = Session(config, self.screen)
+        own = vars(self)
+        vars(successor).update({name: own.pop(name) for name in _LASTING if name in own})
+        successor._lent, self._lent = own.pop("model", self._lent), None
+        return successor
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
@@ -197,6 +216,10 @@ class Session:
     @cached_property
     def model(self) -> PeftModel:
         """The base model with the run's adapter at its initial weights, which every training starts from."""
+        lent, self._lent = self._lent, None
+        if lent is not None and self.dir.initial.exists():
+            load_adapter(lent, self.dir.initial)
+            return lent.eval()
         self.screen.say(f"load {self.config.model}")
         with stage("load"), torch.random.fork_rng():
             model = attach_adapter(
@@ -214,7 +237,8 @@ class Session:
 
     def release_model(self) -> None:
         """Free the model's memory; it is loaded again when it is asked for."""
-        self.__dict__.pop("model", None)
+        vars(self).pop("model", None)
+        self._lent = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
