@@ -33,7 +33,7 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare", "compare"}
+    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate"}
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
@@ -128,12 +128,14 @@ import clusterucb
 from clusterucb.cli import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
                   ["run", "--out", "none", "--budget", "2"],
-                  ["compare", "--help"], ["compare", "--methods", "none"], ["compare"]):
+                  ["compare", "--help"], ["compare", "--methods", "none"], ["compare"],
+                  ["simulate", "--help"],
+                  ["simulate", "none", "--out", "none", "--budgets", "2"]):
     try:
         main(arguments)
     except SystemExit:
         pass
-heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "pyarrow"} & set(sys.modules)
+heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "pyarrow", "plotly"} & set(sys.modules)
 assert not heavy, heavy
 """
     shown = process("-c", code)

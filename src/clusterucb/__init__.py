@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from clusterucb.selection.policies import UCBThreshHard as UCBThreshHard
     from clusterucb.selection.policies import UCBThreshNormal as UCBThreshNormal
     from clusterucb.session import Session as Session
+    from clusterucb.simulation.grid import Grid as Grid
+    from clusterucb.simulation.simulate import Outcome as Outcome
+    from clusterucb.simulation.simulate import Problem as Problem
+    from clusterucb.simulation.simulate import simulate as simulate
     from clusterucb.training.callbacks import DynamicSelection as DynamicSelection
 
 _HOMES = {
@@ -40,7 +44,10 @@ _HOMES = {
     "CountSketch": "gradients.projection",
     "DynamicSelection": "training.callbacks",
     "Featurizer": "gradients.features",
+    "Grid": "simulation.grid",
+    "Outcome": "simulation.simulate",
     "Pool": "data.pool",
+    "Problem": "simulation.simulate",
     "Rademacher": "gradients.projection",
     "Random": "selection.policies",
     "Reselection": "reselection",
@@ -54,6 +61,7 @@ _HOMES = {
     "compare": "comparing.compare",
     "dynamic": "recipes",
     "select": "selection.bandit",
+    "simulate": "simulation.simulate",
     "spherical_kmeans": "clustering.kmeans",
 }
 

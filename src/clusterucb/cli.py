@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from clusterucb.cli_simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ _commands: dict[str, _Command] = {}
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a person's error ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    named = next((argument for argument in arguments if argument in _commands), "")
-    if named:
+    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if named in _commands:
         from clusterucb.options import repeat_list_options
 
         arguments = repeat_list_options(arguments)
@@ -65,6 +66,7 @@ def application(called: str | None = None) -> typer.Typer:
     for name, command in _commands.items():
         app.command(name, help=command.summary)(_callable(command, bare=called not in (None, name)))
     app.command("prepare")(_prepare)
+    app.command("simulate")(_one_line_errors()(simulate))
     return app
 
 
