@@ -44,6 +44,7 @@ from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, t
 from clusterucb.training.model import (
     fingerprint_tensors,
     load_adapter,
+    pick_device,
     read_adapter,
     save_adapter,
 )
@@ -122,6 +123,7 @@ def cluster(session: Session) -> None:
             k,
             iterations=iterations,
             seed=session.config.seed,
+            device=device if (device := pick_device(session.config.device)).type == "cuda" else "cpu",
             backend=settings.kmeans_backend,
             progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
         )
