@@ -256,7 +256,7 @@ class Session:
             **self.tokens_made_with,
             "target": self.target.fingerprint,
             "target_length": settings.target_length,
-            "projection": f"{settings.projection} to {settings.dim} with seed {self.config.seed}",
+            "projection": str(self.projection),
             "formula": settings.formula,
         }
 

@@ -27,7 +27,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
-from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.features import Featurizer, one_ahead
 from clusterucb.gradients.influence import stored_influence
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
 from clusterucb.profiling import stage
@@ -45,6 +45,7 @@ from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, t
 from clusterucb.training.model import (
     fingerprint_tensors,
     load_adapter,
+    pick_device,
     read_adapter,
     save_adapter,
 )
@@ -98,12 +99,12 @@ def gradients(session: Session) -> None:
         FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
         session.screen.track("gradients of the pool", len(pooled.rows), "rows") as advance,
     ):
-        for rows in plan(pooled.lengths, settings.batch_tokens):
-            if not writer.done[rows].all():
-                numbers = rows.tolist()
-                found = featurize([pooled.tokens[i] for i in numbers], _names(session, numbers))
-                with stage("write"):
-                    writer.write(rows, *found)
+        batches = plan(pooled.lengths, settings.batch_tokens)
+        missing = [rows for rows in batches if not writer.done[rows].all()]
+        advance(len(pooled.rows) - sum(map(len, missing)))
+        for rows, found in one_ahead(featurize, pooled.tokens, missing, pooled.describe):
+            with stage("write"):
+                writer.write(rows, *found)
             advance(len(rows))
         save_file({"directions": directions}, part / "directions.safetensors")
         cost = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
@@ -127,6 +128,7 @@ def cluster(session: Session) -> None:
             k,
             iterations=iterations,
             seed=session.config.seed,
+            device=device if (device := pick_device(session.config.device)).type == "cuda" else "cpu",
             backend=settings.kmeans_backend,
             progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
         )
@@ -482,7 +484,3 @@ def _need(session: Session, path: Path, step: str) -> Path:
     if not path.exists():
         raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {session.dir.path}` first")
     return path
-
-
-def _names(session: Session, numbers: list[int]) -> Callable[[int], str]:
-    return lambda place: session.pooled.describe(numbers[place])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from clusterucb import Config, Session, dynamic
 from clusterucb.data.chat import encode, fit
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
+from clusterucb.gradients.projection import CountSketch
 
 pytestmark = [
     pytest.mark.slow,
@@ -78,6 +80,32 @@ def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
         got = torch.cat([found[name][place].flatten() for name in parameters])
         assert torch.linalg.vector_norm(got - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
     session.model.zero_grad(set_to_none=True)
+
+
+def test_the_sketch_keeps_inner_products_of_the_real_models_gradients(session):
+    """Unbiased, and as close as independent signs would be, though channels of a real model line up."""
+    rows = [
+        fit(encode(r.messages, session.tokenizer, session.chat, r.id), 64)
+        for r in map(session.pool.__getitem__, (3, 10, 24, 38))
+    ]
+    found = {}
+    row_gradients(session.model, adapter_layers(session.model), collate(rows), found.__setitem__)
+    unit = torch.cat([gradients.flatten(1) for gradients in found.values()], 1).double()
+    scale = unit.norm(dim=1)
+    exact = (unit / scale[:, None]) @ (unit / scale[:, None]).T
+    dim, estimates = 512, []
+    for seed in range(60):
+        sketch = torch.zeros(len(rows), dim)
+        for name, gradients in found.items():
+            CountSketch(seed, dim).add_to(sketch, name, gradients / scale.float()[:, None, None])
+        estimates.append(sketch.double() @ sketch.double().T)
+    found_products = torch.stack(estimates)
+    bias = (found_products.mean(0) - exact).abs()
+    assert (bias < 4 * found_products.std(0) / math.sqrt(len(estimates))).all()
+    pairs = ~torch.eye(len(rows), dtype=torch.bool)
+    error = (found_products - exact).square().mean(0)[pairs].mean()
+    dense = ((1 + exact.square()) / dim)[pairs].mean()  # of independent signs, but for 2 sum x^2 y^2 / d less
+    assert error < 1.3 * dense
 
 
 def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session):

@@ -8,7 +8,7 @@ from tiny_adapters import adapter, flat, rows, slow_gradients
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.features import Featurizer, target_directions
+from clusterucb.gradients.features import Featurizer, one_ahead, target_directions
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import CountSketch
 
@@ -144,6 +144,61 @@ class TestOutOfMemory:
         monkeypatch.setattr(Featurizer, "_batch", failing)
         with pytest.raises(InputError, match=r"^id 3$"):
             featurize(batch, "id {}".format)
+
+
+def test_the_next_batch_is_begun_before_the_last_is_waited_for(featurize, monkeypatch):
+    events = []
+    begin = Featurizer.begin
+
+    def told(self, some, describe):
+        events.append(("begun", len(some)))
+        finish = begin(self, some, describe)
+
+        def finished():
+            events.append(("finished", len(some)))
+            return finish()
+
+        return finished
+
+    monkeypatch.setattr(Featurizer, "begin", told)
+    batches = [np.array([4, 0, 2]), np.array([1, 5]), np.array([3])]
+    some = rows([12, 9, 8, 7, 11, 6], 4)
+    found = dict_of(one_ahead(featurize, some, batches))
+    assert events == [
+        *[("begun", 3), ("begun", 2), ("finished", 3)],
+        *[("begun", 1), ("finished", 2), ("finished", 1)],
+    ]
+    for place, (feature, loss) in found.items():
+        alone, alone_loss = featurize([some[place]])
+        np.testing.assert_allclose(feature.astype(float), alone[0].astype(float), atol=1e-3)
+        np.testing.assert_allclose(loss, alone_loss[0], rtol=1e-5)
+
+
+def dict_of(batches):
+    return {
+        place: (feature, loss)
+        for numbers, (features, losses) in batches
+        for place, feature, loss in zip(numbers.tolist(), features, losses, strict=True)
+    }
+
+
+def test_what_is_wrong_with_a_row_of_an_earlier_batch_is_told_by_its_name(featurize, monkeypatch):
+    real = Featurizer._batch
+
+    def batch(self, some, describe):
+        finish = real(self, some, describe)
+
+        def finished():
+            if len(some[0].ids) == 5:
+                raise InputError(describe(0))
+            return finish()
+
+        return finished
+
+    monkeypatch.setattr(Featurizer, "_batch", batch)
+    batches = [np.array([0]), np.array([1]), np.array([2])]
+    with pytest.raises(InputError, match=r"^id 1$"):
+        list(one_ahead(featurize, rows([9, 5, 7], 4), batches, "id {}".format))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

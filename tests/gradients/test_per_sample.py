@@ -44,7 +44,9 @@ def gradients(model, batch):
             assert name not in row
             row[name] = gradient.clone()
 
-    return found, row_gradients(model, adapter_layers(model), collate(batch), consume)
+    collated = collate(batch)
+    losses = row_gradients(model, adapter_layers(model), collated, consume)
+    return found, collated.row_means(losses.numpy())
 
 
 def state_of(model):

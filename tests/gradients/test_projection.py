@@ -165,8 +165,10 @@ def test_tables_do_not_change_between_releases():
         -1286,
         1014,
     ]
+    assert str(CountSketch(seed=3, dim=8)) == "countsketch to 8 with seed 3"
     signed_sums = (sketch(Rademacher(seed=3, dim=8), x)[0] * math.sqrt(8)).round()
-    assert signed_sums.tolist() == [-1708, -2990, 190, -1920, -2066, -1628, -1562, -1002]
+    assert signed_sums.tolist() == [1106, -4428, -1374, 1224, 5534, -406, -4150, 4026]
+    assert str(Rademacher(seed=3, dim=8)) == "rademacher (philox4x32) to 8 with seed 3"
 
 
 @pytest.mark.parametrize("kind", BOTH)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.profiling import stage
 
-__all__ = ["Featurizer", "target_directions"]
+__all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
+
+Found = tuple[NDArray[np.float16], NDArray[np.float64]]
+Describe = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,20 @@ class Featurizer:
         """Where the adapter is."""
         return next(iter(self.layers.values())).weight.device
 
-    def __call__(
-        self, rows: Sequence[Encoded], describe: Callable[[int], str] = "row {}".format
-    ) -> tuple[NDArray[np.float16], NDArray[np.float64]]:
+    def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
         Out of memory, the batch is halved. `describe(i)` names row i in an error.
 
         Raises:
             InputError: a row's loss or gradient is not a finite number.
+        """
+        return self.begin(rows, describe)()
+
+    def begin(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Callable[[], Found]:
+        """Put a micro-batch to the device; what is returned waits for it, and raises what is wrong with it.
+
+        So the host can see to the batch before while the device is at this one.
         """
         try:
             return self._batch(rows, describe)
@@ -70,14 +79,17 @@ class Featurizer:
                     f"({len(rows[0].ids)} tokens); lower --gradient-length or use a smaller model or rank"
                 ) from None
         half = len(rows) // 2
-        first, first_losses = self(rows[:half], describe)
-        second, second_losses = self(rows[half:], lambda i: describe(half + i))
-        return np.concatenate([first, second]), np.concatenate([first_losses, second_losses])
+        halves = self.begin(rows[:half], describe), self.begin(rows[half:], lambda i: describe(half + i))
 
-    def _batch(
-        self, rows: Sequence[Encoded], describe: Callable[[int], str]
-    ) -> tuple[NDArray[np.float16], NDArray[np.float64]]:
+        def finish() -> Found:
+            first, second = (finish_half() for finish_half in halves)
+            return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+
+        return finish
+
+    def _batch(self, rows: Sequence[Encoded], describe: Describe) -> Callable[[], Found]:
         sketch = torch.zeros(len(rows), self.projection.dim, device=self.device)
+        batch = collate(rows, self.device)
 
         def consume(name: str, gradients: torch.Tensor) -> None:
             with stage("map and project"):
@@ -85,17 +97,61 @@ class Featurizer:
                     gradients = adam_direction(gradients, name, self.moments, self.formula)
                 self.projection.add_to(sketch, name, gradients)
 
-        losses = row_gradients(self.model, self.layers, collate(rows, self.device), consume)
-        norms = torch.linalg.vector_norm(sketch, dim=1)
-        usable = np.isfinite(losses) & (norms.isfinite() & (norms > 0)).cpu().numpy()
-        if not usable.all():
-            bad = int(np.flatnonzero(~usable)[0])
-            raise InputError(
-                f"{describe(bad)}: its loss is {losses[bad]:.4g} and its gradient's norm "
-                f"{float(norms[bad]):.4g}, expected finite numbers above 0; "
-                f"try --dtype float32, or take the row out of the file"
-            )
-        return (sketch / norms[:, None]).cpu().to(torch.float16).numpy(), losses
+        label_losses = row_gradients(self.model, self.layers, batch, consume)
+        lengths = torch.linalg.vector_norm(sketch, dim=1)
+        features = (sketch / lengths[:, None]).to(torch.float16)
+        arrived = _to_host(features, lengths, label_losses)
+
+        def finish() -> Found:
+            features, norms, per_label = arrived()
+            losses = batch.row_means(per_label)
+            usable = np.isfinite(losses) & np.isfinite(norms) & (norms > 0)
+            if not usable.all():
+                bad = int(np.flatnonzero(~usable)[0])
+                raise InputError(
+                    f"{describe(bad)}: its loss is {losses[bad]:.4g} and its gradient's norm "
+                    f"{norms[bad]:.4g}, expected finite numbers above 0; "
+                    f"try --dtype float32, or take the row out of the file"
+                )
+            return features, losses
+
+        return finish
+
+
+def one_ahead(
+    featurize: Featurizer,
+    rows: Sequence[Encoded],
+    batches: Iterable[NDArray[np.int64]],
+    describe: Describe = "row {}".format,
+) -> Iterator[tuple[NDArray[np.int64], Found]]:
+    """Each batch of places in `rows` with what was found; the device is at the next one meanwhile."""
+    begun: tuple[NDArray[np.int64], Callable[[], Found]] | None = None
+    for batch in batches:
+        places = batch.tolist()
+        waiting, begun = (
+            begun,
+            (batch, featurize.begin([rows[i] for i in places], lambda b, p=places: describe(p[b]))),  # type: ignore[misc]
+        )
+        if waiting:
+            yield waiting[0], waiting[1]()
+    if begun:
+        yield begun[0], begun[1]()
+
+
+def _to_host(*tensors: torch.Tensor) -> Callable[[], list[NDArray[Any]]]:
+    """Begin to copy tensors to the host; what is returned waits for them alone, not for work begun later."""
+    cuda = tensors[0].is_cuda
+    copies = [tensor.to("cpu", non_blocking=cuda) for tensor in tensors]
+    done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+    if done is not None:
+        done.record()
+
+    def arrived() -> list[NDArray[Any]]:
+        if done is not None:
+            done.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return arrived
 
 
 def target_directions(
@@ -118,9 +174,7 @@ def target_directions(
     """
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
-    for batch in plan(lengths, batch_tokens):
-        places = batch.tolist()
-        features, _ = featurize([rows[i] for i in places], lambda b, p=places: describe(p[b]))  # type: ignore[misc]
+    for batch, (features, _) in one_ahead(featurize, rows, plan(lengths, batch_tokens), describe):
         np.add.at(sums, codes[batch], features.astype(np.float64))
         progress(len(batch))
     return (sums / np.bincount(codes)[:, None]).astype(np.float32)

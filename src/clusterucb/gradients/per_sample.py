@@ -75,8 +75,10 @@ def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
 
 def row_gradients(
     model: nn.Module, layers: dict[str, nn.Linear], batch: Batch, consume: Consumer
-) -> NDArray[np.float64]:
-    """Hand `consume(name, gradients)` every layer's per-row gradients, and return the rows' losses.
+) -> torch.Tensor:
+    """Hand `consume(name, gradients)` every layer's per-row gradients, and return the labels' losses.
+
+    Nothing here waits for the device.
 
     Args:
         model: a transformers causal LM with an adapter; run in eval mode, so without dropout.
@@ -85,7 +87,7 @@ def row_gradients(
         consume: called once a layer, in the backward pass's order, with float32 (B, out, in).
 
     Returns:
-        Mean cross-entropy over the label tokens of each row, (B,).
+        Cross-entropy of each label, (L,), on the device; `batch.row_means` makes the rows' losses of them.
     """
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -101,7 +103,7 @@ def row_gradients(
             weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
             with stage("backward"):
                 (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
-    return batch.row_means(losses.detach().cpu().numpy())
+    return losses.detach()
 
 
 def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -7,10 +7,11 @@ sum of one signed coordinate a tile: a gather, without atomics, the same on ever
 alone make it unbiased; the affine maps keep the outlier channels, which recur at a fixed stride, from
 meeting in the same buckets tile after tile.
 
-`Rademacher`: a dense matrix of independent signs over sqrt(d), made anew block by block. Far slower; the
-reference.
+`Rademacher`: a dense matrix of independent signs over sqrt(d), made anew block by block on the device itself
+(philox.py). Far slower; the reference.
 
 Both are a function of (seed, dim, parameter name, position) alone: no device, no batch, no order of calls.
+Features on disk say which they were made with: str(projection), which changes whenever the map does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
+from clusterucb.gradients import philox
 
 __all__ = ["CountSketch", "Projection", "Rademacher", "projection"]
 
@@ -61,6 +63,9 @@ class CountSketch:
 
     def __post_init__(self) -> None:
         _check_dim(self)
+
+    def __str__(self) -> str:
+        return f"countsketch to {self.dim} with seed {self.seed}"
 
     def add_to(self, out: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
         """Add the sketch of `gradients` (B, ...) to `out` (B, dim)."""
@@ -100,14 +105,17 @@ class Rademacher:
     def __post_init__(self) -> None:
         _check_dim(self)
 
+    def __str__(self) -> str:
+        return f"rademacher (philox4x32) to {self.dim} with seed {self.seed}"
+
     def add_to(self, out: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
         """Add the projection of `gradients` (B, ...) to `out` (B, dim)."""
         flat = gradients.flatten(1).float()
-        stream = _stream(self.seed, "rademacher", name)
+        key, counters = _key(self.seed, "rademacher", name), -(-self.dim // philox.SIGNS_A_COUNTER)
         for start in range(0, flat.shape[1], self.block):
-            signs = _signs(stream, self.block * self.dim).reshape(self.block, self.dim)
             columns = flat[:, start : start + self.block]
-            matrix = torch.from_numpy(signs[: columns.shape[1]]).to(flat.device, torch.float32)
+            made = philox.signs(key, start * counters, columns.shape[1] * counters, flat.device)
+            matrix = made.view(columns.shape[1], -1)[:, : self.dim]  # a coordinate's signs: whole counters
             out += (columns @ matrix) / math.sqrt(self.dim)
 
 
@@ -118,8 +126,13 @@ def _check_dim(projection: CountSketch | Rademacher) -> None:
 
 def _stream(seed: int, kind: str, name: str) -> np.random.Philox:
     """The counter-based bit stream of one parameter (numpy keeps Philox's raw stream stable)."""
+    return np.random.Philox(key=_key(seed, kind, name))
+
+
+def _key(seed: int, kind: str, name: str) -> int:
+    """128 bits for one parameter."""
     digest = hashlib.sha256(f"{kind}\0{seed}\0{name}".encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    return int.from_bytes(digest[:16], "little")
 
 
 def _signs(stream: np.random.Philox, count: int) -> NDArray[np.int8]:
