@@ -59,7 +59,19 @@ def own(*rooms):
     return [f"clusterucb.{room}" for room in rooms]
 
 
-ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "options", "report", "demo")
+ABOVE = (
+    "recipes",
+    "less_steps",
+    "steps",
+    "artifacts",
+    "comparison",
+    "screening",
+    "session",
+    "cli",
+    "options",
+    "report",
+    "demo",
+)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +91,14 @@ ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "optio
         (("evaluation",), own("training", "selection", "reselection", *ABOVE)),
         (("reselection", "rounds"), own("evaluation", *ABOVE)),
         (("screening",), own("gradients", "training", "evaluation", "session", "steps", "recipes", "cli")),
-        (("session",), own("steps", "comparison", "recipes", "cli", "options", "report")),
+        (
+            ("session",),
+            own("less_steps", "steps", "artifacts", "comparison", "recipes", "cli", "options", "report"),
+        ),
         (("comparison",), own("session", "steps", "recipes", "cli", "options", "report")),
-        (("steps",), own("recipes", "cli", "options", "report")),
+        (("artifacts",), own("less_steps", "steps", "comparison", "recipes", "cli", "options", "report")),
+        (("steps",), own("less_steps", "recipes", "cli", "options", "report")),
+        (("less_steps",), own("recipes", "cli", "options", "report")),
         (("recipes",), own("cli", "options", "report")),
         (("report",), own("cli", "options", "steps", "recipes", "gradients", "training")),
         (("config", "errors", "costs", "progress", "rundir"), ["torch", "transformers", "datasets", "peft"]),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clusterucb.gradients.projection import CountSketch as CountSketch
     from clusterucb.gradients.projection import Rademacher as Rademacher
     from clusterucb.recipes import dynamic as dynamic
+    from clusterucb.recipes import less as less
     from clusterucb.reselection import Reselection as Reselection
     from clusterucb.selection.bandit import Selection as Selection
     from clusterucb.selection.bandit import select as select
@@ -29,16 +30,20 @@ if TYPE_CHECKING:
     from clusterucb.selection.policies import UCBBeta as UCBBeta
     from clusterucb.selection.policies import UCBThreshHard as UCBThreshHard
     from clusterucb.selection.policies import UCBThreshNormal as UCBThreshNormal
+    from clusterucb.selection.selector import ClusterUCB as ClusterUCB
+    from clusterucb.selection.selector import FullScoring as FullScoring
     from clusterucb.session import Session as Session
     from clusterucb.training.callbacks import DynamicSelection as DynamicSelection
 
 _HOMES = {
+    "ClusterUCB": "selection.selector",
     "ClusterUCBError": "errors",
     "Clusters": "clustering.kmeans",
     "Config": "config",
     "CountSketch": "gradients.projection",
     "DynamicSelection": "training.callbacks",
     "Featurizer": "gradients.features",
+    "FullScoring": "selection.selector",
     "Pool": "data.pool",
     "Rademacher": "gradients.projection",
     "Random": "selection.policies",
@@ -51,6 +56,7 @@ _HOMES = {
     "UCBThreshHard": "selection.policies",
     "UCBThreshNormal": "selection.policies",
     "dynamic": "recipes",
+    "less": "recipes",
     "select": "selection.bandit",
     "spherical_kmeans": "clustering.kmeans",
 }

@@ -24,13 +24,18 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
     if session.config.evaluation.tasks:
         show_benchmarks(read_json(session.dir.benchmarks / "results.json"), console)
     console.print(_cost(summary))
-    full, total = summary["full_dynamic"], summary["total"]
-    console.print(
-        f"{total['pool_gradients']} pool gradients, "
-        f"{full['share_of_pool_gradients']:.0%} of the {full['pool_gradients']} that scoring all rows in "
-        f"every period takes. Everything is in {session.dir.path}",
-        soft_wrap=True,
-        highlight=False,
+    found = _against_full(summary)
+    console.print(f"{found}Everything is in {session.dir.path}", soft_wrap=True, highlight=False)
+
+
+def _against_full(summary: dict[str, Any]) -> str:
+    """The gradients that were computed, of those that the method takes without a budget."""
+    if not (full := summary.get("full")):
+        return ""
+    when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
+    return (
+        f"{summary['total']['pool_gradients']} pool gradients, {full['share_of_pool_gradients']:.0%} of the "
+        f"{full['pool_gradients']} that scoring all rows {when} takes. "
     )
 
 
@@ -39,7 +44,7 @@ def _selected(summary: dict[str, Any]) -> Table:
     table.add_column("source")
     rounds = summary["selected"]
     for found in rounds:
-        table.add_column(f"period {found['round']}", justify="right")
+        table.add_column(f"period {found['round']}" if len(rounds) > 1 else "rows", justify="right")
     total: Counter[str] = Counter()
     for found in rounds:
         total.update(found["sources"])
