@@ -64,13 +64,15 @@ def result(folder):
     """All that a run has computed, whatever its method, without the time that it took: file to bytes."""
     folder = Path(folder)
     exact = [*folder.glob("rounds/*/selected*.jsonl"), *folder.glob("rounds/*/draws.jsonl")]
-    exact += [*folder.glob("rounds/*/selection.safetensors"), *folder.glob("features/*.f16")]
-    for name in ("initial", "warmup", "adapter"):
-        exact.append(folder / name / "adapter_model.safetensors")
-    for name in ("warmup", "adapter"):
-        exact.append(folder / name / "moments.safetensors")
-    exact += [folder / "features/directions.safetensors", folder / "clusters.safetensors"]
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact if path.exists()}
+    for pattern in ("rounds/*/selection", "features*/directions", "clusters", "initial/adapter_model"):
+        exact += folder.glob(f"{pattern}.safetensors")
+    for trained in ("warmup*", "adapter"):
+        for name in ("adapter_model", "moments"):
+            exact += folder.glob(f"{trained}/{name}.safetensors")
+    exact += folder.glob("features*/*.f16")
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
+    for checkpoint in folder.glob("warmup*/checkpoint.json"):
+        found[f"{checkpoint.parent.name} rate"] = str(read(checkpoint).get("learning_rate")).encode()
     evaluation = read(folder / "evaluation.json")
     found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
     return found

@@ -470,7 +470,7 @@ WRITES = [
     ("clusterucb.data.tokens.Tokens.write", "pool"),
     ("clusterucb.session.save_adapter", "initial"),
     ("transformers.Trainer._save_checkpoint", ""),
-    ("clusterucb.steps.save_moments", "warmup"),
+    ("clusterucb.artifacts.save_moments", "warmup"),
     ("clusterucb.gradients.store._pwrite", "features"),
     ("clusterucb.gradients.store.os.fsync", "features"),
     ("clusterucb.clustering.kmeans.Clusters.save", "clusters.safetensors"),

@@ -176,7 +176,7 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("writing the initial adapter", "pool", {"where": "clusterucb.session:save_adapter", "when": "after"}),
     ("a step of the warm-up", "initial", {"where": "torch.optim:AdamW.step", "call": 2}),
     ("writing a checkpoint of the warm-up", "initial", {"where": "torch:save", "path": "scheduler.pt"}),
-    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.steps:save_moments"}),
+    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.artifacts:save_moments"}),
     ("dropping the trainer's states", "warmup", publication("run/warmup.part", "after")),
     ("storing a feature", "warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
     ("marking features as done", "warmup", {"where": "os:fsync", "call": 6}),
@@ -195,7 +195,7 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("saying that a checkpoint is whole", "rounds/2", publication("checkpoint-6/whole.json.part")),
     ("the last draws", "rounds/2", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}),
     ("dropping old checkpoints", "rounds/3", {"where": "transformers.trainer:rotate_checkpoints"}),
-    ("writing the adapter", "rounds/3", {"where": "clusterucb.steps:save_moments"}),
+    ("writing the adapter", "rounds/3", {"where": "clusterucb.artifacts:save_moments"}),
     ("dropping the states of training", "adapter", publication("run/adapter.part", "after")),
     ("evaluating", "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
     ("writing the summary", "evaluation.json", publication("summary.json.part")),
@@ -217,6 +217,57 @@ def test_killed_in_every_step_it_ends_the_same(server, arguments, settings, unin
         if there in ARTIFACTS:
             assert not (out / ARTIFACTS[ARTIFACTS.index(there) + 1]).exists(), moment
     finish(server, arguments, out, uninterrupted)
+
+
+LESS = {"method": "less", "less_warmup": 0.1, "less_checkpoints": 3, "target_length": 64}  # 10 rows, 3 steps
+LESS_MOMENTS = {
+    "clusterucb": [
+        ("a step of the second epoch", "", {"where": "torch.optim:AdamW.step", "call": 5}),
+        ("writing the second checkpoint", "warmup", {"where": "clusterucb.artifacts:save_moments"}),
+        ("before the trainer's own state", "warmup", publication("run/warmup-2.part", "after")),
+        ("dropping the trainer's states", "warmup-2", publication("run/warmup-3.part", "after")),
+        ("a batch of gradients", "warmup-3", {"where": "clusterucb.steps:FeatureWriter.write", "call": 3}),
+        (
+            "directions",
+            "clusters.safetensors",
+            {"where": "clusterucb.reselection:target_directions", "call": 2},
+        ),
+        (
+            "drawing",
+            "clusters.safetensors",
+            {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2},
+        ),
+    ],
+    "none": [
+        ("features at the second checkpoint", "warmup-3", {"where": "os:pwrite", "call": 330, "torn": True}),
+        ("ending the second store", "features", publication("run/features-2.part", "before")),
+        ("writing the selection", "features-3", {"where": "clusterucb.data.pool:Pool.write"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("bandit", LESS_MOMENTS)
+def test_less_killed_in_every_step_ends_the_same(server, settings, tmp_path, bandit):
+    changes = {**LESS, "bandit": bandit, "save_steps": 2, "batch_tokens": 512}
+    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
+    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
+    for moment, there, at in LESS_MOMENTS[bandit]:
+        killed = server(arguments, at=at)
+        assert killed["status"] == KILLED, (moment, killed)
+        assert (out / there).exists(), moment
+        if moment == "drawing":  # what the attempt before had computed was not computed again
+            assert (out / "rounds/1.part/directions-warmup-2.safetensors").exists()
+    finish(server, arguments, out, result(tmp_path / "whole"))
+
+
+def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(server, settings, tmp_path):
+    changes = {"bandit": "none", "k": None, "periods": 2, "batch_tokens": 512}
+    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
+    arguments = ["run", *options(settings, **changes)]
+    at = {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}
+    assert server(arguments, at=at)["status"] == KILLED
+    assert len((Path(settings["out"]) / "rounds/2.part/scores.jsonl").read_text().splitlines()) == 2
+    finish(server, arguments, settings["out"], result(tmp_path / "whole"))
 
 
 def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, settings, tmp_path):

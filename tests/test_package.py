@@ -59,8 +59,20 @@ def own(*rooms):
     return [f"clusterucb.{room}" for room in rooms]
 
 
-ABOVE = ("recipes", "steps", "comparison", "screening", "session", "cli", "options", "report", "demo")
-ABOVE += ("comparing",)
+ABOVE = (
+    "recipes",
+    "less_steps",
+    "steps",
+    "artifacts",
+    "comparison",
+    "screening",
+    "session",
+    "cli",
+    "options",
+    "report",
+    "demo",
+    "comparing",
+)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +95,14 @@ ABOVE += ("comparing",)
         (("baselines/bm25", "baselines/round_robin", "baselines/random", "baselines/loss"), ["torch"]),
         (("simulation",), own("data", "training", "evaluation", "reselection", "rounds", *ABOVE)),
         (("screening",), own("gradients", "training", "evaluation", "session", "steps", "recipes", "cli")),
-        (("session",), own("steps", "comparison", "recipes", "cli", "options", "report")),
+        (
+            ("session",),
+            own("less_steps", "steps", "artifacts", "comparison", "recipes", "cli", "options", "report"),
+        ),
         (("comparison",), own("session", "steps", "recipes", "cli", "options", "report")),
-        (("steps",), own("recipes", "cli", "options", "report")),
+        (("artifacts",), own("less_steps", "steps", "comparison", "recipes", "cli", "options", "report")),
+        (("steps",), own("less_steps", "recipes", "cli", "options", "report")),
+        (("less_steps",), own("recipes", "cli", "options", "report")),
         (("recipes",), own("comparing", "cli", "options", "report")),
         (("comparing",), own("cli", "options", "report")),
         (("cli_simulate",), own("session", "steps", "recipes", "options", "training")),

@@ -129,8 +129,8 @@ def test_the_summary_counts_all_rows_once_and_then_the_draws(finished):
     drawn = [found["drawn"] for found in summary["selected"]]
     assert drawn == [100, 20, 20]
     assert summary["total"]["pool_gradients"] == 100 + 20 + 20
-    assert summary["full_dynamic"]["pool_gradients"] == 3 * 100
-    assert summary["full_dynamic"]["share_of_pool_gradients"] == 140 / 300
+    assert summary["full"]["pool_gradients"] == 3 * 100
+    assert summary["full"]["share_of_pool_gradients"] == 140 / 300
     assert summary["total"]["target_gradients"] == 3 * 6
     for key in ("rows", "tokens", "pool_gradients", "target_gradients"):
         assert summary["total"][key] == sum(step[key] for step in summary["steps"].values())
@@ -274,7 +274,7 @@ def test_budget_1_keeps_the_top_share_of_all_rows_by_fresh_influence(settings, t
 def test_one_period_is_one_selection(settings, tmp_path):
     folder = run(settings, out=tmp_path / "run", periods=1)
     assert [path.name for path in (folder / "rounds").iterdir()] == ["1"]
-    assert read(folder / "summary.json")["full_dynamic"]["share_of_pool_gradients"] == 1
+    assert read(folder / "summary.json")["full"]["share_of_pool_gradients"] == 1
 
 
 def test_two_epochs_a_period_select_once_a_period(finished, settings, tmp_path):

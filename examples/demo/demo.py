@@ -106,7 +106,7 @@ def _say_who_won(losses: dict[str, Any], console: Console) -> None:
 
 
 def _say_cost(summary: dict[str, Any], console: Console) -> None:
-    steps, full = summary["steps"], summary["full_dynamic"]
+    steps, full = summary["steps"], summary["full"]
     selecting = [cost for name, cost in steps.items() if name == "gradients" or name.startswith("select")]
     gradients = sum(cost["pool_gradients"] for cost in selecting)
     seconds = sum(cost["seconds"] for cost in selecting)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clusterucb.gradients.projection import CountSketch as CountSketch
     from clusterucb.gradients.projection import Rademacher as Rademacher
     from clusterucb.recipes import dynamic as dynamic
+    from clusterucb.recipes import less as less
     from clusterucb.reselection import Reselection as Reselection
     from clusterucb.selection.bandit import Selection as Selection
     from clusterucb.selection.bandit import select as select
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from clusterucb.selection.policies import UCBBeta as UCBBeta
     from clusterucb.selection.policies import UCBThreshHard as UCBThreshHard
     from clusterucb.selection.policies import UCBThreshNormal as UCBThreshNormal
+    from clusterucb.selection.selector import ClusterUCB as ClusterUCB
+    from clusterucb.selection.selector import FullScoring as FullScoring
     from clusterucb.session import Session as Session
     from clusterucb.simulation.grid import Grid as Grid
     from clusterucb.simulation.simulate import Outcome as Outcome
@@ -38,12 +41,14 @@ if TYPE_CHECKING:
     from clusterucb.training.callbacks import DynamicSelection as DynamicSelection
 
 _HOMES = {
+    "ClusterUCB": "selection.selector",
     "ClusterUCBError": "errors",
     "Clusters": "clustering.kmeans",
     "Config": "config",
     "CountSketch": "gradients.projection",
     "DynamicSelection": "training.callbacks",
     "Featurizer": "gradients.features",
+    "FullScoring": "selection.selector",
     "Grid": "simulation.grid",
     "Outcome": "simulation.simulate",
     "Pool": "data.pool",
@@ -60,6 +65,7 @@ _HOMES = {
     "UCBThreshNormal": "selection.policies",
     "compare": "comparing.compare",
     "dynamic": "recipes",
+    "less": "recipes",
     "select": "selection.bandit",
     "simulate": "simulation.simulate",
     "spherical_kmeans": "clustering.kmeans",

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -105,7 +106,8 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
 
 
 @_step(
-    "run", "The whole procedure: warm up, gradients, clusters, periods of selection and training, evaluation."
+    "run",
+    "The whole procedure of the --method: warm up, gradients, clusters, selection, training, evaluation.",
 )
 def _run(session: Session, own: dict[str, Any]) -> None:
     from clusterucb.recipes import procedure
@@ -116,20 +118,23 @@ def _run(session: Session, own: dict[str, Any]) -> None:
         show(session, summary)
 
 
-@_step("warmup", "Train the adapter for a few steps on random pool rows.")
-def _warmup(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb import steps
+def _steps(session: Session) -> ModuleType:
+    """Where the steps are that the method has of its own: warmup, gradients, select."""
+    from clusterucb import less_steps, steps
 
+    return less_steps if session.config.method == "less" else steps
+
+
+@_step("warmup", "Train the adapter on random pool rows: a few steps, or for less some epochs.")
+def _warmup(session: Session, own: dict[str, Any]) -> None:
     session.check_inputs()
-    steps.warmup(session)
+    _steps(session).warmup(session)
     _done(session.dir.warmup, own)
 
 
-@_step("gradients", "Features of all pool rows and directions of the target, at the warmup checkpoint.")
+@_step("gradients", "Features of all pool rows and directions of the target, at the warmup's checkpoints.")
 def _gradients(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb import steps
-
-    steps.gradients(session)
+    _steps(session).gradients(session)
     _done(session.dir.features, own)
 
 
@@ -143,8 +148,8 @@ def _cluster(session: Session, own: dict[str, Any]) -> None:
 
 @_step(
     "select",
-    "Select rows: period 1's from the stored features, or by the bandit at any --checkpoint.",
-    checkpoint="Run the bandit at this checkpoint: a folder with an adapter and its optimizer's state.",
+    "Select rows: period 1's, or less's one selection; or as a later period would at any --checkpoint.",
+    checkpoint="Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.",
 )
 def _select(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
@@ -152,12 +157,12 @@ def _select(session: Session, own: dict[str, Any]) -> None:
     if own["checkpoint"]:
         folder, _ = steps.reselect(session, Path(own["checkpoint"]))
     else:
-        steps.select(session)
+        _steps(session).select(session)
         folder = session.dir.round(1)
     _done(folder / "selected.jsonl", own)
 
 
-@_step("train", "Train the adapter period by period, re-selecting at each period's start.")
+@_step("train", "Train the adapter period by period; dynamic re-selects at each period's start.")
 def _train(session: Session, own: dict[str, Any]) -> None:
     from clusterucb import steps
 

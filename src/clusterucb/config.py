@@ -271,6 +271,11 @@ class Config(Common):
         """Whether a bandit decides whose gradients are computed."""
         return self.method in ("dynamic", "less") and self.bandit == "clusterucb"
 
+    @property
+    def checkpoints(self) -> range:
+        """Numbers of the warmup's checkpoints, from 1."""
+        return range(1, self.less.less_checkpoints + 1 if self.method == "less" else 2)
+
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
         chosen, spent = self.selection, f"budget {self.selection.budget}"

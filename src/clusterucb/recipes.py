@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from clusterucb import steps
+from clusterucb import less_steps, steps
 from clusterucb.baselines.select import BASELINES
 from clusterucb.session import Session
 
-__all__ = ["baseline", "dynamic", "procedure"]
+__all__ = ["baseline", "dynamic", "less", "procedure"]
 
 
 def procedure(session: Session) -> dict[str, Any]:
@@ -16,20 +16,42 @@ def procedure(session: Session) -> dict[str, Any]:
 
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
-    return {"dynamic": dynamic, **dict.fromkeys(BASELINES, baseline)}[session.config.method](session)
+    procedures = {"dynamic": dynamic, "less": less, **dict.fromkeys(BASELINES, baseline)}
+    return procedures[session.config.method](session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:
     """Dynamic-ClusterUCB (Wang et al. 2025, arXiv 2506.10288), from a pool and a target to an adapter.
+
+    With `bandit: none` it is Dynamic (doi 10.1016/j.knosys.2025.114144): all rows are scored in every period.
 
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
     steps.warmup(session)  # a short training on random rows
     steps.gradients(session)  # features of all rows there
-    steps.cluster(session)  # the arms
+    if session.config.budgeted:
+        steps.cluster(session)  # the arms
     steps.select(session)  # period 1: the plain top share
-    steps.train(session)  # from the initial adapter; a bandit re-selects at each later period's start
+    steps.train(session)  # from the initial adapter; each later period's start re-selects
+    steps.evaluate(session)
+    steps.benchmark(session)
+    return steps.summarise(session)
+
+
+def less(session: Session) -> dict[str, Any]:
+    """LESS (Xia et al. 2024, arXiv 2402.04333), from a pool and a target to an adapter.
+
+    With `bandit: none` it is the original, with `bandit: clusterucb` the one that ClusterUCB makes cheaper.
+    Returns the content of summary.json. Interrupted at any point, the same call goes on.
+    """
+    session.check_inputs()
+    less_steps.warmup(session)  # epochs on a random share, a checkpoint after each
+    less_steps.gradients(session)  # features of all rows: at the first, or at all without a bandit
+    if session.config.budgeted:
+        steps.cluster(session)  # the arms, by the first checkpoint's features
+    less_steps.select(session)  # once, by the sum over checkpoints
+    steps.train(session)  # from the initial adapter, on the same rows in every period
     steps.evaluate(session)
     steps.benchmark(session)
     return steps.summarise(session)

@@ -1,4 +1,4 @@
-"""One ClusterUCB re-selection at a live model: target directions, then the bandit over fresh gradients."""
+"""One re-selection at a live model: target directions, then a selection by fresh gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,8 @@ from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish_folder
-from clusterucb.selection.bandit import Draw, DrawBatchArms, select
-from clusterucb.selection.policies import Policy, UCBBeta
-from clusterucb.selection.share import share
+from clusterucb.selection.bandit import Draw
+from clusterucb.selection.selector import Selector
 from clusterucb.training.model import fingerprint_tensors
 
 __all__ = ["Pooled", "Reselection", "Targeted", "round_seed"]
@@ -51,6 +51,13 @@ class Pooled:
         """The id of a usable row."""
         return self.pool.id(int(self.rows[row]))
 
+    def features(
+        self, featurize: Featurizer, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float16], NDArray[np.float64]]:
+        """Features (b, d) and losses (b,) of one micro-batch of usable rows."""
+        numbers = rows.tolist()
+        return featurize([self.tokens[row] for row in numbers], lambda b: self.describe(numbers[b]))
+
 
 @dataclass(frozen=True)
 class Targeted:
@@ -66,10 +73,22 @@ class Targeted:
     tokens: Sequence[Encoded]
     codes: NDArray[np.int64]
 
-    def cost(self, seconds: float) -> Cost:
-        """Of one gradient of every row."""
-        tokens = sum(len(row.ids) for row in self.tokens)
-        return Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
+    def directions(
+        self, model: nn.Module, projection: Projection, batch_tokens: int, screen: Screen
+    ) -> tuple[NDArray[np.float32], Cost]:
+        """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
+        started = time.monotonic()
+        with screen.track("target directions", len(self.ids), "rows") as advance:
+            directions = target_directions(
+                Featurizer(model, projection),
+                self.tokens,
+                self.codes,
+                batch_tokens,
+                lambda i: self.ids[i],
+                advance,
+            )
+        tokens, seconds = sum(len(row.ids) for row in self.tokens), time.monotonic() - started
+        return directions, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -82,10 +101,10 @@ class Reselection:
     Attributes:
         pooled: rows to select from.
         targeted: rows to select for.
-        clusters: label of each row, (N,).
+        selector: `ClusterUCB` with its clusters and budget, or `FullScoring`.
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
-        policy, budget, cold_start, top_p, draw_batch, draw_batch_arms, seed: as in `select`.
+        seed: each round draws by one of its own, made of this.
         formula: of the Adam direction.
         batch_tokens: bound of a micro-batch.
         screen: where progress is shown.
@@ -94,15 +113,9 @@ class Reselection:
 
     pooled: Pooled
     targeted: Targeted
-    clusters: NDArray[np.int64]
+    selector: Selector
     projection: Projection
     folder: Path
-    policy: Policy = field(default_factory=UCBBeta)
-    budget: float = 0.2
-    cold_start: float = 0.02
-    top_p: float = 0.05
-    draw_batch: int = 8
-    draw_batch_arms: DrawBatchArms = "one"
     seed: int = 0
     formula: Formula = "less"
     batch_tokens: int = 4096
@@ -124,65 +137,62 @@ class Reselection:
         return read_round(folder)
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path) -> None:
-        directions, target_cost = self.directions(model)
+        directions, target_cost = self.targeted.directions(
+            model, self.projection, self.batch_tokens, self.screen
+        )
         weights = fingerprint_tensors(trainable_parameters(model))
+        featurize = Featurizer(model, self.projection, moments, self.formula)
+
+        def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
+            return self.pooled.features(featurize, rows)[0]
+
+        self.write(part, period, features, directions, weights, target_cost)
+
+    def write(
+        self,
+        part: Path,
+        number: int,
+        features: Callable[[NDArray[np.int64]], NDArray[Any]],
+        directions: NDArray[np.floating],
+        weights: str,
+        target_cost: Cost,
+        gradients: int = 1,
+    ) -> None:
+        """Select by features that are computed when they are asked for, and write the round into `part`.
+
+        Args:
+            part: a folder that the caller publishes; scores of a killed attempt in it are not computed again.
+            number: of the round.
+            features: of one micro-batch of usable rows, (b,) to (b, d).
+            directions: of the subtasks, (S, d).
+            weights: fingerprint of the weights that the features are taken at.
+            target_cost: of the directions.
+            gradients: how many the features of one row take.
+        """
         drawn: list[Draw] = []
-        total = share(self.budget, len(self.clusters))
         with (
             stage("decide"),
             ScoreLog(part / "scores.jsonl", weights) as log,
-            self.screen.track(f"select for period {period}", total, "rows") as advance,
+            self.screen.track(f"select, round {number}", self.selector.spend, "rows") as advance,
         ):
             mean = 0.0
 
             def progress(rows: int, _tokens: int) -> None:
-                advance(rows, f"draw {len(drawn)}, mean influence {mean:.3f}")
+                advance(rows, f"draw {len(drawn)}, mean influence {mean:.3f}" if drawn else "")
 
             def on_draw(draw: Draw) -> None:
                 nonlocal mean
                 drawn.append(draw)
                 mean += (float(draw.scores.mean()) - mean) / len(drawn)
 
-            selection = select(
-                self.clusters,
-                LiveInfluence(
-                    Featurizer(model, self.projection, moments, self.formula),
-                    self.pooled.tokens,
-                    self.pooled.lengths,
-                    directions,
-                    self.batch_tokens,
-                    log,
-                    self.pooled.describe,
-                    progress,
-                ),
-                self.policy,
-                budget=self.budget,
-                cold_start=self.cold_start,
-                top_p=self.top_p,
-                draw_batch=self.draw_batch,
-                draw_batch_arms=self.draw_batch_arms,
-                seed=round_seed(self.seed, period),
-                on_draw=on_draw,
+            influence = LiveInfluence(
+                features, self.pooled.lengths, directions, self.batch_tokens, log, progress
             )
+            selection = self.selector(influence, round_seed(self.seed, number), on_draw)
             seconds = log.seconds
-        tokens = int(self.pooled.lengths[selection.drawn].sum())
-        cost = Cost(selection.spent, tokens, selection.spent, 0, seconds) + target_cost
-        write_round(part, period, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
-
-    def directions(self, model: nn.Module) -> tuple[NDArray[np.float32], Cost]:
-        """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
-        started = time.monotonic()
-        target = self.targeted
-        with self.screen.track("target directions", len(target.ids), "rows") as advance:
-            directions = target_directions(
-                Featurizer(model, self.projection),
-                target.tokens,
-                target.codes,
-                self.batch_tokens,
-                lambda i: target.ids[i],
-                advance,
-            )
-        return directions, target.cost(time.monotonic() - started)
+        rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
+        cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost
+        write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
 
 
 def round_seed(seed: int, number: int) -> int:

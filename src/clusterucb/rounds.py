@@ -6,6 +6,7 @@ draws.jsonl            every draw of the bandit: step, arm, rows, scores
 scores.jsonl           influence as it was computed, by which a killed selection goes on
 selection.safetensors  the same as exact arrays, by which a resumed run goes on
 summary.json           counts, threshold, cost
+directions-*           the target's at LESS's later checkpoints, where they were computed for this selection
 """
 
 from __future__ import annotations

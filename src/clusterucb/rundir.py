@@ -43,8 +43,8 @@ class RunDir:
     contamination.json    pool rows that nearly repeat what training must not see
     initial/              the adapter before any training
     pool/                 the pool's tokens, and excluded.jsonl
-    warmup/               the warmup checkpoint: adapter and moments
-    features/             every row's feature at that checkpoint
+    warmup/               the warmup checkpoint: adapter and moments; LESS's next are warmup-2/, ...
+    features/             every row's feature at that checkpoint; at LESS's next, features-2/, ...
     clusters.safetensors  labels and centroids
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
     training/             the trainer's own saved states
@@ -61,14 +61,22 @@ class RunDir:
         self.contamination = self.path / "contamination.json"
         self.initial = self.path / "initial"
         self.pool = self.path / "pool"
-        self.warmup = self.path / "warmup"
-        self.features = self.path / "features"
+        self.warmup = self.checkpoint(1)
+        self.features = self.features_at(1)
         self.clusters = self.path / "clusters.safetensors"
         self.training = self.path / "training"
         self.adapter = self.path / "adapter"
         self.benchmarks = self.path / "benchmarks"
         self.evaluation = self.path / "evaluation.json"
         self.summary = self.path / "summary.json"
+
+    def checkpoint(self, number: int) -> Path:
+        """The folder of warmup checkpoint `number`, from 1."""
+        return self.path / ("warmup" if number == 1 else f"warmup-{number}")
+
+    def features_at(self, number: int) -> Path:
+        """The folder of the features at warmup checkpoint `number`, from 1."""
+        return self.path / ("features" if number == 1 else f"features-{number}")
 
     def round(self, number: int) -> Path:
         """The folder of selection `number`, from 1."""

@@ -16,40 +16,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from transformers import TrainerCallback
 
+from clusterucb.artifacts import (
+    already_trained,
+    check_features,
+    checkpoint_fingerprint,
+    directions_at,
+    labels,
+    need,
+    publish_checkpoint,
+    store,
+)
 from clusterucb.baselines.select import BASELINES, select_baseline
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.comparison import benchmarks
 from clusterucb.costs import Cost
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
-from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer, one_ahead
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.gradients.influence import Rows, stored_influence
+from clusterucb.gradients.store import FeatureWriter
 from clusterucb.profiling import stage
 from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
-from clusterucb.rundir import RunDir, check_made_with, publish, publish_folder, read_json, write_json
-from clusterucb.selection.bandit import Selection
+from clusterucb.rundir import publish, publish_folder, read_json, write_json
 from clusterucb.selection.checks import check_counts
+from clusterucb.selection.selector import ClusterUCB, FullScoring, Selector
 from clusterucb.selection.share import cold_draws, share
-from clusterucb.selection.top import top
 from clusterucb.session import Session
 from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, training_clock
-from clusterucb.training.model import (
-    fingerprint_tensors,
-    load_adapter,
-    pick_device,
-    read_adapter,
-    save_adapter,
-)
-from clusterucb.training.moments import import_moments, load_moments, save_moments
+from clusterucb.training.model import load_adapter, pick_device
+from clusterucb.training.moments import import_moments, load_moments
 
 __all__ = [
     "benchmark",
@@ -57,10 +59,14 @@ __all__ = [
     "evaluate",
     "evaluate_adapters",
     "gradients",
+    "random_rows",
+    "rank",
     "reselect",
+    "reselection",
     "select",
     "summarise",
     "train",
+    "train_from_initial",
     "train_on",
     "warmup",
 ]
@@ -70,34 +76,35 @@ def warmup(session: Session) -> None:
     """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
     _refuse_baseline(session, "warmup")
     states = session.dir.path / "warmup.states"
-    if _trained(session.dir.warmup, states):
+    if already_trained(session.dir.warmup, states):
         return
     settings, steps = session.config.training, session.config.warmup.warmup_steps
-    rows = _random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
+    rows = random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
     dataset = SwappableRows(session.training_tokens, rows)
     seed, clock = session.config.seed, training_clock(states)
-    finetuned = _train_from_initial(session, "warm up", dataset, states, 1, clock, seed)
+    finetuned = train_from_initial(session, "warm up", dataset, states, 1, clock, seed)
     _publish_trained(session, session.dir.warmup, states, finetuned, rows)
 
 
-def gradients(session: Session) -> None:
-    """Features of all usable rows at the warmup checkpoint, and the directions of the target there."""
+def gradients(session: Session, number: int = 1) -> None:
+    """Features of all usable rows at warmup checkpoint `number`, and the directions of the target there."""
     _refuse_baseline(session, "gradients")
-    folder = session.dir.features
+    folder, checkpoint = session.dir.features_at(number), session.dir.checkpoint(number)
     if folder.exists():
-        _store(session)
+        store(session, number)
         return
-    moments = load_moments(_need(session, session.dir.warmup, "warmup") / "moments.safetensors")
-    made_with = {**session.made_with, "checkpoint": _checkpoint_fingerprint(session.dir.warmup, moments)}
-    model = session.model
-    load_adapter(model, session.dir.warmup)
-    directions, target_cost = _reselection(session, np.empty(0, np.int64)).directions(model)
-    pooled, settings = session.pooled, session.config.gradients
+    moments = load_moments(need(session, checkpoint, "warmup") / "moments.safetensors")
+    made_with = {**session.made_with, "checkpoint": checkpoint_fingerprint(checkpoint, moments)}
+    model, pooled, settings = session.model, session.pooled, session.config.gradients
+    load_adapter(model, checkpoint)
+    directions, target_cost = session.targeted.directions(
+        model, session.projection, settings.batch_tokens, session.screen
+    )
     featurize = Featurizer(model, session.projection, moments, settings.formula)
     with (
         publish_folder(folder, resume=True) as part,
         FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
-        session.screen.track("gradients of the pool", len(pooled.rows), "rows") as advance,
+        session.screen.track(f"gradients at {checkpoint.name}", len(pooled.rows), "rows") as advance,
     ):
         batches = plan(pooled.lengths, settings.batch_tokens)
         missing = [rows for rows in batches if not writer.done[rows].all()]
@@ -114,17 +121,22 @@ def gradients(session: Session) -> None:
 def cluster(session: Session) -> None:
     """Spherical k-means over the features: the bandit's arms."""
     _refuse_baseline(session, "cluster")
+    if not session.config.budgeted:
+        raise ConfigError(
+            f"method {session.config.method}, bandit {session.config.bandit}: no bandit, so no clusters are "
+            f"needed; go on with `clusterucb select --out {session.dir.path}`"
+        )
     path = session.dir.clusters
     if path.exists():
         return
-    store = _store(session)
-    budget = share(session.config.selection.budget, len(store))
+    features = store(session).features
+    budget = share(session.config.selection.budget, len(features))
     settings = session.config.clustering
-    k, iterations = settings.k or default_k(len(store), budget), settings.iterations
+    k, iterations = settings.k or default_k(len(features), budget), settings.iterations
     started = time.monotonic()
     with stage("cluster"), session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
         clusters = spherical_kmeans(
-            store.features,
+            features,
             k,
             iterations=iterations,
             seed=session.config.seed,
@@ -132,7 +144,7 @@ def cluster(session: Session) -> None:
             backend=settings.kmeans_backend,
             progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
         )
-    cost = Cost(rows=len(store), seconds=time.monotonic() - started)
+    cost = Cost(rows=len(features), seconds=time.monotonic() - started)
     facts = {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
     write_json(session.dir.path / "clusters.json", facts)
     _check_cold_start(session, clusters)
@@ -147,38 +159,35 @@ def select(session: Session) -> Round:
     """
     if session.config.method in BASELINES:
         return select_baseline(session)
-    folder = session.dir.round(1)
-    if not folder.exists():
-        store, clusters = _store(session), _clusters(session)
-        directions = load_file(session.dir.features / "directions.safetensors")["directions"]
-        started = time.monotonic()
-        scores = stored_influence(store.features, directions)
-        rows = np.sort(top(scores, share(session.config.selection.top_p, len(scores))))
-        order = np.argsort(-scores, kind="stable")
-        selection = Selection(
-            rows=rows,
-            scores=scores[rows],
-            clusters=clusters.labels[rows],
-            drawn=order,
-            drawn_scores=scores[order],
-            drawn_clusters=clusters.labels[order],
-            cold=0,
-        )
-        cost = Cost(rows=len(scores), seconds=time.monotonic() - started)
-        with publish_folder(folder) as part:
-            write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
-    return read_round(folder)
+    if not session.dir.round(1).exists():
+        rank(session, store(session).features, directions_at(session))
+    return read_round(session.dir.round(1))
+
+
+def rank(session: Session, features: Rows, directions: NDArray[np.floating]) -> None:
+    """Publish round 1: the top share of all rows by features (N, d) that are there, for directions (S, d)."""
+    started = time.monotonic()
+    keep = FullScoring(labels(session), session.config.selection.top_p)
+    selection = keep(lambda _every: stored_influence(features, directions))
+    cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
+    with publish_folder(session.dir.round(1)) as part:
+        write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
 
 
 def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
-    """One ClusterUCB re-selection at any checkpoint of this adapter, ours or a Trainer's."""
-    labels, model = _clusters(session).labels, session.model
-    _check_features(session)
-    load_adapter(model, _adapter_folder(checkpoint))
-    moments = import_moments(checkpoint, model)
-    name = f"{checkpoint.absolute().name}-{_checkpoint_fingerprint(checkpoint, moments)}"
+    """One re-selection, as in a later period, at any checkpoint of this adapter, ours or a Trainer's."""
+    if session.config.method != "dynamic":
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: only method dynamic selects at any checkpoint, and this run's is "
+            f"{session.config.method}; leave --checkpoint out"
+        )
+    _ = labels(session)
+    check_features(session)
+    load_adapter(session.model, _adapter_folder(checkpoint))
+    moments = import_moments(checkpoint, session.model)
+    name = f"{checkpoint.absolute().name}-{checkpoint_fingerprint(checkpoint, moments)}"
     folder = session.dir.path / "selections" / name
-    return folder / "1", _reselection(session, labels, folder).round(1, model, lambda: moments)
+    return folder / "1", reselection(session, folder).round(1, session.model, lambda: moments)
 
 
 def train(session: Session) -> None:
@@ -187,20 +196,20 @@ def train(session: Session) -> None:
     The method `dynamic` selects them anew at the start of each period but the first; all others have one
     selection for all periods.
     """
-    if _trained(session.dir.adapter, session.dir.training):
+    if already_trained(session.dir.adapter, session.dir.training):
         return
-    first = read_round(_need(session, session.dir.round(1), "select"))
+    first = read_round(need(session, session.dir.round(1), "select"))
     if session.config.method != "dynamic":
         train_on(session, first.rows, session.dir.adapter)
         return
-    _check_features(session)
+    check_features(session)
     clock = training_clock(session.dir.training)
-    labels, rounds = _clusters(session).labels, session.dir.round(1).parent
+    rounds = session.dir.round(1).parent
     epochs_per_period = session.config.training.epochs_per_period
     dynamic = DynamicSelection(
         session.training_tokens,
         first.rows,
-        _reselection(session, labels, rounds, clock.pause),
+        reselection(session, rounds, clock.pause),
         epochs_per_period=epochs_per_period,
     )
     finetuned = _train_periods(session, dynamic.dataset, session.dir.training, clock, (dynamic,))
@@ -218,7 +227,7 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path) -> None:
         folder: becomes the adapter.
     """
     states = folder.with_name(f"{folder.name}.states")
-    if _trained(folder, states):
+    if already_trained(folder, states):
         return
     dataset = SwappableRows(session.training_tokens, rows)
     finetuned = _train_periods(session, dataset, states, training_clock(states))
@@ -231,7 +240,7 @@ def evaluate(session: Session) -> dict[str, Any]:
     """Loss on held-out rows of the task, or on the target where none were given, before and after."""
     path = session.dir.evaluation
     if not path.exists():
-        adapters = {"base": session.dir.initial, "adapter": _need(session, session.dir.adapter, "train")}
+        adapters = {"base": session.dir.initial, "adapter": need(session, session.dir.adapter, "train")}
         write_json(path, evaluate_adapters(session, adapters))
     return read_json(path)
 
@@ -262,7 +271,7 @@ def benchmark(session: Session) -> dict[str, Any]:
     """Base and adapter on the benchmarks that are set, question by question; nothing if none is."""
     if not session.config.evaluation.tasks:
         return {}
-    adapter = _need(session, session.dir.adapter, "train")
+    adapter = need(session, session.dir.adapter, "train")
     _ = session.unchecked
 
     def model() -> PeftModel:
@@ -289,7 +298,7 @@ def summarise(session: Session) -> dict[str, Any]:
     run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
     last = session.config.training.periods if session.config.method == "dynamic" else 1
     rounds = [read_round(run.round(n + 1)) for n in range(last)]
-    total = sum((steps := _costs(run, rounds)).values(), Cost())
+    total = sum((steps := _costs(session, rounds)).values(), Cost())
     summary = {
         "method": session.config.method,
         "bandit": session.config.bandit if session.config.budgeted else "none",
@@ -304,11 +313,12 @@ def summarise(session: Session) -> dict[str, Any]:
     return summary
 
 
-def _costs(run: RunDir, rounds: list[Round]) -> dict[str, Cost]:
+def _costs(session: Session, rounds: list[Round]) -> dict[str, Cost]:
     """What each step cost, of those that the method has."""
+    run, numbers = session.dir, session.config.checkpoints
     recorded = {
-        "warmup": run.warmup / "checkpoint.json",
-        "gradients": run.features / "manifest.json",
+        **{_numbered("warmup", n): run.checkpoint(n) / "checkpoint.json" for n in numbers},
+        **{_numbered("gradients", n): run.features_at(n) / "manifest.json" for n in numbers},
         "cluster": run.path / "clusters.json",
         **{f"select {r.number}": run.round(r.number) / "summary.json" for r in rounds},
         "train": run.adapter / "checkpoint.json",
@@ -317,14 +327,20 @@ def _costs(run: RunDir, rounds: list[Round]) -> dict[str, Cost]:
     return {name: Cost.from_json(read_json(file)["cost"]) for name, file in recorded.items() if file.exists()}
 
 
+def _numbered(step: str, number: int) -> str:
+    return step if number == 1 else f"{step} {number}"
+
+
 def _against_full(session: Session, total: Cost) -> dict[str, Any]:
-    """The gradients of all rows whenever the method selects, and the share of them that was computed."""
-    if session.config.method != "dynamic":
+    """The gradients of all rows whenever the method takes any, and the share of them that was computed."""
+    config = session.config
+    times = {"dynamic": config.training.periods, "less": len(config.checkpoints)}.get(config.method)
+    if times is None:
         return {}
-    times = session.config.training.periods
     full = times * len(session.pooled.rows)
     return {
-        "full_dynamic": {
+        "full": {
+            "method": config.method,
             "pool_gradients": full,
             "pool_tokens": times * int(session.pooled.lengths.sum()),
             "share_of_pool_gradients": total.pool_gradients / full,
@@ -332,34 +348,37 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
     }
 
 
-def _reselection(
-    session: Session,
-    labels: NDArray[np.int64],
-    folder: Path | None = None,
-    spent: Callable[[float], None] = lambda _seconds: None,
+def reselection(
+    session: Session, folder: Path, spent: Callable[[float], None] = lambda _seconds: None
 ) -> Reselection:
-    chosen, settings = session.config.selection, session.config.gradients
+    """What selects by fresh gradients, with rounds in `folder`: the bandit, or all rows without one."""
+    chosen, clusters = session.config.selection, labels(session)
+    selector: Selector = FullScoring(clusters, chosen.top_p)
+    if session.config.budgeted:
+        selector = ClusterUCB(
+            clusters,
+            session.policy,
+            budget=chosen.budget,
+            cold_start=chosen.csp,
+            top_p=chosen.top_p,
+            draw_batch=chosen.draw_batch,
+            draw_batch_arms=chosen.draw_batch_arms,
+        )
     return Reselection(
         pooled=session.pooled,
         targeted=session.targeted,
-        clusters=labels,
+        selector=selector,
         projection=session.projection,
-        folder=folder or session.dir.path,
-        policy=session.policy,
-        budget=chosen.budget,
-        cold_start=chosen.csp,
-        top_p=chosen.top_p,
-        draw_batch=chosen.draw_batch,
-        draw_batch_arms=chosen.draw_batch_arms,
+        folder=folder,
         seed=session.repeat_seed,
-        formula=settings.formula,
-        batch_tokens=settings.batch_tokens,
+        formula=session.config.gradients.formula,
+        batch_tokens=session.config.gradients.batch_tokens,
         screen=session.screen,
         spent=spent,
     )
 
 
-def _random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
+def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
     """`count` of `total` rows in random order; none comes again before all have come."""
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(total) for _ in range(-(-count // total))]
@@ -377,10 +396,10 @@ def _train_periods(
     settings = session.config.training
     epochs = settings.periods * settings.epochs_per_period
     seed = session.repeat_seed
-    return _train_from_initial(session, "train", dataset, states, epochs, clock, seed, callbacks)
+    return train_from_initial(session, "train", dataset, states, epochs, clock, seed, callbacks)
 
 
-def _train_from_initial(
+def train_from_initial(
     session: Session,
     label: str,
     dataset: SwappableRows,
@@ -409,49 +428,14 @@ def _train_from_initial(
         )
 
 
-def _trained(folder: Path, states: Path) -> bool:
-    """Whether the adapter is there; the trainer's states that a kill may have left beside it are dropped."""
-    if folder.exists() and states.exists():
-        shutil.rmtree(states)
-    return folder.exists()
-
-
 def _publish_trained(
     session: Session, folder: Path, states: Path, finetuned: Finetuned, trained: NDArray[np.int64]
 ) -> None:
     """Publish an adapter with what training on the rows `trained` has cost; drop the trainer's states."""
     tokens = int(session.training_tokens.lengths[trained].sum())
     cost = Cost(len(trained), tokens, seconds=finetuned.seconds)
-    _publish_checkpoint(session, folder, session.model, finetuned.moments, cost)
+    publish_checkpoint(session, folder, finetuned.moments, cost)
     shutil.rmtree(states)
-
-
-def _publish_checkpoint(
-    session: Session, folder: Path, model: PeftModel, moments: Moments, cost: Cost
-) -> None:
-    with publish_folder(folder) as part:
-        save_adapter(model, part)
-        save_moments(moments, part / "moments.safetensors")
-        facts = {"made_with": session.made_with, "cost": cost.to_json()}
-        write_json(part / "checkpoint.json", {**facts, "target_questions": session.target_questions})
-
-
-def _checkpoint_fingerprint(folder: Path, moments: Moments) -> str:
-    tensors = {f"mean.{n}": t for n, t in moments.mean.items()}
-    tensors |= {f"square.{n}": t for n, t in moments.square.items()}
-    return fingerprint_tensors({**read_adapter(folder), **tensors})
-
-
-def _store(session: Session) -> FeatureStore:
-    store, folder = FeatureStore(_need(session, session.dir.features, "gradients")), str(session.dir.features)
-    check_made_with(store.manifest["made_with"], session.planned_with, folder)
-    check_made_with(store.manifest, {"store_dtype": session.config.gradients.store_dtype}, folder)
-    return store
-
-
-def _check_features(session: Session) -> None:
-    """Refuse to compare fresh features with stored ones that another model or projection made."""
-    check_made_with(_store(session).manifest["made_with"], session.made_with, str(session.dir.features))
 
 
 def _check_cold_start(session: Session, clusters: Clusters) -> None:
@@ -460,10 +444,6 @@ def _check_cold_start(session: Session, clusters: Clusters) -> None:
     first = {c: cold_draws(chosen.csp, size) for c, size in enumerate(clusters.sizes.tolist()) if size}
     spend, keep = share(chosen.budget, rows), share(chosen.top_p, rows)
     check_counts(rows, first, spend, keep, budget=chosen.budget, cold_start=chosen.csp, top_p=chosen.top_p)
-
-
-def _clusters(session: Session) -> Clusters:
-    return Clusters.load(_need(session, session.dir.clusters, "cluster"))
 
 
 def _adapter_folder(checkpoint: Path) -> Path:
@@ -478,9 +458,3 @@ def _refuse_baseline(session: Session, step: str) -> None:
             f"method {session.config.method} has no step {step}, as it needs no gradient: "
             f"run `clusterucb select --out {session.dir.path}`"
         )
-
-
-def _need(session: Session, path: Path, step: str) -> Path:
-    if not path.exists():
-        raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {session.dir.path}` first")
-    return path

@@ -118,7 +118,7 @@ def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session
         assert len(selected) == 4
         assert set(selected) <= lines
     assert summary["total"]["pool_gradients"] == 42 + 8
-    assert summary["full_dynamic"]["pool_gradients"] == 2 * 42
+    assert summary["full"]["pool_gradients"] == 2 * 42
     sidecar = (rounds[1] / "selected.ids.jsonl").read_text().splitlines()
     scores = [json.loads(line)["score"] for line in sidecar]
     assert all(np.isfinite(scores))

@@ -58,6 +58,13 @@ def live():
     return Featurizer(adapter("llama"), CountSketch(seed=1, dim=DIM)), batch
 
 
+def score(featurize, batch, directions, batch_tokens, log, describe="row {}".format, **more):
+    def features(rows):
+        return featurize([batch[row] for row in rows], lambda b: describe(rows[b]))[0]
+
+    return LiveInfluence(features, lengths_of(batch), directions, batch_tokens, log, **more)
+
+
 def lengths_of(batch):
     return np.array([len(row.ids) for row in batch])
 
@@ -69,8 +76,7 @@ def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_pat
     for places in plan(lengths, 90):
         store[places], _ = featurize([batch[i] for i in places])
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        score = LiveInfluence(featurize, batch, lengths, directions, 90, log)
-        found = score(np.arange(len(batch)))
+        found = score(featurize, batch, directions, 90, log)(np.arange(len(batch)))
     assert np.array_equal(found, stored_influence(store, directions))
 
 
@@ -80,22 +86,20 @@ def test_scores_come_in_the_order_asked_for(live, tmp_path):
     asked = np.array([17, 3, 20, 0, 11])
     told = []
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        found = LiveInfluence(
-            featurize, batch, lengths, directions, 60, log, progress=lambda *at: told.append(at)
-        )(asked)
-    for row, score in zip(asked, found, strict=True):
+        found = score(featurize, batch, directions, 60, log, progress=lambda *at: told.append(at))(asked)
+    for row, met in zip(asked, found, strict=True):
         alone = influence(featurize([batch[row]])[0], directions)[0]
-        assert score == pytest.approx(alone, abs=1e-3)
+        assert met == pytest.approx(alone, abs=1e-3)
     assert np.sum(told, axis=0).tolist() == [5, lengths[asked].sum()]
 
 
 def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
     featurize, batch = live
-    lengths, directions = lengths_of(batch), random_directions(3)
+    directions = random_directions(3)
     asked = np.array([17, 3, 20, 0, 11, 5, 9, 2])
     path = tmp_path / "scores.jsonl"
     with ScoreLog(path, "w") as log:
-        first = LiveInfluence(featurize, batch, lengths, directions, 60, log)(asked)
+        first = score(featurize, batch, directions, 60, log)(asked)
     seconds = log.seconds
     assert seconds > 0
     lines = path.read_bytes().splitlines(keepends=True)
@@ -108,7 +112,7 @@ def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
         Featurizer, "_batch", lambda self, some, name: computed.append(len(some)) or whole(self, some, name)
     )
     with ScoreLog(path, "w") as log:
-        assert np.array_equal(LiveInfluence(featurize, batch, lengths, directions, 60, log)(asked), first)
+        assert np.array_equal(score(featurize, batch, directions, 60, log)(asked), first)
     assert computed == [len(json.loads(lines[-1])["scores"])]
     with ScoreLog(path, "w") as log:
         assert np.array_equal(log.known(asked), first)
@@ -116,7 +120,7 @@ def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
 
 def test_a_failing_row_is_named_and_gets_no_score(live, tmp_path, monkeypatch):
     featurize, batch = live
-    lengths, directions = lengths_of(batch), random_directions(3)
+    directions = random_directions(3)
     whole = Featurizer._batch
 
     def failing(self, some, describe):
@@ -128,9 +132,9 @@ def test_a_failing_row_is_named_and_gets_no_score(live, tmp_path, monkeypatch):
     monkeypatch.setattr(Featurizer, "_batch", failing)
     asked = np.array([17, 3, 11, 20])
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        score = LiveInfluence(featurize, batch, lengths, directions, 30, log, "pool.jsonl:{}".format)
+        influence_of = score(featurize, batch, directions, 30, log, "pool.jsonl:{}".format)
         with pytest.raises(InputError, match=r"^pool\.jsonl:11: its loss is nan"):
-            score(asked)
+            influence_of(asked)
         assert log.known(np.array([11])) is None
 
 

@@ -14,23 +14,29 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import plan
-from clusterucb.gradients.features import Featurizer
 from clusterucb.rundir import check_made_with
 
-__all__ = ["LiveInfluence", "ScoreLog", "influence", "stored_influence"]
+__all__ = [
+    "EndToEnd",
+    "LiveInfluence",
+    "Rows",
+    "ScoreLog",
+    "influence",
+    "stored_influence",
+    "weighted_directions",
+]
 
 
 class Rows(Protocol):
-    """float16 or float32 (N, d), read by row slices: an array, or FeatureStore.features."""
+    """Features (N, d), float16 or float32, read by row slices: an array, or FeatureStore.features."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
-def influence(features: NDArray[Any], directions: NDArray[np.float32]) -> NDArray[np.float64]:
+def influence(features: NDArray[Any], directions: NDArray[np.floating]) -> NDArray[np.float64]:
     """Scores (n,) of `features` (n, d) against `directions` (S, d).
 
     Computed in float64 and rounded to float32, so that a row's score does not depend on the rows that
@@ -42,11 +48,42 @@ def influence(features: NDArray[Any], directions: NDArray[np.float32]) -> NDArra
 
 
 def stored_influence(
-    features: Rows, directions: NDArray[np.float32], block: int = 1024
+    features: Rows, directions: NDArray[np.floating], block: int = 1024
 ) -> NDArray[np.float64]:
     """Scores of all N stored rows, `block` rows in memory at a time."""
     starts = range(0, len(features), block)
     return np.concatenate([influence(features[start : start + block], directions) for start in starts])
+
+
+class EndToEnd:
+    """Features of several checkpoints laid end to end, (N, C d): as one store is read, so are they.
+
+    Args:
+        stores: of the same N rows, one a checkpoint.
+    """
+
+    def __init__(self, stores: Sequence[Rows]) -> None:
+        self._stores = stores
+
+    def __len__(self) -> int:
+        return len(self._stores[0])
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """A run of rows, (B, C d)."""
+        return np.concatenate([store[rows] for store in self._stores], axis=1)
+
+
+def weighted_directions(
+    directions: Sequence[NDArray[np.float32]], weights: Sequence[float]
+) -> NDArray[np.float64]:
+    """Directions (S, d) of C checkpoints, each times its weight, laid end to end, (S, C d).
+
+    The inner product with features laid end to end is LESS's sum over checkpoints (Xia et al. 2024, arXiv
+    2402.04333), so that their influence is the maximum over subtasks of that sum.
+    """
+    return np.concatenate(
+        [w * d.astype(np.float64) for w, d in zip(weights, directions, strict=True)], axis=1
+    )
 
 
 class ScoreLog:
@@ -106,30 +143,25 @@ class LiveInfluence:
     """Influence at the model's current weights: a gradient for each row asked for.
 
     Args:
-        featurize: with the moments of now.
-        rows: token rows, by row number.
-        lengths: their lengths, (N,).
+        features: computes those of one micro-batch of rows, (b,) to (b, d).
+        lengths: tokens of each row, (N,).
         directions: of the subtasks, (S, d).
         batch_tokens: bound of a micro-batch.
         log: where scores are kept, and looked up first.
-        describe: names a row in an error.
         progress: told (rows, tokens) after each micro-batch.
     """
 
     def __init__(
         self,
-        featurize: Featurizer,
-        rows: Sequence[Encoded],
+        features: Callable[[NDArray[np.int64]], NDArray[Any]],
         lengths: NDArray[np.int64],
-        directions: NDArray[np.float32],
+        directions: NDArray[np.floating],
         batch_tokens: int,
         log: ScoreLog,
-        describe: Callable[[int], str] = "row {}".format,
         progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
     ) -> None:
-        self.featurize, self.rows, self.lengths = featurize, rows, lengths
-        self.directions, self.batch_tokens, self.log = directions, batch_tokens, log
-        self.describe, self.progress = describe, progress
+        self.features, self.lengths, self.directions = features, lengths, directions
+        self.batch_tokens, self.log, self.progress = batch_tokens, log, progress
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores (n,) of `rows` (n,), in their order."""
@@ -143,8 +175,6 @@ class LiveInfluence:
 
     def _compute(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         started = time.monotonic()
-        numbers = rows.tolist()
-        features, _ = self.featurize([self.rows[row] for row in numbers], lambda b: self.describe(numbers[b]))
-        scores = influence(features, self.directions)
+        scores = influence(self.features(rows), self.directions)
         self.log.add(rows, scores, time.monotonic() - started)
         return scores

@@ -33,14 +33,15 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
 
 def _passes(summary: dict[str, Any]) -> str:
     """How many pool rows went backward through the model, or forward alone."""
-    total, full = summary["total"], summary.get("full_dynamic")
+    total, full = summary["total"], summary.get("full")
     if full is None:
         return (
             f"{total['pool_gradients']} pool gradients, {total['pool_forwards']} forward passes of pool rows"
         )
+    when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
     return (
         f"{total['pool_gradients']} pool gradients, {full['share_of_pool_gradients']:.0%} of the "
-        f"{full['pool_gradients']} that scoring all rows in every period takes"
+        f"{full['pool_gradients']} that scoring all rows {when} takes"
     )
 
 
@@ -49,7 +50,7 @@ def _selected(summary: dict[str, Any]) -> Table:
     table.add_column("source")
     rounds = summary["selected"]
     for found in rounds:
-        table.add_column(f"period {found['round']}", justify="right")
+        table.add_column(f"period {found['round']}" if len(rounds) > 1 else "rows", justify="right")
     total: Counter[str] = Counter()
     for found in rounds:
         total.update(found["sources"])

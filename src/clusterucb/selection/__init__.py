@@ -7,5 +7,6 @@ arms.py       what a policy sees
 policies.py   the published policies
 shortlist.py  the best arm by a policy, without scoring all of them for every draw
 bandit.py     select(): the paper's algorithm
+selector.py   select() with its settings as one value, and the full method beside it
 checks.py     what it refuses
 """

@@ -25,7 +25,13 @@ from clusterucb.progress import Advance
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
 
-__all__ = ["DynamicSelection", "ShowProgress", "WholeCheckpoints", "last_whole_checkpoint"]
+__all__ = [
+    "DynamicSelection",
+    "EpochCheckpoints",
+    "ShowProgress",
+    "WholeCheckpoints",
+    "last_whole_checkpoint",
+]
 
 _WHOLE = "whole.json"
 
@@ -89,6 +95,34 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Have the state saved from which the next period's selection is made."""
+        control.should_save = True
+
+
+class EpochCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Hands over what training has come to after each epoch's last step, before the trainer saves its state.
+
+    Killed in between, training goes on from an earlier state and hands the same epoch over again, the same to
+    the bit. The trainer logs every step (`logging_steps=1`).
+
+    Args:
+        steps: optimizer steps of one epoch.
+        keep: `keep(epoch, moments, rate)`, with the epoch from 1, Adam's moments, and the mean of the
+            learning rates that the trainer logged for the epoch's steps.
+    """
+
+    def __init__(self, steps: int, keep: Callable[[int, Moments, float], None]) -> None:
+        self._steps, self._keep = steps, keep
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the epoch whose last step was logged; by `on_epoch_end` the trainer's state may be saved."""
+        epoch, more = divmod(state.global_step, self._steps)
+        if more or "learning_rate" not in kwargs["logs"]:
+            return
+        rates = [entry["learning_rate"] for entry in state.log_history if "learning_rate" in entry]
+        mean = float(np.mean(rates[-self._steps :]))
+        self._keep(epoch, moments_of(kwargs["optimizer"], kwargs["model"]), mean)
         control.should_save = True
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "pick_dtype",
     "read_adapter",
     "save_adapter",
+    "set_adapter",
 ]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -168,7 +169,11 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
     """Set the model's adapter to the weights in `folder`."""
-    tensors = read_adapter(folder)
+    set_adapter(model, read_adapter(folder), folder)
+
+
+def set_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Set the model's adapter to weights that were read from `folder`."""
     parameters = trainable_parameters(model)
     found = {(name, tensor.shape) for name, tensor in tensors.items()}
     if odd := sorted(found ^ {(name, p.shape) for name, p in parameters.items()}):

@@ -1,0 +1,92 @@
+"""What the steps find in the run directory and leave there, with the checks on the way in and out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from clusterucb.clustering.kmeans import Clusters
+from clusterucb.costs import Cost
+from clusterucb.errors import ConfigError
+from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.store import FeatureStore
+from clusterucb.rundir import check_made_with, publish_folder, write_json
+from clusterucb.session import Session
+from clusterucb.training.model import fingerprint_tensors, read_adapter, save_adapter
+from clusterucb.training.moments import save_moments
+
+__all__ = [
+    "already_trained",
+    "check_features",
+    "checkpoint_fingerprint",
+    "directions_at",
+    "labels",
+    "need",
+    "publish_checkpoint",
+    "store",
+]
+
+
+def need(session: Session, path: Path, step: str) -> Path:
+    """`path`, or ConfigError that names the step which makes it."""
+    if not path.exists():
+        raise ConfigError(f"{path} is not there yet: run `clusterucb {step} --out {session.dir.path}` first")
+    return path
+
+
+def store(session: Session, number: int = 1) -> FeatureStore:
+    """The features at warmup checkpoint `number`, made with this run's settings."""
+    folder = need(session, session.dir.features_at(number), "gradients")
+    found = FeatureStore(folder)
+    check_made_with(found.manifest["made_with"], session.planned_with, str(folder))
+    check_made_with(found.manifest, {"store_dtype": session.config.gradients.store_dtype}, str(folder))
+    return found
+
+
+def directions_at(session: Session, number: int = 1) -> NDArray[np.float32]:
+    """The target's directions at warmup checkpoint `number`, (S, d), stored beside the features."""
+    found: NDArray[np.float32] = load_file(session.dir.features_at(number) / "directions.safetensors")[
+        "directions"
+    ]
+    return found
+
+
+def check_features(session: Session) -> None:
+    """Refuse to compare fresh features with stored ones that another model or projection made."""
+    check_made_with(store(session).manifest["made_with"], session.made_with, str(session.dir.features))
+
+
+def labels(session: Session) -> NDArray[np.int64]:
+    """The cluster of each usable row, (N,); zeros where no bandit needs clusters."""
+    if not session.config.budgeted:
+        return np.zeros(len(session.pooled.rows), np.int64)
+    return Clusters.load(need(session, session.dir.clusters, "cluster")).labels
+
+
+def already_trained(folder: Path, states: Path) -> bool:
+    """Whether the adapter is there; the trainer's states that a kill may have left beside it are dropped."""
+    if folder.exists() and states.exists():
+        shutil.rmtree(states)
+    return folder.exists()
+
+
+def publish_checkpoint(
+    session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float | str
+) -> None:
+    """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
+    with publish_folder(folder) as part:
+        save_adapter(session.model, part)
+        save_moments(moments, part / "moments.safetensors")
+        known = {"made_with": session.made_with, "cost": cost.to_json()}
+        write_json(part / "checkpoint.json", {**known, "target_questions": session.target_questions, **facts})
+
+
+def checkpoint_fingerprint(folder: Path, moments: Moments) -> str:
+    """A hash of a checkpoint's adapter and moments."""
+    tensors = {f"mean.{n}": t for n, t in moments.mean.items()}
+    tensors |= {f"square.{n}": t for n, t in moments.square.items()}
+    return fingerprint_tensors({**read_adapter(folder), **tensors})
