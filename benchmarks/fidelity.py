@@ -1,0 +1,168 @@
+"""The fidelity study of docs/fidelity.md: what the bandit finds, what it costs, what training makes of it.
+
+    python benchmarks/fidelity.py --data-dir DOWNLOADS --out runs/fidelity             # all stages, in order
+    python benchmarks/fidelity.py features --data-dir DOWNLOADS --out runs/fidelity    # one of them
+
+data         pool of unlike sources, targets and held-out rows (fidelity_data.py)
+features     of all rows at the warmup checkpoint and at two later ones (fidelity_features.py)
+recall       policies, budgets, clusters and seeds over the stored features (fidelity_recall.py)
+downstream   ClusterUCB, Dynamic, LESS, RDS+ and random rows, trained and evaluated (`clusterucb compare`)
+report       the tables of docs/fidelity.md, from what the other stages left, also into report.md
+
+Killed at any moment, the same command goes on; what is finished is not done again. DOWNLOADS holds the
+official files: gsm8k/train.jsonl and test.jsonl, mmlu/dev and test, flan_cot/*_train.tsv,
+code_alpaca/code_alpaca_2k.json; the demo's wheels (examples/demo/wheels.txt) hold the rest. fidelity.yaml
+holds all other settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fidelity_data import TARGETS, Sizes, StudyData, study_data
+from fidelity_features import take_features
+from fidelity_recall import recall_results
+from fidelity_report import report
+
+from clusterucb.config import Common, Config, load, load_as
+from clusterucb.data.chat import chat_format
+from clusterucb.errors import ClusterUCBError
+from clusterucb.progress import Screen
+from clusterucb.quiet import quiet_libraries
+from clusterucb.rundir import publish
+from clusterucb.session import Session
+from clusterucb.simulation.grid import Grid
+from clusterucb.training.model import load_tokenizer
+
+METHODS = ("clusterucb", "dynamic", "less", "rds", "random")
+SETTINGS = Path(__file__).with_suffix(".yaml")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study in the folder `out`, with the options of the command line."""
+
+    out: Path
+    options: argparse.Namespace
+    screen: Screen
+
+    @property
+    def model(self) -> dict[str, str]:
+        """The model, where it is not that of the settings."""
+        return {"model": self.options.model} if self.options.model else {}
+
+    def data(self) -> StudyData:
+        """The files, made if they are not there."""
+        config = load_as(Common, self.options.settings, {**self.model, "out": str(self.out)})
+        tokenizer = load_tokenizer(config)
+        chat, sizes = chat_format(config.chat, tokenizer), Sizes(*self.options.sizes)
+        folder = self.out / "data"
+        return study_data(folder, self.options.data_dir, tokenizer, chat, sizes, config.seed, self.screen)
+
+    def config(self, data: StudyData, files: Mapping[str, object], out: Path) -> Config:
+        """Settings of a run on the study's pool."""
+        pool = [str(path) for path in data.pool.values()]
+        return load(self.options.settings, {**self.model, "pool": pool, **files, "out": str(out)})
+
+    def session(self) -> Session:
+        """The run that has the features, with every target as a subtask."""
+        data = self.data()
+        files = {"target": [str(path) for path in data.targets.values()], "subtask": "dataset"}
+        return Session(self.config(data, files, self.out / "features"), self.screen)
+
+    def features(self) -> None:
+        """Take all features."""
+        take_features(self.session())
+
+    def recall(self) -> None:
+        """Simulate on them."""
+        asked, session = self.options, self.session()
+        grid = Grid(
+            tuple(asked.budgets),
+            (None, *asked.ks),
+            seeds=tuple(range(asked.draws)),
+            top_p=session.config.selection.top_p,
+        )
+        recall_results(self.out / "recall.json", session, grid, self.screen)
+
+    def downstream(self) -> None:
+        """Compare the methods on every target."""
+        from clusterucb import compare
+
+        data = self.data()
+        for target in self.options.targets:
+            self.screen.say(f"compare on {target}")
+            files = {"target": [str(data.targets[target])], "holdout": [str(data.heldout[target])]}
+            config = self.config(data, files, self.out / "downstream" / target)
+            compare(config, self.options.methods, self.options.seeds, self.screen)
+
+    def report(self) -> None:
+        """Print the tables, and write them to report.md."""
+        text = report(self.data(), self.session(), self.out)
+        with publish(self.out / "report.md") as part:
+            part.write_text(text, encoding="utf-8")
+        print(text)
+
+
+STAGES: dict[str, Callable[[Study], object]] = {
+    "data": Study.data,
+    "features": Study.features,
+    "recall": Study.recall,
+    "downstream": Study.downstream,
+    "report": Study.report,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stages that are named, or all; 2 for a person's mistake."""
+    options = _options(argv)
+    quiet_libraries()
+    study = Study(options.out, options, Screen())
+    for stage in options.stages or STAGES:
+        started = time.monotonic()
+        try:
+            STAGES[stage](study)
+        except ClusterUCBError as error:
+            print(f"fidelity: {error}", file=sys.stderr)
+            return 2
+        study.screen.say(f"stage {stage}: {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=f"{', '.join(STAGES)}; all if none")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
+    add("--data-dir", type=Path, metavar="DIR", help="folder with the official files")
+    add("--model", help="instead of that in the settings")
+    add("--settings", type=Path, default=SETTINGS, metavar="FILE", help="default: %(default)s")
+    add("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="that downstream compares on")
+    add("--methods", nargs="+", default=list(METHODS), help="that downstream compares")
+    add("--seeds", type=int, default=3, help="repetitions of each method downstream")
+    add("--budgets", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.4], help="of recall")
+    add("--ks", nargs="*", type=int, default=[25, 75], help="of recall, besides the default")
+    add("--draws", type=int, default=10, help="seeds of recall")
+    sizes = Sizes()
+    add(
+        "--sizes",
+        nargs=3,
+        type=int,
+        default=list(vars(sizes).values()),
+        metavar=("TOKENS", "TARGET", "HELDOUT"),
+        help="tokens of a source, rows of a target and held out for it",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        print("fidelity: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,127 @@
+"""Features of all rows at the warmup checkpoint, which the clusters are made of, and at two later ones.
+
+One run serves all targets, each a subtask of its own: warmup, gradients, clusters and period 1 are the
+package's steps. Training then begins at the initial adapter. At the start of period 2 and of the last one the
+features of all rows are taken again, with the directions of every target, and the top share of the rows by
+the largest influence on any target is trained on until the next such period.
+
+    RUN/features             at the warmup checkpoint: what the bandit knows without a new gradient
+    RUN/fresh/2, RUN/fresh/4 at the start of a period: what scoring every row would tell
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from clusterucb import steps
+from clusterucb.costs import Cost
+from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.batches import plan
+from clusterucb.gradients.features import Featurizer, target_directions
+from clusterucb.gradients.influence import stored_influence
+from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.rounds import read_round
+from clusterucb.rundir import publish_folder
+from clusterucb.selection.share import share
+from clusterucb.selection.top import top
+from clusterucb.session import Session
+from clusterucb.training.callbacks import DynamicSelection
+from clusterucb.training.finetune import finetune, optimizer_steps
+from clusterucb.training.model import fingerprint_tensors, load_adapter
+
+
+def fresh_periods(session: Session) -> tuple[int, int]:
+    """The periods at whose start all features are taken again."""
+    return 2, session.config.training.periods
+
+
+def fresh_folder(session: Session, period: int) -> Path:
+    """Where the features at the start of `period` are."""
+    return session.dir.path / "fresh" / str(period)
+
+
+def take_features(session: Session) -> None:
+    """All three stores, those that are there left as they are; killed at any moment, it goes on."""
+    with session.owned():
+        session.check_inputs()
+        for step in (steps.warmup, steps.gradients, steps.cluster, steps.select):
+            step(session)
+        if not fresh_folder(session, fresh_periods(session)[-1]).exists():
+            _train(session)
+
+
+def read_features(folder: Path) -> tuple[FeatureStore, NDArray[np.float32]]:
+    """A finished store and the directions of its subtasks, (S, d)."""
+    return FeatureStore(folder), load_file(folder / "directions.safetensors")["directions"]
+
+
+def _train(session: Session) -> None:
+    """Train through all periods, with the features taken on the way."""
+    settings = session.config.training
+    dynamic = DynamicSelection(
+        session.training_tokens,
+        read_round(session.dir.round(1)).rows,
+        _selection(session),
+        epochs_per_period=settings.epochs_per_period,
+    )
+    load_adapter(session.model, session.dir.initial)
+    epochs = settings.periods * settings.epochs_per_period
+    total = optimizer_steps(len(dynamic.dataset), epochs, settings)
+    with session.screen.track("train", total, "steps") as advance:
+        finetune(
+            session.model,
+            dynamic.dataset,
+            session.dir.training,
+            settings,
+            seed=session.repeat_seed,
+            epochs=epochs,
+            callbacks=(dynamic,),
+            advance=advance,
+        )
+
+
+def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Moments]], NDArray[np.int64]]:
+    """The rows of a period: the top share by the features that were taken last."""
+
+    def select(period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
+        latest = max(fresh for fresh in fresh_periods(session) if fresh <= period)
+        folder = fresh_folder(session, latest)
+        if not folder.exists():
+            _take(session, folder, model, moments())
+        store, directions = read_features(folder)
+        count = share(session.config.selection.top_p, len(store))
+        return np.sort(top(stored_influence(store.features, directions), count))
+
+    return select
+
+
+def _take(session: Session, folder: Path, model: nn.Module, moments: Moments) -> None:
+    """Features of all rows, and directions of all targets, at the model as it is now."""
+    settings, pooled, targeted = session.config.gradients, session.pooled, session.targeted
+    weights = fingerprint_tensors(trainable_parameters(model))
+    made_with = {**session.made_with, "weights": weights}
+    featurize = Featurizer(model, session.projection, moments, settings.formula)
+    with (
+        publish_folder(folder, resume=True) as part,
+        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
+        session.screen.track(f"all gradients, period {folder.name}", len(pooled.rows), "rows") as advance,
+    ):
+        for rows in plan(pooled.lengths, settings.batch_tokens):
+            if not writer.done[rows].all():
+                numbers = rows.tolist()
+                writer.write(rows, *featurize([pooled.tokens[i] for i in numbers]))
+            advance(len(rows))
+        directions = target_directions(
+            Featurizer(model, session.projection), targeted.tokens, targeted.codes, settings.batch_tokens
+        )
+        save_file({"directions": directions}, part / "directions.safetensors")
+        tokens = int(pooled.lengths.sum() + sum(map(len, targeted.tokens)))
+        cost = Cost(len(pooled.rows), tokens, len(pooled.rows), len(targeted.tokens), writer.seconds)
+        writer.finish({"cost": cost.to_json()})

@@ -1,0 +1,240 @@
+"""The tables of docs/fidelity.md, in Markdown, from what the other stages left and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fidelity_data import PARTS, TARGETS, StudyData
+from fidelity_features import fresh_folder, fresh_periods
+from fidelity_recall import MEASURES, STALE_FIRST
+
+from clusterucb.clustering.kmeans import default_k
+from clusterucb.rundir import read_json
+from clusterucb.selection.policies import POLICIES
+from clusterucb.selection.share import share
+from clusterucb.session import Session
+
+OURS = "ucb_beta"
+WITHOUT_CLUSTERS = ("uniform", STALE_FIRST)
+SHOWN_POLICIES = (*POLICIES, *WITHOUT_CLUSTERS)
+ROUNDING = 5e-4  # what three digits do not show
+Runs = Sequence[Mapping[str, Any]]
+
+
+def report(data: StudyData, session: Session, out: Path) -> str:
+    """All tables that can be made of what is in the study's folder `out`."""
+    parts = [*data_tables(data.facts), *cost_table(session)]
+    if (out / "recall.json").exists():
+        found = read_json(out / "recall.json")
+        parts += [*drift_tables(found["drift"]), *recall_tables(found, session.config.training.periods)]
+        parts += where_not_most(found)
+    for target in TARGETS:
+        if (path := out / "downstream" / target / "comparison.json").exists():
+            parts += downstream_table(target, read_json(path))
+    return "\n\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------- data and costs
+
+
+def data_tables(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Rows and tokens of sources and targets."""
+    pool, targets, heldout = (facts[part] for part in PARTS)
+    yield "### Data"
+    columns = ("rows", "tokens", "usable", "near_copies")
+    total = {column: sum(of[column] for of in pool.values()) for column in columns}
+    lines = [[name, *(f"{of[c]:,}" for c in columns)] for name, of in {**pool, "all": total}.items()]
+    yield table(["pool source", "rows", "tokens", "rows it could give", "left out as near copies"], lines)
+    lines = [
+        [name, *(f"{side[name][c]:,}" for side in (targets, heldout) for c in ("rows", "tokens"))]
+        for name in targets
+    ]
+    yield table(["target", "rows", "tokens", "rows held out", "tokens held out"], lines)
+
+
+def cost_table(session: Session) -> Iterator[str]:
+    """What the features cost, as it was counted."""
+    stores = {"warmup checkpoint": session.dir.features}
+    stores |= {f"start of period {p}": fresh_folder(session, p) for p in fresh_periods(session)}
+    costs = {
+        name: read_json(folder / "manifest.json")["cost"]
+        for name, folder in stores.items()
+        if folder.exists()
+    }
+    columns = ("pool_gradients", "target_gradients", "tokens", "seconds")
+    yield "### Cost of all rows' features"
+    lines = [[name, *(f"{cost[column]:,.0f}" for column in columns)] for name, cost in costs.items()]
+    yield table(["features at", "pool gradients", "target gradients", "tokens", "seconds"], lines)
+
+
+def cost_share(budget: float, rows: int, periods: int) -> float:
+    """Pool gradients of all periods over those of the full method: all rows once, then the budget."""
+    return (rows + (periods - 1) * share(budget, rows)) / (periods * rows)
+
+
+# ---------------------------------------------------------------- stored features
+
+
+def drift_tables(found: Runs) -> Iterator[str]:
+    """How well scores from before the checkpoint serve there, without a new gradient of the pool."""
+    yield "### What is known without a new gradient of the pool"
+    kinds = {"stale": "stale features, stale target", "half_fresh": "stale features, fresh target"}
+    columns = ("spearman", *MEASURES)
+    lines = [
+        [case["target"], str(case["period"]), title, *(_number(case[kind][m]) for m in columns)]
+        for case in found
+        for kind, title in kinds.items()
+    ]
+    yield table(["target", "period", "ranked by", "Spearman with fresh", *MEASURES], lines)
+
+
+def recall_tables(found: Mapping[str, Any], periods: int) -> Iterator[str]:
+    """Measures by policy and budget at the default k, by target at each budget, and by k."""
+    runs, rows = found["runs"], found["rows"]
+    budgets, default = _budgets(runs), default_k_of(runs, rows)
+    heads = [f"{b:.0%} ({cost_share(b, rows, periods):.0%} of the full cost)" for b in budgets]
+    for period in _values(runs, "period"):
+        here = _chosen(comparable(found), period=period)
+        for measure in MEASURES:
+            yield f"### {measure.capitalize()} at the start of period {period}, mean of targets, k {default}"
+            yield table(["policy", *heads], by_policy(here, budgets, measure))
+        for budget in budgets:
+            at = _chosen(here, budget=budget)
+            targets = _values(at, "target")
+            yield f"### Recall by target at the start of period {period}, budget {budget:.0%}, k {default}"
+            lines = [
+                [name, *(_spread([r["recall"] for r in _chosen(at, policy=name, target=t)]) for t in targets)]
+                for name in SHOWN_POLICIES
+            ]
+            yield table(["policy", *targets], lines)
+    yield f"### Recall of {OURS} by number of clusters, mean over targets and checkpoints"
+    ours = _chosen(runs, policy=OURS)
+    lines = [
+        [str(k), *(_over_targets(_chosen(ours, k=k, budget=b), "recall") for b in budgets)]
+        for k in sorted(_values(ours, "k"))
+    ]
+    yield table(["k", *heads], lines)
+
+
+def by_policy(runs: Runs, budgets: Sequence[float], measure: str) -> list[list[str]]:
+    """A line a policy, a cell a budget."""
+    return [
+        [name, *(_over_targets(_chosen(runs, policy=name, budget=b), measure) for b in budgets)]
+        for name in SHOWN_POLICIES
+    ]
+
+
+def where_not_most(found: Mapping[str, Any]) -> Iterator[str]:
+    """Every case in which the default policy does not find most, at the default k."""
+    yield f"### Where {OURS} does not find most"
+    drifts = {(case["period"], case["target"]): case for case in found["drift"]}
+    lines, here = [], comparable(found)
+    for budget in _budgets(here):
+        for (period, target), case in drifts.items():
+            at = _chosen(here, budget=budget, period=period, target=target)
+            recalls = {name: _recall(_chosen(at, policy=name)) for name in SHOWN_POLICIES}
+            recalls |= {"stale alone": case["stale"]["recall"], "half fresh": case["half_fresh"]["recall"]}
+            ranked = sorted(recalls, key=lambda name: -recalls[name])
+            better = [name for name in ranked if recalls[name] > recalls[OURS] + ROUNDING]
+            if better:
+                names = ", ".join(f"{name} {recalls[name]:.3f}" for name in better)
+                lines.append([f"{budget:.0%}", str(period), target, f"{recalls[OURS]:.3f}", names])
+    yield table(["budget", "period", "target", OURS, "found more"], lines) if lines else "Nowhere."
+
+
+def comparable(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs at the default k, and those that need no clusters."""
+    runs, default = found["runs"], default_k_of(found["runs"], found["rows"])
+    return [run for run in runs if run["k"] == default or run["policy"] in WITHOUT_CLUSTERS]
+
+
+def default_k_of(runs: Runs, rows: int) -> int:
+    """The number of clusters that the simulation took where none was given."""
+    return default_k(rows, share(min(_budgets(runs)), rows))
+
+
+# ---------------------------------------------------------------- downstream
+
+
+def downstream_table(target: str, compared: Mapping[str, Any]) -> Iterator[str]:
+    """Held-out losses and costs of all methods on one target, and which have a lower loss than ClusterUCB.
+
+    `compared` is the content of a comparison.json.
+    """
+    yield f"### Loss on the {compared['rows']} held-out rows of {target}"
+    heads = ["method", "runs", "loss", "against base", f"against {compared['reference']}"]
+    heads += ["pool gradients", "of the full method's", "pool forwards", "tokens", "seconds"]
+    lines = [["base", "", _estimate(compared["base"]["loss"]), *[""] * 7]]
+    for name, method in compared["methods"].items():
+        states = f"{method['finished']}" + (f" ({method['failed']} failed)" if method["failed"] else "")
+        if "loss" not in method:
+            lines.append([name, states, *[""] * 8])
+            continue
+        losses = (method[column] for column in ("loss", "against_base", "against_reference"))
+        cost = {column: f"{value:,.0f}" for column, value in method["cost"].items()}
+        lines.append(
+            [name, states, *map(_estimate, losses), cost["pool_gradients"]]
+            + [f"{method['of_full_dynamic']['pool_gradients']:.0%}"]
+            + [cost[column] for column in ("pool_forwards", "tokens", "seconds")]
+        )
+    yield table(heads, lines)
+    against = {name: method.get("against_reference") for name, method in compared["methods"].items()}
+    better = [name for name, found in against.items() if found and found["mean"] < 0]
+    yield f"Lower loss than {compared['reference']}: {', '.join(better) or 'none of these methods'}."
+
+
+# ---------------------------------------------------------------- cells
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _chosen(runs: Runs, **wanted: Any) -> list[Mapping[str, Any]]:
+    return [run for run in runs if all(run[name] == value for name, value in wanted.items())]
+
+
+def _values(runs: Runs, name: str) -> list[Any]:
+    """Distinct values in the order in which they come."""
+    return list(dict.fromkeys(run[name] for run in runs))
+
+
+def _budgets(runs: Runs) -> list[float]:
+    return sorted(_values(_chosen(runs, policy=OURS), "budget"))
+
+
+def _over_targets(runs: Runs, measure: str) -> str:
+    """Mean over all cases, with its standard deviation over seeds."""
+    seeds = _values(runs, "seed")
+    return _spread([_mean([run[measure] for run in _chosen(runs, seed=seed)]) for seed in seeds])
+
+
+def _recall(runs: Runs) -> float:
+    return _mean([run["recall"] for run in runs])
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return math.nan if None in values or not len(values) else float(np.mean(np.array(values, np.float64)))
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; the mean alone of one value."""
+    mean = _number(_mean(values))
+    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and mean != "-" else mean
+
+
+def _estimate(found: Mapping[str, Any] | None) -> str:
+    """A mean with its error, where there is one."""
+    if found is None:
+        return ""
+    return f"{found['mean']:.4f}" + ("" if found["error"] is None else f" ± {found['error']:.4f}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

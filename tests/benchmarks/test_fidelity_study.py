@@ -1,0 +1,288 @@
+"""The fidelity study's features, recall and tables, on a tiny model and on scores made up."""
+
+from __future__ import annotations
+
+import fidelity_features
+import numpy as np
+import pytest
+from fidelity_features import fresh_folder, fresh_periods, read_features, take_features
+from fidelity_recall import STALE_FIRST, Case, cases, drift, evaluated, recall_results, spearman
+from fidelity_report import (
+    cost_share,
+    data_tables,
+    downstream_table,
+    drift_tables,
+    recall_tables,
+    where_not_most,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import write_rows
+from clusterucb.config import load
+from clusterucb.errors import InputError, MismatchError
+from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.influence import stored_influence
+from clusterucb.gradients.store import FeatureWriter
+from clusterucb.progress import Screen
+from clusterucb.rundir import read_json
+from clusterucb.selection.policies import POLICIES
+from clusterucb.session import Session
+from clusterucb.simulation.grid import Grid
+from clusterucb.simulation.simulate import Problem
+from clusterucb.training.callbacks import last_whole_checkpoint
+from clusterucb.training.model import load_adapter
+from clusterucb.training.moments import import_moments
+
+QUIET = Screen(quiet=True)
+GRID = Grid((0.25, 0.5, 1.0), (3, 6), seeds=(0, 1, 2), top_p=0.1)
+
+
+@pytest.fixture(scope="module")
+def new_session(shared_settings, tmp_path_factory):
+    """A session in a folder of its own, of four periods, with several batches of gradients a period."""
+    folder = tmp_path_factory.mktemp("inputs")
+    pool = write_rows(folder / "pool.jsonl", 60, 1)
+    target = write_rows(folder / "target.jsonl", 6, 2, subtasks=2)
+    holdout = write_rows(folder / "holdout.jsonl", 4, 3)
+    files = {
+        "pool": [str(pool)],
+        "target": [str(target)],
+        "holdout": [str(holdout)],
+        "periods": 4,
+        "batch_tokens": 256,
+    }
+    return lambda out: Session(load(None, {**shared_settings, **files, "out": str(out)}))
+
+
+@pytest.fixture(scope="module")
+def taken(new_session, tmp_path_factory):
+    session = new_session(tmp_path_factory.mktemp("taken") / "run")
+    take_features(session)
+    return session
+
+
+def stores(session):
+    folders = [session.dir.features, *(fresh_folder(session, period) for period in fresh_periods(session))]
+    return {
+        f"{folder.name}/{name}": (folder / name).read_bytes()
+        for folder in folders
+        for name in ("features.f16", "directions.safetensors", "losses.f32")
+    }
+
+
+def test_fresh_features_are_those_at_the_checkpoint_that_training_had_reached(taken):
+    """Row by row, alone in its batch, at the state that the trainer saved at the end of period 3."""
+    saved = [int(path.name.split("-")[1]) for path in taken.dir.training.glob("checkpoint-*")]
+    steps_of_period = last_whole_checkpoint(taken.dir.training)[0].name.split("-")[1]
+    before_last = taken.dir.training / f"checkpoint-{int(steps_of_period) * 3 // 4}"
+    assert before_last.exists(), saved
+    model = taken.model
+    load_adapter(model, before_last)
+    featurize = Featurizer(model, taken.projection, import_moments(before_last, model))
+    store, directions = read_features(fresh_folder(taken, 4))
+    for row in (0, 7, 41):
+        alone, _ = featurize([taken.pooled.tokens[row]])
+        np.testing.assert_allclose(store.features[row : row + 1], alone, atol=2e-3)
+    plain = Featurizer(model, taken.projection)
+    for code in (0, 1):
+        rows = [i for i, own in enumerate(taken.targeted.codes) if own == code]
+        mean = np.mean([plain([taken.targeted.tokens[i]])[0][0].astype(float) for i in rows], axis=0)
+        np.testing.assert_allclose(directions[code], mean, atol=2e-3)
+
+
+def test_features_differ_between_checkpoints_and_cost_a_gradient_a_row(taken):
+    found = [stored for name, stored in stores(taken).items() if name.endswith(".f16")]
+    assert len(set(found)) == 3
+    for period in (2, 4):
+        cost = read_json(fresh_folder(taken, period) / "manifest.json")["cost"]
+        assert cost["pool_gradients"] == len(taken.pooled.rows)
+        assert cost["target_gradients"] == 6
+
+
+def test_interrupted_while_taking_features_it_goes_on_to_the_same_bytes(
+    taken, new_session, tmp_path, monkeypatch
+):
+    written = []
+
+    class Interrupted(FeatureWriter):
+        def write(self, rows, *found):
+            if self.folder.name == "4.part":
+                if written:
+                    raise KeyboardInterrupt
+                written.append(rows)
+            super().write(rows, *found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity_features, "FeatureWriter", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            take_features(new_session(tmp_path / "run"))
+    again = new_session(tmp_path / "run")
+    assert fresh_folder(again, 2).exists()
+    assert not fresh_folder(again, 4).exists()
+    take_features(again)
+    assert stores(again) == stores(taken)
+
+
+def test_cases_score_each_target_by_itself(taken):
+    found = {(case.period, case.target): case for case in cases(taken)}
+    assert list(found) == [(2, "s0"), (2, "s1"), (4, "s0"), (4, "s1")]
+    store, directions = read_features(fresh_folder(taken, 4))
+    features = np.asarray(store.features).astype(np.float64)
+    np.testing.assert_allclose(
+        found[4, "s1"].problem.scores, features @ directions[1].astype(float), atol=1e-6
+    )
+    stale, before = read_features(taken.dir.features)
+    expected = stored_influence(stale.features, before[1:2])
+    np.testing.assert_array_equal(found[4, "s1"].problem.stale_scores, expected)
+    half = np.asarray(stale.features).astype(np.float64) @ directions[1].astype(float)
+    np.testing.assert_allclose(found[4, "s1"].half_fresh, half, atol=1e-6)
+
+
+def test_recall_is_kept_and_refused_for_another_grid(taken, tmp_path):
+    path = tmp_path / "recall.json"
+    found = recall_results(path, taken, GRID, QUIET)
+    written = path.read_bytes()
+    assert recall_results(path, taken, GRID, QUIET) == found
+    assert path.read_bytes() == written
+    with pytest.raises(MismatchError, match="seeds"):
+        recall_results(path, taken, Grid((0.25, 0.5, 1.0), (3, 6), seeds=(0,), top_p=0.1), QUIET)
+
+
+def test_recall_without_features_names_the_stage_to_run(new_session, tmp_path):
+    with pytest.raises(InputError, match="run the stage features first"):
+        recall_results(tmp_path / "recall.json", new_session(tmp_path / "run"), GRID, QUIET)
+
+
+def made_up(seed, period=2, target="t", noise=0.5, rows=80):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(rows, 8)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    fresh = 1 + features[:, 0].astype(float)
+    stale = fresh + noise * rng.normal(size=rows)
+    problem = Problem(f"{target}, period {period}", fresh, features, stale)
+    return Case(period, target, problem, stale + noise * rng.normal(size=rows))
+
+
+def best(scores, count):
+    return set(sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:count])
+
+
+def test_evaluated_has_every_run_and_the_whole_budget_finds_all():
+    found = evaluated([made_up(0), made_up(1, 4)], GRID, QUIET)
+    kinds = {(r["period"], r["policy"], r["budget"], r["k"], r["seed"]) for r in found["runs"]}
+    assert len(kinds) == len(found["runs"])
+    for period in (2, 4):
+        for name in POLICIES:
+            of = [r for r in found["runs"] if r["policy"] == name and r["period"] == period]
+            assert len(of) == 3 * 2 * 3
+    whole = [run for run in found["runs"] if run["budget"] == 1.0]
+    assert {(run["recall"], run["captured"]) for run in whole} == {(1.0, 1.0)}
+
+
+def test_stale_first_finds_what_the_highest_stale_rows_hold():
+    case = made_up(3)
+    fresh, stale = case.problem.scores, case.problem.stale_scores
+    runs = [run for run in evaluated([case], GRID, QUIET)["runs"] if run["policy"] == STALE_FIRST]
+    assert [run["spent"] for run in runs] == [20, 40, 80]
+    for run in runs:
+        looked_at = best(stale, run["spent"])
+        chosen = sorted(looked_at, key=lambda row: (-fresh[row], row))[:8]
+        assert run["recall"] == pytest.approx(len(set(chosen) & best(fresh, 8)) / 8)
+        assert run["captured"] == pytest.approx(fresh[chosen].mean() / fresh[list(best(fresh, 8))].mean())
+
+
+def test_drift_counts_what_old_scores_would_have_selected():
+    case = made_up(5)
+    fresh = case.problem.scores
+    found = drift(case, 0.1)
+    for name, scores in (("stale", case.problem.stale_scores), ("half_fresh", case.half_fresh)):
+        chosen = best(scores, 8)
+        assert found[name]["recall"] == pytest.approx(len(chosen & best(fresh, 8)) / 8)
+        assert found[name]["captured"] == pytest.approx(
+            fresh[list(chosen)].mean() / fresh[list(best(fresh, 8))].mean()
+        )
+    same = drift(made_up(5, noise=0.0), 0.1)["stale"]
+    assert (same["spearman"], same["recall"], same["captured"]) == (pytest.approx(1), 1, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=20))
+def test_spearman_is_pearson_of_ranks_that_are_counted(pairs):
+    a, b = (np.array(values, float) for values in zip(*pairs, strict=True))
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return
+
+    def ranks(values):
+        return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+
+    x, y = np.array(ranks(a)), np.array(ranks(b))
+    x, y = x - x.mean(), y - y.mean()
+    assert spearman(a, b) == pytest.approx((x @ y) / np.sqrt((x @ x) * (y @ y)))
+
+
+def test_cost_share_is_the_papers_for_its_setting():
+    assert cost_share(0.2, 1_000, 4) == 0.4
+    assert cost_share(1.0, 1_000, 4) == 1.0
+    assert cost_share(0.05, 90, 3) == (90 + 2 * 4) / (3 * 90)
+
+
+def lines(tables):
+    text = "\n".join(tables)
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+
+
+def test_recall_table_holds_mean_and_deviation_over_seeds_of_the_mean_over_targets():
+    found = evaluated(
+        [made_up(0, 2, "a"), made_up(1, 2, "b")], Grid((0.25, 0.5), seeds=(0, 1, 2), top_p=0.1), QUIET
+    )
+    row = next(line for line in lines(recall_tables(found, 4)) if line[0] == "ucb_beta")
+    runs = [run for run in found["runs"] if run["policy"] == "ucb_beta" and run["budget"] == 0.25]
+    means = [np.mean([run["recall"] for run in runs if run["seed"] == seed]) for seed in (0, 1, 2)]
+    assert row[1] == f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}"
+
+
+def test_a_reference_that_finds_more_is_named():
+    found = evaluated([made_up(0, noise=0.0)], Grid((0.25,), seeds=(0, 1), top_p=0.1), QUIET)
+    named = lines(where_not_most(found))[-1]
+    assert named[:3] == ["25%", "2", "t"]
+    assert "stale alone 1.000" in named[4]
+    assert "stale first 1.000" in named[4]
+    table = lines(drift_tables(found["drift"]))
+    assert table[2][:4] == ["t", "2", "stale features, stale target", "1.000"]
+
+
+def estimate(mean, error=0.01):
+    return {"mean": mean, "error": error, "over": "rows"}
+
+
+def test_downstream_table_names_what_beats_the_reference_and_what_failed():
+    cost = {"pool_gradients": 160, "pool_forwards": 0, "tokens": 7000, "seconds": 5.0}
+    shared = {"failed": 0, "cost": cost, "of_full_dynamic": {"pool_gradients": 0.4}}
+    compared = {
+        "rows": 60,
+        "base": {"loss": estimate(2.0)},
+        "reference": "clusterucb",
+        "methods": {
+            "clusterucb": {
+                **shared, "finished": 3, "loss": estimate(1.5), "against_base": estimate(-0.5),
+                "against_reference": None,
+            },
+            "random": {
+                **shared, "finished": 3, "loss": estimate(1.4), "against_base": estimate(-0.6),
+                "against_reference": estimate(-0.1),
+            },
+            "less": {"finished": 0, "failed": 2, "unfinished": 0},
+        },
+    }  # fmt: skip
+    tables = list(downstream_table("gsm8k", compared))
+    rows = lines(tables)
+    assert rows[3][:4] == ["clusterucb", "3", "1.5000 ± 0.0100", "-0.5000 ± 0.0100"]
+    assert rows[3][5:7] == ["160", "40%"]
+    assert rows[5][:2] == ["less", "0 (2 failed)"]
+    assert tables[-1] == "Lower loss than clusterucb: random."
+
+
+def test_data_tables_add_up():
+    of = {"rows": 2, "tokens": 30, "usable": 5, "near_copies": 1}
+    facts = {"pool": {"a": of, "b": of}, "targets": {"t": of}, "heldout": {"t": of}}
+    assert ["all", "4", "60", "10", "2"] in lines(data_tables(facts))
