@@ -22,6 +22,7 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.rundir import publish_folder
 
 __all__ = [
+    "allow_tf32",
     "attach_adapter",
     "fingerprint_base",
     "fingerprint_tensors",
