@@ -9,7 +9,9 @@ else the machine does meets all of them:
     plain      forward and backward of the batch's mean loss, as any training does; no per-row work
     labels     the same with vocabulary logits at label positions only
     features   per-row gradients, Adam directions, CountSketch to 8192, normalised, written to a store
-    published  one row at a time, dense Rademacher signs made anew for every 8 rows (--published N rows)
+    published  one row at a time, dense Rademacher signs made anew for every 8 rows (--published N rows), as
+               LESS and ClusterUCB do where there is no CUDA projector: signs from torch's generator
+    philox     the same with our own dense signs (gradients/philox.py)
 
 Also the speed of a large matrix product in the model's type, to see what share of it the passes reach.
 """
@@ -17,9 +19,12 @@ Also the speed of a large matrix product in the model's type, to see what share 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +42,7 @@ from clusterucb.gradients.adam import Moments, adam_direction
 from clusterucb.gradients.batches import Batch, collate, plan
 from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
-from clusterucb.gradients.projection import CountSketch, Rademacher
+from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
 from clusterucb.gradients.store import FeatureWriter
 from clusterucb.training.model import attach_adapter, load_model, pick_device, pick_dtype
 
@@ -73,10 +78,12 @@ def main() -> None:
     for name, spent in seconds.items():
         cells = [seconds["plain"] / spent, seconds["labels"] / spent]
         table.add_row(name, f"{len(rows) / spent:.2f}", f"{tokens / spent:.0f}", *(f"{c:.2f}" for c in cells))
-    if options.published:
-        spent = _published(model, rows[: options.published], options.dim, device) / options.published
-        share = seconds["features"] / len(rows) / spent
-        table.add_row("published", f"{1 / spent:.3f}", "", f"features are {1 / share:.1f}x", "")
+    for name in options.signs if options.published else ():
+        some, dense = rows[: options.published], DENSE[name](0, options.dim)
+        share = (_one_by_one(model, some, dense, device) / len(some)) / (seconds["features"] / len(rows))
+        table.add_row(
+            name, f"{len(rows) / seconds['features'] / share:.3f}", "", f"features: {share:.1f}x", ""
+        )
     console = Console(width=140)
     console.print(table)
     _say_share_of_peak(console, model, device, tokens, seconds)
@@ -95,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--published", type=int, default=0, help="rows for the published way; it is slow")
+    parser.add_argument("--signs", nargs="+", choices=sorted(DENSE), default=sorted(DENSE, reverse=True))
     return parser.parse_args()
 
 
@@ -166,7 +174,27 @@ def _timed(
     return {name: float(times.sum()) for name, times in best.items()}
 
 
-def _published(model: PeftModel, rows: list[Encoded], dim: int, device: torch.device) -> float:
+@dataclass(frozen=True)
+class GeneratedSigns:
+    """A dense Rademacher projection whose signs come from torch's generator, 512 coordinates at a time."""
+
+    seed: int
+    dim: int
+
+    def add_to(self, out: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
+        flat, generator = (
+            gradients.flatten(1),
+            torch.Generator(out.device).manual_seed(self.seed + zlib.crc32(name.encode())),
+        )
+        for columns in flat.split(512, dim=1):
+            signs = torch.empty(columns.shape[1], self.dim, device=out.device)
+            out += columns @ signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1) / math.sqrt(self.dim)
+
+
+DENSE = {"published": GeneratedSigns, "philox": Rademacher}
+
+
+def _one_by_one(model: PeftModel, rows: list[Encoded], projection: Projection, device: torch.device) -> float:
     """Seconds of one row at a time, with the projection's signs generated again for every 8 rows."""
     layers, moments = adapter_layers(model), _moments(model).to(device)
     started = time.perf_counter()
@@ -179,8 +207,7 @@ def _published(model: PeftModel, rows: list[Encoded], dim: int, device: torch.de
         block = rows[start : start + PUBLISHED_BLOCK]
         for row in block:
             row_gradients(model, layers, collate([row], device), keep)
-        sketch = torch.zeros(len(block), dim, device=device)
-        projection = Rademacher(0, dim)
+        sketch = torch.zeros(len(block), projection.dim, device=device)
         for name, directions in found.items():
             projection.add_to(sketch, name, torch.cat(directions))
         (sketch / sketch.norm(dim=1, keepdim=True)).half().cpu()

@@ -31,8 +31,9 @@ def test_swapped_rows_are_the_same_number_of_others():
         dataset.swap(np.array([0, 1]))
 
 
-def test_fitted_rows_are_cut_from_the_left_and_keep_their_labels():
-    tokens = Tokens.build(rows(9))
+def test_fitted_rows_are_cut_from_the_left_and_keep_their_labels(tmp_path):
+    Tokens.write(tmp_path, rows(9))
+    tokens = Tokens.open(tmp_path)
     fitted = FittedTokens(tokens, 12)
     assert len(fitted) == 9
     for i, row in enumerate(tokens):
@@ -40,7 +41,7 @@ def test_fitted_rows_are_cut_from_the_left_and_keep_their_labels():
         assert np.array_equal(fitted[i].ids[-2:], row.ids[-2:])
 
 
-def test_a_row_that_does_not_fit_is_no_row_without_labels():
-    row = Encoded(np.arange(20, dtype=np.int32), np.arange(20) >= 1)
+def test_a_row_that_does_not_fit_is_no_row_without_labels(tmp_path):
+    Tokens.write(tmp_path, [Encoded(np.arange(20, dtype=np.int32), np.arange(20) >= 1)])
     with pytest.raises(ValueError, match="row 0: "):
-        FittedTokens(Tokens.build([row]), 5)[0]
+        FittedTokens(Tokens.open(tmp_path), 5)[0]
