@@ -29,6 +29,7 @@ SETTINGS = {
     "k": 100,
     "iterations": 3,
     "draw-batch": 64,
+    "batch-tokens": 1024,  # so few that the short rows of a small pool fill a micro-batch, too
     "save-steps": 1000,
 }
 STEPS = {
