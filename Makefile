@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export TQDM_DISABLE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint dist clean
+.PHONY: help demo test lint docs dist clean
 # A recipe that fails leaves no stamp behind; no two pips at once in one environment.
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -38,11 +38,14 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+docs: $(VENV)/.dev  ## the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 dist: $(VENV)/.dev  ## the wheel, in dist/
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:  ## removes what make made: .venv, the demo's folder, dist and the tools' caches
-	rm -rf $(VENV) demo-run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-run site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Stamps: a step is repeated only when a file that it reads has changed.

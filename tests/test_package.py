@@ -1,29 +1,21 @@
-"""What the package promises as a whole: its names, its layers, its documents."""
+"""What the package promises as a whole: its names and its layers."""
 
 import ast
 import importlib
 import inspect
 import pkgutil
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 import clusterucb
-from clusterucb.cli import application
-from clusterucb.config import load
-from clusterucb.options import repeat_list_options
 
-ROOT = Path(__file__).parent.parent
 SOURCE = Path(clusterucb.__file__).parent
 MODULES = [
     name for _, name, _ in pkgutil.walk_packages([str(SOURCE)], "clusterucb.") if "__main__" not in name
 ]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def imports(path):
@@ -162,65 +154,3 @@ def test_every_module_lists_its_names_and_explains_them(name):
     own_functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == name]
     public = {n for n in own_functions if not n.startswith("_")}
     assert public <= set(module.__all__)
-
-
-def fenced(path, *languages):
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
-    return [block for language, block in blocks if language in languages]
-
-
-def documented_commands():
-    found = []
-    for path in DOCUMENTS:
-        for block in fenced(path, "", "bash", "sh", "console"):
-            for line in block.replace("\\\n", " ").splitlines():
-                if re.match(r"(\$ )?clusterucb ", line):
-                    found.append(" ".join(shlex.split(line.removeprefix("$ "), comments=True)))
-    return found
-
-
-@pytest.mark.parametrize("line", documented_commands())
-def test_a_documented_command_is_one(line):
-    _, name, *rest = line.split()
-    commands = typer.main.get_command(application()).commands
-    parsed = commands[name].make_context(name, repeat_list_options(rest)).params
-    if name == "simulate":
-        return  # its options are no settings of a run
-    given = {key: value for key, value in parsed.items() if value not in (None, [], (), False)}
-    file = given.pop("config", None)
-    assert file is None or file.endswith("config.yaml") or (ROOT / file).exists()
-    settings = {
-        key: value for key, value in given.items() if key not in ("quiet", "checkpoint", "methods", "seeds")
-    }
-    needed = {"model": "m", "pool": ["p"], "target": ["t"], "out": "o"}
-    load(None, {**needed, **settings})
-
-
-def test_commands_are_documented():
-    assert len(documented_commands()) > 5
-
-
-def test_the_readmes_python_runs_as_it_stands(capsys):
-    (code, *_) = fenced(ROOT / "README.md", "python")
-    exec(compile(code, "README.md", "exec"), {})
-    said = capsys.readouterr().out
-    assert re.fullmatch(r"400 of 2000 rows looked at, (\d+)% of the best found\n", said)
-    assert int(said.split("looked at, ")[1].split("%")[0]) > 20  # more than drawing 400 at random
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documented_python_is_python_with_public_names(path):
-    for code in fenced(path, "python"):
-        tree = ast.parse(code)
-        used = {
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in ("cu", "clusterucb")
-        }
-        assert used <= set(clusterucb.__all__)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("clusterucb"):
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names)

@@ -244,7 +244,7 @@ class Config(Common):
     repeat: Annotated[int, Field(ge=0)] = 0
     """Number of a repetition: other draws and training, with the same adapter, warmup, features, clusters."""
     pool: Names
-    """The rows to choose from: .jsonl, .json, .parquet files (also .gz) or hub:org/name[:config][:split]."""
+    """Rows to choose from: .jsonl, .json, .parquet files (also .gz) or `hub:org/name[:config][:split]`."""
     target: Names
     """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k."""
     subtask: str | None = None
