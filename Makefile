@@ -41,8 +41,13 @@ lint: $(VENV)/.dev  ## ruff and mypy
 docs: $(VENV)/.dev  ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-dist: $(VENV)/.dev  ## the wheel, in dist/
-	$(PIP) wheel --no-deps --wheel-dir dist .
+# The last step installs the wheel alone, with what it depends on, in an environment of its own, and uses it.
+dist: export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+dist: $(VENV)/.dist  ## wheel and sdist, checked, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
 
 clean:  ## removes what make made: .venv, the demo's folder, dist and the tools' caches
 	rm -rf $(VENV) demo-run site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -62,6 +67,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.made
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.dist: constraints.txt $(VENV)/.made
+	$(PIP) install -q -c constraints.txt build twine
 	@touch $@
 
 # Without the wheels the demo asks the Hugging Face hub, and the tests that need them are skipped, so this

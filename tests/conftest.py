@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -70,13 +71,17 @@ def shared_settings(model_folder, data_folder):
 
 @pytest.fixture(scope="session")
 def finished_settings(shared_settings, tmp_path_factory):
-    """Options of a whole run that is finished: its directory is not to be changed."""
+    """Options of a whole run that is finished: its directory is not to be changed.
+
+    Beside it is events.jsonl, what the run told to programs.
+    """
     import gc
 
     from cli_helpers import clusterucb, options
 
     settings = {**shared_settings, "out": str(tmp_path_factory.mktemp("finished") / "run")}
-    outcome = clusterucb("run", *options(settings))
+    log = Path(settings["out"]).with_name("events.jsonl")
+    outcome = clusterucb("run", *options(settings), "--json-log", log)
     assert outcome.status == 0, outcome
     gc.collect()
     gc.freeze()  # a Trainer collects garbage, and would look at all of torch and transformers each time

@@ -12,7 +12,9 @@ from cli_helpers import clusterucb, options
 from clusterucb.cli import application
 from clusterucb.config import settings as all_settings
 from clusterucb.options import parameters, repeat_list_options
-from clusterucb.version import __version__
+from clusterucb.version import __version__, commit
+
+VERSION = f"clusterucb {__version__} (commit {commit() or 'unknown'})\n"
 
 STEPS = {"run", "warmup", "gradients", "cluster", "select", "train"}
 
@@ -33,7 +35,7 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate"}
+    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate", "plan"}
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
@@ -81,7 +83,7 @@ def test_without_a_command_there_is_help():
 
 
 def test_version():
-    assert clusterucb("--version") == (0, f"clusterucb {__version__}\n", "")
+    assert clusterucb("--version") == (0, VERSION, "")
 
 
 @pytest.mark.parametrize("wrong", [["run", "--topp", "0.1"], ["runn"], ["run", "a", "b"]])
@@ -113,7 +115,7 @@ def test_an_option_takes_several_files(given, meant):
 
 def test_python_m_is_the_same_program():
     shown = process("-m", "clusterucb", "--version")
-    assert (shown.returncode, shown.stdout, shown.stderr) == (0, f"clusterucb {__version__}\n", "")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, VERSION, "")
     shown = process("-m", "clusterucb", "run")
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.startswith("clusterucb: which run directory?")
@@ -129,6 +131,7 @@ from clusterucb.cli import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
                   ["run", "--out", "none", "--budget", "2"],
                   ["compare", "--help"], ["compare", "--methods", "none"], ["compare"],
+                  ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
                   ["simulate", "--help"],
                   ["simulate", "none", "--out", "none", "--budgets", "2"]):
     try:

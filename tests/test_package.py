@@ -64,6 +64,7 @@ ABOVE = (
     "report",
     "demo",
     "comparing",
+    "planning",
 )
 
 
@@ -96,10 +97,14 @@ ABOVE = (
         (("steps",), own("less_steps", "recipes", "cli", "options", "report")),
         (("less_steps",), own("recipes", "cli", "options", "report")),
         (("recipes",), own("comparing", "cli", "options", "report")),
-        (("comparing",), own("cli", "options", "report")),
+        (("comparing",), own("planning", "cli", "options", "report")),
+        (("planning",), own("recipes", "cli", "options", "report")),
         (("cli_simulate",), own("session", "steps", "recipes", "options", "training")),
         (("report",), own("cli", "options", "steps", "recipes", "gradients", "training")),
-        (("config", "errors", "costs", "progress", "rundir"), ["torch", "transformers", "datasets", "peft"]),
+        (
+            ("config", "errors", "costs", "events", "progress", "rundir"),
+            ["torch", "transformers", "datasets", "peft"],
+        ),
         (("errors",), ["clusterucb"]),
         (("config",), own("data", "gradients", "selection", "training", "rundir", *ABOVE)),
     ],

@@ -1,4 +1,6 @@
 import io
+import itertools
+import re
 
 import pytest
 
@@ -52,6 +54,30 @@ def test_a_track_that_ends_early_has_nothing_left(every_advance_shows):
     last = stream.getvalue().splitlines()[-1]
     assert last.startswith("k-means: 3/20 iterations")
     assert "left" not in last
+
+
+def test_what_was_done_before_is_no_part_of_the_rate(every_advance_shows, monkeypatch):
+    """A resumed step's time left is that of the rows that are left, by the speed of now."""
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Screen(stream=stream).track("gradients", 1000, "rows", 900) as advance:
+        advance(10, "pool.jsonl:7")
+    found = re.fullmatch(
+        r"gradients: 910/1000 rows, ([\d.]+)/s, (\d+) s, about (\d+) s left  pool.jsonl:7",
+        stream.getvalue().splitlines()[0],
+    )
+    rate, _, left = map(float, found.groups())
+    assert 1 < rate < 20  # ten rows in some ticks of half a second
+    assert left == pytest.approx(90 / rate, rel=0.5)
+
+
+def test_a_bar_begins_where_a_killed_command_was():
+    stream = Terminal()
+    with Screen(stream=stream).track("gradients", 1000, "rows", 900) as advance:
+        advance(10, "pool.jsonl:7")
+    assert "910/1000" in stream.getvalue()
+    assert "pool.jsonl:7" in stream.getvalue()
 
 
 def test_a_failed_track_claims_no_end():

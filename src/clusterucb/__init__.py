@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clusterucb.gradients.features import Featurizer as Featurizer
     from clusterucb.gradients.projection import CountSketch as CountSketch
     from clusterucb.gradients.projection import Rademacher as Rademacher
+    from clusterucb.planning.plan import plan as plan
     from clusterucb.recipes import dynamic as dynamic
     from clusterucb.recipes import less as less
     from clusterucb.reselection import Reselection as Reselection
@@ -66,6 +67,7 @@ _HOMES = {
     "compare": "comparing.compare",
     "dynamic": "recipes",
     "less": "recipes",
+    "plan": "planning.plan",
     "select": "selection.bandit",
     "simulate": "simulation.simulate",
     "spherical_kmeans": "clustering.kmeans",

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -22,6 +24,7 @@ from clusterucb.errors import ClusterUCBError, ConfigError
 
 if TYPE_CHECKING:
     from clusterucb.config import Config
+    from clusterucb.progress import Screen
     from clusterucb.session import Session
 
 __all__ = ["application", "main"]
@@ -37,6 +40,7 @@ class _Command(NamedTuple):
     kind: str
     own: dict[str, str]
     function: _Function
+    flags: Mapping[str, str] = MappingProxyType({})
 
 
 _commands: dict[str, _Command] = {}
@@ -65,20 +69,25 @@ def application(called: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for name, command in _commands.items():
-        app.command(name, help=command.summary)(_callable(command, bare=called not in (None, name)))
+        app.command(name, help=command.summary)(_callable(name, command, bare=called not in (None, name)))
     app.command("prepare")(_prepare)
     app.command("simulate")(_one_line_errors()(simulate))
     return app
 
 
-def _callable(command: _Command, *, bare: bool) -> Callable[..., None]:
+def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None]:
     """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
 
     def call(**given: Any) -> None:
-        own = {key: given.pop(key) for key in (*command.own, "quiet", "profile")}
+        keys = (*command.own, *command.flags, "quiet", "profile", "json_log")
+        own = {key: given.pop(key) for key in keys}
         file = given.pop("config", None)
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
-        with _one_line_errors(), _profile(shown=own["profile"]):
+        with (
+            _one_line_errors(),
+            _profile(shown=own["profile"]),
+            _screen(name, own) as own["screen"],
+        ):
             command.function(file, options, own)
 
     options: list[inspect.Parameter] = []
@@ -86,7 +95,7 @@ def _callable(command: _Command, *, bare: bool) -> Callable[..., None]:
         from clusterucb import config
         from clusterucb.options import parameters
 
-        options = parameters(command.own, getattr(config, command.kind))
+        options = parameters(command.own, getattr(config, command.kind), command.flags)
     call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return call
 
@@ -96,7 +105,7 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
 
     def register(function: _Step) -> _Step:
         def run(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-            with _session(file, options, own["quiet"]) as session:
+            with _session(file, options, own["screen"]) as session:
                 function(session, own)
 
         _commands[name] = _Command(summary, "Config", extra, run)
@@ -174,7 +183,7 @@ def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) ->
     if "adapter" in options:
         _evaluate_alone(options, own)
         return
-    with _session(file, options, own["quiet"]) as session:
+    with _session(file, options, own["screen"]) as session:
         from clusterucb import steps
         from clusterucb.evaluation.benchmarks import check_settings
         from clusterucb.report.benchmarks import show_benchmarks
@@ -199,7 +208,6 @@ _commands["evaluate"] = _Command(
 
 def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     """An adapter that is not the run directory's own: nothing of a run is needed."""
-    from clusterucb.progress import Screen
     from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
@@ -211,7 +219,7 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     config = load_as(Common, None, with_base_model(options))
     folder = RunDir(config.out)
     with folder.owned():
-        results = evaluate_adapter(config, Screen(quiet=own["quiet"]))
+        results = evaluate_adapter(config, own["screen"])
     if not own["quiet"]:
         show_benchmarks(results)
     _done(folder.benchmarks, own)
@@ -225,14 +233,13 @@ def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> 
     methods = [method.name for method in methods_named(own["methods"] or DEFAULT)]
     seeds = repetitions(own["seeds"] or 3)
     config = _config(file, options, "comparison.yaml")
-    from clusterucb.progress import Screen
     from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
     from clusterucb.comparing.compare import compare
     from clusterucb.report.comparison import show_comparison
 
-    result = compare(config, methods, seeds, Screen(quiet=own["quiet"]))
+    result = compare(config, methods, seeds, own["screen"])
     if not own["quiet"]:
         show_comparison(result)
     _done(Path(config.out) / "comparison.csv", own)
@@ -249,6 +256,57 @@ _commands["compare"] = _Command(
         "seeds": "How often each method is run (default: 3)",
     },
     _compare,
+)
+
+
+def _plan(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
+    speed = _positive("--tokens-per-second", own["tokens_per_second"])
+    seconds = _positive("--probe-seconds", own["probe_seconds"])
+    config = _config(file, options)
+    from clusterucb.quiet import quiet_libraries
+
+    quiet_libraries()
+    from clusterucb.planning.plan import PROBE_SECONDS, plan
+    from clusterucb.report.plan import show_plan
+
+    found = plan(
+        config,
+        quick=own["quick"],
+        tokens_per_second=speed,
+        probe_seconds=seconds or PROBE_SECONDS,
+        screen=own["screen"],
+    )
+    if own["json"]:
+        typer.echo(json.dumps(found, indent=2))
+    elif not own["quiet"]:
+        show_plan(found)
+
+
+def _positive(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{flag} {text}: expected a number above 0")
+    return number
+
+
+_commands["plan"] = _Command(
+    "What a run with these settings would cost in gradients, tokens, time, disk and memory; nothing is run.",
+    "Config",
+    {
+        "tokens_per_second": "Tokens of gradients a second on the machine that the run is for; without it, "
+        "the speed is measured here.",
+        "probe_seconds": "How long the speed is measured (default: 20)",
+    },
+    _plan,
+    {
+        "quick": "Tokenise a sample of the pool only, and let it speak for all rows.",
+        "json": "Print the plan as JSON.",
+    },
 )
 
 
@@ -292,19 +350,33 @@ def _prepare(
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", is_eager=True)
+        bool, typer.Option("--version", help="Show version and commit, and end.", is_eager=True)
     ] = False,
 ) -> None:
     if version:
-        from clusterucb.version import __version__
+        from clusterucb.version import __version__, commit
 
-        typer.echo(f"clusterucb {__version__}")
+        typer.echo(f"clusterucb {__version__} (commit {commit() or 'unknown'})")
         raise typer.Exit
 
 
 def _done(artifact: Path, own: dict[str, Any]) -> None:
     if not own["quiet"]:
         typer.echo(f"{artifact}")
+
+
+@contextlib.contextmanager
+def _screen(command: str, own: dict[str, Any]) -> Iterator[Screen]:
+    """Where progress is shown, and told to programs if that is wanted."""
+    from clusterucb.progress import Screen
+
+    if own["json_log"] is None:
+        yield Screen(quiet=own["quiet"])
+        return
+    from clusterucb.events import logged
+
+    with logged(own["json_log"], command) as log:
+        yield Screen(quiet=own["quiet"], log=log)
 
 
 @contextlib.contextmanager
@@ -324,15 +396,15 @@ def _profile(*, shown: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _session(file: str | None, options: dict[str, Any], quiet: bool) -> Iterator[Session]:
+def _session(file: str | None, options: dict[str, Any], screen: Screen) -> Iterator[Session]:
     """A session that owns its run directory, with settings from file, options and the directory itself."""
     config = _config(file, options)
-    from clusterucb.progress import Screen
     from clusterucb.quiet import quiet_libraries
-    from clusterucb.session import Session
 
     quiet_libraries()
-    with Session(config, Screen(quiet=quiet)).owned() as session:
+    from clusterucb.session import Session
+
+    with Session(config, screen).owned() as session:
         yield session
 
 

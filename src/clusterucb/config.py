@@ -176,8 +176,8 @@ class Training(_Strict):
     """Tokens of a row in training; the prompt gives way from the left."""
     save_steps: Positive = 50
     """Optimizer steps between two saved states, besides one at every period's end."""
-    report_to: str = "none"
-    """Where the trainer logs: none, tensorboard, wandb, mlflow."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Where the trainer logs each step: tensorboard (logs/ in the run directory), wandb, mlflow or none."""
 
 
 class Evaluation(_Strict):

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from clusterucb.config import Common, Config, Setting, settings
 
-__all__ = ["parameters", "repeat_list_options"]
+__all__ = ["EVERYWHERE", "SWITCHES", "parameters", "repeat_list_options"]
+
+EVERYWHERE = {"json_log": "Append what happens to this file, one JSON object a line (docs/logging.md)."}
+"""Options of every command with settings that are no settings."""
+
+SWITCHES = {
+    "quiet": "Show nothing but errors.",
+    "profile": "Show at the end where the time went, by stage.",
+}
+"""The same without a value."""
 
 _LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
 
 
-def parameters(extra: dict[str, str], kind: type[Common] = Config) -> list[inspect.Parameter]:
-    """The signature that typer reads: a settings file, every setting of `kind`, a command's own options."""
+def parameters(
+    extra: Mapping[str, str], kind: type[Common] = Config, flags: Mapping[str, str] = MappingProxyType({})
+) -> list[inspect.Parameter]:
+    """The signature that typer reads: a settings file, every setting of `kind`, a command's own options.
+
+    Args:
+        extra: the command's own options, with their help.
+        kind: the class of settings.
+        flags: the command's own options without a value, with their help.
+    """
     keyword = inspect.Parameter.KEYWORD_ONLY
     file = Annotated[
         str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)
@@ -23,20 +42,21 @@ def parameters(extra: dict[str, str], kind: type[Common] = Config) -> list[inspe
     found = [inspect.Parameter("config", keyword, default=None, annotation=file)]
     for setting in settings(kind):
         found.append(inspect.Parameter(setting.name, keyword, default=None, annotation=_option(setting)))
-    for name, text in extra.items():
-        option = Annotated[str | None, typer.Option(f"--{name}", help=text)]
+    for name, text in {**extra, **EVERYWHERE}.items():
+        option = Annotated[str | None, typer.Option(_flag(name), help=text)]
         found.append(inspect.Parameter(name, keyword, default=None, annotation=option))
-    flags = {
-        "quiet": typer.Option("--quiet", "-q", help="Show nothing but errors."),
-        "profile": typer.Option("--profile", help="Show at the end where the time went, by stage."),
-    }
-    for name, flag in flags.items():
+    for name, text in {**flags, **SWITCHES}.items():
+        flag = typer.Option(_flag(name), *(["-q"] if name == "quiet" else []), help=text)
         found.append(inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, flag]))
     return found
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _option(setting: Setting) -> Any:
-    flag = f"--{setting.name.replace('_', '-')}"
+    flag = _flag(setting.name)
     text = setting.help
     if shown := "" if setting.required else _shown(setting.default):
         text += f" (default: {shown})"  # in brackets it would be taken for rich's markup
@@ -56,7 +76,7 @@ def _shown(default: Any) -> str:
 
 def repeat_list_options(arguments: list[str]) -> list[str]:
     """`--pool a b` as click wants it: `--pool a --pool b`."""
-    flags = {f"--{name.replace('_', '-')}" for name in _LISTS}
+    flags = {_flag(name) for name in _LISTS}
     spread: list[str] = []
     flag = None
     for argument in arguments:

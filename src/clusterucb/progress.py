@@ -1,6 +1,7 @@
 """What a person sees while something long is running: a bar on a terminal, a plain line elsewhere.
 
-Everything goes to standard error; results go to standard output. The only module that draws.
+Everything goes to standard error; results go to standard output. The only module that draws. A program that
+watches reads the same from a log of events, which is written whatever a person wants to see.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -24,12 +25,18 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from clusterucb.events import EventLog
+
 __all__ = ["Advance", "Screen"]
 
 Advance = Callable[..., None]
-"""`advance(amount, note="")`: so much more is done, and what it means now."""
+"""`advance(amount, note="", **numbers)`: so much more is done, what it means now, and the same as numbers."""
 
 LINE_SECONDS = 5.0
+"""Between two plain lines of a track."""
+
+EVENT_SECONDS = 1.0
+"""Between two events of a track in the log."""
 
 
 class Screen:
@@ -38,36 +45,87 @@ class Screen:
     Args:
         quiet: show nothing.
         stream: standard error unless given.
+        log: where the same is told to programs, also when quiet.
     """
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, stream: TextIO | None = None, log: EventLog | None = None
+    ) -> None:
         self.quiet = quiet
+        self._log = log
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._bars: Progress | None = None
 
     def say(self, line: str) -> None:
         """One plain line."""
+        self.tell("message", text=line)
+        self._print(line)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """One event for the log (docs/logging.md), of which nothing is shown."""
+        if self._log is not None:
+            self._log.write(event, **fields)
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Show the way to `total` units while the block runs; `done` of them are there already."""
+        with self._shown(label, total, unit, done) as show, self._told(label, total, unit, done) as tell:
+
+            def advance(amount: int, note: str = "", **numbers: float) -> None:
+                show(amount, note)
+                tell(amount, note, numbers)
+
+            yield advance
+
+    @contextmanager
+    def _shown(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        if self.quiet:
+            yield lambda _amount, _note: None
+        elif self._console.is_terminal:
+            with self._bar(label, total, unit, done) as advance:
+                yield advance
+        else:
+            with self._lines(label, total, unit, done) as advance:
+                yield advance
+
+    @contextmanager
+    def _told(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        if self._log is None:
+            yield lambda _amount, _note, _numbers: None
+            return
+        pace, last, known = (
+            _Pace(total, done),
+            time.monotonic(),
+            {"step": label, "unit": unit, "total": total},
+        )
+        seen: dict[str, float] = {}
+        self.tell("step_begun", **known, done=done)
+
+        def advance(amount: int, note: str, numbers: dict[str, float]) -> None:
+            nonlocal last
+            pace.done += amount
+            seen.update(numbers)
+            if time.monotonic() - last >= EVENT_SECONDS:
+                last = time.monotonic()
+                self.tell("progress", **known, **pace.fields(), note=note, numbers=seen)
+
+        finished = False
+        try:
+            yield advance
+            finished = True
+        finally:
+            self.tell("step_ended", **known, **pace.fields(), numbers=seen, finished=finished)
+
+    def _print(self, line: str) -> None:
         if not self.quiet:
             self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show the way to `total` units while the block runs."""
-        if self.quiet:
-            yield lambda _amount, note="": None
-        elif self._console.is_terminal:
-            with self._bar(label, total, unit) as advance:
-                yield advance
-        else:
-            with self._lines(label, total, unit) as advance:
-                yield advance
-
-    @contextmanager
-    def _bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+    def _bar(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         with self._shared_bars() as bars:
-            task = bars.add_task(label, total=total, unit=unit, note="")
+            task = bars.add_task(label, total=total, completed=done, unit=unit, note="")
 
-            def advance(amount: int, note: str = "") -> None:
+            def advance(amount: int, note: str) -> None:
                 bars.update(task, advance=amount, note=note)
 
             yield advance
@@ -94,27 +152,56 @@ class Screen:
                 self._bars = None
 
     @contextmanager
-    def _lines(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        started = time.monotonic()
-        last = started
-        done = 0
+    def _lines(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        pace, last = _Pace(total, done), time.monotonic()
 
         def line(note: str, *, ended: bool = False) -> None:
-            seconds = max(time.monotonic() - started, 1e-9)
-            rate = done / seconds
-            left = f", about {(total - done) / rate:.0f} s left" if 0 < done < total and not ended else ""
-            text = f"{label}: {done}/{total} {unit}, {rate:.1f}/s, {seconds:.0f} s{left}"
-            self.say(f"{text}  {note}".rstrip())
+            left = f", about {pace.left:.0f} s left" if pace.left is not None and not ended else ""
+            text = f"{label}: {pace.done}/{total} {unit}, {pace.rate:.1f}/s, {pace.seconds:.0f} s{left}"
+            self._print(f"{text}  {note}".rstrip())
 
-        def advance(amount: int, note: str = "") -> None:
-            nonlocal done, last
-            done += amount
+        def advance(amount: int, note: str) -> None:
+            nonlocal last
+            pace.done += amount
             if time.monotonic() - last >= LINE_SECONDS:
                 last = time.monotonic()
                 line(note)
 
         yield advance
         line("", ended=True)
+
+
+class _Pace:
+    """How far a track has come, and how fast; what was done before it began is no part of its speed."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self._before, self._started = done, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return (self.done - self._before) / self.seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end, where they can be told."""
+        return (self.total - self.done) / self.rate if self._before < self.done < self.total else None
+
+    def fields(self) -> dict[str, float | None]:
+        """As the log has them."""
+        left = None if self.left is None else round(self.left, 3)
+        return {
+            "done": self.done,
+            "seconds": round(self.seconds, 3),
+            "rate": round(self.rate, 3),
+            "seconds_left": left,
+        }
 
 
 class _Rate(ProgressColumn):

@@ -178,12 +178,17 @@ class Reselection:
             mean = 0.0
 
             def progress(rows: int, _tokens: int) -> None:
-                advance(rows, f"draw {len(drawn)}, mean influence {mean:.3f}" if drawn else "")
+                if drawn:
+                    note = f"draw {len(drawn)}, cluster {drawn[-1].arm}, mean influence {mean:.3f}"
+                    advance(rows, note, mean_influence=mean)
+                else:
+                    advance(rows)
 
             def on_draw(draw: Draw) -> None:
                 nonlocal mean
                 drawn.append(draw)
                 mean += (float(draw.scores.mean()) - mean) / len(drawn)
+                self._tell(number, draw)
 
             influence = LiveInfluence(
                 features, self.pooled.lengths, directions, self.batch_tokens, log, progress
@@ -192,7 +197,20 @@ class Reselection:
             seconds = log.seconds
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost
-        write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
+        summary = write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
+        self.screen.tell("selected", **summary)
+
+    def _tell(self, number: int, draw: Draw) -> None:
+        self.screen.tell(
+            "draw",
+            round=number,
+            draw=draw.step,
+            cluster=draw.arm,
+            cold=draw.cold,
+            rows=len(draw.rows),
+            mean=float(draw.scores.mean()),
+            largest=float(draw.scores.max()),
+        )
 
 
 def round_seed(seed: int, number: int) -> int:

@@ -56,7 +56,7 @@ def write_round(
     pool: Pool,
     pool_rows: NDArray[np.int64],
     cost: Cost,
-) -> None:
+) -> dict[str, Any]:
     """Write all files of a round into `folder`, which the caller publishes.
 
     Args:
@@ -67,6 +67,9 @@ def write_round(
         pool: where the lines come from.
         pool_rows: the pool row of each usable row, (N,).
         cost: of this selection.
+
+    Returns:
+        The content of summary.json.
     """
     chosen = pool_rows[selection.rows]
     sources = [pool.source(row) for row in chosen.tolist()]
@@ -109,6 +112,7 @@ def write_round(
         "cost": cost.to_json(),
     }
     write_json(folder / "summary.json", summary)
+    return summary
 
 
 def read_round(folder: Path) -> Round:

@@ -49,6 +49,7 @@ class RunDir:
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
     training/             the trainer's own saved states
     adapter/              the result
+    logs/                 TensorBoard's files, where the trainer reports to it
     benchmarks/           answers to benchmarks, and results.json
     evaluation.json, summary.json
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,7 @@ from clusterucb.training.model import (
     load_tokenizer,
     save_adapter,
 )
+from clusterucb.training.reporting import check_reporter
 
 __all__ = ["Session"]
 
@@ -276,6 +277,7 @@ class Session:
         _ = self.policy
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
+        check_reporter(self.config.training.report_to)
         self.check_plan(len(self.pool))
         _ = self.target, self.holdout, self.screening, self.chat
 
@@ -307,7 +309,8 @@ class Session:
             with stage("tokenise"), publish_folder(folder) as part:
                 usable: list[int] = []
                 excluded: list[dict[str, object]] = []
-                Tokens.write(part, self._usable_rows(usable, excluded))
+                every = range(len(self.pool))
+                Tokens.write(part, self.usable_rows(every, self.screening.kept_out, usable, excluded))
                 np.save(part / "rows.npy", np.array(usable, np.int64))
                 with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
@@ -332,11 +335,25 @@ class Session:
         if read_json(folder / "manifest.json")["made_with"] != self.tokens_made_with:
             shutil.rmtree(folder)
 
-    def _usable_rows(self, usable: list[int], excluded: list[dict[str, object]]) -> Iterator[Encoded]:
+    def usable_rows(
+        self,
+        rows: Sequence[int],
+        kept_out: Mapping[int, str],
+        usable: list[int],
+        excluded: list[dict[str, object]],
+    ) -> Iterator[Encoded]:
+        """Tokens of those pool `rows` that can be used, one at a time, cut to the longer of both lengths.
+
+        Args:
+            rows: by their numbers.
+            kept_out: rows that are not used for another reason, which is given.
+            usable: gets the numbers of the rows that come out.
+            excluded: gets the ids of the others, with the reason.
+        """
         gradient, training = self.config.gradients.gradient_length, self.config.training.train_length
-        kept_out = self.screening.kept_out
-        with self.screen.track("tokenise the pool", len(self.pool), "rows") as advance:
-            for number, row in enumerate(self.pool):
+        with self.screen.track("tokenise the pool", len(rows), "rows") as advance:
+            for number in rows:
+                row = self.pool[number]
                 encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
                 short = kept_out.get(number) or fit(encoded, min(gradient, training))
                 if isinstance(short, str):
@@ -345,7 +362,7 @@ class Session:
                     usable.append(number)
                     longest = fit(encoded, max(gradient, training))
                     yield longest if isinstance(longest, Encoded) else short
-                advance(1)
+                advance(1, row.id)
 
     @cached_property
     def pooled(self) -> Pooled:

@@ -59,6 +59,7 @@ __all__ = [
     "evaluate",
     "evaluate_adapters",
     "gradients",
+    "numbered",
     "random_rows",
     "rank",
     "reselect",
@@ -104,15 +105,17 @@ def gradients(session: Session, number: int = 1) -> None:
     with (
         publish_folder(folder, resume=True) as part,
         FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
-        session.screen.track(f"gradients at {checkpoint.name}", len(pooled.rows), "rows") as advance,
+        session.screen.track(
+            f"gradients at {checkpoint.name}", len(pooled.rows), "rows", int(writer.done.sum())
+        ) as advance,
     ):
         batches = plan(pooled.lengths, settings.batch_tokens)
         missing = [rows for rows in batches if not writer.done[rows].all()]
-        advance(len(pooled.rows) - sum(map(len, missing)))
         for rows, found in one_ahead(featurize, pooled.tokens, missing, pooled.describe):
+            new = len(rows) - int(writer.done[rows].sum())
             with stage("write"):
                 writer.write(rows, *found)
-            advance(len(rows))
+            advance(new, pooled.describe(int(rows[-1])))
         save_file({"directions": directions}, part / "directions.safetensors")
         cost = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
         writer.finish({"cost": (cost + target_cost).to_json()})
@@ -142,7 +145,7 @@ def cluster(session: Session) -> None:
             seed=session.config.seed,
             device=device if (device := pick_device(session.config.device)).type == "cuda" else "cpu",
             backend=settings.kmeans_backend,
-            progress=lambda _iteration, _of, objective: advance(1, f"mean cosine {objective:.4f}"),
+            progress=lambda _iteration, _of, mean: advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),
         )
     cost = Cost(rows=len(features), seconds=time.monotonic() - started)
     facts = {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
@@ -171,7 +174,8 @@ def rank(session: Session, features: Rows, directions: NDArray[np.floating]) -> 
     selection = keep(lambda _every: stored_influence(features, directions))
     cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
     with publish_folder(session.dir.round(1)) as part:
-        write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+        summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+    session.screen.tell("selected", **summary)
 
 
 def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
@@ -310,6 +314,7 @@ def summarise(session: Session) -> dict[str, Any]:
         **_against_full(session, total),
     }
     write_json(run.summary, summary)
+    session.screen.tell("summary", **summary)
     return summary
 
 
@@ -317,8 +322,8 @@ def _costs(session: Session, rounds: list[Round]) -> dict[str, Cost]:
     """What each step cost, of those that the method has."""
     run, numbers = session.dir, session.config.checkpoints
     recorded = {
-        **{_numbered("warmup", n): run.checkpoint(n) / "checkpoint.json" for n in numbers},
-        **{_numbered("gradients", n): run.features_at(n) / "manifest.json" for n in numbers},
+        **{numbered("warmup", n): run.checkpoint(n) / "checkpoint.json" for n in numbers},
+        **{numbered("gradients", n): run.features_at(n) / "manifest.json" for n in numbers},
         "cluster": run.path / "clusters.json",
         **{f"select {r.number}": run.round(r.number) / "summary.json" for r in rounds},
         "train": run.adapter / "checkpoint.json",
@@ -327,7 +332,8 @@ def _costs(session: Session, rounds: list[Round]) -> dict[str, Cost]:
     return {name: Cost.from_json(read_json(file)["cost"]) for name, file in recorded.items() if file.exists()}
 
 
-def _numbered(step: str, number: int) -> str:
+def numbered(step: str, number: int) -> str:
+    """The name of a step at checkpoint `number`, from 1."""
     return step if number == 1 else f"{step} {number}"
 
 

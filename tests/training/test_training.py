@@ -270,7 +270,7 @@ class TestFinetune:
             Training(**SETTINGS),
             seed=0,
             epochs=1,
-            advance=lambda amount, note="": told.append(amount),
+            advance=lambda amount, note="", **_numbers: told.append(amount),
         )
         assert done.moments.step == sum(told) == optimizer_steps(10, 1, Training(**SETTINGS))
         assert all(p.grad is None for p in model.parameters())

@@ -47,6 +47,6 @@ def represent_pool(session: Session, folder: Path, dim: int) -> FeatureStore:
             if not writer.done[rows].all():
                 found = forward_pool(representations, session.model, pooled, rows)
                 writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
-            advance(len(rows))
+            advance(len(rows), pooled.describe(int(rows[-1])))
         writer.finish({"cost": forward_cost(pooled, writer.seconds).to_json()})
     return FeatureStore(folder)

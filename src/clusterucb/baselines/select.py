@@ -49,7 +49,8 @@ def select_baseline(session: Session) -> Round:
         load_adapter(session.model, session.dir.initial)  # from here on the settings are the run's
         with publish_folder(folder, resume=True) as part:
             selection, cost = BASELINES[session.config.method](session, part)
-            write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+            summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+        session.screen.tell("selected", **summary)
     if (hidden := folder / "hidden").exists():  # large, and of no use any more
         shutil.rmtree(hidden)
     return read_round(folder)
@@ -86,7 +87,7 @@ def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
                 found = forward_pool(row_losses, model, pooled, rows)
                 log.add(rows, found, time.monotonic() - started)
             losses[rows] = found
-            advance(len(rows))
+            advance(len(rows), pooled.describe(int(rows[-1])))
         cost = forward_cost(pooled, log.seconds)
     return _top(session, loss_scores(losses, session.config.baselines.perplexity)), cost
 

@@ -179,7 +179,10 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """Keep the loss for the next step's note."""
         if "loss" in (logs := kwargs.get("logs") or {}):
             self._loss = f"loss {float(logs['loss']):.3f}"
-            self._advance(0, self._loss)
+            numbers = {
+                name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs
+            }
+            self._advance(0, self._loss, **numbers)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

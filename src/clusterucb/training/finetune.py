@@ -23,6 +23,7 @@ from clusterucb.progress import Advance
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import collate_for_training
 from clusterucb.training.moments import moments_of
+from clusterucb.training.reporting import reporters, run_name
 
 __all__ = ["Finetuned", "finetune", "optimizer_steps", "training_clock"]
 
@@ -50,7 +51,7 @@ def finetune(
     epochs: int,
     callbacks: tuple[TrainerCallback, ...] = (),
     clock: WholeCheckpoints | None = None,
-    advance: Advance = lambda _amount, note="": None,
+    advance: Advance = lambda _amount, note="", **_numbers: None,
     describe: Callable[[int], str] = "row {}".format,
 ) -> Finetuned:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
@@ -72,6 +73,7 @@ def finetune(
     """
     checkpoint, seconds = last_whole_checkpoint(folder)
     clock = clock or WholeCheckpoints(seconds)
+    report_to, reporting = reporters(settings.report_to, folder)
     steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -86,7 +88,8 @@ def finetune(
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=1,
-        report_to=settings.report_to,
+        report_to=report_to,
+        run_name=run_name(folder),
         remove_unused_columns=False,
         disable_tqdm=True,
         seed=seed,
@@ -99,7 +102,7 @@ def finetune(
         args=arguments,
         train_dataset=dataset,
         data_collator=collate_for_training,
-        callbacks=[*callbacks, clock, ShowProgress(advance)],
+        callbacks=[*callbacks, clock, ShowProgress(advance), *reporting],
     )
     trainer.describe = describe
     for talkative in (PrinterCallback, ProgressCallback):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
@@ -24,6 +24,7 @@ from clusterucb.rundir import publish_folder
 __all__ = [
     "allow_tf32",
     "attach_adapter",
+    "empty_model",
     "fingerprint_base",
     "fingerprint_tensors",
     "load_adapter",
@@ -34,6 +35,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "read_adapter",
+    "read_adapter_shapes",
     "save_adapter",
     "set_adapter",
 ]
@@ -111,6 +113,22 @@ def load_model(config: Common) -> nn.Module:
     return model.to(device).requires_grad_(False)
 
 
+def empty_model(config: Common) -> nn.Module:
+    """The base model's shapes and types, without its weights: to be called where torch makes meta tensors."""
+    source, extra = _source(config.model)
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    try:
+        shape = AutoConfig.from_pretrained(source, **trusted, **extra)
+        dtype = pick_dtype(config.dtype, pick_device(config.device))
+        model: nn.Module = AutoModelForCausalLM.from_config(shape, dtype=dtype, **trusted)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"{config.model}: cannot be loaded as a causal language model ({_reason(error)}); "
+            f"expected a folder with config.json, a GGUF file or a hub id"
+        ) from None
+    return model.requires_grad_(False)
+
+
 def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None = None) -> PeftModel:
     """The model with a new adapter whose weights depend on `seed` alone, or with an existing one.
 
@@ -147,10 +165,7 @@ def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False)
     Raises:
         InputError: there is no LoRA adapter in safetensors, or it does not fit the model.
     """
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise InputError(
-            f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
-        )
+    _check_adapter(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -166,6 +181,24 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     """The adapter's tensors by canonical name, on the host."""
     tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     return tensors
+
+
+def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """The shapes of its tensors, without reading them.
+
+    Raises:
+        InputError: there is no LoRA adapter in safetensors.
+    """
+    _check_adapter(folder)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _check_adapter(folder: Path) -> None:
+    if not (folder / "adapter_model.safetensors").exists():
+        raise InputError(
+            f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors"
+        )
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:

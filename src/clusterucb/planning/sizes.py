@@ -1,0 +1,75 @@
+"""Bytes of a model, its adapter and what is computed with them, known from shapes alone.
+
+The model is made without weights, so a plan for a large one needs no machine that could hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clusterucb.config import Config
+from clusterucb.gradients.per_sample import adapter_layers
+from clusterucb.training.model import attach_adapter, empty_model, read_adapter_shapes
+
+__all__ = ["Sizes", "model_sizes"]
+
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one model with its adapter.
+
+    Attributes:
+        weights: bytes of the base model on its device.
+        layers: shape (out, in) of each adapter parameter.
+    """
+
+    weights: int
+    layers: Mapping[str, tuple[int, int]]
+
+    @property
+    def adapter(self) -> int:
+        """Bytes of the adapter; it is kept in float32."""
+        return FLOAT * sum(map(math.prod, self.layers.values()))
+
+    @property
+    def moments(self) -> int:
+        """Bytes of Adam's two moments of it."""
+        return 2 * self.adapter
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of an adapter on disk with its moments."""
+        return self.adapter + self.moments
+
+    @property
+    def largest_layer(self) -> int:
+        """Bytes of one row's gradient of the largest adapter parameter."""
+        return FLOAT * max(map(math.prod, self.layers.values()))
+
+    @property
+    def layer_inputs(self) -> int:
+        """Bytes of one token's inputs of all adapter layers, which are held until their gradient is taken."""
+        return FLOAT * sum(inputs for _, inputs in self.layers.values())
+
+    def tables(self, dim: int) -> int:
+        """Bytes of CountSketch's tables: an int64 and a sign of one byte for each bucket of each tile."""
+        return 9 * dim * sum(-(-math.prod(shape) // dim) for shape in self.layers.values())
+
+
+def model_sizes(config: Config) -> Sizes:
+    """Of the model and adapter that the settings name."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = empty_model(config)
+        weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        if config.adapter is not None:
+            return Sizes(weights, read_adapter_shapes(Path(config.adapter)))
+        adapted = attach_adapter(model, config.lora, config.seed)
+        layers = adapter_layers(adapted)
+    return Sizes(weights, {name: (layer.out_features, layer.in_features) for name, layer in layers.items()})
