@@ -73,6 +73,8 @@ def result(folder):
     found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
     for checkpoint in folder.glob("warmup*/checkpoint.json"):
         found[f"{checkpoint.parent.name} rate"] = str(read(checkpoint).get("learning_rate")).encode()
+    for path in folder.glob("periods/*.json"):
+        found[f"periods/{path.name}"] = str(read(path)["losses"]).encode()
     evaluation = read(folder / "evaluation.json")
     found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
     return found

@@ -185,6 +185,8 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("writing the clusters", "features", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
     ("writing the first selection", "clusters.safetensors", {"where": "clusterucb.data.pool:Pool.write"}),
     ("a step of period 1", "rounds/1", {"where": "torch.optim:AdamW.step", "call": 3}),
+    ("evaluating period 1", "rounds/1", {"where": "clusterucb.evaluation.loss:row_losses"}),
+    ("writing its loss", "rounds/1", publication("periods/1.json.part")),
     ("writing a checkpoint", "training/checkpoint-2", {"where": "torch:save", "path": "optimizer.pt"}),
     ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json.part", "after")),
     ("target directions", "training/checkpoint-3", {"where": "clusterucb.reselection:target_directions"}),
@@ -199,9 +201,10 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("dropping the states of training", "adapter", publication("run/adapter.part", "after")),
     ("evaluating", "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
     ("writing the summary", "evaluation.json", publication("summary.json.part")),
+    ("writing the report", "summary.json", publication("report.html.part")),
 ]
 ARTIFACTS = ["", "pool", "initial", "warmup", "features", "clusters.safetensors", "rounds/1", "rounds/2"]
-ARTIFACTS += ["rounds/3", "adapter", "evaluation.json", "summary.json"]
+ARTIFACTS += ["rounds/3", "adapter", "evaluation.json", "summary.json", "report.html"]
 
 
 def test_killed_in_every_step_it_ends_the_same(server, arguments, settings, uninterrupted):

@@ -1,6 +1,8 @@
 """The whole procedure on a tiny model, by its command."""
 
 import json
+import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -29,6 +31,9 @@ ARTIFACTS = (
     "adapter/moments.safetensors",
     "evaluation.json",
     "summary.json",
+    "report.html",
+    "periods/1.json",
+    "periods/2.json",
     *(
         f"rounds/{n}/{name}"
         for n in (1, 2, 3)
@@ -154,6 +159,68 @@ def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
             total += min(limit, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     counted = read(finished / "summary.json")["steps"]["gradients"]
     assert (counted["tokens"], counted["pool_gradients"], counted["target_gradients"]) == (total, 100, 6)
+
+
+def test_the_loss_after_a_period_is_that_of_the_model_then(settings, tmp_path, monkeypatch):
+    """The adapter of each period's end, kept aside by this test, is evaluated afterwards as any is."""
+    from clusterucb import steps
+    from clusterucb.config import load
+    from clusterucb.session import Session
+    from clusterucb.training.model import save_adapter
+
+    real, kept = steps._measured, []
+
+    def measured(session, rows, encoded, under, advance):
+        if "period" in under:
+            kept.append(tmp_path / under.split()[-1])
+            save_adapter(session.model, kept[-1])
+        return real(session, rows, encoded, under, advance)
+
+    monkeypatch.setattr(steps, "_measured", measured)
+    folder = run(settings, out=tmp_path / "run", epochs_per_period=2)
+    assert [path.name for path in kept] == ["1", "2"]
+    session = Session(load(folder / "config.yaml"))
+    found = steps.evaluate_adapters(session, {path.name: path for path in kept})
+    for path in kept:
+        loss = read(folder / f"periods/{path.name}.json")
+        assert found[path.name]["losses"] == loss["losses"]
+        assert (loss["on"], loss["rows"], loss["cost"]["rows"]) == ("holdout", 5, 5)
+    assert read(folder / "summary.json")["steps"]["evaluate"]["rows"] == 2 * 5 + 2 * 5
+
+
+def test_the_losses_after_periods_change_nothing_that_is_trained(finished, other, monkeypatch):
+    monkeypatch.setattr("clusterucb.training.callbacks.PeriodEnds.on_step_end", lambda *_, **__: None)
+    without = {name: data for name, data in result(run(other)).items() if not name.startswith("periods")}
+    with_them = {name: data for name, data in result(finished).items() if not name.startswith("periods")}
+    assert not list(Path(other["out"]).glob("periods/*"))
+    assert without == with_them
+
+
+def test_the_report_is_made_again_when_it_is_missing_or_old(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "run")
+    (copy / "report.html").unlink()
+    assert clusterucb("run", "--out", copy).status == 0
+    data = [
+        re.search(rb'id="data">(.*?)</script>', (at / "report.html").read_bytes()) for at in (finished, copy)
+    ]
+    assert data[0][1] == data[1][1]
+    (copy / "report.html").write_text("old")
+    os.utime(copy / "report.html", (0, 0))
+    assert clusterucb("run", "--out", copy).status == 0
+    assert (copy / "report.html").stat().st_size > 1_000_000
+
+
+def test_a_report_that_fails_loses_nothing(finished, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished, tmp_path / "run")
+    (copy / "report.html").unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr("clusterucb.report.page.page", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            clusterucb("run", "--out", copy)
+    assert result(copy) == result(finished)
+    assert (copy / "summary.json").exists()
+    assert clusterucb("run", "--out", copy).status == 0
+    assert (copy / "report.html").exists()
 
 
 def test_period_1_is_the_plain_top_share_of_all_rows(finished):

@@ -54,6 +54,7 @@ def main(out: Path) -> None:
         summary = dynamic(session)
         show(session, summary)
         compare(session, summary, Console())
+    print(f"All of it as one page: {session.dir.report}")
 
 
 def compare(session: Session, summary: dict[str, Any], console: Console) -> None:

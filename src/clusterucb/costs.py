@@ -1,12 +1,14 @@
-"""What a step has cost, counted and never estimated."""
+"""What a step has cost, counted and never estimated; and what those of a run have written down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Cost"]
+from clusterucb.rundir import RunDir, read_json
+
+__all__ = ["Cost", "numbered", "recorded_costs"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,33 @@ class Cost:
     def from_json(cls, content: Mapping[str, Any]) -> Cost:
         """What `to_json` wrote."""
         return cls(**content)
+
+
+def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
+    """What each step that is finished has cost, in their order.
+
+    Args:
+        run: the run directory.
+        checkpoints: numbers of the warmup's checkpoints.
+        rounds: numbers of the selections.
+    """
+    numbers = list(checkpoints)
+    files = {
+        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
+        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
+        "cluster": [run.path / "clusters.json"],
+        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
+        "train": [run.adapter / "checkpoint.json"],
+        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
+    }
+    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
+    return {
+        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
+        for step, found in there.items()
+        if found
+    }
+
+
+def numbered(step: str, number: int) -> str:
+    """The name of a step at checkpoint `number`, from 1."""
+    return step if number == 1 else f"{step} {number}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from clusterucb import less_steps, steps
 from clusterucb.baselines.select import BASELINES
+from clusterucb.report.page import report_run
 from clusterucb.session import Session
 
 __all__ = ["baseline", "dynamic", "less", "procedure"]
@@ -34,9 +35,7 @@ def dynamic(session: Session) -> dict[str, Any]:
         steps.cluster(session)  # the arms
     steps.select(session)  # period 1: the plain top share
     steps.train(session)  # from the initial adapter; each later period's start re-selects
-    steps.evaluate(session)
-    steps.benchmark(session)
-    return steps.summarise(session)
+    return _results(session)
 
 
 def less(session: Session) -> dict[str, Any]:
@@ -52,9 +51,7 @@ def less(session: Session) -> dict[str, Any]:
         steps.cluster(session)  # the arms, by the first checkpoint's features
     less_steps.select(session)  # once, by the sum over checkpoints
     steps.train(session)  # from the initial adapter, on the same rows in every period
-    steps.evaluate(session)
-    steps.benchmark(session)
-    return steps.summarise(session)
+    return _results(session)
 
 
 def baseline(session: Session) -> dict[str, Any]:
@@ -65,6 +62,13 @@ def baseline(session: Session) -> dict[str, Any]:
     session.check_inputs()
     steps.select(session)  # once, for all periods
     steps.train(session)
+    return _results(session)
+
+
+def _results(session: Session) -> dict[str, Any]:
+    """How good the adapter is, what all of it cost, and the page that shows both."""
     steps.evaluate(session)
     steps.benchmark(session)
-    return steps.summarise(session)
+    summary = steps.summarise(session)
+    report_run(session.dir, session.pool)
+    return summary

@@ -47,11 +47,12 @@ class RunDir:
     features/             every row's feature at that checkpoint; at LESS's next, features-2/, ...
     clusters.safetensors  labels and centroids
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
+    periods/1.json, ...   loss on held-out rows after each training period but the last
     training/             the trainer's own saved states
     adapter/              the result
     logs/                 TensorBoard's files, where the trainer reports to it
     benchmarks/           answers to benchmarks, and results.json
-    evaluation.json, summary.json
+    evaluation.json, summary.json, report.html
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,6 +71,7 @@ class RunDir:
         self.benchmarks = self.path / "benchmarks"
         self.evaluation = self.path / "evaluation.json"
         self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
 
     def checkpoint(self, number: int) -> Path:
         """The folder of warmup checkpoint `number`, from 1."""
@@ -82,6 +84,10 @@ class RunDir:
     def round(self, number: int) -> Path:
         """The folder of selection `number`, from 1."""
         return self.path / "rounds" / str(number)
+
+    def period(self, number: int) -> Path:
+        """The loss on held-out rows after training period `number`, from 1."""
+        return self.path / "periods" / f"{number}.json"
 
     @contextmanager
     def owned(self) -> Iterator[None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from clusterucb.artifacts import (
 from clusterucb.baselines.select import BASELINES, select_baseline
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.comparison import benchmarks
-from clusterucb.costs import Cost
+from clusterucb.costs import Cost, recorded_costs
+from clusterucb.data.chat import Encoded
+from clusterucb.data.target import Target
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
 from clusterucb.gradients.batches import plan
@@ -40,6 +43,7 @@ from clusterucb.gradients.features import Featurizer, one_ahead
 from clusterucb.gradients.influence import Rows, stored_influence
 from clusterucb.gradients.store import FeatureWriter
 from clusterucb.profiling import stage
+from clusterucb.progress import Advance
 from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish, publish_folder, read_json, write_json
@@ -47,7 +51,7 @@ from clusterucb.selection.checks import check_counts
 from clusterucb.selection.selector import ClusterUCB, FullScoring, Selector
 from clusterucb.selection.share import cold_draws, share
 from clusterucb.session import Session
-from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints
+from clusterucb.training.callbacks import DynamicSelection, PeriodEnds, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, training_clock
 from clusterucb.training.model import load_adapter, pick_device
@@ -59,7 +63,6 @@ __all__ = [
     "evaluate",
     "evaluate_adapters",
     "gradients",
-    "numbered",
     "random_rows",
     "rank",
     "reselect",
@@ -204,7 +207,7 @@ def train(session: Session) -> None:
         return
     first = read_round(need(session, session.dir.round(1), "select"))
     if session.config.method != "dynamic":
-        train_on(session, first.rows, session.dir.adapter)
+        train_on(session, first.rows, session.dir.adapter, watched=True)
         return
     check_features(session)
     clock = training_clock(session.dir.training)
@@ -216,26 +219,29 @@ def train(session: Session) -> None:
         reselection(session, rounds, clock.pause),
         epochs_per_period=epochs_per_period,
     )
-    finetuned = _train_periods(session, dynamic.dataset, session.dir.training, clock, (dynamic,))
+    callbacks = (dynamic, _watch(session, len(first.rows), clock))
+    finetuned = _train_periods(session, dynamic.dataset, session.dir.training, clock, callbacks)
     selected = [read_round(session.dir.round(n + 1)).rows for n in range(session.config.training.periods)]
     trained = np.tile(np.concatenate(selected), epochs_per_period)
     _publish_trained(session, session.dir.adapter, session.dir.training, finetuned, trained)
 
 
-def train_on(session: Session, rows: NDArray[np.int64], folder: Path) -> None:
+def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched: bool = False) -> None:
     """Train on the same usable rows in every period: what a selection is compared with.
 
     Args:
         session: whose initial adapter, schedule and seed are used.
         rows: (L,), places among the usable rows.
         folder: becomes the adapter.
+        watched: keep the loss on held-out rows after each period.
     """
     states = folder.with_name(f"{folder.name}.states")
     if already_trained(folder, states):
         return
     dataset = SwappableRows(session.training_tokens, rows)
-    finetuned = _train_periods(session, dataset, states, training_clock(states))
-    settings = session.config.training
+    clock, settings = training_clock(states), session.config.training
+    callbacks = (_watch(session, len(rows), clock),) if watched else ()
+    finetuned = _train_periods(session, dataset, states, clock, callbacks)
     trained = np.tile(rows, settings.periods * settings.epochs_per_period)
     _publish_trained(session, folder, states, finetuned, trained)
 
@@ -251,24 +257,60 @@ def evaluate(session: Session) -> dict[str, Any]:
 
 def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, Any]:
     """Mean loss with its standard error, and each row's loss, for every adapter by name."""
-    rows = session.holdout or session.target
-    encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
+    rows, encoded, result = _evaluated_rows(session)
     started, total = time.monotonic(), len(adapters) * len(encoded)
-    result: dict[str, Any] = {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
     with stage("evaluate"), session.screen.track("evaluate", total, "rows") as advance:
         for name, folder in adapters.items():
             load_adapter(session.model, folder)
-            found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
-            if not (usable := np.isfinite(found)).all():
-                bad = int(usable.argmin())
-                raise InputError(
-                    f"{rows[bad].id}: its loss under the {name} model is {found[bad]}, expected a finite "
-                    f"number; take the row out, or train with a lower --lr or --dtype float32"
-                )
-            error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
-            result[name] = {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
+            result[name] = _measured(session, rows, encoded, f"the {name} model", advance)
     tokens = len(adapters) * sum(len(row.ids) for row in encoded)
     return {**result, "cost": Cost(total, tokens, seconds=time.monotonic() - started).to_json()}
+
+
+def _evaluated_rows(session: Session) -> tuple[Target, Sequence[Encoded], dict[str, Any]]:
+    """The rows that models are evaluated on, as tokens too, and how they are called and counted."""
+    rows = session.holdout or session.target
+    encoded = session.encode_all(rows, session.config.training.train_length, "--train-length")
+    return rows, encoded, {"on": "holdout" if session.holdout else "target", "rows": len(encoded)}
+
+
+def _measured(
+    session: Session, rows: Target, encoded: Sequence[Encoded], under: str, advance: Advance
+) -> dict[str, Any]:
+    """Mean loss at the model's current weights with its standard error, and each row's loss."""
+    found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
+    if not (usable := np.isfinite(found)).all():
+        bad = int(usable.argmin())
+        raise InputError(
+            f"{rows[bad].id}: its loss under {under} is {found[bad]}, expected a finite "
+            f"number; take the row out, or train with a lower --lr or --dtype float32"
+        )
+    error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
+    return {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
+
+
+def _watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
+    """Keeps the loss after each period but the last, whose loss `evaluate` finds; training is not charged."""
+    settings = session.config.training
+    held_out = cache(lambda: _evaluated_rows(session))
+
+    def ended(period: int) -> None:
+        path = session.dir.period(period)
+        if period == settings.periods or path.exists():
+            return
+        started = time.monotonic()
+        target, encoded, facts = held_out()
+        with (
+            stage("evaluate"),
+            session.screen.track(f"evaluate, period {period}", len(encoded), "rows") as advance,
+        ):
+            result = _measured(session, target, encoded, f"the model after period {period}", advance)
+        seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in encoded)
+        cost = Cost(len(encoded), tokens, seconds=seconds).to_json()
+        write_json(path, {"period": period, **facts, **result, "cost": cost})
+        clock.pause(seconds)
+
+    return PeriodEnds(optimizer_steps(rows, settings.epochs_per_period, settings), ended)
 
 
 def benchmark(session: Session) -> dict[str, Any]:
@@ -302,7 +344,8 @@ def summarise(session: Session) -> dict[str, Any]:
     run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
     last = session.config.training.periods if session.config.method == "dynamic" else 1
     rounds = [read_round(run.round(n + 1)) for n in range(last)]
-    total = sum((steps := _costs(session, rounds)).values(), Cost())
+    steps = recorded_costs(run, session.config.checkpoints, range(1, last + 1))
+    total = sum(steps.values(), Cost())
     summary = {
         "method": session.config.method,
         "bandit": session.config.bandit if session.config.budgeted else "none",
@@ -316,25 +359,6 @@ def summarise(session: Session) -> dict[str, Any]:
     write_json(run.summary, summary)
     session.screen.tell("summary", **summary)
     return summary
-
-
-def _costs(session: Session, rounds: list[Round]) -> dict[str, Cost]:
-    """What each step cost, of those that the method has."""
-    run, numbers = session.dir, session.config.checkpoints
-    recorded = {
-        **{numbered("warmup", n): run.checkpoint(n) / "checkpoint.json" for n in numbers},
-        **{numbered("gradients", n): run.features_at(n) / "manifest.json" for n in numbers},
-        "cluster": run.path / "clusters.json",
-        **{f"select {r.number}": run.round(r.number) / "summary.json" for r in rounds},
-        "train": run.adapter / "checkpoint.json",
-        "evaluate": run.evaluation,
-    }
-    return {name: Cost.from_json(read_json(file)["cost"]) for name, file in recorded.items() if file.exists()}
-
-
-def numbered(step: str, number: int) -> str:
-    """The name of a step at checkpoint `number`, from 1."""
-    return step if number == 1 else f"{step} {number}"
 
 
 def _against_full(session: Session, total: Cost) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Literal
 
 from clusterucb.clustering.kmeans import default_k
 from clusterucb.config import Config
-from clusterucb.costs import Cost
+from clusterucb.costs import Cost, numbered
 from clusterucb.gradients.encoding import ENCODINGS
 from clusterucb.planning.facts import Facts
 from clusterucb.planning.sizes import FLOAT, Sizes
 from clusterucb.selection.share import share
-from clusterucb.steps import numbered, random_rows
+from clusterucb.steps import random_rows
 
 __all__ = ["Planned", "clusters", "kept_before", "planned_steps"]
 

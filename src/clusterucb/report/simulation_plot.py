@@ -14,16 +14,13 @@ from typing import Any
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
+from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.rundir import publish
 from clusterucb.simulation.simulate import STALE, UNIFORM
 from clusterucb.simulation.spread import Panel, Spread
 from clusterucb.simulation.truth import MEASURES
 
 __all__ = ["write_plot"]
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a6fd1", "#e69f00")
-"""Told apart by colour-blind eyes, and on white as on black (after Okabe and Ito, 2008)."""
-GREY = "#888888"
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -28,6 +28,7 @@ from clusterucb.training.moments import moments_of
 __all__ = [
     "DynamicSelection",
     "EpochCheckpoints",
+    "PeriodEnds",
     "ShowProgress",
     "WholeCheckpoints",
     "last_whole_checkpoint",
@@ -124,6 +125,29 @@ class EpochCheckpoints(TrainerCallback):  # type: ignore[misc]
         mean = float(np.mean(rates[-self._steps :]))
         self._keep(epoch, moments_of(kwargs["optimizer"], kwargs["model"]), mean)
         control.should_save = True
+
+
+class PeriodEnds(TrainerCallback):  # type: ignore[misc]
+    """Tells of each training period's end, before the trainer saves its state there.
+
+    Killed in between, training goes on from an earlier state and tells of the same end again, with the same
+    weights to the bit.
+
+    Args:
+        steps: optimizer steps of one period.
+        ended: `ended(period)`, from 1.
+    """
+
+    def __init__(self, steps: int, ended: Callable[[int], None]) -> None:
+        self._steps, self._ended = steps, ended
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By the epoch's end the trainer's state may be saved already."""
+        period, more = divmod(state.global_step, self._steps)
+        if not more:
+            self._ended(period)
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
