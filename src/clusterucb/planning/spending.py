@@ -45,7 +45,7 @@ def planned_steps(config: Config, facts: Facts, sizes: Sizes) -> dict[str, Plann
     """Every step of a run, in order."""
     methods = {"dynamic": _dynamic, "less": _less}
     found = dict(methods.get(config.method, _baseline)(config, facts, sizes))
-    return {**found, "train": _train(config, facts, sizes), "evaluate": _evaluate(facts)}
+    return {**found, "train": _train(config, facts, sizes), "evaluate": _evaluate(config, facts)}
 
 
 def kept_before(facts: Facts, sizes: Sizes) -> dict[str, int]:
@@ -133,10 +133,11 @@ def _train(config: Config, facts: Facts, sizes: Sizes) -> Planned:
     return Planned(Cost(trained, facts.training_tokens(trained)), "training", not known, sizes.checkpoint)
 
 
-def _evaluate(facts: Facts) -> Planned:
-    """The loss of base and adapter."""
+def _evaluate(config: Config, facts: Facts) -> Planned:
+    """The loss of the base, and of the adapter at the end of each period."""
     rows, tokens = len(facts.evaluated_lengths), int(facts.evaluated_lengths.sum())
-    return Planned(Cost(2 * rows, 2 * tokens), "forward")
+    times = 1 + config.training.periods
+    return Planned(Cost(times * rows, times * tokens), "forward")
 
 
 def _target(facts: Facts) -> Cost:
