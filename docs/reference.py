@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 ROOT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 GROUPS = {
-    "Procedures": ("Config", "Session", "dynamic", "less", "compare"),
+    "Procedures": ("Config", "Session", "dynamic", "less", "compare", "plan"),
     "The bandit": (
         *("select", "Selection", "ClusterUCB", "FullScoring"),
         *("UCBBeta", "UCB1", "UCBThreshHard", "UCBThreshNormal", "Random"),
