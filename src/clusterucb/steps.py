@@ -6,7 +6,6 @@ own, with what it cost.
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from clusterucb.data.chat import Encoded
 from clusterucb.data.target import Target
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
+from clusterucb.evaluation.scores import standard_error
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer, one_ahead
 from clusterucb.gradients.influence import Rows, stored_influence
@@ -285,8 +285,7 @@ def _measured(
             f"{rows[bad].id}: its loss under {under} is {found[bad]}, expected a finite "
             f"number; take the row out, or train with a lower --lr or --dtype float32"
         )
-    error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
-    return {"loss": float(found.mean()), "standard_error": error, "losses": found.tolist()}
+    return {"loss": float(found.mean()), "standard_error": standard_error(found), "losses": found.tolist()}
 
 
 def _watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
 from clusterucb.costs import Cost
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.gradients.batches import Batch, collate
+from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
 from clusterucb.profiling import stage
 from clusterucb.reselection import Pooled
 
@@ -27,7 +26,7 @@ def forward(
     compute: Compute[Number],
     model: PeftModel,
     rows: Sequence[Encoded],
-    describe: Callable[[int], str] = "row {}".format,
+    describe: Describe = "row {}".format,
 ) -> NDArray[Number]:
     """What `compute` makes of a micro-batch, (B, ...); out of memory, the batch is halved.
 
@@ -36,16 +35,10 @@ def forward(
     Raises:
         InputError: memory does not suffice for one row alone, or what is computed of it is not finite.
     """
-    try:
+
+    def computed(rows: Sequence[Encoded], describe: Describe) -> NDArray[Number]:
         with stage("forward"):
             found = compute(model, collate(rows, model.device))
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise InputError(
-                f"{describe(0)}: out of memory on {model.device} for this row alone ({len(rows[0].ids)} "
-                f"tokens); lower --gradient-length (of a target row --target-length) or use a smaller model"
-            ) from None
-    else:
         usable = np.isfinite(found.reshape(len(rows), -1)).all(1)
         if not usable.all():
             raise InputError(
@@ -53,10 +46,9 @@ def forward(
                 f"try --dtype float32, or take the row out of the file"
             )
         return found
-    half = len(rows) // 2
-    first = forward(compute, model, rows[:half], describe)
-    second = forward(compute, model, rows[half:], lambda i: describe(half + i))
-    return np.concatenate([first, second])
+
+    advice = "lower --gradient-length (of a target row --target-length) or use a smaller model"
+    return np.concatenate(within_memory(computed, rows, describe, model.device, advice))
 
 
 def forward_pool(

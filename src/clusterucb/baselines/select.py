@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ from clusterucb.profiling import stage
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish_folder
 from clusterucb.selection.bandit import Selection
+from clusterucb.selection.selector import FullScoring
 from clusterucb.selection.share import share
-from clusterucb.selection.top import top
 from clusterucb.session import Session
 from clusterucb.training.model import fingerprint_base, load_adapter
 
@@ -107,10 +108,12 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
                 yield block
                 advance(block.shape[1])
 
-        taken, similarities = round_robin(blocks(), _count(session))
+        count = share(session.config.selection.top_p, len(store))
+        taken, similarities = round_robin(blocks(), count)
     cost = target_cost + Cost.from_json(store.manifest["cost"]) + Cost(seconds=time.monotonic() - started)
     in_pool_order = np.argsort(taken)
-    return _selection(taken[in_pool_order], similarities[in_pool_order], nearest), cost
+    rows, scores = taken[in_pool_order], similarities[in_pool_order]
+    return replace(_top(session, nearest), rows=rows, scores=scores), cost
 
 
 BASELINES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
@@ -122,28 +125,10 @@ BASELINES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
 """The methods by name."""
 
 
-def _count(session: Session) -> int:
-    return share(session.config.selection.top_p, len(session.pooled.rows))
-
-
 def _top(session: Session, scores: NDArray[np.float64]) -> Selection:
-    rows = top(scores, _count(session))
-    return _selection(rows, scores[rows], scores)
-
-
-def _selection(
-    rows: NDArray[np.int64], scores: NDArray[np.float64], all_scores: NDArray[np.float64]
-) -> Selection:
-    """Some rows, and all of them by their score, the best first; all are in cluster 0."""
-    order = np.argsort(-all_scores, kind="stable")
-    return Selection(
-        rows=rows,
-        scores=scores,
-        clusters=np.zeros(len(rows), np.int64),
-        drawn=order,
-        drawn_scores=all_scores[order],
-        drawn_clusters=np.zeros(len(order), np.int64),
-        cold=0,
+    """The best rows by scores of all; all are in cluster 0."""
+    return FullScoring(np.zeros(len(scores), np.int64), session.config.selection.top_p)(
+        lambda rows: scores[rows]
     )
 
 

@@ -8,7 +8,6 @@ subtracted, and the error is the sample deviation of these differences over sqrt
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from clusterucb.comparing.cells import Cell
 from clusterucb.comparing.sharing import shared_cost
 from clusterucb.config import Config
 from clusterucb.costs import Cost
+from clusterucb.evaluation.scores import standard_error
 from clusterucb.rundir import publish, read_json
 
 __all__ = ["Estimate", "compared", "row_differences", "spread", "write_cells"]
@@ -56,9 +56,7 @@ def row_differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> E
 
 
 def _over_rows(values: NDArray[np.float64]) -> Estimate:
-    count = len(values)
-    error = float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None
-    return Estimate(float(values.mean()), error, "rows")
+    return Estimate(float(values.mean()), standard_error(values), "rows")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mean", "by_subtask", "mean"]
+__all__ = ["Mean", "by_subtask", "mean", "standard_error"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Mean:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {"value": self.value, "standard_error": self.standard_error, "questions": self.questions}
+
+
+def standard_error(values: NDArray[np.float64]) -> float | None:
+    """Of the mean of `values` (n,): the sample deviation over sqrt(n); None where there is a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def mean(values: NDArray[np.float64], subtasks: Sequence[str], *, macro: bool) -> Mean:
@@ -49,6 +54,4 @@ def by_subtask(values: NDArray[np.float64], subtasks: Sequence[str]) -> dict[str
 
 
 def _plain(values: NDArray[np.float64]) -> Mean:
-    count = len(values)
-    error = float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None
-    return Mean(float(values.mean()), error, count)
+    return Mean(float(values.mean()), standard_error(values), len(values))

@@ -6,16 +6,23 @@ run makes the same batches, and with them the same rounding, as an uninterrupted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clusterucb.data.chat import Encoded
+from clusterucb.errors import InputError
 
-__all__ = ["Batch", "collate", "plan"]
+__all__ = ["Batch", "Describe", "collate", "plan", "within_memory"]
+
+Describe = Callable[[int], str]
+"""Names row i of a micro-batch in an error."""
+
+Result = TypeVar("Result")
 
 
 def plan(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
@@ -84,3 +91,28 @@ def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batc
         owners=owners,
         label_counts=labels.sum(1),
     )
+
+
+def within_memory(
+    compute: Callable[[Sequence[Encoded], Describe], Result],
+    rows: Sequence[Encoded],
+    describe: Describe,
+    device: torch.device,
+    advice: str,
+) -> list[Result]:
+    """What `compute` makes of a micro-batch, or of its halves one after the other where memory runs out.
+
+    Raises:
+        InputError: memory does not suffice for one row alone; names it, and ends with `advice`.
+    """
+    try:
+        return [compute(rows, describe)]
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise InputError(
+                f"{describe(0)}: out of memory on {device} for this row alone ({len(rows[0].ids)} tokens); "
+                f"{advice}"
+            ) from None
+    half = len(rows) // 2
+    first = within_memory(compute, rows[:half], describe, device, advice)
+    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), device, advice)

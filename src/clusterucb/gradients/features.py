@@ -14,7 +14,7 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.adam import Formula, Moments, adam_direction
-from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.batches import Describe, collate, plan, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.profiling import stage
@@ -22,7 +22,6 @@ from clusterucb.profiling import stage
 __all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
 
 Found = tuple[NDArray[np.float16], NDArray[np.float64]]
-Describe = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Featurizer:
         projection: to d dimensions.
         moments: Adam's, for pool rows; None takes the plain gradient, as for target rows.
         formula: of the Adam direction.
-        describe: names a row for error messages, by its place in what is passed in.
     """
 
     model: nn.Module
@@ -70,20 +68,12 @@ class Featurizer:
 
         So the host can see to the batch before while the device is at this one.
         """
-        try:
-            return self._batch(rows, describe)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise InputError(
-                    f"{describe(0)}: out of memory on {self.device} for this row alone "
-                    f"({len(rows[0].ids)} tokens); lower --gradient-length or use a smaller model or rank"
-                ) from None
-        half = len(rows) // 2
-        halves = self.begin(rows[:half], describe), self.begin(rows[half:], lambda i: describe(half + i))
+        advice = "lower --gradient-length or use a smaller model or rank"
+        parts = within_memory(self._batch, rows, describe, self.device, advice)
 
         def finish() -> Found:
-            first, second = (finish_half() for finish_half in halves)
-            return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+            features, losses = zip(*(part() for part in parts), strict=True)
+            return np.concatenate(features), np.concatenate(losses)
 
         return finish
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.evaluation.scores import standard_error
 from clusterucb.report.colours import COLOURS
 from clusterucb.report.markup import count, number, with_error
 from clusterucb.report.run_data import RunData
@@ -33,8 +34,7 @@ def called(result: dict[str, Any]) -> str:
 def paired(ours: list[float], theirs: list[float]) -> tuple[float, float | None]:
     """Mean over rows of `ours` minus `theirs`, and its standard error where there are two rows."""
     differences: NDArray[np.float64] = np.subtract(ours, theirs)
-    error = float(differences.std(ddof=1) / np.sqrt(len(differences))) if len(differences) > 1 else None
-    return float(differences.mean()), error
+    return float(differences.mean()), standard_error(differences)
 
 
 def _losses(run: RunData, section: Section) -> None:
