@@ -68,11 +68,23 @@ def arm_score(policy, own, everything, imagined=0, imagined_of_all=0):
 
 
 def quadratic_select(
-    clusters, scores, policy, *, budget, cold_start, top_p, draw_batch, seed, draw_batch_arms="one"
+    clusters,
+    scores,
+    policy,
+    *,
+    budget,
+    cold_start,
+    top_p,
+    draw_batch,
+    seed,
+    draw_batch_arms="one",
+    estimate=None,
 ):
     """(drawn rows in order, kept rows), every statistic recomputed from history at every draw."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(clusters)).tolist()
+    if estimate is not None:
+        order.sort(key=lambda row: -estimate[row])
     unseen = {c: [row for row in order if clusters[row] == c] for c in sorted(set(clusters))}
     drawn = []
 
@@ -139,7 +151,8 @@ def problems(draw):
     first = sum(max(1, floor_of(cold, size)) for size in sizes)
     cold = cold if cold <= shares["budget"] and first <= spend else 0.0
     batch = {"draw_batch": draw(st.integers(1, 9)), "draw_batch_arms": draw(st.sampled_from(["one", "many"]))}
-    return clusters, scores, {**shares, "cold_start": cold, **batch}
+    estimate = draw(st.sampled_from([None, rng.normal(size=n), rng.integers(0, 3, n)]))
+    return clusters, scores, {**shares, "cold_start": cold, **batch, "estimate": estimate}
 
 
 def round_up(part, n):
@@ -418,6 +431,28 @@ def test_draws_within_an_arm_are_uniform_without_replacement():
     assert abs(times / 1500 - 1 / 6).max() < 0.05  # five standard deviations
 
 
+def test_with_an_estimate_each_arm_is_drawn_from_its_best_row_down():
+    rng = np.random.default_rng(3)
+    clusters, scores, estimate = rng.integers(0, 5, 80), rng.normal(size=80), rng.normal(size=80)
+    result = select(clusters, lambda rows: scores[rows], budget=0.6, estimate=estimate, seed=1)
+    for arm in range(5):
+        best_first = sorted(np.flatnonzero(clusters == arm), key=lambda row: -estimate[row])
+        drawn = result.drawn[result.drawn_clusters == arm].tolist()
+        assert drawn == best_first[: len(drawn)]
+
+
+def test_an_estimate_that_is_right_finds_more_than_uniform_draws_of_the_same_arms():
+    rng = np.random.default_rng(3)
+    clusters, scores = rng.integers(0, 5, 1000), rng.normal(size=1000)
+    best = np.argsort(-scores)[:50]
+
+    def recall(estimate):
+        found = select(clusters, lambda rows: scores[rows], budget=0.1, top_p=0.05, estimate=estimate)
+        return np.isin(best, found.rows).mean()
+
+    assert recall(scores + rng.normal(size=1000)) > 2 * recall(None)
+
+
 def test_random_draws_every_open_arm_equally_often_whatever_its_size():
     clusters = np.repeat([0, 4, 5, 9], [4000, 3000, 2500, 2500])
     drawn = select(
@@ -516,6 +551,8 @@ def test_a_draw_says_what_was_drawn():
         ({"draw_batch_arms": "all"}, r"select\(draw_batch_arms='all'\): must be 'one' or 'many'"),
         ({"seed": -1}, r"select\(seed=-1\): must be 0 or more"),
         ({"policy": "ucb1"}, r"select\(policy='ucb1'\): must be a policy such as UCBBeta"),
+        ({"estimate": [1.0, 2.0]}, r"select\(estimate=array of shape \(2,\)\): must be one .*, \(100,\)"),
+        ({"estimate": np.r_[np.zeros(99), np.nan]}, r"row 99 has nan: must be finite"),
         ({"top_p": 0.001}, r"select\(top_p=0\.001\): .* the smallest top_p is 0\.01"),
         ({"clusters": []}, r"select\(clusters=\[\]\)"),
         ({"clusters": np.zeros((2, 3), int)}, r"select\(clusters=array of shape \(2, 3\)\)"),

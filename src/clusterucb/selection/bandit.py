@@ -2,7 +2,7 @@
 
 Wang et al., Findings of EMNLP 2025, arXiv 2506.10288. Knows neither models nor gradients: the influence
 of rows comes from a function, be it a live model, a store on disk or another machine. Which arm is drawn
-is the policy's choice; which of its rows, the deck's.
+is the policy's choice; which of its rows, the deck's: in random order as published, or in that of an estimate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.selection.arms import Arms
-from clusterucb.selection.checks import check_counts, check_labels, check_scores, check_settings
+from clusterucb.selection.checks import (
+    check_counts,
+    check_estimate,
+    check_labels,
+    check_scores,
+    check_settings,
+)
 from clusterucb.selection.policies import Policy, UCBBeta
 from clusterucb.selection.share import cold_draws, share
 from clusterucb.selection.shortlist import Shortlist
@@ -73,6 +79,7 @@ def select(
     top_p: float = 0.05,
     draw_batch: int = 8,
     draw_batch_arms: DrawBatchArms = "one",
+    estimate: ArrayLike | None = None,
     seed: int = 0,
     on_draw: Callable[[Draw], None] | None = None,
 ) -> Selection:
@@ -86,7 +93,9 @@ def select(
 
     `clusters`: int[N], the label of each row, not negative, gaps allowed. `influence`: int64[b] rows ->
     float[b], any finite unit. `budget`, `cold_start`, `top_p`: fractions of N, of a cluster and of N.
-    `on_draw` is told of each draw once it is counted. The same arguments give the same result.
+    `estimate`: float[N], what each row's influence is thought to be; the rows of an arm, those of the cold
+    start too, are then drawn in falling order of it instead of uniformly. `on_draw` is told of each draw once
+    it is counted. The same arguments give the same result.
 
     Raises ConfigError for an argument out of range or at odds with another, InputError for an influence
     of another shape or not finite.
@@ -94,7 +103,7 @@ def select(
     labels = check_labels(clusters)
     check_settings(policy, budget, cold_start, top_p, draw_batch, draw_batch_arms, seed)
     rng = np.random.default_rng(seed)
-    decks = _shuffled_decks(labels, rng)
+    decks = _decks(labels, rng, check_estimate(estimate, len(labels)))
     first = {arm: cold_draws(cold_start, len(deck.rows)) for arm, deck in decks.items()}
     spend, keep = share(budget, len(labels)), share(top_p, len(labels))
     check_counts(len(labels), first, spend, keep, budget=budget, cold_start=cold_start, top_p=top_p)
@@ -169,8 +178,10 @@ class _Deck:
         return rows
 
 
-def _shuffled_decks(labels: NDArray[np.int64], rng: np.random.Generator) -> dict[int, _Deck]:
-    """Cluster label -> its rows in random order, labels ascending.
+def _decks(
+    labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores | None
+) -> dict[int, _Deck]:
+    """Cluster label -> its rows, labels ascending: in random order, or by falling estimate, equals shuffled.
 
     Drawing from the front of a uniform permutation equals drawing uniformly without replacement: given
     the rows drawn so far, each order of the others is equally likely, and how much is drawn from an arm
@@ -178,6 +189,8 @@ def _shuffled_decks(labels: NDArray[np.int64], rng: np.random.Generator) -> dict
     that cluster, independent of the others'.
     """
     order = rng.permutation(len(labels)).astype(np.int64, copy=False)
+    if estimate is not None:
+        order = order[np.argsort(-estimate[order], kind="stable")]
     order = order[np.argsort(labels[order], kind="stable")]
     order.flags.writeable = False  # every draw is a slice of it
     ids, starts = np.unique(labels[order], return_index=True)

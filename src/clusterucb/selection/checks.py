@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.selection.share import smallest_share
 
-__all__ = ["check_counts", "check_labels", "check_scores", "check_settings"]
+__all__ = ["check_counts", "check_estimate", "check_labels", "check_scores", "check_settings"]
 
 
 def check_scores(returned: ArrayLike, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -45,6 +45,19 @@ def check_labels(clusters: ArrayLike) -> NDArray[np.int64]:
         row = int(np.flatnonzero(labels < 0)[0])
         raise ConfigError(f"select(clusters): row {row} has label {labels[row]}: must be 0 or more")
     return labels.astype(np.int64)
+
+
+def check_estimate(estimate: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+    """An estimate of `n` rows' influence as float64[n], or ConfigError that names a row."""
+    if estimate is None:
+        return None
+    values = np.asarray(estimate, dtype=np.float64)
+    if values.shape != (n,):
+        raise ConfigError(f"select(estimate=array of shape {values.shape}): must be one number a row, ({n},)")
+    if not np.isfinite(values).all():
+        row = int(np.isfinite(values).argmin())
+        raise ConfigError(f"select(estimate): row {row} has {values[row]}: must be finite")
+    return values
 
 
 def check_settings(
