@@ -120,9 +120,9 @@ class Selecting(_Strict):
     """The bandit and its budget."""
 
     policy: str = "ucb_beta"
-    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random."""
+    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random; or, row by row, linear_ucb."""
     beta: Annotated[float, Field(ge=0)] = 1.0
-    """Standard deviations above the mean in ucb_beta."""
+    """Standard deviations above the mean in ucb_beta and linear_ucb."""
     ucb_p: Fraction = 0.25
     """The share of draws above the threshold in ucb_threshhard and ucb_threshnormal."""
     csp: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -135,6 +135,10 @@ class Selecting(_Strict):
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
     """one: rows drawn at once are all of the best arm. many: of several arms, as if drawn one by one."""
+    rounds: Positive = 10
+    """In how many parts linear_ucb draws the budget; it learns after each."""
+    draw_order: Literal["uniform", "stale"] = "uniform"
+    """Rows of an arm are drawn uniformly, or (stale) best first by stored features and the target now."""
 
 
 class Less(_Strict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,10 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.influence import EndToEnd, weighted_directions
+from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round
 from clusterucb.rundir import check_made_with, publish, publish_folder, read_json
+from clusterucb.selection.known import Known
 from clusterucb.selection.share import share
 from clusterucb.session import Session
 from clusterucb.training.callbacks import EpochCheckpoints, WholeCheckpoints
@@ -158,16 +160,28 @@ def _select_fresh(session: Session, folder: Path) -> None:
         directions, costs = zip(
             *(_directions(session, checkpoint, part) for checkpoint in later), strict=True
         )
+        directions = (directions_at(session), *directions)
         made_at = [first.manifest["made_with"]["checkpoint"], *(at.fingerprint for at in later)]
         reselection.write(
             part,
             1,
             features,
-            weighted_directions([directions_at(session), *directions], weights(session)),
+            weighted_directions(directions, weights(session)),
             " ".join(made_at),
             sum(costs, Cost()),
             gradients=len(later),
+            known=_known(session, reselection, directions),
         )
+
+
+def _known(
+    session: Session, reselection: Reselection, directions: Sequence[NDArray[np.float32]]
+) -> Known | None:
+    """What the first checkpoint's features tell, as if a row had them at every checkpoint."""
+    if reselection.knowledge is None or not reselection.selector.asks:
+        return None
+    shares = zip(weights(session), directions, strict=True)
+    return reselection.knowledge.at(np.sum([w * d.astype(np.float64) for w, d in shares], axis=0))
 
 
 def _directions(session: Session, checkpoint: _Checkpoint, part: Path) -> tuple[NDArray[np.float32], Cost]:

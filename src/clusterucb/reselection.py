@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from clusterucb.costs import Cost
 from clusterucb.data.chat import Encoded
 from clusterucb.data.pool import Pool
 from clusterucb.gradients.adam import Formula, Moments
+from clusterucb.gradients.drawn import DrawnWriter
 from clusterucb.gradients.features import Featurizer, target_directions
 from clusterucb.gradients.influence import LiveInfluence, ScoreLog
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
+from clusterucb.knowledge import Knowledge
 from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish_folder
 from clusterucb.selection.bandit import Draw
+from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
 from clusterucb.training.model import fingerprint_tensors
 
@@ -101,12 +105,14 @@ class Reselection:
     Attributes:
         pooled: rows to select from.
         targeted: rows to select for.
-        selector: `ClusterUCB` with its clusters and budget, or `FullScoring`.
+        selector: `ClusterUCB` with its clusters and budget, `LinearUCB`, or `FullScoring`.
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
         seed: each round draws by one of its own, made of this.
         formula: of the Adam direction.
         batch_tokens: bound of a micro-batch.
+        knowledge: of rows before they are drawn, for a selector that asks; it then keeps the features of
+            drawn rows for later rounds.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
     """
@@ -119,6 +125,7 @@ class Reselection:
     seed: int = 0
     formula: Formula = "less"
     batch_tokens: int = 4096
+    knowledge: Knowledge | None = None
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
 
@@ -142,11 +149,19 @@ class Reselection:
         )
         weights = fingerprint_tensors(trainable_parameters(model))
         featurize = Featurizer(model, self.projection, moments, self.formula)
+        known = None
+        if self.knowledge and self.selector.asks:
+            earlier = [self.folder / str(number) for number in range(1, period)]
+            known = self.knowledge.at(directions, earlier)
+        with DrawnWriter(part, self.projection.dim) if known else nullcontext() as kept:
 
-        def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
-            return self.pooled.features(featurize, rows)[0]
+            def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
+                found = self.pooled.features(featurize, rows)[0]
+                if kept:
+                    kept.add(rows, found)
+                return found
 
-        self.write(part, period, features, directions, weights, target_cost)
+            self.write(part, period, features, directions, weights, target_cost, known=known)
 
     def write(
         self,
@@ -157,6 +172,7 @@ class Reselection:
         weights: str,
         target_cost: Cost,
         gradients: int = 1,
+        known: Known | None = None,
     ) -> None:
         """Select by features that are computed when they are asked for, and write the round into `part`.
 
@@ -168,6 +184,7 @@ class Reselection:
             weights: fingerprint of the weights that the features are taken at.
             target_cost: of the directions.
             gradients: how many the features of one row take.
+            known: of the rows before they are drawn.
         """
         drawn: list[Draw] = []
         with (
@@ -193,7 +210,7 @@ class Reselection:
             influence = LiveInfluence(
                 features, self.pooled.lengths, directions, self.batch_tokens, log, progress
             )
-            selection = self.selector(influence, round_seed(self.seed, number), on_draw)
+            selection = self.selector(influence, round_seed(self.seed, number), on_draw, known)
             seconds = log.seconds
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost

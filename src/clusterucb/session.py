@@ -41,7 +41,9 @@ from clusterucb.rundir import (
     write_json,
 )
 from clusterucb.screening import Screening, screened, unchecked
-from clusterucb.selection.policies import Policy, policy
+from clusterucb.selection.linear_ucb import LinearUCB
+from clusterucb.selection.policies import Policy
+from clusterucb.selection.selector import named_policy
 from clusterucb.selection.share import share
 from clusterucb.tasks import TASKS, Question
 from clusterucb.tasks.held_out import held_out
@@ -197,10 +199,10 @@ class Session:
         return chat_format(self.config.chat, self.tokenizer)
 
     @cached_property
-    def policy(self) -> Policy:
-        """The arm score."""
+    def policy(self) -> Policy | LinearUCB:
+        """The score of an arm, or of a row."""
         chosen = self.config.selection
-        return policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p)
+        return named_policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds)
 
     @property
     def repeat_seed(self) -> int:

@@ -42,13 +42,15 @@ from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer, one_ahead
 from clusterucb.gradients.influence import Rows, stored_influence
 from clusterucb.gradients.store import FeatureWriter
+from clusterucb.knowledge import Knowledge
 from clusterucb.profiling import stage
 from clusterucb.progress import Advance
 from clusterucb.reselection import Reselection
 from clusterucb.rounds import Round, read_round, write_round
 from clusterucb.rundir import publish, publish_folder, read_json, write_json
 from clusterucb.selection.checks import check_counts
-from clusterucb.selection.selector import ClusterUCB, FullScoring, Selector
+from clusterucb.selection.linear_ucb import LinearUCB
+from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selector
 from clusterucb.selection.share import cold_draws, share
 from clusterucb.session import Session
 from clusterucb.training.callbacks import DynamicSelection, PeriodEnds, WholeCheckpoints
@@ -381,29 +383,37 @@ def reselection(
     session: Session, folder: Path, spent: Callable[[float], None] = lambda _seconds: None
 ) -> Reselection:
     """What selects by fresh gradients, with rounds in `folder`: the bandit, or all rows without one."""
-    chosen, clusters = session.config.selection, labels(session)
-    selector: Selector = FullScoring(clusters, chosen.top_p)
-    if session.config.budgeted:
-        selector = ClusterUCB(
-            clusters,
-            session.policy,
-            budget=chosen.budget,
-            cold_start=chosen.csp,
-            top_p=chosen.top_p,
-            draw_batch=chosen.draw_batch,
-            draw_batch_arms=chosen.draw_batch_arms,
-        )
     return Reselection(
         pooled=session.pooled,
         targeted=session.targeted,
-        selector=selector,
+        selector=_selector(session),
         projection=session.projection,
         folder=folder,
         seed=session.repeat_seed,
         formula=session.config.gradients.formula,
         batch_tokens=session.config.gradients.batch_tokens,
+        knowledge=Knowledge(store(session).features) if session.config.budgeted else None,
         screen=session.screen,
         spent=spent,
+    )
+
+
+def _selector(session: Session) -> Selector:
+    """How rows are drawn and kept, as the settings say."""
+    chosen, clusters = session.config.selection, labels(session)
+    if not session.config.budgeted:
+        return FullScoring(clusters, chosen.top_p)
+    if isinstance(session.policy, LinearUCB):
+        return RowUCB(clusters, session.policy, budget=chosen.budget, top_p=chosen.top_p)
+    return ClusterUCB(
+        clusters,
+        session.policy,
+        budget=chosen.budget,
+        cold_start=chosen.csp,
+        top_p=chosen.top_p,
+        draw_batch=chosen.draw_batch,
+        draw_batch_arms=chosen.draw_batch_arms,
+        draw_order=chosen.draw_order,
     )
 
 

@@ -2,7 +2,7 @@
 
 Wang et al., Findings of EMNLP 2025, arXiv 2506.10288. Knows neither models nor gradients: the influence
 of rows comes from a function, be it a live model, a store on disk or another machine. Which arm is drawn
-is the policy's choice; which of its rows, the deck's: in random order as published, or in that of an estimate.
+is the policy's choice; which of its rows, the deck's: in random order as published, or by an estimate.
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ class _Deck:
         return rows
 
 
-def _decks(
-    labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores | None
-) -> dict[int, _Deck]:
+def _decks(labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores | None) -> dict[int, _Deck]:
     """Cluster label -> its rows, labels ascending: in random order, or by falling estimate, equals shuffled.
 
     Drawing from the front of a uniform permutation equals drawing uniformly without replacement: given

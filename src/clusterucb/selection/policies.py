@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,10 +142,11 @@ class Random:
         return scores
 
 
-def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25) -> Policy:
+def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25, names: Sequence[str] = POLICIES) -> Policy:
     """The published policy of that name, one of `POLICIES`; options that it does not have are not read.
 
-    Raises ConfigError for an unknown name, and for an option out of range.
+    Raises ConfigError for an unknown name, which says that it must be one of `names`, and for an option out
+    of range.
     """
     match name:
         case "ucb_beta":
@@ -158,9 +159,9 @@ def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25) -> Policy:
             return UCBThreshNormal(ucb_p)
         case "random":
             return Random()
-    near = difflib.get_close_matches(str(name).lower(), POLICIES, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"policy({name!r}): must be one of {', '.join(POLICIES)}{hint}")
+    raise ConfigError(f"policy({name!r}): must be one of {', '.join(names)}{hint}")
 
 
 def _undrawn_first(arms: Arms, scores: Scores) -> Scores:

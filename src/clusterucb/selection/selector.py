@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.errors import ConfigError
 from clusterucb.selection.bandit import Draw, DrawBatchArms, Influence, Selection, select
 from clusterucb.selection.checks import check_scores
-from clusterucb.selection.policies import Policy, UCBBeta
+from clusterucb.selection.known import Known
+from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
+from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
 
-__all__ = ["ClusterUCB", "FullScoring", "Selector"]
+__all__ = ["ClusterUCB", "DrawOrder", "FullScoring", "RowUCB", "Selector", "named_policy"]
 
 OnDraw = Callable[[Draw], None]
+DrawOrder = Literal["uniform", "stale"]
 
 
 class Selector(Protocol):
@@ -32,7 +36,17 @@ class Selector(Protocol):
     def spend(self) -> int:
         """Rows whose influence is asked for."""
 
-    def __call__(self, influence: Influence, seed: int = 0, on_draw: OnDraw | None = None) -> Selection:
+    @property
+    def asks(self) -> bool:
+        """Whether it wants to be told what is known of the rows."""
+
+    def __call__(
+        self,
+        influence: Influence,
+        seed: int = 0,
+        on_draw: OnDraw | None = None,
+        known: Known | None = None,
+    ) -> Selection:
         """Select; `on_draw` is told of each draw, where there are draws."""
 
 
@@ -53,7 +67,18 @@ class FullScoring:
         """All N rows."""
         return len(self.clusters)
 
-    def __call__(self, influence: Influence, seed: int = 0, on_draw: OnDraw | None = None) -> Selection:
+    @property
+    def asks(self) -> bool:
+        """No: it will know."""
+        return False
+
+    def __call__(
+        self,
+        influence: Influence,
+        seed: int = 0,
+        on_draw: OnDraw | None = None,
+        known: Known | None = None,
+    ) -> Selection:
         """The best rows of all; `drawn` is by falling score, and nothing depends on the seed."""
         every = np.arange(self.spend)
         scores = check_scores(influence(every.copy()), every)
@@ -77,6 +102,7 @@ class ClusterUCB:
     Attributes:
         clusters: label of each row, (N,).
         policy, budget, cold_start, top_p, draw_batch, draw_batch_arms: as in `select`.
+        draw_order: of the rows of a cluster, `uniform` or, by the estimates that are known, `stale`.
     """
 
     clusters: NDArray[np.int64]
@@ -86,14 +112,29 @@ class ClusterUCB:
     top_p: float = 0.05
     draw_batch: int = 8
     draw_batch_arms: DrawBatchArms = "one"
+    draw_order: DrawOrder = "uniform"
 
     @property
     def spend(self) -> int:
         """The budget in rows."""
         return share(self.budget, len(self.clusters))
 
-    def __call__(self, influence: Influence, seed: int = 0, on_draw: OnDraw | None = None) -> Selection:
-        """What `select` selects, or `FullScoring` where the budget is all rows."""
+    @property
+    def asks(self) -> bool:
+        """Where rows are drawn in the order of estimates."""
+        return self.draw_order == "stale"
+
+    def __call__(
+        self,
+        influence: Influence,
+        seed: int = 0,
+        on_draw: OnDraw | None = None,
+        known: Known | None = None,
+    ) -> Selection:
+        """What `select` selects, or `FullScoring` where the budget is all rows.
+
+        Raises ConfigError where estimates are needed and nothing is known.
+        """
         if self.spend == len(self.clusters):
             return FullScoring(self.clusters, self.top_p)(influence)
         return select(
@@ -105,6 +146,74 @@ class ClusterUCB:
             top_p=self.top_p,
             draw_batch=self.draw_batch,
             draw_batch_arms=self.draw_batch_arms,
+            estimate=_needed(known, "draw_order='stale'").estimate if self.asks else None,
             seed=seed,
             on_draw=on_draw,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class RowUCB:
+    """Let what is known of each row decide whose influence is computed.
+
+    Attributes:
+        clusters: label of each row, (N,).
+        policy, budget, top_p: as in `linear_ucb`.
+    """
+
+    clusters: NDArray[np.int64]
+    policy: LinearUCB = LinearUCB()  # noqa: RUF009 - a frozen value
+    budget: float = 0.2
+    top_p: float = 0.05
+
+    @property
+    def spend(self) -> int:
+        """The budget in rows."""
+        return share(self.budget, len(self.clusters))
+
+    @property
+    def asks(self) -> bool:
+        """Yes, unless all rows are scored."""
+        return self.spend < len(self.clusters)
+
+    def __call__(
+        self,
+        influence: Influence,
+        seed: int = 0,
+        on_draw: OnDraw | None = None,
+        known: Known | None = None,
+    ) -> Selection:
+        """What `linear_ucb` selects, or `FullScoring` where the budget is all rows.
+
+        Raises ConfigError where nothing is known.
+        """
+        if not self.asks:
+            return FullScoring(self.clusters, self.top_p)(influence)
+        return linear_ucb(
+            self.clusters,
+            _needed(known, f"{self.policy}"),
+            influence,
+            self.policy,
+            budget=self.budget,
+            top_p=self.top_p,
+            seed=seed,
+            on_draw=on_draw,
+        )
+
+
+def named_policy(
+    name: str, *, beta: float = 1.0, ucb_p: float = 0.25, rounds: int = 10
+) -> Policy | LinearUCB:
+    """The policy of that name, over clusters or over rows; options that it does not have are not read.
+
+    Raises ConfigError for an unknown name, and for an option out of range.
+    """
+    if name == "linear_ucb":
+        return LinearUCB(beta, rounds)
+    return policy(name, beta=beta, ucb_p=ucb_p, names=(*POLICIES, "linear_ucb"))
+
+
+def _needed(known: Known | None, why: str) -> Known:
+    if known is None:
+        raise ConfigError(f"{why}: needs what is known of the rows; give it as `known`")
+    return known
