@@ -6,7 +6,8 @@
 data         pool of unlike sources, targets and held-out rows (fidelity_data.py)
 features     of all rows at the warmup checkpoint and at two later ones (fidelity_features.py)
 recall       policies, budgets, clusters and seeds over the stored features (fidelity_recall.py)
-downstream   ClusterUCB, Dynamic, LESS, RDS+ and random rows, trained and evaluated (`clusterucb compare`)
+downstream   ClusterUCB, Dynamic, LESS, RDS+ and random rows, trained and evaluated (`clusterucb compare`),
+             on every --thin-th row of the pool and with a batch as much smaller: as many steps in less time
 report       the tables of docs/fidelity.md, from what the other stages left, also into report.md
 
 Killed at any moment, the same command goes on; what is finished is not done again. DOWNLOADS holds the
@@ -20,11 +21,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fidelity_data import TARGETS, Sizes, StudyData, study_data
+from fidelity_data import TARGETS, Sizes, StudyData, study_data, thinned
 from fidelity_features import take_features
 from fidelity_recall import recall_results
 from fidelity_report import report
@@ -64,16 +65,16 @@ class Study:
         folder = self.out / "data"
         return study_data(folder, self.options.data_dir, tokenizer, chat, sizes, config.seed, self.screen)
 
-    def config(self, data: StudyData, files: Mapping[str, object], out: Path) -> Config:
-        """Settings of a run on the study's pool."""
-        pool = [str(path) for path in data.pool.values()]
-        return load(self.options.settings, {**self.model, "pool": pool, **files, "out": str(out)})
+    def config(self, pool: Iterable[Path], files: Mapping[str, object], out: Path) -> Config:
+        """Settings of a run on this pool."""
+        names = [str(path) for path in pool]
+        return load(self.options.settings, {**self.model, "pool": names, **files, "out": str(out)})
 
     def session(self) -> Session:
         """The run that has the features, with every target as a subtask."""
         data = self.data()
         files = {"target": [str(path) for path in data.targets.values()], "subtask": "dataset"}
-        return Session(self.config(data, files, self.out / "features"), self.screen)
+        return Session(self.config(data.pool.values(), files, self.out / "features"), self.screen)
 
     def features(self) -> None:
         """Take all features."""
@@ -94,11 +95,15 @@ class Study:
         """Compare the methods on every target."""
         from clusterucb import compare
 
-        data = self.data()
+        data, every = self.data(), self.options.thin
+        pool = thinned(data.pool, self.out / "data" / f"every-{every}", every)
+        batch = load(self.options.settings, {**self.model, "pool": "-", "target": "-", "out": "-"}).training
+        smaller = {"batch_size": max(1, batch.batch_size // every)}
+        smaller["micro_batch"] = min(batch.micro_batch, smaller["batch_size"])
         for target in self.options.targets:
             self.screen.say(f"compare on {target}")
             files = {"target": [str(data.targets[target])], "holdout": [str(data.heldout[target])]}
-            config = self.config(data, files, self.out / "downstream" / target)
+            config = self.config(pool, {**files, **smaller}, self.out / "downstream" / target)
             compare(config, self.options.methods, self.options.seeds, self.screen)
 
     def report(self) -> None:
@@ -144,6 +149,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--settings", type=Path, default=SETTINGS, metavar="FILE", help="default: %(default)s")
     add("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="that downstream compares on")
     add("--methods", nargs="+", default=list(METHODS), help="that downstream compares")
+    add("--thin", type=int, default=4, help="downstream takes every THIN-th row")
     add("--seeds", type=int, default=3, help="repetitions of each method downstream")
     add("--budgets", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.4], help="of recall")
     add("--ks", nargs="*", type=int, default=[25, 75], help="of recall, besides the default")

@@ -100,6 +100,17 @@ class StudyData:
     """Rows and tokens of each file, and what they were made with."""
 
 
+def thinned(files: Mapping[str, Path], folder: Path, every: int) -> list[Path]:
+    """Files in `folder` with every so-manieth row of these, made where they are not there yet."""
+    found = []
+    for name, path in files.items():
+        found.append(folder / f"{name}.jsonl")
+        if not found[-1].exists():
+            with publish(found[-1]) as part:
+                part.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[::every]))
+    return found
+
+
 def study_data(
     out: Path,
     data_dir: Path | None,

@@ -1,7 +1,7 @@
 """What a run's stored features tell of every row at a new checkpoint, before any fresh gradient.
 
     estimate   max over subtasks of <newest stored feature of the row, the subtask's direction now>
-    features   the row's feature in the store, folded to few dimensions
+    features   the principal components of the row's feature in the store
 
 The store has all rows at one checkpoint. Rows that were drawn in later selections have newer features, kept
 in the folders of those rounds: their estimates are of these.
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from clusterucb.gradients.drawn import DrawnFeatures
 from clusterucb.gradients.influence import Rows, influence, stored_influence
+from clusterucb.gradients.principal import principal
 from clusterucb.selection.known import Known
 
-__all__ = ["Knowledge", "folded"]
+__all__ = ["Knowledge"]
 
-DIM = 256
+DIM = 64
 
 
 class Knowledge:
@@ -40,7 +41,7 @@ class Knowledge:
     ) -> None:
         self._features = features
         self._estimate = estimate or (lambda directions: stored_influence(features, directions))
-        self._folded: NDArray[np.float32] | None = None
+        self._components: NDArray[np.float32] | None = None
 
     def at(self, directions: NDArray[np.floating], rounds: Sequence[Path] = ()) -> Known:
         """What is known where the target's directions are these, (S, d).
@@ -49,31 +50,12 @@ class Knowledge:
             directions: at the model as it is now.
             rounds: folders of earlier rounds, oldest first, that may hold newer features.
         """
-        if self._folded is None:
-            self._folded = folded(self._features, DIM)
+        if self._components is None:
+            self._components = principal(self._features, DIM)
         estimate = self._estimate(directions)
         age = np.zeros(len(estimate), np.int64)
         for number, folder in enumerate(rounds, start=1):
             for rows, features in DrawnFeatures(folder).blocks():
                 estimate[rows] = influence(features, directions)
                 age[rows] = number
-        return Known(estimate, self._folded, age.max() - age)
-
-
-def folded(features: Rows, dim: int, block: int = 1024) -> NDArray[np.float32]:
-    """Rows (N, d) in `dim` dimensions or in d, if these are fewer, (N, min(d, dim)).
-
-    Coordinates get random signs, and every `dim`-th of them are added up: unbiased for inner products, like
-    the projection that made them.
-    """
-    n, d = len(features), features[0:1].shape[1]
-    if d <= dim:
-        return np.concatenate([features[at : at + block].astype(np.float32) for at in range(0, n, block)])
-    width = -(-d // dim) * dim
-    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), d)
-    found = np.empty((n, dim), np.float32)
-    for at in range(0, n, block):
-        rows = np.zeros((len(features[at : at + block]), width), np.float32)
-        rows[:, :d] = features[at : at + block] * signs
-        found[at : at + len(rows)] = rows.reshape(len(rows), -1, dim).sum(1)
-    return found
+        return Known(estimate, self._components, age.max() - age)

@@ -51,12 +51,15 @@ class Selection:
     """The rows kept, and all that was drawn to find them."""
 
     rows: Rows  # int64[kept], in pool order
-    scores: Scores  # float64[kept], influence of `rows`
+    scores: Scores  # float64[kept], influence of `rows`; what is expected of it where a row was not drawn
     clusters: NDArray[np.int64]  # int64[kept], cluster of `rows`
     drawn: Rows  # int64[spent], in draw order, no row twice
     drawn_scores: Scores  # float64[spent]
     drawn_clusters: NDArray[np.int64]  # int64[spent]
     cold: int  # how many of the first draws were the cold start
+    expected_change: float | None = (
+        None  # share of the kept rows that scoring all would replace, if estimated
+    )
 
     @property
     def spent(self) -> int:

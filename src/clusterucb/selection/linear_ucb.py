@@ -9,6 +9,7 @@ from what is known of it before it is drawn: a linear bandit with optimism (LinU
 
 a and b are of the estimate's age: what an old one is worth is learnt from the draws. Where estimates and
 features say nothing, mean and deviation of the clusters are left, and the score is that of `ucb_beta`.
+The rows kept are those of highest influence, known or expected: one that is sure enough need not be drawn.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.selection.bandit import Draw, Influence, Selection
-from clusterucb.selection.checks import check_counts, check_labels, check_scores
+from clusterucb.selection.checks import check_labels, check_scores
 from clusterucb.selection.known import Known
-from clusterucb.selection.regression import Posterior, Regression
-from clusterucb.selection.share import share
+from clusterucb.selection.regression import Regression
+from clusterucb.selection.share import share, smallest_share
 from clusterucb.selection.top import top
 
 __all__ = ["LinearUCB", "linear_ucb"]
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]
+SURE = 6.0  # deviations beyond which a row is on its side for certain
 PRIOR_DRAWS = 3  # a cluster's noise begins as if so many draws of it had had the noise of all
 
 
@@ -41,8 +43,12 @@ class LinearUCB:
 
     Attributes:
         beta: deviations above the mean.
-        rounds: in how many equal parts the budget is drawn; what is thought of rows is renewed after each.
-        uniform: share of the first part that is drawn uniformly, the rest being the rows of highest estimate.
+        rounds: in how many parts the budget is drawn; what is thought of rows is renewed after each.
+        first: share of the budget in the first part; the others are equal.
+        uniform: share of the first part that is drawn from all clusters in turn, uniformly within each; the
+            rest are the rows of highest estimate.
+        stop: the share of the kept rows that scoring all rows may be expected to replace: once it is no more,
+            no more rows are drawn. 0 draws all of the budget.
 
     Raises:
         ConfigError: a value out of range.
@@ -50,15 +56,26 @@ class LinearUCB:
 
     beta: float = 1.0
     rounds: int = 10
+    first: float = 0.2
     uniform: float = 0.5
+    stop: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:
             raise ConfigError(f"LinearUCB(beta={self.beta}): must be a finite number, 0 or more")
         if self.rounds < 1:
             raise ConfigError(f"LinearUCB(rounds={self.rounds}): must be at least 1")
-        if not 0 < self.uniform <= 1:
-            raise ConfigError(f"LinearUCB(uniform={self.uniform}): must be above 0 and at most 1")
+        for name, value in (("first", self.first), ("uniform", self.uniform)):
+            if not 0 < value <= 1:
+                raise ConfigError(f"LinearUCB({name}={value}): must be above 0 and at most 1")
+        if not 0 <= self.stop < 1:
+            raise ConfigError(f"LinearUCB(stop={self.stop}): must be at least 0 and below 1")
+
+    def parts(self, spend: int) -> list[int]:
+        """`spend` rows in `rounds` parts, none empty."""
+        first = max(1, min(spend, round(self.first * spend))) if self.rounds > 1 else spend
+        ends = [first + (spend - first) * i // max(self.rounds - 1, 1) for i in range(self.rounds)]
+        return [part for part in np.diff([0, *ends]).tolist() if part]
 
 
 def linear_ucb(
@@ -74,81 +91,119 @@ def linear_ucb(
 ) -> Selection:
     """Find the most influential rows of a pool while computing the influence of only a part of them.
 
-    1. Draw rows of the highest estimate, and as many uniformly.
-    2. Until `floor(budget * N)` rows are drawn: fit the model to all draws, draw the rows of highest score.
-    3. The top `floor(top_p * N)` of all drawn rows, of equal scores the lower row first.
+    1. Draw the rows of highest estimate, and some uniformly from all clusters in turn.
+    2. Until `floor(budget * N)` rows are drawn, or `how.stop` is reached: fit the model to all draws, draw
+       the rows of highest score.
+    3. The top `floor(top_p * N)` of all rows, by their influence where they were drawn and by what is
+       expected of it where not; of equal ones the lower row first.
 
-    Arguments, result and errors are those of `select`; `known` is of the same N rows.
+    Arguments, result and errors are those of `select`; `known` is of the same N rows, and the budget may be
+    less than `top_p`.
     """
     labels, n = check_labels(clusters), len(known.estimate)
     if len(labels) != n:
         raise ConfigError(f"linear_ucb(clusters of {len(labels)} rows, known of {n}): must be the same rows")
     spend, keep = share(budget, n), share(top_p, n)
-    check_counts(n, {}, spend, keep, budget=budget, cold_start=0.0, top_p=top_p)
-    belief, rng = _Belief(labels, known), np.random.default_rng(seed)
-    drawn, scores = np.empty(0, np.int64), np.empty(0)
-    cold = step = 0
-    for part in _parts(spend, how.rounds):
-        rows = belief.best(part, how.beta) if len(drawn) else _first(known, part, how.uniform, rng)
-        found = check_scores(influence(rows.copy()), rows)
-        belief.see(rows, found)
-        for draw in _draws(step, rows, found, labels, cold=not len(drawn)):
+    _check(spend, keep, n, budget, top_p, seed)
+    rng = np.random.default_rng(seed)
+    belief = _Belief(labels, known)
+    first, *parts = how.parts(spend)
+    rows = _first(labels, known, first, math.ceil(how.uniform * first), rng)
+    step = 0
+
+    def observe(rows: Rows) -> None:
+        nonlocal step
+        scores = check_scores(influence(rows.copy()), rows)
+        for draw in _draws(step, rows, scores, labels, cold=not step):
             step += 1
             if on_draw is not None:
                 on_draw(draw)
-        cold = cold or len(rows)
-        drawn, scores = np.concatenate([drawn, rows]), np.concatenate([scores, found])
-    in_pool_order = np.argsort(drawn)
-    kept = in_pool_order[top(scores[in_pool_order], keep)]
+        belief.see(rows, scores)
+
+    observe(rows)
+    for part in parts:
+        if how.stop and belief.change(keep) <= how.stop:
+            break
+        observe(belief.best(part, how.beta))
+    expected = belief.expected()
+    kept = top(expected, keep)
     return Selection(
-        rows=drawn[kept],
-        scores=scores[kept],
-        clusters=labels[drawn[kept]],
-        drawn=drawn,
-        drawn_scores=scores,
-        drawn_clusters=labels[drawn],
-        cold=cold,
+        rows=kept,
+        scores=expected[kept],
+        clusters=labels[kept],
+        drawn=belief.rows,
+        drawn_scores=belief.scores,
+        drawn_clusters=labels[belief.rows],
+        cold=len(rows),
+        expected_change=belief.change(keep),
     )
 
 
 class _Belief:
-    """What is thought of every row, by what is known of it and what was drawn."""
+    """What is thought of every row, by what is known of it and what was drawn.
+
+    Attributes:
+        rows, scores: drawn so far, in draw order.
+    """
 
     def __init__(self, labels: Rows, known: Known) -> None:
         self._arms = np.unique(labels, return_inverse=True)[1].reshape(-1)
         self._regression = Regression(_columns(known), known.features, self._arms)
         self._open = np.ones(len(labels), bool)
-        self._rows, self._scores = np.empty(0, np.int64), np.empty(0)
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0)
 
     def see(self, rows: Rows, scores: Scores) -> None:
-        """Count draws."""
+        """Count draws, and think anew."""
         self._open[rows] = False
         self._regression.see(rows, scores)
-        self._rows = np.concatenate([self._rows, rows])
-        self._scores = np.concatenate([self._scores, scores])
+        self.rows, self.scores = np.concatenate([self.rows, rows]), np.concatenate([self.scores, scores])
+        self._posterior = self._regression.fit()
+        self._mean = self._posterior.mean()
+        self._noise = self._noise_of_arms()[self._arms]
+
+    def expected(self) -> Scores:
+        """Influence of every row, where it was computed, or what is expected of it, (N,)."""
+        expected: Scores = self._mean.copy()
+        expected[self.rows] = self.scores
+        return expected
 
     def best(self, count: int, beta: float) -> Rows:
         """The open rows with the highest `mean + beta * deviation`, ascending.
 
         A row's deviation is computed only where its bound can bring the row among them.
         """
-        posterior = self._regression.fit()
-        mean = posterior.mean()
-        noise = self._noise(posterior, mean)[self._arms]
-        mean[~self._open] = -np.inf
-        at_least = mean + beta * np.sqrt(noise)
-        at_most = mean + beta * np.sqrt(noise + posterior.variance_bound())
-        enough = np.partition(at_least, -count)[-count]
-        near = np.flatnonzero((at_most >= enough) & self._open)
-        scores = mean[near] + beta * np.sqrt(noise[near] + posterior.variance(near))
-        return near[top(scores, count)]
+        mean = np.where(self._open, self._mean, -np.inf)
+        at_least = mean + beta * np.sqrt(self._noise)
+        at_most = mean + beta * np.sqrt(self._noise + self._posterior.variance_bound())
+        near = np.flatnonzero((at_most >= np.partition(at_least, -count)[-count]) & self._open)
+        return near[top(mean[near] + beta * self._deviation(near), count)]
 
-    def _noise(self, posterior: Posterior, mean: Scores) -> Scores:
+    def change(self, keep: int) -> float:
+        """The share of the best `keep` rows that are expected to be others once all rows are scored.
+
+        Chances are those of normal distributions; of those that would leave and of those that would come,
+        whichever are more.
+        """
+        expected = self.expected()
+        kept = top(expected, keep)
+        last = expected[kept].min()
+        widest = np.sqrt(self._noise + self._posterior.variance_bound())
+        near = np.flatnonzero(self._open & (np.abs(self._mean - last) < SURE * widest))
+        passes = _normal((self._mean[near] - last) / self._deviation(near))  # chance to be above the last
+        inside = np.isin(near, kept)
+        return float(max((1 - passes[inside]).sum(), passes[~inside].sum())) / keep
+
+    def _deviation(self, rows: Rows) -> Scores:
+        """Of the influence of some open rows, their own noise included, (n,)."""
+        deviation: Scores = np.sqrt(self._noise[rows] + self._posterior.variance(rows))
+        return deviation
+
+    def _noise_of_arms(self) -> Scores:
         """Variance of a row's own part in each cluster, (K,): of its draws, drawn towards that of all."""
-        left = (self._scores - mean[self._rows]) ** 2
-        arms, size = self._arms[self._rows], int(self._arms.max()) + 1
+        left = (self.scores - self._mean[self.rows]) ** 2
+        arms, size = self._arms[self.rows], int(self._arms.max()) + 1
         sums, counts = np.bincount(arms, left, size), np.bincount(arms, minlength=size)
-        return (sums + PRIOR_DRAWS * posterior.noise) / (counts + PRIOR_DRAWS)
+        return (sums + PRIOR_DRAWS * self._posterior.noise) / (counts + PRIOR_DRAWS)
 
 
 def _columns(known: Known) -> Scores:
@@ -157,18 +212,15 @@ def _columns(known: Known) -> Scores:
     return np.concatenate([of_age, of_age * known.estimate[:, None]], axis=1)
 
 
-def _first(known: Known, count: int, uniform: float, rng: np.random.Generator) -> Rows:
-    """Rows of the highest estimate, and a share drawn uniformly of all others, which shows what these are."""
-    likely = max(0, count - math.ceil(uniform * count))
-    best = top(known.estimate, likely) if likely else np.empty(0, np.int64)
-    others = np.delete(np.arange(len(known.estimate)), best)
-    return np.concatenate([best, rng.choice(others, count - likely, replace=False)])
-
-
-def _parts(spend: int, rounds: int) -> list[int]:
-    """`spend` rows in `rounds` parts as equal as can be, none empty."""
-    ends = [spend * (i + 1) // rounds for i in range(rounds)]
-    return [part for part in np.diff([0, *ends]).tolist() if part]
+def _first(labels: Rows, known: Known, count: int, uniform: int, rng: np.random.Generator) -> Rows:
+    """Rows of the highest estimate and, of all others, `uniform` rows of every cluster in turn."""
+    best = top(known.estimate, count - uniform) if uniform < count else np.empty(0, np.int64)
+    others = rng.permutation(np.delete(np.arange(len(labels)), best))
+    by_cluster = others[np.argsort(labels[others], kind="stable")]
+    _, starts, sizes = np.unique(labels[by_cluster], return_index=True, return_counts=True)
+    turn = np.arange(len(others)) - np.repeat(starts, sizes)  # how many of its cluster come before a row
+    order = np.lexsort((rng.random(len(others)), turn))
+    return np.concatenate([best, by_cluster[order[:uniform]]])
 
 
 def _draws(step: int, rows: Rows, scores: Scores, labels: Rows, *, cold: bool) -> Iterator[Draw]:
@@ -177,3 +229,19 @@ def _draws(step: int, rows: Rows, scores: Scores, labels: Rows, *, cold: bool) -
         own = labels[rows] == arm
         yield Draw(step, arm, rows[own], scores[own], cold)
         step += 1
+
+
+def _normal(z: Scores) -> Scores:
+    """Phi(z), (n,)."""
+    return np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in z.tolist()])
+
+
+def _check(spend: int, keep: int, n: int, budget: float, top_p: float, seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"linear_ucb(seed={seed}): must be 0 or more")
+    for name, share_of, count in (("budget", budget, spend), ("top_p", top_p, keep)):
+        if not 1 <= count <= n:
+            raise ConfigError(
+                f"linear_ucb({name}={share_of}): is {count} of {n} rows, must be 1 to all of them; "
+                f"the smallest is {smallest_share(n)}"
+            )

@@ -1,0 +1,242 @@
+"""linear_ucb: row by row, by what is known of rows before they are drawn."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.selection.bandit import select
+from clusterucb.selection.known import Known
+from clusterucb.selection.linear_ucb import LinearUCB, _Belief, _first, linear_ucb
+from clusterucb.selection.policies import UCBBeta
+from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, named_policy
+
+
+class Pool:
+    """Rows in clusters, whose influence is linear in their features, and noise."""
+
+    def __init__(self, seed, n=1500, clusters=30, dimensions=12, noise=0.05):
+        self.rng = rng = np.random.default_rng(seed)
+        self.clusters = rng.integers(0, clusters, n)
+        centres = rng.normal(size=(clusters, dimensions))
+        features = centres[self.clusters] + rng.normal(size=(n, dimensions))
+        self.features = (features / np.linalg.norm(features, axis=1)[:, None]).astype(np.float32)
+        self.scores = self.features @ rng.normal(size=dimensions) * 0.2 + noise * rng.normal(size=n)
+        self.scores += 0.1 * rng.normal(size=clusters)[self.clusters]
+
+    def known(self, estimate, features=None, age=None):
+        n = len(self.scores)
+        features = np.zeros((n, 0), np.float32) if features is None else features
+        return Known(estimate, features, np.zeros(n, np.int64) if age is None else age)
+
+    def noise(self, scale=1.0):
+        return self.rng.normal(size=len(self.scores)) * scale
+
+    def recall(self, selection, top=75):
+        return np.isin(np.argsort(-self.scores)[:top], selection.rows).mean()
+
+    def __call__(self, rows):
+        return self.scores[rows]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.data())
+def test_a_selection_is_consistent_in_itself(seed, data):
+    rng = np.random.default_rng(seed)
+    n = data.draw(st.integers(8, 60))
+    spend, keep = data.draw(st.integers(1, n)), data.draw(st.integers(1, n))
+    clusters, scores = rng.integers(0, 5, n) * 3, rng.integers(-3, 4, n) / 4
+    known = Known(rng.integers(-2, 3, n) / 2, rng.normal(size=(n, 3)), rng.integers(0, 2, n))
+    draws = []
+    how = LinearUCB(beta=data.draw(st.sampled_from([0.0, 1.0, 3.0])), rounds=data.draw(st.integers(1, 7)))
+    shares = {"budget": min(1, (spend + 0.1) / n), "top_p": min(1, (keep + 0.1) / n)}
+    found = linear_ucb(clusters, known, lambda r: scores[r], how, seed=1, on_draw=draws.append, **shares)
+    assert found.spent == spend == len(set(found.drawn.tolist()))
+    assert found.drawn_scores.tolist() == scores[found.drawn].tolist()
+    assert found.drawn_clusters.tolist() == clusters[found.drawn].tolist()
+    assert len(found.rows) == len(set(found.rows.tolist())) == keep
+    drawn = np.isin(found.rows, found.drawn)
+    assert found.scores[drawn].tolist() == scores[found.rows[drawn]].tolist()
+    left_out = np.setdiff1d(found.drawn, found.rows)
+    assert not len(left_out) or scores[left_out].max() <= found.scores.min()
+    assert 0 <= found.expected_change <= n / keep
+    assert found.clusters.tolist() == clusters[found.rows].tolist()
+    told = np.concatenate([draw.rows for draw in draws])
+    assert sorted(told.tolist()) == sorted(found.drawn.tolist())
+    assert [draw.step for draw in draws] == list(range(len(draws)))
+    assert all((clusters[draw.rows] == draw.arm).all() for draw in draws)
+    assert sum(len(draw.rows) for draw in draws if draw.cold) == found.cold
+
+
+def test_the_rows_drawn_are_those_of_highest_score_of_all_open_rows():
+    """The bound that spares most rows a variance leaves the choice what it would be without."""
+    pool = Pool(3)
+    known = pool.known(pool.scores + pool.noise(0.1), pool.features)
+    belief = _Belief(pool.clusters, known)
+    rows = pool.rng.permutation(1500)[:200]
+    belief.see(rows, pool.scores[rows])
+    score = belief.expected() + 2.0 * belief._deviation(np.arange(1500))
+    score[rows] = -np.inf
+    assert belief.best(40, 2.0).tolist() == np.sort(np.argsort(-score, kind="stable")[:40]).tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_good_estimates_and_features_find_far_more_than_clusters_at_a_quarter_of_the_budget(seed):
+    pool = Pool(seed)
+    known = pool.known(pool.scores + pool.noise(0.1), pool.features)
+    ours = pool.recall(linear_ucb(pool.clusters, known, pool, budget=0.1))
+    published = pool.recall(select(pool.clusters, pool, UCBBeta(), budget=0.4, cold_start=0.0))
+    assert ours > published > 0.3
+
+
+@pytest.mark.parametrize("prior", ["random", "reversed", "constant", "one lie"])
+@pytest.mark.parametrize("budget", [0.1, 0.2, 0.4])
+def test_a_worthless_prior_finds_no_clearly_less_than_the_clusters_alone(prior, budget):
+    """Mean over pools, as single ones scatter."""
+    ours, published = [], []
+    for seed in range(16):
+        pool = Pool(100 + seed)
+        estimate = {
+            "random": pool.noise(),
+            "reversed": -pool.scores,
+            "constant": np.zeros(1500),
+            "one lie": np.where(np.argsort(np.argsort(-pool.scores)) < 75, -9.0, pool.noise(0.1)),
+        }[prior]
+        known = pool.known(estimate, pool.rng.normal(size=(1500, 8)))
+        ours.append(pool.recall(linear_ucb(pool.clusters, known, pool, budget=budget, seed=seed)))
+        published.append(pool.recall(select(pool.clusters, pool, UCBBeta(), budget=budget, seed=seed)))
+    assert np.mean(ours) > np.mean(published) - 0.06
+
+
+def test_the_first_part_takes_the_likeliest_rows_and_rows_of_every_cluster_in_turn():
+    labels = np.repeat([4, 7, 9], [50, 30, 2])
+    known = Known.estimates(np.arange(82.0))
+    rows = _first(labels, known, 20, 11, np.random.default_rng(0))
+    assert len(set(rows.tolist())) == 20
+    assert rows[:9].tolist() == list(range(73, 82))  # the last two are all of cluster 9
+    assert sorted(np.bincount(labels[rows[9:]], minlength=10)[[4, 7]].tolist()) == [5, 6]
+
+
+@pytest.mark.parametrize("spend", [1, 2, 7, 100, 101])
+@pytest.mark.parametrize("rounds", [1, 2, 10])
+def test_the_parts_are_the_budget(spend, rounds):
+    parts = LinearUCB(rounds=rounds).parts(spend)
+    assert sum(parts) == spend
+    assert all(parts)
+    assert len(parts) <= rounds
+
+
+def test_recall_grows_with_the_budget():
+    found = []
+    for budget in (0.05, 0.1, 0.2, 0.4, 1.0):
+        pools = [Pool(seed) for seed in range(3)]
+        found.append(
+            np.mean(
+                [
+                    pool.recall(
+                        linear_ucb(
+                            pool.clusters, pool.known(pool.noise(), pool.features), pool, budget=budget
+                        )
+                    )
+                    for pool in pools
+                ]
+            )
+        )
+    assert found == sorted(found)
+    assert found[-1] == 1
+
+
+def test_old_estimates_are_trusted_less_than_new_ones_as_the_draws_say():
+    """Those of age 1 are noise: the best rows are then found among those of age 0 first."""
+    pool = Pool(5, noise=0.3)
+    age = (np.arange(1500) % 2).astype(np.int64)
+    estimate = np.where(age == 0, pool.scores, pool.noise(0.5))
+    ages = linear_ucb(pool.clusters, pool.known(estimate, age=age), pool, budget=0.1)
+    blind = linear_ucb(pool.clusters, pool.known(estimate), pool, budget=0.1)
+    assert pool.recall(ages) > pool.recall(blind)
+
+
+def test_what_is_kept_undrawn_is_right_more_often_than_the_best_of_what_was_drawn():
+    """At a budget of what is kept, all drawn rows would have to be kept."""
+    kept, drawn = [], []
+    for seed in range(4):
+        pool = Pool(seed)
+        known = pool.known(pool.scores + pool.noise(0.1), pool.features)
+        found = linear_ucb(pool.clusters, known, pool, budget=0.05, top_p=0.05)
+        best = np.argsort(-pool.scores)[:75]
+        kept.append(np.isin(best, found.rows).mean())
+        drawn.append(np.isin(best, found.drawn).mean())
+    assert np.mean(kept) > np.mean(drawn)
+
+
+def test_the_expected_change_is_on_the_safe_side_of_the_true_one():
+    expected, true = [], []
+    for seed in range(12):
+        pool = Pool(seed, noise=0.1)
+        known = pool.known(pool.scores + pool.noise(0.2), pool.features)
+        found = linear_ucb(pool.clusters, known, pool, budget=0.08)
+        expected.append(found.expected_change)
+        true.append(1 - pool.recall(found))
+    assert 0.03 < np.mean(true) < 0.5
+    assert np.mean(true) < np.mean(expected) < 2.5 * np.mean(true)
+
+
+def test_drawing_stops_once_hardly_a_row_is_expected_to_change():
+    pool = Pool(2)
+    known = pool.known(pool.scores + pool.noise(0.1), pool.features)
+    whole = linear_ucb(pool.clusters, known, pool, LinearUCB(rounds=20), budget=0.6)
+    stopped = linear_ucb(pool.clusters, known, pool, LinearUCB(rounds=20, stop=0.1), budget=0.6)
+    assert whole.spent == 900
+    assert stopped.spent < 450
+    assert stopped.expected_change <= 0.1
+    assert pool.recall(stopped) > 0.8
+    assert whole.drawn[: stopped.spent].tolist() == stopped.drawn.tolist()
+
+
+def test_the_same_seed_gives_the_same_selection_and_another_seed_other_draws():
+    pool = Pool(0)
+    known = pool.known(pool.noise(), pool.features)
+    one, again, other = (linear_ucb(pool.clusters, known, pool, seed=seed) for seed in (1, 1, 2))
+    assert one.drawn.tolist() == again.drawn.tolist() != other.drawn.tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LinearUCB(beta=-1), r"LinearUCB\(beta=-1\): must be a finite number, 0 or more"),
+        (lambda: LinearUCB(rounds=0), r"LinearUCB\(rounds=0\): must be at least 1"),
+        (lambda: LinearUCB(stop=1), r"LinearUCB\(stop=1\): must be at least 0 and below 1"),
+        (lambda: LinearUCB(uniform=0), r"LinearUCB\(uniform=0\): must be above 0 and at most 1"),
+        (lambda: Known.estimates(np.array([0, np.nan])), r"row 1 has nan: must be finite"),
+        (lambda: Known(np.zeros(3), np.zeros((2, 4)), np.zeros(3, int)), r"must be \(3, D\) and \(3,\)"),
+        (lambda: Known(np.zeros(1), np.full((1, 2), np.inf), np.zeros(1, int)), r"row 0 has a number"),
+        (lambda: linear_ucb([0, 1], Known.estimates(np.zeros(3)), len), r"clusters of 2 rows, known of 3"),
+        (
+            lambda: linear_ucb(np.zeros(9, int), Known.estimates(np.zeros(9)), len, budget=0.1),
+            r"budget=0\.1\): is 0 of 9 rows, must be 1 to all of them; the smallest is 0\.12",
+        ),
+        (lambda: RowUCB(np.zeros(9, int))(len), r"LinearUCB\(.*: needs what is known of the rows"),
+        (lambda: ClusterUCB(np.zeros(9, int), draw_order="stale")(len), r"draw_order='stale': needs what is"),
+        (lambda: named_policy("linear_usb"), r"must be one of .*linear_ucb; did you mean 'linear_ucb'\?"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(make, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_failing_row_is_named():
+    scores = np.zeros(40)
+    scores[7] = np.inf
+    with pytest.raises(InputError, match=re.escape("row 7 scored inf")):
+        linear_ucb(np.zeros(40, int), Known.estimates(-np.arange(40.0)), lambda r: scores[r], budget=0.9)
+
+
+def test_a_budget_of_all_rows_is_the_full_method():
+    pool = Pool(0)
+    full, ours = FullScoring(pool.clusters)(pool), RowUCB(pool.clusters, budget=1.0)(pool)
+    assert (ours.rows.tolist(), ours.scores.tolist()) == (full.rows.tolist(), full.scores.tolist())
