@@ -127,8 +127,13 @@ class Selecting(_Strict):
     """The share of draws above the threshold in ucb_threshhard and ucb_threshnormal."""
     csp: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Cold start: the share of every cluster that is drawn first, at least one row of each."""
-    budget: Fraction = 0.2
-    """The share of the pool whose gradient may be computed in one re-selection, cold start included."""
+    budget: Fraction | Literal["auto"] = 0.2
+    """The share of the pool whose gradient may be computed in one re-selection, cold start included; or, with
+    linear_ucb, auto: no more than it takes."""
+    budget_cap: Fraction = 0.2
+    """With budget auto: the share of the pool that is never exceeded."""
+    auto_change: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """With budget auto: drawing ends once no larger share of the selection is expected to change."""
     top_p: Fraction = 0.05
     """The share of the pool that is selected."""
     draw_batch: Positive = 8
@@ -139,6 +144,16 @@ class Selecting(_Strict):
     """In how many parts linear_ucb draws the budget; it learns after each."""
     draw_order: Literal["uniform", "stale"] = "uniform"
     """Rows of an arm are drawn uniformly, or (stale) best first by stored features and the target now."""
+
+    @property
+    def cap(self) -> float:
+        """The largest share of the pool that is drawn in one re-selection."""
+        return self.budget_cap if self.budget == "auto" else self.budget
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are drawn by what is known of each, not by their clusters alone."""
+        return self.policy == "linear_ucb"
 
 
 class Less(_Strict):
@@ -294,14 +309,19 @@ class Config(Common):
                 f"batch_size {self.training.batch_size} is not a multiple of "
                 f"micro_batch {self.training.micro_batch}"
             )
-        if not self.budgeted:
+        if chosen.budget == "auto" and not chosen.by_row:
+            raise ConfigError(
+                f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
+                f"use --policy linear_ucb, or a share such as --budget 0.2"
+            )
+        if not self.budgeted or chosen.by_row:
             return
-        if chosen.budget < chosen.csp:
+        if chosen.cap < chosen.csp:
             raise ConfigError(
                 f"{spent} is below csp {chosen.csp}: the cold start is part of the budget; "
                 f"raise --budget or lower --csp"
             )
-        if chosen.budget < chosen.top_p:
+        if chosen.cap < chosen.top_p:
             raise ConfigError(
                 f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
                 f"raise --budget or lower --top-p"

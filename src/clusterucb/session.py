@@ -202,7 +202,10 @@ class Session:
     def policy(self) -> Policy | LinearUCB:
         """The score of an arm, or of a row."""
         chosen = self.config.selection
-        return named_policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds)
+        stop = chosen.auto_change if chosen.budget == "auto" else 0.0
+        return named_policy(
+            chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds, stop=stop
+        )
 
     @property
     def repeat_seed(self) -> int:
@@ -286,7 +289,7 @@ class Session:
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
         chosen, k = self.config.selection, self.config.clustering.k
-        draws = share(chosen.budget, rows)
+        draws = share(chosen.cap, rows)
         if share(chosen.top_p, rows) < 1:
             raise ConfigError(
                 f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}"
@@ -295,9 +298,11 @@ class Session:
             return
         if k is not None and k > rows:
             raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
-        if k is not None and k > draws:
+        if draws < 1:
+            raise ConfigError(f"budget {chosen.cap} of {rows} rows is no row; raise it to {1 / rows:.2g}")
+        if k is not None and k > draws and not chosen.by_row:
             raise ConfigError(
-                f"k is {k}, but budget {chosen.budget} of {rows} rows is {draws} gradients, and the cold "
+                f"k is {k}, but budget {chosen.cap} of {rows} rows is {draws} gradients, and the cold "
                 f"start takes one of every cluster; lower --k or raise --budget"
             )
 

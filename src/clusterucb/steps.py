@@ -32,6 +32,7 @@ from clusterucb.artifacts import (
 from clusterucb.baselines.select import BASELINES, select_baseline
 from clusterucb.clustering.kmeans import Clusters, default_k, spherical_kmeans
 from clusterucb.comparison import benchmarks
+from clusterucb.config import Config
 from clusterucb.costs import Cost, recorded_costs
 from clusterucb.data.chat import Encoded
 from clusterucb.data.target import Target
@@ -65,6 +66,7 @@ __all__ = [
     "evaluate",
     "evaluate_adapters",
     "gradients",
+    "number_of_clusters",
     "random_rows",
     "rank",
     "reselect",
@@ -138,9 +140,8 @@ def cluster(session: Session) -> None:
     if path.exists():
         return
     features = store(session).features
-    budget = share(session.config.selection.budget, len(features))
     settings = session.config.clustering
-    k, iterations = settings.k or default_k(len(features), budget), settings.iterations
+    k, iterations = number_of_clusters(session.config, len(features)), settings.iterations
     started = time.monotonic()
     with stage("cluster"), session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
         clusters = spherical_kmeans(
@@ -404,17 +405,23 @@ def _selector(session: Session) -> Selector:
     if not session.config.budgeted:
         return FullScoring(clusters, chosen.top_p)
     if isinstance(session.policy, LinearUCB):
-        return RowUCB(clusters, session.policy, budget=chosen.budget, top_p=chosen.top_p)
+        return RowUCB(clusters, session.policy, budget=chosen.cap, top_p=chosen.top_p)
     return ClusterUCB(
         clusters,
         session.policy,
-        budget=chosen.budget,
+        budget=chosen.cap,
         cold_start=chosen.csp,
         top_p=chosen.top_p,
         draw_batch=chosen.draw_batch,
         draw_batch_arms=chosen.draw_batch_arms,
         draw_order=chosen.draw_order,
     )
+
+
+def number_of_clusters(config: Config, rows: int) -> int:
+    """The arms of so many rows: those that are set, or as many as the budget has room for."""
+    room = rows if config.selection.by_row else share(config.selection.cap, rows)
+    return config.clustering.k or default_k(rows, room)
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -479,10 +486,12 @@ def _publish_trained(
 
 def _check_cold_start(session: Session, clusters: Clusters) -> None:
     """Refuse a cold start that the budget cannot pay before anything is trained on it."""
+    if session.config.selection.by_row:
+        return
     chosen, rows = session.config.selection, len(clusters.labels)
     first = {c: cold_draws(chosen.csp, size) for c, size in enumerate(clusters.sizes.tolist()) if size}
-    spend, keep = share(chosen.budget, rows), share(chosen.top_p, rows)
-    check_counts(rows, first, spend, keep, budget=chosen.budget, cold_start=chosen.csp, top_p=chosen.top_p)
+    spend, keep = share(chosen.cap, rows), share(chosen.top_p, rows)
+    check_counts(rows, first, spend, keep, budget=chosen.cap, cold_start=chosen.csp, top_p=chosen.top_p)
 
 
 def _adapter_folder(checkpoint: Path) -> Path:

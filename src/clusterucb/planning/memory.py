@@ -13,7 +13,7 @@ from clusterucb.gradients.batches import plan
 from clusterucb.planning.facts import Facts
 from clusterucb.planning.probe import Activations
 from clusterucb.planning.sizes import FLOAT, Sizes
-from clusterucb.planning.spending import clusters
+from clusterucb.steps import number_of_clusters
 
 __all__ = ["memory"]
 
@@ -70,7 +70,7 @@ def _training(config: Config, facts: Facts, sizes: Sizes, activations: Activatio
 
 def _clustering(config: Config, facts: Facts) -> Parts:
     """As documented in clustering/kmeans.py: one block of the store, the centroids and their sums, labels."""
-    dim, k = config.gradients.dim, clusters(config, facts.rows)
+    dim, k = config.gradients.dim, number_of_clusters(config, facts.rows)
     block = min(BLOCK_ROWS, facts.rows)
     return {
         "block of the store": 10 * block * dim,

@@ -17,9 +17,10 @@ from clusterucb.planning.facts import read_facts
 from clusterucb.planning.memory import memory
 from clusterucb.planning.probe import Activations, Speed, given_speed, probe
 from clusterucb.planning.sizes import model_sizes
-from clusterucb.planning.spending import Planned, clusters, kept_before, planned_steps
+from clusterucb.planning.spending import Planned, kept_before, planned_steps
 from clusterucb.progress import Advance, Screen
 from clusterucb.session import Session
+from clusterucb.steps import number_of_clusters
 
 __all__ = ["PROBE_SECONDS", "plan"]
 
@@ -65,7 +66,7 @@ def plan(
             speed, activations = probe(session, facts, probe_seconds)
 
     def steps_of(config: Config) -> dict[str, dict[str, Any]]:
-        pairs = clusters(config, facts.rows) * facts.rows * config.clustering.iterations
+        pairs = number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
         planned = planned_steps(config, facts, sizes)
         return {name: _step(step, speed, pairs) for name, step in planned.items()}
 

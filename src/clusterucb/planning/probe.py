@@ -26,8 +26,8 @@ from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.planning.facts import Facts
-from clusterucb.planning.spending import clusters
 from clusterucb.session import Session
+from clusterucb.steps import number_of_clusters
 from clusterucb.training.data import collate_for_training
 from clusterucb.training.model import attach_adapter, load_model, pick_device
 
@@ -210,7 +210,7 @@ def _fitted(rows: Rows, length: int) -> list[Encoded]:
 
 def _clustering(config: Config, facts: Facts) -> float:
     """Pairs of a row and a cluster a second, by k-means with the run's k on a few random features."""
-    k, dim = clusters(config, facts.rows), config.gradients.dim
+    k, dim = number_of_clusters(config, facts.rows), config.gradients.dim
     rows = min(facts.rows, max(k, ROWS))
     features = np.random.default_rng(0).standard_normal((rows, dim), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from clusterucb.clustering.kmeans import default_k
 from clusterucb.config import Config
 from clusterucb.costs import Cost, numbered
 from clusterucb.gradients.encoding import ENCODINGS
 from clusterucb.planning.facts import Facts
 from clusterucb.planning.sizes import FLOAT, Sizes
 from clusterucb.selection.share import share
-from clusterucb.steps import random_rows
+from clusterucb.steps import number_of_clusters, random_rows
 
-__all__ = ["Planned", "clusters", "kept_before", "planned_steps"]
+__all__ = ["Planned", "kept_before", "planned_steps"]
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
@@ -53,11 +52,6 @@ def kept_before(facts: Facts, sizes: Sizes) -> dict[str, int]:
     mean = max(facts.gradient_lengths.mean(), facts.training_lengths.mean())
     tokens = 5 * round(facts.rows * float(mean))  # an int32 and a label
     return {"pool": tokens + 16 * facts.rows, "initial": sizes.adapter}
-
-
-def clusters(config: Config, rows: int) -> int:
-    """The number of arms."""
-    return config.clustering.k or default_k(rows, share(config.selection.budget, rows))
 
 
 def _dynamic(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
@@ -111,13 +105,13 @@ def _gradients(config: Config, facts: Facts) -> Planned:
 
 
 def _cluster(config: Config, facts: Facts) -> Planned:
-    disk = 8 * facts.rows + FLOAT * clusters(config, facts.rows) * config.gradients.dim
+    disk = 8 * facts.rows + FLOAT * number_of_clusters(config, facts.rows) * config.gradients.dim
     return Planned(Cost(facts.rows), "clustering", disk=disk)
 
 
 def _select(config: Config, facts: Facts, checkpoints: int) -> Planned:
     """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
-    rows = share(config.selection.budget, facts.rows) if config.budgeted else facts.rows
+    rows = share(config.selection.cap, facts.rows) if config.budgeted else facts.rows
     tokens = facts.gradient_tokens(rows)
     cost = Cost(*(checkpoints * count for count in (rows, tokens, rows)))
     for _ in range(checkpoints):

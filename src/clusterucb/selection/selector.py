@@ -202,14 +202,14 @@ class RowUCB:
 
 
 def named_policy(
-    name: str, *, beta: float = 1.0, ucb_p: float = 0.25, rounds: int = 10
+    name: str, *, beta: float = 1.0, ucb_p: float = 0.25, rounds: int = 10, stop: float = 0.0
 ) -> Policy | LinearUCB:
     """The policy of that name, over clusters or over rows; options that it does not have are not read.
 
     Raises ConfigError for an unknown name, and for an option out of range.
     """
     if name == "linear_ucb":
-        return LinearUCB(beta, rounds)
+        return LinearUCB(beta, rounds, stop=stop)
     return policy(name, beta=beta, ucb_p=ucb_p, names=(*POLICIES, "linear_ucb"))
 
 
