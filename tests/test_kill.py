@@ -338,7 +338,7 @@ BASELINES = {
     "bm25": [{"where": "clusterucb.baselines.select:write_round", "when": "after"}],
     "rds": [
         {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": "clusterucb.baselines.hidden:forward_pool", "call": 5},
+        {"where": "clusterucb.forward.hidden:forward_pool", "call": 5},
         {"where": "clusterucb.gradients.store:FeatureWriter.finish"},
         {"where": "clusterucb.data.pool:Pool.write"},
         {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
