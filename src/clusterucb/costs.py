@@ -20,7 +20,6 @@ FORWARD_SHARE = 1 / 3
 # training, where backward is twice forward.
 
 
-
 @dataclass(frozen=True)
 class Cost:
     """Rows gone through, their tokens, per-row gradients of pool and target, and wall-clock seconds.

@@ -138,8 +138,10 @@ def _cards(run: RunData) -> str:
         "pool gradients": count(run.total.pool_gradients),
         "time": seconds(run.total.seconds),
     }
-    if run.full:
-        facts["of the full method's gradients"] = f"{run.full['share_of_pool_gradients']:.0%}"
+    if run.total.pool_forwards:
+        facts["forward passes of pool rows"] = count(run.total.pool_forwards)
+    if run.share_of_full is not None:
+        facts["of the full method's cost"] = f"{run.share_of_full:.0%}"
     cells = "".join(
         f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in facts.items()
     )

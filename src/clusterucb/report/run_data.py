@@ -132,6 +132,16 @@ class RunData:
         """Of all steps."""
         return sum(self.steps.values(), Cost())
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the stored features are of hidden states."""
+        return self.config.clustering.features == "hidden"
+
+    @property
+    def share_of_full(self) -> float | None:
+        """What the run has cost of what the method without a budget does, in gradients; None before its end."""
+        return self.total.gradient_equivalents / self.full["pool_gradients"] if self.full else None
+
     @cached_property
     def selected_sources(self) -> Counter[str]:
         """Selected rows of each source, over all selections."""
