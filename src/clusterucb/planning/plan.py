@@ -67,8 +67,8 @@ def plan(
     measured_dim = stored_dim(config, sizes.hidden)
 
     def steps_of(config: Config) -> dict[str, dict[str, Any]]:
-        pairs = clusters(config, facts.rows) * facts.rows * config.clustering.iterations
-        pairs *= stored_dim(config, sizes.hidden) / measured_dim  # a pair takes time by its dimensions
+        wider = stored_dim(config, sizes.hidden) / measured_dim  # a pair takes time by its dimensions
+        pairs = wider * clusters(config, facts.rows) * facts.rows * config.clustering.iterations
         planned = planned_steps(config, facts, sizes)
         return {name: _step(step, speed, pairs) for name, step in planned.items()}
 

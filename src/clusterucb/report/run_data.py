@@ -139,7 +139,7 @@ class RunData:
 
     @property
     def share_of_full(self) -> float | None:
-        """What the run has cost of what the method without a budget does, in gradients; None before its end."""
+        """Cost as a share of that of the method without a budget, in gradients; None before the run's end."""
         return self.total.gradient_equivalents / self.full["pool_gradients"] if self.full else None
 
     @cached_property
