@@ -267,7 +267,9 @@ def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
 
 
 def test_each_method_is_these_settings(settings, stub):
-    every = "clusterucb,clusterucb_hidden,dynamic,less,less_clusterucb,rds,bm25,loss_highest,loss_lowest,random"
+    every = (
+        "clusterucb,clusterucb_hidden,dynamic,less,less_clusterucb,rds,bm25,loss_highest,loss_lowest,random"
+    )
     assert compare(settings, every, 1).status == 0
     made, hidden = {}, set()
     for name in every.split(","):
