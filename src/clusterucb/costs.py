@@ -12,12 +12,12 @@ __all__ = ["FORWARD_SHARE", "Cost", "numbered", "recorded_costs"]
 
 FORWARD_SHARE = 1 / 3
 """What a forward pass of a row takes, in gradients of a row."""
-# A forward pass takes 2 operations per token and weight; a gradient takes those, and 2 more backward through
-# the activations, but none for the frozen weights themselves: by these alone a half. The gradient has more: the
-# vocabulary head both ways, attention's backward pass (2.5 forward ones where its matrix is computed again), 2
-# operations per token and weight of the adapter, and once a row Adam's direction and the projection of all of
-# these weights, which wait for memory. How much more depends on model, lengths and rank; a third is what holds
-# for training, where backward is twice forward.
+# A forward pass takes 2 operations per token and weight; a gradient takes those, and 2 more backward
+# through the activations, but none for the frozen weights themselves: by these alone a half. The gradient
+# has more: the vocabulary head both ways, attention's backward pass (2.5 forward ones where its matrix is
+# computed again), 2 operations per token and weight of the adapter, and once a row Adam's direction and the
+# projection of all of these weights, which wait for memory. How much more depends on model, lengths and
+# rank; a third is what holds for training, where backward is twice forward.
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Hidden states of the pool's and the target's rows: as `rds` compares them, and as features of all rows.
 
 Hidden states of one model share a large mean, which tells nothing of a row (Mu and Viswanath 2018, arXiv
-1702.01417). So as features they are centred: the mean over the pool is taken from every row of pool and target,
-and what is left has norm 1 again.
+1702.01417). So as features they are centred: the mean over the pool is taken from every row of pool and
+target, and what is left has norm 1 again.
 """
 
 from __future__ import annotations

@@ -106,9 +106,8 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     took = result["computed"]
     yield (
         f"costs: of selecting and training, for one run alone, without evaluation; full is dynamic without a "
-        f"bandit, its cost in gradients, with a forward pass as {FORWARD_SHARE:.2f} of one. As runs shared what "
-        f"they have in common, the finished ones together took "
+        f"bandit, its cost in gradients, with a forward pass as {FORWARD_SHARE:.2f} of one. As runs shared "
+        f"what they have in common, the finished ones together took "
         f"{took['pool_gradients']:,} pool gradients, {took['pool_forwards']:,} pool forwards, "
-        f"{took['tokens']:,} tokens and {took['seconds']:,.0f} s, "
-        f"with their losses' evaluation."
+        f"{took['tokens']:,} tokens and {took['seconds']:,.0f} s, with their losses' evaluation."
     )
