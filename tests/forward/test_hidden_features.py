@@ -240,5 +240,6 @@ def test_the_report_and_the_simulation_read_them(finished, tmp_path):
     assert "centred hidden states" in page
     assert "likeness to the target" in page
     assert "draws, period 1" in page
+    assert "Method dynamic with the bandit, clusters of hidden states, model" in page
     outcome = clusterucb("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")
     assert outcome.status == 0, outcome

@@ -164,8 +164,7 @@ def _filled(
         "examples": {key: rows for section in sections for key, rows in section.examples.items()},
     }
     about = runs[0]
-    bandit = " with the bandit" if about.config.budgeted else ""
-    whose = f"Method {about.config.method}{bandit}, model {about.config.model}" if len(runs) == 1 else ""
+    whose = f"Method {about.method}, model {about.config.model}" if len(runs) == 1 else ""
     return Template((files / "template.html").read_text(encoding="utf-8")).substitute(
         policy=" ".join(_hash(script) for script in scripts.values()),
         title=escape(about.name if len(runs) == 1 else f"{len(runs)} runs"),

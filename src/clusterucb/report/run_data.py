@@ -135,7 +135,13 @@ class RunData:
     @property
     def hidden(self) -> bool:
         """Whether the stored features are of hidden states."""
-        return self.config.clustering.features == "hidden"
+        return self.config.method == "dynamic" and self.config.clustering.features == "hidden"
+
+    @property
+    def method(self) -> str:
+        """As a person says it."""
+        bandit = " with the bandit" if self.config.budgeted else ""
+        return f"{self.config.method}{bandit}{', clusters of hidden states' if self.hidden else ''}"
 
     @property
     def share_of_full(self) -> float | None:

@@ -44,10 +44,9 @@ def _row(run: RunData, first: RunData) -> list[str]:
     total = run.total
     share = run.share_of_full
     rows = np.concatenate([np.empty(0, np.int64), *(found.rows for found in run.rounds)])
-    method = run.config.method + (" with the bandit" if run.config.budgeted else "")
     return [
         run.name if run.finished else f"{run.name} (unfinished)",
-        method,
+        run.method,
         *(loss, base, against),
         count(total.pool_gradients),
         count(total.pool_forwards),
