@@ -273,6 +273,34 @@ def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(server, set
     finish(server, arguments, settings["out"], result(tmp_path / "whole"))
 
 
+HIDDEN = [  # what exists then, and where the attempt dies
+    ("warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
+    ("features.part/uncentred", {"where": "clusterucb.forward.hidden:forward_pool", "call": 5}),
+    ("features.part/uncentred", {"where": "clusterucb.forward.hidden:represent_pool", "when": "after"}),
+    ("features.part/uncentred/manifest.json", {"where": "os:pwrite", "call": 150, "torn": True}),
+    ("features.part/manifest.json", {"where": "shutil:rmtree", "path": "uncentred"}),
+    ("features.part/manifest.json", publication("run/features.part")),
+    ("clusters.safetensors", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("rounds/1.part/scores.jsonl", {"where": "clusterucb.data.pool:Pool.write"}),
+    ("rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+]
+
+
+def test_clustered_by_hidden_states_and_killed_it_ends_the_same(server, settings, tmp_path):
+    changes = {"features": "hidden", "periods": 2, "batch_tokens": 512}
+    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
+    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
+    for there, at in HIDDEN:
+        killed = server(arguments, at=at)
+        assert killed["status"] == KILLED, (there, killed)
+        assert (out / there).exists(), at
+    finish(server, arguments, out, result(tmp_path / "whole"))
+    assert not (out / "features/uncentred").exists()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["total"]["pool_forwards"] == 100
+    assert summary["total"]["pool_gradients"] == 2 * 20
+
+
 def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, settings, tmp_path):
     """The rows of the period that training is resumed in are those that were selected for it."""
     changes = {"epochs_per_period": 2, "periods": 2}
@@ -338,7 +366,7 @@ BASELINES = {
     "bm25": [{"where": "clusterucb.baselines.select:write_round", "when": "after"}],
     "rds": [
         {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": "clusterucb.baselines.hidden:forward_pool", "call": 5},
+        {"where": "clusterucb.forward.hidden:forward_pool", "call": 5},
         {"where": "clusterucb.gradients.store:FeatureWriter.finish"},
         {"where": "clusterucb.data.pool:Pool.write"},
         {"where": "shutil:rmtree", "path": "rounds/1/hidden"},

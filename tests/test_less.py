@@ -241,6 +241,7 @@ def test_dynamic_without_a_bandit_scores_all_rows_in_every_period(dynamic_full):
         "pool_gradients": 200,
         "pool_tokens": 2 * summary["steps"]["select 2"]["tokens"] - 2 * target_tokens(folder),
         "share_of_pool_gradients": 1.0,
+        "share_of_cost": 1.0,
     }
     assert "cluster" not in summary["steps"]
     assert {entry["cluster"] for entry in lines(folder / "rounds/2/selected.ids.jsonl")} == {0}

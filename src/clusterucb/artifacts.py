@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint_fingerprint",
     "directions_at",
     "labels",
+    "made_of",
     "need",
     "publish_checkpoint",
     "store",
@@ -42,7 +44,7 @@ def store(session: Session, number: int = 1) -> FeatureStore:
     """The features at warmup checkpoint `number`, made with this run's settings."""
     folder = need(session, session.dir.features_at(number), "gradients")
     found = FeatureStore(folder)
-    check_made_with(found.manifest["made_with"], session.planned_with, str(folder))
+    check_made_with(_told(found), made_of(session, session.planned_with), str(folder))
     check_made_with(found.manifest, {"store_dtype": session.config.gradients.store_dtype}, str(folder))
     return found
 
@@ -57,7 +59,20 @@ def directions_at(session: Session, number: int = 1) -> NDArray[np.float32]:
 
 def check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
-    check_made_with(store(session).manifest["made_with"], session.made_with, str(session.dir.features))
+    expected = made_of(session, session.made_with)
+    check_made_with(_told(store(session)), expected, str(session.dir.features))
+
+
+def made_of(session: Session, known: Mapping[str, object]) -> dict[str, object]:
+    """What the run's features depend on, of all that is `known`; hidden states need no projection."""
+    kind = session.config.clustering.features
+    gone = () if kind == "gradients" else ("projection", "formula")
+    return {"features": kind, **{name: value for name, value in known.items() if name not in gone}}
+
+
+def _told(found: FeatureStore) -> dict[str, object]:
+    """What a store was made with; one that does not tell its kind is of gradients."""
+    return {"features": "gradients", **found.manifest["made_with"]}
 
 
 def labels(session: Session) -> NDArray[np.int64]:

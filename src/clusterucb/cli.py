@@ -230,7 +230,7 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
 def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
     from clusterucb.comparing.methods import DEFAULT, methods_named, repetitions
 
-    if mixed := {"method", "bandit", "perplexity", "repeat"} & options.keys():
+    if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & options.keys():
         raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
     methods = [method.name for method in methods_named(own["methods"] or DEFAULT)]
     seeds = repetitions(own["seeds"] or 3)

@@ -108,6 +108,8 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
+    features: Literal["gradients", "hidden"] = "gradients"
+    """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row)."""
     k: Positive | None = None
     """Clusters, the bandit's arms; by default the square root of the number of rows."""
     iterations: Positive = 20
@@ -309,6 +311,7 @@ class Config(Common):
                 f"batch_size {self.training.batch_size} is not a multiple of "
                 f"micro_batch {self.training.micro_batch}"
             )
+        self._check_features()
         if chosen.budget == "auto" and not chosen.by_row:
             raise ConfigError(
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
@@ -325,6 +328,17 @@ class Config(Common):
             raise ConfigError(
                 f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
                 f"raise --budget or lower --top-p"
+            )
+
+    def _check_features(self) -> None:
+        """Refuse features without gradients where the method needs the gradients of all rows anyway."""
+        if self.clustering.features == "gradients" or self.method not in ("dynamic", "less"):
+            return
+        if self.method == "less" or not self.budgeted:
+            raise ConfigError(
+                f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
+                f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "
+                f"--bandit clusterucb"
             )
 
     def with_absolute_paths(self) -> Config:

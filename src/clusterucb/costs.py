@@ -8,7 +8,16 @@ from typing import Any
 
 from clusterucb.rundir import RunDir, read_json
 
-__all__ = ["Cost", "numbered", "recorded_costs"]
+__all__ = ["FORWARD_SHARE", "Cost", "numbered", "recorded_costs"]
+
+FORWARD_SHARE = 1 / 3
+"""What a forward pass of a row takes, in gradients of a row."""
+# A forward pass takes 2 operations per token and weight; a gradient takes those, and 2 more backward
+# through the activations, but none for the frozen weights themselves: by these alone a half. The gradient
+# has more: the vocabulary head both ways, attention's backward pass (2.5 forward ones where its matrix is
+# computed again), 2 operations per token and weight of the adapter, and once a row Adam's direction and the
+# projection of all of these weights, which wait for memory. How much more depends on model, lengths and
+# rank; a third is what holds for training, where backward is twice forward.
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         mine, others = asdict(self), asdict(other)
         return Cost(**{key: mine[key] + others[key] for key in mine})
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Gradients of pool rows, with every forward pass of one counted as a share of a gradient."""
+        return self.pool_gradients + FORWARD_SHARE * self.pool_forwards
 
     def to_json(self) -> dict[str, Any]:
         """A plain object, seconds to the millisecond."""

@@ -44,7 +44,8 @@ class RunDir:
     initial/              the adapter before any training
     pool/                 the pool's tokens, and excluded.jsonl
     warmup/               the warmup checkpoint: adapter and moments; LESS's next are warmup-2/, ...
-    features/             every row's feature at that checkpoint; at LESS's next, features-2/, ...
+    features/             every row's feature at that checkpoint, of its gradient or hidden states; at LESS's
+                          next, features-2/, ...
     clusters.safetensors  labels and centroids
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
     periods/1.json, ...   loss on held-out rows after each training period but the last

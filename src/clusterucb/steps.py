@@ -25,6 +25,7 @@ from clusterucb.artifacts import (
     checkpoint_fingerprint,
     directions_at,
     labels,
+    made_of,
     need,
     publish_checkpoint,
     store,
@@ -39,6 +40,8 @@ from clusterucb.data.target import Target
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.loss import losses
 from clusterucb.evaluation.scores import standard_error
+from clusterucb.forward.hidden import hidden_features
+from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer, one_ahead
 from clusterucb.gradients.influence import Rows, stored_influence
@@ -95,16 +98,23 @@ def warmup(session: Session) -> None:
 
 
 def gradients(session: Session, number: int = 1) -> None:
-    """Features of all usable rows at warmup checkpoint `number`, and the directions of the target there."""
+    """Features of all usable rows at warmup checkpoint `number`, and the directions of the target there.
+
+    With `features: hidden` both are of hidden states.
+    """
     _refuse_baseline(session, "gradients")
     folder, checkpoint = session.dir.features_at(number), session.dir.checkpoint(number)
     if folder.exists():
         store(session, number)
         return
     moments = load_moments(need(session, checkpoint, "warmup") / "moments.safetensors")
-    made_with = {**session.made_with, "checkpoint": checkpoint_fingerprint(checkpoint, moments)}
+    made_at = {"checkpoint": checkpoint_fingerprint(checkpoint, moments)}
+    load_adapter(session.model, checkpoint)
+    if session.config.clustering.features == "hidden":
+        hidden_features(session, folder, {**made_of(session, session.made_with), **made_at})
+        return
+    made_with = {**session.made_with, **made_at}
     model, pooled, settings = session.model, session.pooled, session.config.gradients
-    load_adapter(model, checkpoint)
     directions, target_cost = session.targeted.directions(
         model, session.projection, settings.batch_tokens, session.screen
     )
@@ -164,11 +174,15 @@ def cluster(session: Session) -> None:
 def select(session: Session) -> Round:
     """Round 1: all rows are scored at the warmup checkpoint already, so the plain top share is taken.
 
-    The baselines need no checkpoint.
+    With `features: hidden` no row is: the bandit selects there, as in any later period. The baselines need no
+    checkpoint.
     """
     if session.config.method in BASELINES:
         return select_baseline(session)
     if not session.dir.round(1).exists():
+        if session.config.clustering.features == "hidden":
+            moments = _go_to(session, need(session, session.dir.warmup, "warmup"))
+            return reselection(session, session.dir.round(1).parent).round(1, session.model, lambda: moments)
         rank(session, store(session).features, directions_at(session))
     return read_round(session.dir.round(1))
 
@@ -191,13 +205,18 @@ def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
             f"--checkpoint {checkpoint}: only method dynamic selects at any checkpoint, and this run's is "
             f"{session.config.method}; leave --checkpoint out"
         )
-    _ = labels(session)
-    check_features(session)
-    load_adapter(session.model, _adapter_folder(checkpoint))
-    moments = import_moments(checkpoint, session.model)
+    moments = _go_to(session, _adapter_folder(checkpoint))
     name = f"{checkpoint.absolute().name}-{checkpoint_fingerprint(checkpoint, moments)}"
     folder = session.dir.path / "selections" / name
     return folder / "1", reselection(session, folder).round(1, session.model, lambda: moments)
+
+
+def _go_to(session: Session, checkpoint: Path) -> Moments:
+    """Give the model the weights of a checkpoint to select at; returns Adam's moments there."""
+    _ = labels(session)
+    check_features(session)
+    load_adapter(session.model, checkpoint)
+    return import_moments(checkpoint, session.model)
 
 
 def train(session: Session) -> None:
@@ -356,6 +375,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "selected": [r.summary for r in rounds],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": total.to_json(),
+        "gradient_equivalents": total.gradient_equivalents,
         **_against_full(session, total),
     }
     write_json(run.summary, summary)
@@ -364,7 +384,10 @@ def summarise(session: Session) -> dict[str, Any]:
 
 
 def _against_full(session: Session, total: Cost) -> dict[str, Any]:
-    """The gradients of all rows whenever the method takes any, and the share of them that was computed."""
+    """The gradients of all rows whenever the method takes any, and the share of them that was computed.
+
+    `share_of_cost` has forward passes in it, in gradients.
+    """
     config = session.config
     times = {"dynamic": config.training.periods, "less": len(config.checkpoints)}.get(config.method)
     if times is None:
@@ -376,6 +399,7 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
             "pool_gradients": full,
             "pool_tokens": times * int(session.pooled.lengths.sum()),
             "share_of_pool_gradients": total.pool_gradients / full,
+            "share_of_cost": total.gradient_equivalents / full,
         }
     }
 

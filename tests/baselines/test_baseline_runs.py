@@ -239,7 +239,7 @@ def test_hidden_states_of_another_model_are_refused(baseline_settings, tmp_path,
     from builders import build_model
 
     copy = shutil.copytree(model_folder, tmp_path / "model")
-    for method, module in {"rds": "hidden", "loss": "select"}.items():
+    for method, module in {"rds": "forward.hidden", "loss": "baselines.select"}.items():
         given = options(baseline_settings, model=copy, method=method, out=tmp_path / method)
         calls = iter(range(3))
 
@@ -248,12 +248,10 @@ def test_hidden_states_of_another_model_are_refused(baseline_settings, tmp_path,
                 raise KeyboardInterrupt
             return real(*args)
 
-        from clusterucb.baselines.forward import forward_pool
+        from clusterucb.forward.passes import forward_pool
 
         with monkeypatch.context() as patch:
-            patch.setattr(
-                f"clusterucb.baselines.{module}.forward_pool", lambda *a: stopping(*a, real=forward_pool)
-            )
+            patch.setattr(f"clusterucb.{module}.forward_pool", lambda *a: stopping(*a, real=forward_pool))
             assert clusterucb("select", *given).status == 130
         build_model(seed=1).save_pretrained(copy)
         said = clusterucb("select", *given).complaint

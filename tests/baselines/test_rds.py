@@ -6,10 +6,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from builders import build_model
-from clusterucb.baselines.forward import forward
-from clusterucb.baselines.rds import cosines, representations
+from clusterucb.baselines.rds import cosines
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.forward.passes import forward
+from clusterucb.forward.representations import representations
 from clusterucb.gradients.batches import collate
 
 

@@ -267,14 +267,19 @@ def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
 
 
 def test_each_method_is_these_settings(settings, stub):
-    every = "clusterucb,dynamic,less,less_clusterucb,rds,bm25,loss_highest,loss_lowest,random"
+    every = (
+        "clusterucb,clusterucb_hidden,dynamic,less,less_clusterucb,rds,bm25,loss_highest,loss_lowest,random"
+    )
     assert compare(settings, every, 1).status == 0
-    made = {}
+    made, hidden = {}, set()
     for name in every.split(","):
         tree = yaml.safe_load((Path(settings["out"]) / name / "0/config.yaml").read_text())
         made[name] = (tree["method"], tree["bandit"], tree["baselines"]["perplexity"])
+        hidden |= {name} if tree["clustering"]["features"] == "hidden" else set()
+    assert hidden == {"clusterucb_hidden"}
     assert made == {
         "clusterucb": ("dynamic", "clusterucb", "highest"),
+        "clusterucb_hidden": ("dynamic", "clusterucb", "highest"),
         "dynamic": ("dynamic", "none", "highest"),
         "less": ("less", "none", "highest"),
         "less_clusterucb": ("less", "clusterucb", "highest"),

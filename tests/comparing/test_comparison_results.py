@@ -108,7 +108,19 @@ def test_a_method_costs_what_it_takes_alone_without_evaluation(table):
     assert ours["cost"]["seconds"] == pytest.approx(1 + 8)
     assert ours["of_full_dynamic"]["pool_gradients"] == 80 / (2 * 100)  # two periods of 100 rows
     assert ours["of_full_dynamic"]["seconds"] == pytest.approx(9 / 21)
-    assert full["of_full_dynamic"] == {"pool_gradients": 1, "seconds": 1}
+    assert full["of_full_dynamic"] == {"pool_gradients": 1, "cost": 1, "seconds": 1}
+
+
+def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path, config):
+    run = cell(tmp_path, "clusterucb_hidden").run
+    finish(run, 1, warmup=Cost(pool_forwards=90))
+    result = compared(all_cells(tmp_path), config)
+    row = result["methods"]["clusterucb_hidden"]
+    assert row["cost"]["pool_forwards"] == 90
+    assert row["of_full_dynamic"]["pool_gradients"] == 40 / 200
+    assert row["of_full_dynamic"]["cost"] == pytest.approx((40 + 90 / 3) / 200)
+    (line,) = [line for line in shown(result).splitlines() if "│ clusterucb_hidden" in line]
+    assert "35%" in line
 
 
 def test_what_was_shared_was_computed_once(tmp_path, config):

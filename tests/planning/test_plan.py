@@ -79,7 +79,8 @@ def test_only_what_a_selection_decides_is_an_expectation(name, config, inputs, s
     """And it lies between the tokens of the shortest and of the longest rows."""
     facts, sizes = inputs
     steps = planned_steps(METHODS[name].config(config, 0, spent[name]), facts, sizes)
-    fresh = {"clusterucb": {"select 2"}, "less_clusterucb": {"select 1"}}.get(name, set())
+    fresh = {"clusterucb": {"select 2"}, "less_clusterucb": {"select 1"}}
+    fresh = {**fresh, "clusterucb_hidden": {"select 1", "select 2"}}.get(name, set())
     assert {step for step, found in steps.items() if found.expected} == fresh | {"train"}
     target = int(facts.target_lengths.sum())
     for step in fresh:
@@ -103,9 +104,12 @@ def test_total_and_full_method_are_those_of_the_runs(planned, spent):
         assert planned["total"][key] == summary["total"][key]
     assert planned["full"]["pool_gradients"] == summary["full"]["pool_gradients"]
     assert planned["full"]["share_of_pool_gradients"] == summary["full"]["share_of_pool_gradients"]
+    assert planned["full"]["share_of_cost"] == summary["full"]["share_of_cost"]
     for name, folder in spent.items():
+        counted = read(folder / "summary.json")
         for key in COUNTS:
-            assert planned["methods"][name][key] == read(folder / "summary.json")["total"][key], name
+            assert planned["methods"][name][key] == counted["total"][key], name
+        assert planned["methods"][name]["gradient_equivalents"] == counted["gradient_equivalents"], name
     assert planned["total"] == planned["methods"]["clusterucb"]
 
 
@@ -133,6 +137,25 @@ def test_the_disk_of_a_step_is_what_its_arrays_take(planned, spent):
     assert planned["total"]["disk"] == kept + sum(disk.values())
 
 
+def test_hidden_states_take_forward_passes_and_the_room_of_their_size(config, spent):
+    run = spent["clusterucb_hidden"]
+    hidden = config.model_copy(
+        update={"clustering": config.clustering.model_copy(update={"features": "hidden"})}
+    )
+    found = plan(hidden, tokens_per_second=SPEED)
+    assert found["total"] == found["methods"]["clusterucb_hidden"]
+    summary = read(run / "summary.json")
+    assert found["full"]["share_of_cost"] == summary["full"]["share_of_cost"]
+    step = found["steps"]["gradients"]
+    assert step["seconds"] == pytest.approx(step["tokens"] / (3 * SPEED), abs=1e-3)
+    files = [run / "features" / name for name in ("features.f16", "losses.f32", "done.u8")]
+    directions = tensor_bytes(run / "features/directions.safetensors")
+    assert step["disk"] == directions + sum(path.stat().st_size for path in files)
+    clusters = tensor_bytes(run / "clusters.safetensors")
+    assert found["steps"]["cluster"]["disk"] == pytest.approx(clusters, abs=8 * 32)
+    assert found["memory"]["clustering"]["centroids"] == 3 * 4 * config.clustering.k * 32
+
+
 def test_sizes_are_those_of_the_real_model_without_its_weights(inputs, config, spent):
     _, sizes = inputs
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
@@ -147,7 +170,7 @@ def test_sizes_are_those_of_the_real_model_without_its_weights(inputs, config, s
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4), st.integers(1, 300)
 )
 def test_the_tables_have_the_size_that_they_then_have(shapes, dim):
-    sizes = Sizes(0, {f"layer {n}": shape for n, shape in enumerate(shapes)})
+    sizes = Sizes(0, {f"layer {n}": shape for n, shape in enumerate(shapes)}, hidden=0)
     sketch, out = CountSketch(dim=dim), torch.zeros(1, dim)
     for name, shape in sizes.layers.items():
         sketch.add_to(out, name, torch.ones(1, *shape))
@@ -227,7 +250,7 @@ def test_a_method_that_the_settings_rule_out_is_left_out(config):
         }
     )
     found = plan(narrow, tokens_per_second=SPEED)
-    assert set(found["methods"]) == set(METHODS) - {"clusterucb", "less_clusterucb"}
+    assert set(found["methods"]) == set(METHODS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
     assert "full" not in found
 
 

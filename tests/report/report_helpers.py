@@ -82,8 +82,7 @@ def write_run(folder, files, dim=32, k=5, periods=3, seed=0, contamination=(), e
         write_round(run.round(number), number, chosen, draws, pool, places, cost)
     _write_losses(run, rng, periods)
     full = {"method": config.method, "pool_gradients": periods * count, "pool_tokens": 10 * count}
-    share = {"full": {**full, "share_of_pool_gradients": 0.4}} if gradients else {}
-    write_json(run.summary, {"rows": count, **share})
+    write_json(run.summary, {"rows": count, **({"full": full} if gradients else {})})
     return run.path
 
 

@@ -78,7 +78,7 @@ def test_costs_are_those_that_the_steps_wrote_down(plain, plain_run):
     assert rows["gradients"][2] == "300"
     assert rows["all steps"][2] == "420"  # all once, and 20 % twice
     assert rows["evaluate"][0] == "24"  # evaluation.json, and two periods
-    assert "420 gradients of pool rows, 40% of the 900" in plain.words
+    assert "420 gradients of pool rows, 47% of the 900" in plain.words
 
 
 def test_clusters_are_those_of_the_draws(plain, plain_run):

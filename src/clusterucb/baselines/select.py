@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.baselines.bm25 import bm25_scores
-from clusterucb.baselines.forward import forward_cost, forward_pool
-from clusterucb.baselines.hidden import represent_pool, represent_target
 from clusterucb.baselines.loss import loss_scores
 from clusterucb.baselines.random import random_scores
 from clusterucb.baselines.rds import cosines
 from clusterucb.baselines.round_robin import round_robin
 from clusterucb.costs import Cost
 from clusterucb.data.rows import Row
+from clusterucb.forward.hidden import represent_pool, represent_target
+from clusterucb.forward.passes import forward_cost, forward_pool
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.influence import ScoreLog
 from clusterucb.gradients.per_sample import row_losses
@@ -96,7 +96,8 @@ def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
 def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     """A kept row's score is its similarity to the target row that took it; all rows', to the nearest one."""
     targets, target_cost = represent_target(session)
-    store = represent_pool(session, part / "hidden", targets.shape[1])
+    made_with = {**session.tokens_made_with, "model": fingerprint_base(session.model)}
+    store = represent_pool(session, part / "hidden", targets.shape[1], made_with)
     nearest = np.empty(len(store))
     started = time.monotonic()
     with stage("decide"), session.screen.track("similarities", len(store), "rows") as advance:

@@ -19,13 +19,14 @@ class Method:
 
     Attributes:
         name: as a person gives it, and of its folder.
-        method, bandit, perplexity: the settings that make a run one of this method.
+        method, bandit, features, perplexity: the settings that make a run one of this method.
         draws: the first selection depends on the repetition; without, it is the same rows in each.
     """
 
     name: str
     method: str
     bandit: str = "clusterucb"
+    features: str = "gradients"
     perplexity: str = "highest"
     draws: bool = False
 
@@ -38,6 +39,7 @@ class Method:
         tree = config.model_dump()
         tree |= {"method": self.method, "bandit": self.bandit, "repeat": repeat, "out": str(out)}
         tree["baselines"]["perplexity"] = self.perplexity
+        tree["clustering"]["features"] = self.features
         return Config.model_validate(tree)
 
 
@@ -45,6 +47,7 @@ METHODS = {
     method.name: method
     for method in (
         Method("clusterucb", "dynamic"),
+        Method("clusterucb_hidden", "dynamic", features="hidden", draws=True),
         Method("dynamic", "dynamic", bandit="none"),
         Method("less_clusterucb", "less", draws=True),
         Method("less", "less", bandit="none"),
@@ -91,5 +94,7 @@ def repetitions(seeds: str | int) -> int:
 def neutral(config: Config) -> Config:
     """`config` without what each run of a comparison sets for itself."""
     baselines = config.baselines.model_copy(update={"perplexity": "highest"})
-    own = {"method": "dynamic", "bandit": "clusterucb", "repeat": 0, "baselines": baselines}
+    clustering = config.clustering.model_copy(update={"features": "gradients"})
+    own = {"method": "dynamic", "bandit": "clusterucb", "repeat": 0}
+    own |= {"baselines": baselines, "clustering": clustering}
     return config.model_copy(update=own)

@@ -178,6 +178,7 @@ def _method(row: _Row, rows: Mapping[str, _Row], reference: str | None, config: 
     if not row.finished or reference is None:
         return counts
     cost = row.cost()
+    equivalents = float(np.mean([run.cost.gradient_equivalents for run in row.finished]))
     full = config.training.periods * row.finished[0].summary["rows"]
     measured = rows[_FULL].cost()["seconds"] if _FULL in rows and rows[_FULL].finished else None
     return {
@@ -189,6 +190,7 @@ def _method(row: _Row, rows: Mapping[str, _Row], reference: str | None, config: 
         "cost": cost,
         "of_full_dynamic": {
             "pool_gradients": cost["pool_gradients"] / full,
+            "cost": equivalents / full,
             "seconds": cost["seconds"] / measured if measured else None,
         },
     }

@@ -72,21 +72,28 @@ def _in_common(one: Method, other: Method, config: Config) -> Iterator[Group]:
     """The groups that runs of both methods make alike, in the order in which they are made."""
     yield from _ALWAYS
     if one.method == other.method:
-        theirs = _gradient_groups(other, config)
-        yield from (group for group in _gradient_groups(one, config) if group in theirs)
+        yield from _checkpoints(one, config)
+    if (one.method, one.features) == (other.method, other.features):
+        theirs = _feature_groups(other, config)
+        yield from (group for group in _feature_groups(one, config) if group in theirs)
     if one == other and not one.draws:
         yield _FIRST_ROUND
 
 
-def _gradient_groups(method: Method, config: Config) -> list[Group]:
-    """The checkpoints of a method, their features and the clusters of these."""
+def _checkpoints(method: Method, config: Config) -> list[Group]:
+    """All checkpoints of a method's warmup."""
+    count = {"dynamic": 1, "less": config.less.less_checkpoints}.get(method.method)
+    return [_numbered("warmup", count)] if count else []
+
+
+def _feature_groups(method: Method, config: Config) -> list[Group]:
+    """The features at the checkpoints of a method, and the clusters of these."""
     if method.method not in ("dynamic", "less"):
         return []
-    checkpoints = config.less.less_checkpoints if method.method == "less" else 1
-    stores = 1 if method.bandit == "clusterucb" else checkpoints
-    clusters = [("clusters.json", "clusters.safetensors")] if method.bandit == "clusterucb" else []
-    features = [(name,) for name in _numbered("features", stores)]
-    return [_numbered("warmup", checkpoints), *features, *clusters]
+    budgeted = method.bandit == "clusterucb"
+    stores = config.less.less_checkpoints if method.method == "less" and not budgeted else 1
+    clusters = [("clusters.json", "clusters.safetensors")] if budgeted else []
+    return [*((name,) for name in _numbered("features", stores)), *clusters]
 
 
 def _numbered(name: str, count: int) -> Group:

@@ -13,6 +13,7 @@ from clusterucb.gradients.batches import plan
 from clusterucb.planning.facts import Facts
 from clusterucb.planning.probe import Activations
 from clusterucb.planning.sizes import FLOAT, Sizes
+from clusterucb.planning.spending import stored_dim
 from clusterucb.steps import number_of_clusters
 
 __all__ = ["memory"]
@@ -35,7 +36,7 @@ def memory(config: Config, facts: Facts, sizes: Sizes, activations: Activations 
     if config.method in ("dynamic", "less"):
         stages["gradients"] = _gradients(config, facts, sizes, activations)
     if config.budgeted:
-        stages["clustering"] = _clustering(config, facts)
+        stages["clustering"] = _clustering(config, facts, sizes)
     stages["training"] = _training(config, facts, sizes, activations)
     return stages
 
@@ -68,9 +69,9 @@ def _training(config: Config, facts: Facts, sizes: Sizes, activations: Activatio
     return parts
 
 
-def _clustering(config: Config, facts: Facts) -> Parts:
+def _clustering(config: Config, facts: Facts, sizes: Sizes) -> Parts:
     """As documented in clustering/kmeans.py: one block of the store, the centroids and their sums, labels."""
-    dim, k = config.gradients.dim, number_of_clusters(config, facts.rows)
+    dim, k = stored_dim(config, sizes.hidden), number_of_clusters(config, facts.rows)
     block = min(BLOCK_ROWS, facts.rows)
     return {
         "block of the store": 10 * block * dim,

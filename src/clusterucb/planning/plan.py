@@ -17,7 +17,7 @@ from clusterucb.planning.facts import read_facts
 from clusterucb.planning.memory import memory
 from clusterucb.planning.probe import Activations, Speed, given_speed, probe
 from clusterucb.planning.sizes import model_sizes
-from clusterucb.planning.spending import Planned, kept_before, planned_steps
+from clusterucb.planning.spending import Planned, kept_before, planned_steps, stored_dim
 from clusterucb.progress import Advance, Screen
 from clusterucb.session import Session
 from clusterucb.steps import number_of_clusters
@@ -65,8 +65,11 @@ def plan(
             screen.say(f"load {config.model}")
             speed, activations = probe(session, facts, probe_seconds)
 
+    measured_dim = stored_dim(config, sizes.hidden)
+
     def steps_of(config: Config) -> dict[str, dict[str, Any]]:
-        pairs = number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
+        wider = stored_dim(config, sizes.hidden) / measured_dim  # a pair takes time by its dimensions
+        pairs = wider * number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
         planned = planned_steps(config, facts, sizes)
         return {name: _step(step, speed, pairs) for name, step in planned.items()}
 
@@ -110,7 +113,7 @@ class _TracksOnly(Screen):
             yield advance
 
 
-def _step(step: Planned, speed: Speed, pairs: int) -> dict[str, Any]:
+def _step(step: Planned, speed: Speed, pairs: float) -> dict[str, Any]:
     """As JSON; seconds are None where no speed is known."""
     rates = {"training": speed.training, "gradients": speed.gradients, "forward": speed.forward}
     seconds: float | None = 0.0
@@ -127,8 +130,10 @@ def _total(steps: Mapping[str, Mapping[str, Any]], before: Mapping[str, int]) ->
     counts = Cost().to_json()
     for key in counts:
         counts[key] = sum(step[key] or 0 for step in steps.values())
+    equivalents = Cost.from_json(counts).gradient_equivalents
     disk = sum(before.values()) + sum(step["disk"] for step in steps.values())
-    return {**counts, "seconds": round(counts["seconds"], 3), "disk": disk}
+    seconds = round(counts["seconds"], 3)
+    return {**counts, "seconds": seconds, "gradient_equivalents": equivalents, "disk": disk}
 
 
 def _as(name: str, config: Config) -> Config | None:
@@ -140,12 +145,15 @@ def _as(name: str, config: Config) -> Config | None:
 
 
 def _against_full(config: Config, total: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
-    """This method without a budget, and the share of its gradients that are computed."""
+    """This method without a budget, and the share of its gradients, and of its cost, that are computed."""
     if config.method not in ("dynamic", "less"):
         return {}
     full = totals[config.method]
-    share = total["pool_gradients"] / full["pool_gradients"]
-    return {"full": {"method": config.method, **full, "share_of_pool_gradients": share}}
+    shares = {
+        "share_of_pool_gradients": total["pool_gradients"] / full["pool_gradients"],
+        "share_of_cost": total["gradient_equivalents"] / full["gradient_equivalents"],
+    }
+    return {"full": {"method": config.method, **full, **shares}}
 
 
 def _peak(stages: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

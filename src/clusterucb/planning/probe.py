@@ -20,12 +20,15 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from clusterucb.clustering.kmeans import spherical_kmeans
 from clusterucb.config import Config
+from clusterucb.costs import FORWARD_SHARE
 from clusterucb.data.chat import Encoded, encode, fit
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.planning.facts import Facts
+from clusterucb.planning.sizes import hidden_size
+from clusterucb.planning.spending import stored_dim
 from clusterucb.session import Session
 from clusterucb.steps import number_of_clusters
 from clusterucb.training.data import collate_for_training
@@ -70,11 +73,9 @@ class Activations:
 
 
 def given_speed(tokens_per_second: float) -> Speed:
-    """By one number: of gradients and of training alike, as both go forward and backward once.
-
-    A backward pass is about twice a forward pass, so that one alone is three times as fast.
-    """
-    return Speed(tokens_per_second, tokens_per_second, 3 * tokens_per_second, None, measured=False)
+    """By one number: of gradients and of training alike, as both go forward and backward once."""
+    forward = tokens_per_second / FORWARD_SHARE
+    return Speed(tokens_per_second, tokens_per_second, forward, None, measured=False)
 
 
 def probe(session: Session, facts: Facts, seconds: float) -> tuple[Speed, Activations]:
@@ -94,7 +95,7 @@ def probe(session: Session, facts: Facts, seconds: float) -> tuple[Speed, Activa
             ):
                 found.append(_measure(work, _fitted(rows, cut), batches, seconds / 4, model))
                 advance(1, name)
-            pairs = _clustering(config, facts) if config.budgeted else None
+            pairs = _clustering(config, facts, hidden_size(model)) if config.budgeted else None
             advance(1, "k-means")
     (gradient_speed, gradient_bytes), (training_speed, training_bytes), (forward_speed, _) = found
     speed = Speed(gradient_speed, training_speed, forward_speed, pairs, measured=True)
@@ -208,9 +209,9 @@ def _fitted(rows: Rows, length: int) -> list[Encoded]:
     return [found for row in rows if isinstance(found := fit(row, length), Encoded)]
 
 
-def _clustering(config: Config, facts: Facts) -> float:
+def _clustering(config: Config, facts: Facts, hidden: int) -> float:
     """Pairs of a row and a cluster a second, by k-means with the run's k on a few random features."""
-    k, dim = number_of_clusters(config, facts.rows), config.gradients.dim
+    k, dim = number_of_clusters(config, facts.rows), stored_dim(config, hidden)
     rows = min(facts.rows, max(k, ROWS))
     features = np.random.default_rng(0).standard_normal((rows, dim), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

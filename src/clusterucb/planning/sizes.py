@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from clusterucb.config import Config
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.training.model import attach_adapter, empty_model, read_adapter_shapes
 
-__all__ = ["Sizes", "model_sizes"]
+__all__ = ["Sizes", "hidden_size", "model_sizes"]
 
 FLOAT = 4
 
@@ -28,10 +29,12 @@ class Sizes:
     Attributes:
         weights: bytes of the base model on its device.
         layers: shape (out, in) of each adapter parameter.
+        hidden: numbers of a token's last hidden state.
     """
 
     weights: int
     layers: Mapping[str, tuple[int, int]]
+    hidden: int
 
     @property
     def adapter(self) -> int:
@@ -69,7 +72,14 @@ def model_sizes(config: Config) -> Sizes:
         model = empty_model(config)
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         if config.adapter is not None:
-            return Sizes(weights, read_adapter_shapes(Path(config.adapter)))
+            return Sizes(weights, read_adapter_shapes(Path(config.adapter)), hidden_size(model))
         adapted = attach_adapter(model, config.lora, config.seed)
         layers = adapter_layers(adapted)
-    return Sizes(weights, {name: (layer.out_features, layer.in_features) for name, layer in layers.items()})
+        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+        return Sizes(weights, shapes, hidden_size(adapted))
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Numbers of a token's last hidden state, as the vocabulary head gets it."""
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return head.in_features

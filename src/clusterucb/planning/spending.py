@@ -18,7 +18,7 @@ from clusterucb.planning.sizes import FLOAT, Sizes
 from clusterucb.selection.share import share
 from clusterucb.steps import number_of_clusters, random_rows
 
-__all__ = ["Planned", "kept_before", "planned_steps"]
+__all__ = ["Planned", "kept_before", "planned_steps", "stored_dim"]
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
@@ -54,15 +54,21 @@ def kept_before(facts: Facts, sizes: Sizes) -> dict[str, int]:
     return {"pool": tokens + 16 * facts.rows, "initial": sizes.adapter}
 
 
+def stored_dim(config: Config, hidden: int) -> int:
+    """Dimensions of a stored feature, with a model whose hidden states have `hidden` numbers."""
+    return hidden if config.clustering.features == "hidden" else config.gradients.dim
+
+
 def _dynamic(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
     settings = config.training
     rows = config.warmup.warmup_steps * settings.batch_size
     tokens = facts.training_tokens(random_rows(facts.rows, rows, config.seed))
     yield "warmup", Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
-    yield "gradients", _gradients(config, facts)
+    hidden = config.clustering.features == "hidden"
+    yield "gradients", _hidden_states(config, facts, sizes) if hidden else _gradients(config, facts)
     if config.budgeted:
-        yield "cluster", _cluster(config, facts)
-    yield "select 1", Planned(Cost(facts.rows))
+        yield "cluster", _cluster(config, facts, sizes)
+    yield "select 1", _select(config, facts, checkpoints=1) if hidden else Planned(Cost(facts.rows))
     for period in range(2, settings.periods + 1):
         yield f"select {period}", _select(config, facts, checkpoints=1)
 
@@ -78,7 +84,7 @@ def _less(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Pla
         if number == 1 or not config.budgeted:
             yield numbered("gradients", number), _gradients(config, facts)
     if config.budgeted:
-        yield "cluster", _cluster(config, facts)
+        yield "cluster", _cluster(config, facts, sizes)
     if config.budgeted and len(numbers) > 1:
         yield "select 1", _select(config, facts, checkpoints=len(numbers) - 1)
     else:
@@ -97,15 +103,27 @@ def _baseline(config: Config, facts: Facts, _sizes: Sizes) -> Iterator[tuple[str
 
 def _gradients(config: Config, facts: Facts) -> Planned:
     """Features of all rows at one checkpoint, and the target's directions there."""
-    settings = config.gradients
     pool = Cost(facts.rows, facts.gradient_tokens(facts.rows), facts.rows)
-    row = ENCODINGS[settings.store_dtype].width(settings.dim) + FLOAT + 1  # and its loss and flag
-    disk = facts.rows * row + _directions(config, facts)
+    disk = _store(config, facts, config.gradients.dim)
     return Planned(pool + _target(facts), "gradients", not facts.exact, disk)
 
 
-def _cluster(config: Config, facts: Facts) -> Planned:
-    disk = 8 * facts.rows + FLOAT * number_of_clusters(config, facts.rows) * config.gradients.dim
+def _hidden_states(config: Config, facts: Facts, sizes: Sizes) -> Planned:
+    """The same of hidden states: forward passes alone."""
+    tokens = facts.gradient_tokens(facts.rows) + int(facts.target_lengths.sum())
+    cost = Cost(facts.rows, tokens, pool_forwards=facts.rows)
+    return Planned(cost, "forward", not facts.exact, _store(config, facts, sizes.hidden))
+
+
+def _store(config: Config, facts: Facts, dim: int) -> int:
+    """Bytes of features with their losses and flags, and of directions."""
+    row = ENCODINGS[config.gradients.store_dtype].width(dim) + FLOAT + 1
+    return facts.rows * row + _directions(facts, dim)
+
+
+def _cluster(config: Config, facts: Facts, sizes: Sizes) -> Planned:
+    dim = stored_dim(config, sizes.hidden)
+    disk = 8 * facts.rows + FLOAT * number_of_clusters(config, facts.rows) * dim
     return Planned(Cost(facts.rows), "clustering", disk=disk)
 
 
@@ -116,7 +134,7 @@ def _select(config: Config, facts: Facts, checkpoints: int) -> Planned:
     cost = Cost(*(checkpoints * count for count in (rows, tokens, rows)))
     for _ in range(checkpoints):
         cost += _target(facts)
-    disk = checkpoints * _directions(config, facts) if config.method == "less" else 0
+    disk = checkpoints * _directions(facts, config.gradients.dim) if config.method == "less" else 0
     return Planned(cost, "gradients", rows < facts.rows or not facts.exact, disk)
 
 
@@ -138,5 +156,5 @@ def _target(facts: Facts) -> Cost:
     return Cost(tokens=int(facts.target_lengths.sum()), target_gradients=len(facts.target_lengths))
 
 
-def _directions(config: Config, facts: Facts) -> int:
-    return FLOAT * facts.subtasks * config.gradients.dim
+def _directions(facts: Facts, dim: int) -> int:
+    return FLOAT * facts.subtasks * dim

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from clusterucb.costs import FORWARD_SHARE
+
 __all__ = ["show_comparison"]
 
 _WIDEST = 240
@@ -34,7 +36,7 @@ def _table(result: dict[str, Any]) -> Table:
         "pool forwards",
         "tokens",
         "seconds",
-        "of full gradients",
+        "of full cost",
         "of full seconds",
     ]
     for heading in headings:
@@ -68,7 +70,7 @@ def _cells(row: dict[str, Any], benchmarks: list[str]) -> Iterator[str]:
         yield f"{row['cost'][name]:,.0f}"
     yield f"{row['cost']['seconds']:,.1f}"
     full = row["of_full_dynamic"]
-    yield f"{full['pool_gradients']:.0%}"
+    yield f"{full['cost']:.0%}"
     yield "-" if full["seconds"] is None else f"{full['seconds']:.0%}"
 
 
@@ -104,7 +106,8 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     took = result["computed"]
     yield (
         f"costs: of selecting and training, for one run alone, without evaluation; full is dynamic without a "
-        f"bandit. As runs shared what they have in common, the finished ones together took "
+        f"bandit, its cost in gradients, with a forward pass as {FORWARD_SHARE:.2f} of one. As runs shared "
+        f"what they have in common, the finished ones together took "
         f"{took['pool_gradients']:,} pool gradients, {took['pool_forwards']:,} pool forwards, "
         f"{took['tokens']:,} tokens and {took['seconds']:,.0f} s, with their losses' evaluation."
     )

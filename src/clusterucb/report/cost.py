@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterucb.costs import Cost
+from clusterucb.costs import FORWARD_SHARE, Cost
 from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.markup import count, plotted, seconds
 from clusterucb.report.run_data import RunData
@@ -18,9 +18,15 @@ def cost(run: RunData, section: Section) -> None:
         return
     total = run.total
     if run.full:
+        forwards = ""
+        if total.pool_forwards:
+            forwards = (
+                f" and {count(total.pool_forwards)} forward passes of such rows, each counted as "
+                f"{FORWARD_SHARE:.2f} gradients"
+            )
         section.say(
-            f"{count(total.pool_gradients)} gradients of pool rows, "
-            f"{run.full['share_of_pool_gradients']:.0%} of the {count(run.full['pool_gradients'])} that "
+            f"{count(total.pool_gradients)} gradients of pool rows{forwards}, "
+            f"{run.share_of_full:.0%} of the {count(run.full['pool_gradients'])} that "
             f"{full_name(run)} takes ({count(run.full['pool_tokens'])} tokens)."
         )
     elif run.config.method in ("dynamic", "less"):

@@ -138,8 +138,10 @@ def _cards(run: RunData) -> str:
         "pool gradients": count(run.total.pool_gradients),
         "time": seconds(run.total.seconds),
     }
-    if run.full:
-        facts["of the full method's gradients"] = f"{run.full['share_of_pool_gradients']:.0%}"
+    if run.total.pool_forwards:
+        facts["forward passes of pool rows"] = count(run.total.pool_forwards)
+    if run.share_of_full is not None:
+        facts["of the full method's cost"] = f"{run.share_of_full:.0%}"
     cells = "".join(
         f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in facts.items()
     )
@@ -162,8 +164,7 @@ def _filled(
         "examples": {key: rows for section in sections for key, rows in section.examples.items()},
     }
     about = runs[0]
-    bandit = " with the bandit" if about.config.budgeted else ""
-    whose = f"Method {about.config.method}{bandit}, model {about.config.model}" if len(runs) == 1 else ""
+    whose = f"Method {about.method}, model {about.config.model}" if len(runs) == 1 else ""
     return Template((files / "template.html").read_text(encoding="utf-8")).substitute(
         policy=" ".join(_hash(script) for script in scripts.values()),
         title=escape(about.name if len(runs) == 1 else f"{len(runs)} runs"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from clusterucb.costs import FORWARD_SHARE
+
 __all__ = ["show_plan"]
 
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
+_OF_METHODS = (*_COUNTS, "gradient_equivalents")
 _WIDEST = 160
 
 
@@ -36,23 +39,23 @@ def _steps(plan: dict[str, Any]) -> Table:
 
 
 def _methods(plan: dict[str, Any]) -> Table:
-    table = _table("The same settings by method", "method")
+    table = _table("The same settings by method", "method", _OF_METHODS)
     for name, total in plan["methods"].items():
-        table.add_row(name, *_cells(total))
+        table.add_row(name, *_cells(total, names=_OF_METHODS))
     return table
 
 
-def _table(title: str, first: str) -> Table:
+def _table(title: str, first: str, names: Sequence[str] = _COUNTS) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(first)
-    for heading in (*(name.replace("_", " ") for name in _COUNTS), "time", "disk"):
+    for heading in (*(name.replace("_", " ") for name in names), "time", "disk"):
         table.add_column(heading, justify="right")
     return table
 
 
-def _cells(cost: dict[str, Any], mark: str = "") -> Iterator[str]:
-    for name in _COUNTS:
-        yield f"{mark if name == 'tokens' else ''}{cost[name]:,}"
+def _cells(cost: dict[str, Any], mark: str = "", names: Sequence[str] = _COUNTS) -> Iterator[str]:
+    for name in names:
+        yield f"{mark if name == 'tokens' else ''}{cost[name]:,.0f}"
     yield "?" if cost["seconds"] is None else _time(cost["seconds"])
     yield _size(cost["disk"])
 
@@ -75,8 +78,9 @@ def _remarks(plan: dict[str, Any]) -> Iterator[str]:
     total, speed = plan["total"], plan["speed"]
     if full := plan.get("full"):
         when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
+        forwards = f" and {total['pool_forwards']:,} forward passes" if total["pool_forwards"] else ""
         yield (
-            f"{total['pool_gradients']:,} pool gradients are {full['share_of_pool_gradients']:.0%} of the "
+            f"{total['pool_gradients']:,} pool gradients{forwards} are {full['share_of_cost']:.0%} of the "
             f"{full['pool_gradients']:,} that scoring all rows {when} takes; "
             f"time {_time(total['seconds'])} against {_time(full['seconds'])}."
         )
@@ -94,6 +98,8 @@ def _remarks(plan: dict[str, Any]) -> Iterator[str]:
             f"Times are by the {speed['gradients']:,.0f} tokens/s given, with forward passes alone three "
             "times as fast; k-means is left out."
         )
+    if any(total["pool_forwards"] for total in plan["methods"].values()):
+        yield f"Gradient equivalents count a forward pass of a pool row as {FORWARD_SHARE:.2f} gradients."
     if not plan["activations_measured"]:
         yield "Activations are not in the memory, as nothing was measured."
     yield (

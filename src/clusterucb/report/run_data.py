@@ -132,6 +132,22 @@ class RunData:
         """Of all steps."""
         return sum(self.steps.values(), Cost())
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the stored features are of hidden states."""
+        return self.config.method == "dynamic" and self.config.clustering.features == "hidden"
+
+    @property
+    def method(self) -> str:
+        """As a person says it."""
+        bandit = " with the bandit" if self.config.budgeted else ""
+        return f"{self.config.method}{bandit}{', clusters of hidden states' if self.hidden else ''}"
+
+    @property
+    def share_of_full(self) -> float | None:
+        """Cost as a share of that of the method without a budget, in gradients; None before the run's end."""
+        return self.total.gradient_equivalents / self.full["pool_gradients"] if self.full else None
+
     @cached_property
     def selected_sources(self) -> Counter[str]:
         """Selected rows of each source, over all selections."""

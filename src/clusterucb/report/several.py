@@ -20,8 +20,8 @@ def several(runs: Sequence[RunData], section: Section) -> None:
     section.say(
         f"Differences are against the first run, {runs[0].name}, row by row where both were asked the same."
     )
-    headings = ["loss", "against its base", "against the first", "pool gradients", "of the full method's"]
-    headings += ["tokens", "time", "rows selected", "distinct"]
+    headings = ["loss", "against its base", "against the first", "pool gradients", "forward passes"]
+    headings += ["of the full method's cost", "tokens", "time", "rows selected", "distinct"]
     rows = [_row(run, runs[0]) for run in runs]
     section.table("The runs", ["run", "method"], headings, rows)
     evaluated = [run for run in runs if run.evaluation]
@@ -42,14 +42,14 @@ def _row(run: RunData, first: RunData) -> list[str]:
         if first.evaluation and first is not run and _same_rows(run, first):
             against = with_error(*paired(adapter["losses"], first.evaluation["adapter"]["losses"]), sign="+")
     total = run.total
-    share = run.full["share_of_pool_gradients"] if run.full else None
+    share = run.share_of_full
     rows = np.concatenate([np.empty(0, np.int64), *(found.rows for found in run.rounds)])
-    method = run.config.method + (" with the bandit" if run.config.budgeted else "")
     return [
         run.name if run.finished else f"{run.name} (unfinished)",
-        method,
+        run.method,
         *(loss, base, against),
         count(total.pool_gradients),
+        count(total.pool_forwards),
         "–" if share is None else f"{share:.0%}",
         count(total.tokens),
         seconds(total.seconds),

@@ -39,8 +39,14 @@ def _passes(summary: dict[str, Any]) -> str:
             f"{total['pool_gradients']} pool gradients, {total['pool_forwards']} forward passes of pool rows"
         )
     when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
+    forwards = ""
+    if total["pool_forwards"]:
+        forwards = (
+            f" and {total['pool_forwards']} forward passes of pool rows, together "
+            f"{summary['gradient_equivalents']:.0f} gradients' worth"
+        )
     return (
-        f"{total['pool_gradients']} pool gradients, {full['share_of_pool_gradients']:.0%} of the "
+        f"{total['pool_gradients']} pool gradients{forwards}, {full['share_of_cost']:.0%} of the "
         f"{full['pool_gradients']} that scoring all rows {when} takes"
     )
 
@@ -73,9 +79,10 @@ def _evaluated(result: dict[str, Any]) -> Table:
 
 def _cost(summary: dict[str, Any]) -> Table:
     table = Table(title="Cost", title_justify="left")
-    for name in ("step", "rows", "tokens", "pool gradients", "target gradients", "seconds"):
+    counts = ["rows", "tokens", "pool_gradients", "target_gradients"]
+    counts += ["pool_forwards"] if summary["total"]["pool_forwards"] else []
+    for name in ("step", *(count.replace("_", " ") for count in counts), "seconds"):
         table.add_column(name, justify="left" if name == "step" else "right")
     for name, cost in [*summary["steps"].items(), ("total", summary["total"])]:
-        numbers = [f"{cost[key]:,}" for key in ("rows", "tokens", "pool_gradients", "target_gradients")]
-        table.add_row(name, *numbers, f"{cost['seconds']:.1f}")
+        table.add_row(name, *(f"{cost[key]:,}" for key in counts), f"{cost['seconds']:.1f}")
     return table

@@ -66,8 +66,9 @@ def _clusters(run: RunData, section: Section, drawn: list[RoundData]) -> None:
     by_draws = np.sum(draws, axis=0) if draws else sizes
     order = np.lexsort((-by_draws, -chosen))
     order = order[sizes[order] > 0]
+    what = "hidden states" if run.hidden else "features"
     section.say(
-        f"{len(order)} clusters of rows whose features point the same way: the arms of the bandit. "
+        f"{len(order)} clusters of rows whose {what} point the same way: the arms of the bandit. "
         "Influence is that of the first selection; the spread is a standard deviation over the rows that "
         "were scored there."
     )
@@ -146,14 +147,15 @@ def _map_figure(run: RunData, found: FeatureMap) -> Figure:
         names, codes = run.sources.names, run.sources.codes
         order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable").tolist()
         modes.append(("source", _groups(points, codes[found.rows], order, lambda c: names[c])))
+    measure = _measure(run)
     scale = {
         "colorscale": "Viridis",
         "showscale": True,
-        "colorbar": {"title": {"text": "influence"}, "len": 0.8},
+        "colorbar": {"title": {"text": measure}, "len": 0.8},
     }
     everything = np.arange(len(x))
     scores = [float(f"{score:.4g}") for score in found.influence]
-    modes.append(("influence", [{**points(everything, "rows", scores, **scale), "showlegend": False}]))
+    modes.append((measure, [{**points(everything, "rows", scores, **scale), "showlegend": False}]))
     shared = [*_marked(run, found, x, y), *_arrows(run, found)]
     numbers = [] if run.clusters is None else [_numbers(found, run.clusters[found.rows], _leading(run))]
     data = [trace for _, traces in modes for trace in traces] + shared + numbers
@@ -179,14 +181,21 @@ def _map_figure(run: RunData, found: FeatureMap) -> Figure:
         if len(found.rows) == run.rows
         else f"{count(len(found.rows))} rows of {count(run.rows or 0)}"
     )
+    features = "centred hidden states" if run.hidden else "features"
+    grows = measure if run.hidden else "influence on the target"
     caption = (
-        f"{whole} by the two principal components of their features at the first checkpoint; rings are "
-        "selected rows. An arrow points where influence on the target grows; hover tells how much of the "
+        f"{whole} by the two principal components of their {features} at the first checkpoint; rings are "
+        f"selected rows. An arrow points where {grows} grows; hover tells how much of the "
         "target's direction lies in this plane. What is far apart here is unlike; what is close may differ "
         "in other dimensions."
     )
     label = "Map of the rows' features, with the selected ones marked"
     return Figure(data, layout, label, caption, seen, "Colour:", square=True)
+
+
+def _measure(run: RunData) -> str:
+    """What the inner product of a stored feature and a direction is."""
+    return "likeness to the target" if run.hidden else "influence"
 
 
 def _trace(name: str) -> dict[str, Any]:
@@ -199,7 +208,7 @@ def _rounded(values: NDArray[np.floating]) -> list[float]:
 
 def _describe(run: RunData, row: int, score: float) -> str:
     shown = run.examples.get(int(row))
-    parts = [shown.id[:80] if shown else f"row {row}", run.source_of(row), f"influence {score:.4f}"]
+    parts = [shown.id[:80] if shown else f"row {row}", run.source_of(row), f"{_measure(run)} {score:.4f}"]
     if run.clusters is not None:
         parts.append(f"cluster {run.clusters[row]}")
     return "<br>".join(plotted(part) for part in parts if part)
