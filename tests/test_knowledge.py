@@ -39,7 +39,16 @@ def test_rows_drawn_in_earlier_rounds_are_estimated_by_their_newest_features(tmp
     assert known.features.shape == (50, 32)
 
 
-def test_another_estimate_can_stand_for_features_that_no_direction_fits():
-    features = unit(20, 8)
-    known = Knowledge(features, lambda _directions: np.arange(20.0)).at(np.zeros((1, 99)))
-    assert known.estimate.tolist() == list(range(20))
+def test_likeness_stands_for_features_that_no_direction_fits(tmp_path):
+    """Once rows have influences too, it is brought to their unit by the line through these rows."""
+    likeness, knowledge = np.arange(20.0), Knowledge(unit(20, 8), np.arange(20.0))
+    assert knowledge.at(np.zeros((1, 99))).estimate.tolist() == likeness.tolist()
+    drawn = np.array([2, 5, 11])
+    features = np.zeros((3, 99), np.float16)
+    features[:, 0] = 0.5 + likeness[drawn] / 32
+    with DrawnWriter(tmp_path, 99) as writer:
+        writer.add(drawn, features)
+    found = knowledge.at(np.eye(1, 99), [tmp_path])
+    np.testing.assert_allclose(found.estimate, 0.5 + likeness / 32, atol=1e-6)
+    against = knowledge.at(-np.eye(1, 99), [tmp_path])  # a falling line says that likeness is worth nothing
+    assert len(set(np.delete(against.estimate, drawn).tolist())) == 1

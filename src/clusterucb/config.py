@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from clusterucb.errors import ConfigError
 
@@ -58,6 +58,12 @@ def _split_numbers(numbers: Any) -> Any:
     return [numbers] if isinstance(numbers, int | float) else numbers
 
 
+Budget = Annotated[
+    Fraction | None,
+    BeforeValidator(lambda value: None if value == "auto" else value),
+    PlainSerializer(lambda value: "auto" if value is None else value),
+]
+"""A share, or None for auto."""
 TaskNames = Annotated[list[str], BeforeValidator(_split_commas)]
 Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split_numbers)]
 
@@ -129,7 +135,7 @@ class Selecting(_Strict):
     """The share of draws above the threshold in ucb_threshhard and ucb_threshnormal."""
     csp: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Cold start: the share of every cluster that is drawn first, at least one row of each."""
-    budget: Fraction | Literal["auto"] = 0.2
+    budget: Budget = 0.2
     """The share of the pool whose gradient may be computed in one re-selection, cold start included; or, with
     linear_ucb, auto: no more than it takes."""
     budget_cap: Fraction = 0.2
@@ -150,7 +156,7 @@ class Selecting(_Strict):
     @property
     def cap(self) -> float:
         """The largest share of the pool that is drawn in one re-selection."""
-        return self.budget_cap if self.budget == "auto" else self.budget
+        return self.budget_cap if self.budget is None else self.budget
 
     @property
     def by_row(self) -> bool:
@@ -299,7 +305,7 @@ class Config(Common):
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
-        chosen, spent = self.selection, f"budget {self.selection.budget}"
+        chosen, spent = self.selection, f"budget {self.selection.cap}"
         weights, checkpoints = self.less.less_weights, self.less.less_checkpoints
         if weights and (len(weights) != checkpoints or not sum(weights)):
             raise ConfigError(
@@ -312,7 +318,7 @@ class Config(Common):
                 f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
-        if chosen.budget == "auto" and not chosen.by_row:
+        if chosen.budget is None and not chosen.by_row:
             raise ConfigError(
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
                 f"use --policy linear_ucb, or a share such as --budget 0.2"

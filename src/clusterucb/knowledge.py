@@ -9,7 +9,7 @@ in the folders of those rounds: their estimates are of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +30,12 @@ class Knowledge:
 
     Args:
         features: of all rows, (N, d).
-        estimate: of their influence for the target's directions at another checkpoint; by default by
-            inner products with these.
+        likeness: of each row to the target, (N,), where the features are none of gradients, so that the
+            target's directions at another checkpoint do not fit them.
     """
 
-    def __init__(
-        self,
-        features: Rows,
-        estimate: Callable[[NDArray[np.floating]], NDArray[np.float64]] | None = None,
-    ) -> None:
-        self._features = features
-        self._estimate = estimate or (lambda directions: stored_influence(features, directions))
+    def __init__(self, features: Rows, likeness: NDArray[np.float64] | None = None) -> None:
+        self._features, self._likeness = features, likeness
         self._components: NDArray[np.float32] | None = None
 
     def at(self, directions: NDArray[np.floating], rounds: Sequence[Path] = ()) -> Known:
@@ -52,10 +47,29 @@ class Knowledge:
         """
         if self._components is None:
             self._components = principal(self._features, DIM)
-        estimate = self._estimate(directions)
-        age = np.zeros(len(estimate), np.int64)
+        newest = np.full(len(self._features), np.nan)  # influence by a newer feature, where there is one
+        age = np.zeros(len(newest), np.int64)
         for number, folder in enumerate(rounds, start=1):
             for rows, features in DrawnFeatures(folder).blocks():
-                estimate[rows] = influence(features, directions)
+                newest[rows] = influence(features, directions)
                 age[rows] = number
-        return Known(estimate, self._components, age.max() - age)
+        return Known(self._estimate(directions, newest), self._components, age.max() - age)
+
+    def _estimate(self, directions: NDArray[np.floating], newest: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By the newest feature or, in the unit of influence, by the one in the store."""
+        if self._likeness is None:
+            stored = stored_influence(self._features, directions)
+        else:
+            stored = _in_unit_of(newest, self._likeness)
+        return np.where(np.isnan(newest), stored, newest)
+
+
+def _in_unit_of(influence: NDArray[np.float64], likeness: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The line through the rows that have both (least squares, not falling), or likeness where none has."""
+    both = ~np.isnan(influence)
+    if not both.any():
+        return likeness
+    x, y = likeness[both] - likeness[both].mean(), influence[both]
+    slope = max(0.0, float(x @ y) / max(float(x @ x), 1e-30))
+    line: NDArray[np.float64] = y.mean() + slope * (likeness - likeness[both].mean())
+    return line

@@ -212,6 +212,11 @@ class Reselection:
             )
             selection = self.selector(influence, round_seed(self.seed, number), on_draw, known)
             seconds = log.seconds
+        if selection.spent < self.selector.spend:
+            self.screen.say(
+                f"select, round {number}: ended at {selection.spent} of {self.selector.spend} rows, as "
+                f"{selection.expected_change:.1%} of the selection is expected to change by drawing all"
+            )
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost
         summary = write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)

@@ -1,7 +1,8 @@
 """What one selection leaves behind: a folder a round.
 
 selected.jsonl         the chosen input lines, byte for byte, in pool order
-selected.ids.jsonl     id, score, cluster, source and round of each, in the same order
+selected.ids.jsonl     id, score, cluster, source and round of each, in the same order; `drawn: false` where
+                       the score is what was expected of a row that was not drawn
 draws.jsonl            every draw of the bandit: step, arm, rows, scores
 scores.jsonl           influence as it was computed, by which a killed selection goes on
 selection.safetensors  the same as exact arrays, by which a resumed run goes on
@@ -74,14 +75,16 @@ def write_round(
     chosen = pool_rows[selection.rows]
     sources = [pool.source(row) for row in chosen.tolist()]
     pool.write(chosen.tolist(), folder / "selected.jsonl")
+    drawn = np.isin(selection.rows, selection.drawn).tolist()
     sidecar = zip(
-        chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, strict=True
+        chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, strict=True
     )
     _write_lines(
         folder / "selected.ids.jsonl",
         [
             {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
-            for row, score, cluster, source in sidecar
+            | ({} if known else {"drawn": False})
+            for row, score, cluster, source, known in sidecar
         ],
     )
     _write_lines(
@@ -109,10 +112,17 @@ def write_round(
         "threshold": selection.threshold,
         "mean_influence": float(selection.scores.mean()),
         "sources": dict(Counter(sources).most_common()),
+        **_expectation(selection, len(drawn) - sum(drawn)),
         "cost": cost.to_json(),
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _expectation(selection: Selection, undrawn: int) -> dict[str, Any]:
+    """Of a selection that expects: rows kept that were not drawn, and the share expected to be others."""
+    change = selection.expected_change
+    return {} if change is None else {"undrawn": undrawn, "expected_change": change}
 
 
 def read_round(folder: Path) -> Round:

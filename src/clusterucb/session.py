@@ -202,7 +202,7 @@ class Session:
     def policy(self) -> Policy | LinearUCB:
         """The score of an arm, or of a row."""
         chosen = self.config.selection
-        stop = chosen.auto_change if chosen.budget == "auto" else 0.0
+        stop = chosen.auto_change if chosen.budget is None else 0.0
         return named_policy(
             chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds, stop=stop
         )

@@ -417,10 +417,18 @@ def reselection(
         seed=session.repeat_seed,
         formula=session.config.gradients.formula,
         batch_tokens=session.config.gradients.batch_tokens,
-        knowledge=Knowledge(store(session).features) if session.config.budgeted else None,
+        knowledge=_knowledge(session) if session.config.budgeted else None,
         screen=session.screen,
         spent=spent,
     )
+
+
+def _knowledge(session: Session) -> Knowledge:
+    """What the stored features tell of rows before they are drawn."""
+    features = store(session).features
+    if session.config.clustering.features == "gradients":
+        return Knowledge(features)
+    return Knowledge(features, stored_influence(features, directions_at(session)))
 
 
 def _selector(session: Session) -> Selector:
