@@ -452,8 +452,7 @@ def _selector(session: Session) -> Selector:
 
 def number_of_clusters(config: Config, rows: int) -> int:
     """The arms of so many rows: those that are set, or as many as the budget has room for."""
-    room = rows if config.selection.by_row else share(config.selection.cap, rows)
-    return config.clustering.k or default_k(rows, room)
+    return config.clustering.k or default_k(rows, share(config.selection.cap, rows))
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:

@@ -268,18 +268,23 @@ def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
 
 def test_each_method_is_these_settings(settings, stub):
     every = (
-        "clusterucb,clusterucb_hidden,dynamic,less,less_clusterucb,rds,bm25,loss_highest,loss_lowest,random"
+        "clusterucb,clusterucb_hidden,linear_ucb,linear_ucb_hidden,dynamic,less,less_clusterucb,rds,bm25,"
+        "loss_highest,loss_lowest,random"
     )
     assert compare(settings, every, 1).status == 0
-    made, hidden = {}, set()
+    made, hidden, linear = {}, set(), set()
     for name in every.split(","):
         tree = yaml.safe_load((Path(settings["out"]) / name / "0/config.yaml").read_text())
         made[name] = (tree["method"], tree["bandit"], tree["baselines"]["perplexity"])
         hidden |= {name} if tree["clustering"]["features"] == "hidden" else set()
-    assert hidden == {"clusterucb_hidden"}
+        linear |= {name} if tree["selection"]["policy"] == "linear_ucb" else set()
+    assert hidden == {"clusterucb_hidden", "linear_ucb_hidden"}
+    assert linear == {"linear_ucb", "linear_ucb_hidden"}
     assert made == {
         "clusterucb": ("dynamic", "clusterucb", "highest"),
         "clusterucb_hidden": ("dynamic", "clusterucb", "highest"),
+        "linear_ucb": ("dynamic", "clusterucb", "highest"),
+        "linear_ucb_hidden": ("dynamic", "clusterucb", "highest"),
         "dynamic": ("dynamic", "none", "highest"),
         "less": ("less", "none", "highest"),
         "less_clusterucb": ("less", "clusterucb", "highest"),

@@ -79,8 +79,10 @@ def test_only_what_a_selection_decides_is_an_expectation(name, config, inputs, s
     """And it lies between the tokens of the shortest and of the longest rows."""
     facts, sizes = inputs
     steps = planned_steps(METHODS[name].config(config, 0, spent[name]), facts, sizes)
-    fresh = {"clusterucb": {"select 2"}, "less_clusterucb": {"select 1"}}
-    fresh = {**fresh, "clusterucb_hidden": {"select 1", "select 2"}}.get(name, set())
+    first, second = {"select 1"}, {"select 2"}
+    fresh = {"clusterucb": second, "linear_ucb": second, "less_clusterucb": first}
+    fresh |= dict.fromkeys(("clusterucb_hidden", "linear_ucb_hidden"), first | second)
+    fresh = fresh.get(name, set())
     assert {step for step, found in steps.items() if found.expected} == fresh | {"train"}
     target = int(facts.target_lengths.sum())
     for step in fresh:

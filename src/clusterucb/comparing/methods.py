@@ -20,6 +20,7 @@ class Method:
     Attributes:
         name: as a person gives it, and of its folder.
         method, bandit, features, perplexity: the settings that make a run one of this method.
+        policy: the same; that of the comparison's settings, if there is none.
         draws: the first selection depends on the repetition; without, it is the same rows in each.
     """
 
@@ -28,6 +29,7 @@ class Method:
     bandit: str = "clusterucb"
     features: str = "gradients"
     perplexity: str = "highest"
+    policy: str | None = None
     draws: bool = False
 
     def config(self, config: Config, repeat: int, out: Path) -> Config:
@@ -40,6 +42,7 @@ class Method:
         tree |= {"method": self.method, "bandit": self.bandit, "repeat": repeat, "out": str(out)}
         tree["baselines"]["perplexity"] = self.perplexity
         tree["clustering"]["features"] = self.features
+        tree["selection"]["policy"] = self.policy or config.selection.policy
         return Config.model_validate(tree)
 
 
@@ -48,6 +51,8 @@ METHODS = {
     for method in (
         Method("clusterucb", "dynamic"),
         Method("clusterucb_hidden", "dynamic", features="hidden", draws=True),
+        Method("linear_ucb", "dynamic", policy="linear_ucb"),
+        Method("linear_ucb_hidden", "dynamic", features="hidden", policy="linear_ucb", draws=True),
         Method("dynamic", "dynamic", bandit="none"),
         Method("less_clusterucb", "less", draws=True),
         Method("less", "less", bandit="none"),
