@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from fidelity_features import fresh_folder, fresh_periods, read_features
+from fidelity_rows import row_level
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
@@ -67,7 +68,9 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
             raise InputError(f"{folder}: not there yet; run the stage features first")
         made_with[f"features {folder.name}"] = read_features(folder)[0].manifest["made_with"]["weights"]
     if not path.exists():
-        found = {"made_with": made_with, **evaluated(list(cases(session)), grid, screen)}
+        every = list(cases(session))
+        found = {"made_with": made_with, **evaluated(every, grid, screen)}
+        found["runs"] += row_level(session, every, grid, screen)
         write_json(path, found)
     results = read_json(path)
     check_made_with(results["made_with"], made_with, str(path))

@@ -11,6 +11,7 @@ import numpy as np
 from fidelity_data import PARTS, TARGETS, StudyData
 from fidelity_features import fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
+from fidelity_rows import ROW_LEVEL
 
 from clusterucb.clustering.kmeans import default_k
 from clusterucb.rundir import read_json
@@ -19,7 +20,7 @@ from clusterucb.selection.share import share
 from clusterucb.session import Session
 
 OURS = "ucb_beta"
-WITHOUT_CLUSTERS = ("uniform", STALE_FIRST)
+WITHOUT_CLUSTERS = ("uniform", STALE_FIRST, *ROW_LEVEL)  # or with those of the default k alone
 SHOWN_POLICIES = (*POLICIES, *WITHOUT_CLUSTERS)
 ROUNDING = 5e-4  # what three digits do not show
 Runs = Sequence[Mapping[str, Any]]
@@ -96,19 +97,20 @@ def recall_tables(found: Mapping[str, Any], periods: int) -> Iterator[str]:
     """Measures by policy and budget at the default k, by target at each budget, and by k."""
     runs, rows = found["runs"], found["rows"]
     budgets, default = _budgets(runs), default_k_of(runs, rows)
-    heads = [f"{b:.0%} ({cost_share(b, rows, periods):.0%} of the full cost)" for b in budgets]
+    every = sorted({run["budget"] for run in runs if run["budget"]})
+    heads, low = heads_of(every, rows, periods), heads_of(budgets, rows, periods)
     for period in _values(runs, "period"):
         here = _chosen(comparable(found), period=period)
         for measure in MEASURES:
             yield f"### {measure.capitalize()} at the start of period {period}, mean of targets, k {default}"
-            yield table(["policy", *heads], by_policy(here, budgets, measure))
+            yield table(["policy", *heads], by_policy(here, every, measure))
         for budget in budgets:
             at = _chosen(here, budget=budget)
             targets = _values(at, "target")
             yield f"### Recall by target at the start of period {period}, budget {budget:.0%}, k {default}"
             lines = [
                 [name, *(_spread([r["recall"] for r in _chosen(at, policy=name, target=t)]) for t in targets)]
-                for name in SHOWN_POLICIES
+                for name in _shown(at)
             ]
             yield table(["policy", *targets], lines)
     yield f"### Recall of {OURS} by number of clusters, mean over targets and checkpoints"
@@ -117,14 +119,35 @@ def recall_tables(found: Mapping[str, Any], periods: int) -> Iterator[str]:
         [str(k), *(_over_targets(_chosen(ours, k=k, budget=b), "recall") for b in budgets)]
         for k in sorted(_values(ours, "k"))
     ]
-    yield table(["k", *heads], lines)
+    yield table(["k", *low], lines)
+    yield from expectation_table(runs)
+
+
+def heads_of(budgets: Sequence[float], rows: int, periods: int) -> list[str]:
+    """Columns of a table by budget."""
+    return [f"{b:.0%} ({cost_share(b, rows, periods):.0%} of the full cost)" for b in budgets]
+
+
+def expectation_table(runs: Runs) -> Iterator[str]:
+    """The share of the selection that linear_ucb expected to change, against what was not found."""
+    runs = [run for run in runs if "expected_change" in run]
+    if not runs:
+        return
+    budgets = sorted(_values(runs, "budget"))
+    yield "### What linear_ucb expects to change, and what does, mean over targets and checkpoints"
+    lines = [
+        [f"{b:.0%}", _number(_mean([r["expected_change"] for r in of])), _number(1 - _recall(of))]
+        for b in budgets
+        if (of := _chosen(runs, budget=b))
+    ]
+    yield table(["budget", "expected", "true"], lines)
 
 
 def by_policy(runs: Runs, budgets: Sequence[float], measure: str) -> list[list[str]]:
     """A line a policy, a cell a budget."""
     return [
         [name, *(_over_targets(_chosen(runs, policy=name, budget=b), measure) for b in budgets)]
-        for name in SHOWN_POLICIES
+        for name in _shown(runs)
     ]
 
 
@@ -136,7 +159,7 @@ def where_not_most(found: Mapping[str, Any]) -> Iterator[str]:
     for budget in _budgets(here):
         for (period, target), case in drifts.items():
             at = _chosen(here, budget=budget, period=period, target=target)
-            recalls = {name: _recall(_chosen(at, policy=name)) for name in SHOWN_POLICIES}
+            recalls = {name: _recall(_chosen(at, policy=name)) for name in _shown(at)}
             recalls |= {"stale alone": case["stale"]["recall"], "half fresh": case["half_fresh"]["recall"]}
             ranked = sorted(recalls, key=lambda name: -recalls[name])
             better = [name for name in ranked if recalls[name] > recalls[OURS] + ROUNDING]
@@ -203,6 +226,12 @@ def _chosen(runs: Runs, **wanted: Any) -> list[Mapping[str, Any]]:
 def _values(runs: Runs, name: str) -> list[Any]:
     """Distinct values in the order in which they come."""
     return list(dict.fromkeys(run[name] for run in runs))
+
+
+def _shown(runs: Runs) -> list[str]:
+    """The policies that there are runs of, in their order."""
+    there = set(_values(runs, "policy"))
+    return [name for name in SHOWN_POLICIES if name in there]
 
 
 def _budgets(runs: Runs) -> list[float]:

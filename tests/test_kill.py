@@ -301,6 +301,41 @@ def test_clustered_by_hidden_states_and_killed_it_ends_the_same(server, settings
     assert summary["total"]["pool_gradients"] == 2 * 20
 
 
+def drawn_features(folder):
+    """Of each round, row to feature."""
+    from clusterucb.gradients.drawn import DrawnFeatures
+
+    rounds = sorted(Path(folder).glob("rounds/*"))
+    blocks = {path.name: DrawnFeatures(path).blocks() for path in rounds}
+    return {
+        name: {
+            row: feature.tobytes()
+            for rows, found in of
+            for row, feature in zip(rows.tolist(), found, strict=True)
+        }
+        for name, of in blocks.items()
+    }
+
+
+def test_drawn_row_by_row_and_killed_it_ends_the_same(server, settings, tmp_path):
+    """Also the features of drawn rows, by which the next period knows these rows."""
+    changes = {"policy": "linear_ucb", "batch_tokens": 256, "rounds": 4}
+    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
+    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
+    log, add = "clusterucb.gradients.influence:ScoreLog.add", "clusterucb.gradients.drawn:DrawnWriter.add"
+    for there, at in (
+        ("rounds/1", {"where": log, "call": 3}),
+        ("rounds/2.part/drawn.i64", {"where": add, "call": 2, "when": "after"}),
+        ("rounds/2.part/scores.jsonl", {"where": "clusterucb.data.pool:Pool.write"}),
+        ("rounds/2", {"where": log, "call": 2}),
+    ):
+        killed = server(arguments, at=at)
+        assert killed["status"] == KILLED, (there, killed)
+        assert (out / there).exists(), at
+    finish(server, arguments, out, result(tmp_path / "whole"))
+    assert drawn_features(out) == drawn_features(tmp_path / "whole")
+
+
 def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, settings, tmp_path):
     """The rows of the period that training is resumed in are those that were selected for it."""
     changes = {"epochs_per_period": 2, "periods": 2}
