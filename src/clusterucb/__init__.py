@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from clusterucb.reselection import Reselection as Reselection
     from clusterucb.selection.bandit import Selection as Selection
     from clusterucb.selection.bandit import select as select
+    from clusterucb.selection.known import Known as Known
+    from clusterucb.selection.linear_ucb import LinearUCB as LinearUCB
+    from clusterucb.selection.linear_ucb import linear_ucb as linear_ucb
     from clusterucb.selection.policies import UCB1 as UCB1
     from clusterucb.selection.policies import Random as Random
     from clusterucb.selection.policies import UCBBeta as UCBBeta
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from clusterucb.selection.policies import UCBThreshNormal as UCBThreshNormal
     from clusterucb.selection.selector import ClusterUCB as ClusterUCB
     from clusterucb.selection.selector import FullScoring as FullScoring
+    from clusterucb.selection.selector import RowUCB as RowUCB
     from clusterucb.session import Session as Session
     from clusterucb.simulation.grid import Grid as Grid
     from clusterucb.simulation.simulate import Outcome as Outcome
@@ -51,12 +55,15 @@ _HOMES = {
     "Featurizer": "gradients.features",
     "FullScoring": "selection.selector",
     "Grid": "simulation.grid",
+    "Known": "selection.known",
+    "LinearUCB": "selection.linear_ucb",
     "Outcome": "simulation.simulate",
     "Pool": "data.pool",
     "Problem": "simulation.simulate",
     "Rademacher": "gradients.projection",
     "Random": "selection.policies",
     "Reselection": "reselection",
+    "RowUCB": "selection.selector",
     "Selection": "selection.bandit",
     "Session": "session",
     "Target": "data.target",
@@ -67,6 +74,7 @@ _HOMES = {
     "compare": "comparing.compare",
     "dynamic": "recipes",
     "less": "recipes",
+    "linear_ucb": "selection.linear_ucb",
     "plan": "planning.plan",
     "select": "selection.bandit",
     "simulate": "simulation.simulate",
