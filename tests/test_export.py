@@ -1,5 +1,5 @@
-"""What is exported, as the programs that it is for read it: trl and datasets themselves, the other two by readers
-written here from what their documents say (LLaMA-Factory's data/README.md, axolotl's dataset formats).
+"""What is exported, as the programs that it is for read it: trl and datasets themselves, the other two by
+readers written here from what their documents say (LLaMA-Factory's data/README.md, axolotl's data formats).
 """
 
 import json
@@ -31,7 +31,9 @@ ROWS = {
     "c.jsonl:1": {"conversations": [{"from": "human", "value": ODD}, {"from": "gpt", "value": "yes"}]},
 }
 UNEVEN = {"u.jsonl:1": {"messages": [TWO_TURNS[1], TWO_TURNS[1], TWO_TURNS[2]]}}
-GIVEN = {"g.jsonl:1": {"messages": [TWO_TURNS[1], {"role": "assistant", "content": "It is B", "given": "It is"}]}}
+GIVEN = {
+    "g.jsonl:1": {"messages": [TWO_TURNS[1], {"role": "assistant", "content": "It is B", "given": "It is"}]}
+}
 
 
 def run_with(folder, *rounds):
@@ -55,15 +57,18 @@ def expected(rows):
 def read_as_trl(folder):
     datasets = pytest.importorskip("datasets")
     table = datasets.load_dataset(
-        "json", data_files=str(folder / "selected.jsonl"), split="train", cache_dir=str(folder.parent / "cache")
+        "json",
+        data_files=str(folder / "selected.jsonl"),
+        split="train",
+        cache_dir=str(folder.parent / "cache"),
     )
     assert table.column_names == ["messages"]
     return [[(turn["role"], turn["content"]) for turn in row] for row in table["messages"]]
 
 
 def read_as_llamafactory(folder):
-    """A dataset_dir, by its README: sharegpt with columns and tags; a system turn first, then user and assistant
-    by turns; an example that is otherwise is skipped.
+    """A dataset_dir, by its README: sharegpt with columns and tags; a system turn first, then user and
+    assistant by turns; an example that is otherwise is skipped.
     """
     info = read(folder / "dataset_info.json")["clusterucb"]
     assert info["formatting"] == "sharegpt"
@@ -139,8 +144,10 @@ def test_what_llamafactory_would_skip_is_left_out_and_told(tmp_path):
     assert read(exported.folder / "export.json")["left_out"] == exported.left_out
     assert export(run, "axolotl").rows == len(ROWS) + 1
     said = clusterucb("export", run.path, "--format", "llamafactory").out
-    assert said.startswith("1 rows that llamafactory would skip are left out, first u.jsonl:1: turns are user, user,")
-    with pytest.raises(InputError, match="llamafactory can read none of its 1 rows; first u.jsonl:1"):
+    assert said.startswith(
+        "1 rows that llamafactory would skip are left out, first u.jsonl:1: turns are user, user,"
+    )
+    with pytest.raises(InputError, match=r"llamafactory can read none of its 1 rows; first u\.jsonl:1"):
         export(run_with(tmp_path / "other", UNEVEN), "llamafactory")
 
 

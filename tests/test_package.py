@@ -99,7 +99,10 @@ ABOVE = (
         (("recipes",), own("comparing", "cli", "options")),
         (("comparing",), own("planning", "cli", "options", "report")),
         (("planning",), own("recipes", "cli", "options", "report")),
-        (("cli_simulate", "cli_report", "cli_export"), own("session", "steps", "recipes", "options", "training")),
+        (
+            ("cli_simulate", "cli_report", "cli_export"),
+            own("session", "steps", "recipes", "options", "training"),
+        ),
         (("export",), own("data.pool", "gradients", "selection", "training", "evaluation", *ABOVE)),
         (("export",), ["torch", "transformers", "peft", "trl"]),
         (("report",), own("cli", "options", "steps", "recipes", "training", "reselection")),

@@ -1,13 +1,13 @@
-"""Selected rows as training data of other programs: trl, LLaMA-Factory and axolotl read them as they are.
+"""Selected rows as training data of other programs: trl, LLaMA-Factory, axolotl read them as they are.
 
-| file                | for           | holds                                                                  |
-|---------------------|---------------|------------------------------------------------------------------------|
-| `selected.jsonl`    | all           | `{"messages": [{"role", "content"}, ...]}`, whatever shape a row had     |
-| `dataset_info.json` | llamafactory  | the data set `clusterucb` of this folder (LLaMA-Factory's data/README)   |
-| `axolotl.yaml`      | axolotl       | `datasets:` of type chat_template (axolotl's docs, dataset formats)     |
-| `export.json`       | whoever looks | rounds, rows, and the ids of those left out, with the reason            |
+| file                | for          | holds                                                                 |
+|---------------------|--------------|-----------------------------------------------------------------------|
+| `selected.jsonl`    | all          | `{"messages": [{"role", "content"}, ...]}`, whatever shape a row had  |
+| `dataset_info.json` | llamafactory | the data set `clusterucb` of this folder (LLaMA-Factory's README)     |
+| `axolotl.yaml`      | axolotl      | `datasets:` of type chat_template (axolotl's docs, dataset formats)   |
+| `export.json`       | people       | rounds, rows, and the ids of those left out, with the reason          |
 
-A conversation ends with its last answer, as in training: nothing after it has a label. Texts are the rows' own.
+A conversation ends with its last answer, as in training: what follows has no label. Texts are the rows' own.
 """
 
 from __future__ import annotations
