@@ -81,7 +81,9 @@ def test_what_it_starts_is_a_command_with_these_options():
 
     from clusterucb.cli import _callable, _commands
 
-    assert {"config", "out"} <= set(inspect.signature(_callable("run", _commands["run"], bare=False)).parameters)
+    assert {"config", "out"} <= set(
+        inspect.signature(_callable("run", _commands["run"], bare=False)).parameters
+    )
 
 
 def test_near_its_end_it_asks_for_another_turn(job):

@@ -173,6 +173,8 @@ class TestAPlainTrainer:
         trainer.train()
         assert_trained_on_what_was_selected(asked, batches)
 
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
     def test_a_compiled_model_shows_every_rows_gradient(self, tmp_path, plain):
         """Compiled is what trains; a selection looks into the model as it was written."""
         judge, model = train(tmp_path, torch_compile=True, torch_compile_backend="eager")
@@ -208,6 +210,17 @@ class TestAPlainTrainer:
         _, model = train(tmp_path, judge=judge, resume=str(tmp_path / f"checkpoint-{at}"))
         assert selected(judge) == plain[0]
         assert same(weights(model), plain[1])
+
+
+def test_the_data_set_shows_the_rows_of_now():
+    dynamic = DynamicSelection(POOL, FIRST, Judge())
+    before = dynamic.as_datasets()
+    copied = before.select_columns(["input_ids"])  # trainers drop columns, and copy what they have
+    dynamic.dataset.swap(FIRST + 7)
+    for shown in (before, copied):
+        assert [row["input_ids"] for row in shown] == [POOL[i].ids.tolist() for i in FIRST + 7]
+        for row, i in zip(shown, FIRST + 7, strict=True):
+            assert row["labels"] == np.where(POOL[i].labels, POOL[i].ids, -100).tolist()
 
 
 class TestRefusedInOneLine:
@@ -369,13 +382,3 @@ class TestTrl:
         del judge.periods[3]  # training was cut in the second period
         assert same(run(judge, str(tmp_path / "checkpoint-5")), expected)
         assert selected(judge) == chosen
-
-    def test_the_data_set_shows_the_rows_of_now(self, trl):
-        dynamic = DynamicSelection(POOL, FIRST, Judge())
-        before = dynamic.as_datasets()
-        copied = before.select_columns(["input_ids"])  # trainers drop columns, and copy what they have
-        dynamic.dataset.swap(FIRST + 7)
-        for shown in (before, copied):
-            assert [row["input_ids"] for row in shown] == [POOL[i].ids.tolist() for i in FIRST + 7]
-            for row, i in zip(shown, FIRST + 7, strict=True):
-                assert row["labels"] == np.where(POOL[i].labels, POOL[i].ids, -100).tolist()

@@ -84,6 +84,17 @@ def test_linear_layers_but_the_head_are_packed_and_the_adapter_is_not(model_fold
 
 
 @installed
+def test_a_model_that_is_stored_quantised_is_loaded_as_it_is(model_folder, tmp_path):
+    load_model(settings_of(model_folder, load_in="4bit")).save_pretrained(tmp_path)
+    stored = load_model(settings_of(tmp_path))
+    assert fingerprint_base(stored) == fingerprint_base(load_model(settings_of(model_folder, load_in="4bit")))
+    model = attach_adapter(stored, LORA, 0)
+    found = []
+    row_gradients(model, adapter_layers(model), collate(rows(2)), lambda _, g: found.append(g.abs().sum()))
+    assert any(found)
+
+
+@installed
 def test_the_fingerprint_tells_bases_and_ways_of_keeping_them_apart(model_folder, tmp_path):
     from builders import build_model
 

@@ -106,7 +106,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
             ConfigError: the trainer would not see the swaps.
         """
         refuse_arguments(args)
-        if not self.dataset.serves(kwargs["train_dataloader"].dataset):
+        if not self.dataset.serves(getattr(kwargs["train_dataloader"], "dataset", self.dataset)):
             raise ConfigError(
                 "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
                 "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"

@@ -113,11 +113,8 @@ def load_model(config: Common) -> nn.Module:
             f"{config.model}: cannot be loaded as a causal language model ({_reason(error)}); "
             f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
         ) from None
-    if quantised:
-        keep_packing(model)
-    else:
-        model.to(device)
-    return model.requires_grad_(False)
+    keep_packing(model)  # also of a model that is stored quantised
+    return (model if quantised else model.to(device)).requires_grad_(False)
 
 
 def empty_model(config: Common) -> nn.Module:

@@ -57,4 +57,4 @@ def keep_packing(model: nn.Module) -> None:
     """Keep 4-bit weights in the form that has gradients: some CPUs repack them at the first evaluation."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
