@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import Subset
 from training_helpers import adapted, base, numbers, rows, same, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -221,6 +222,16 @@ def test_the_data_set_shows_the_rows_of_now():
         assert [row["input_ids"] for row in shown] == [POOL[i].ids.tolist() for i in FIRST + 7]
         for row, i in zip(shown, FIRST + 7, strict=True):
             assert row["labels"] == np.where(POOL[i].labels, POOL[i].ids, -100).tolist()
+
+
+def test_a_data_set_around_the_rows_shows_them_too():
+    dynamic = DynamicSelection(POOL, FIRST, Judge())
+    inner, view = dynamic.dataset, dynamic.as_datasets()
+    for served in (inner, view, view.select_columns(["input_ids"]), Subset(inner, [0, 1]), Subset(view, [0])):
+        assert inner.serves(served)
+    others = DynamicSelection(POOL, FIRST, Judge())
+    for other in (POOL, others.dataset, others.as_datasets(), Subset(others.dataset, [0])):
+        assert not inner.serves(other)
 
 
 class TestRefusedInOneLine:

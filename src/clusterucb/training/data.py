@@ -58,9 +58,12 @@ class SwappableRows(Dataset[Encoded]):
         return places.with_transform(self.columns)
 
     def serves(self, dataset: object) -> bool:
-        """Whether `dataset` is this one, or looks into it."""
+        """Whether `dataset` is this one, looks into it, or is wrapped around one that does."""
         look_up = (getattr(dataset, "format", None) or {}).get("format_kwargs", {}).get("transform")
-        return dataset is self or look_up == self.columns
+        if dataset is self or look_up == self.columns:
+            return True
+        parts = getattr(dataset, "__dict__", {}).values()
+        return any(self.serves(part) for part in parts if isinstance(part, Dataset | datasets.Dataset))
 
 
 def collate_for_training(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
