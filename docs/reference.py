@@ -35,7 +35,7 @@ GROUPS = {
         *("UCBBeta", "UCB1", "UCBThreshHard", "UCBThreshNormal", "Random"),
     ),
     "Training": ("DynamicSelection", "Reselection"),
-    "Data": ("Pool", "Target"),
+    "Data": ("Pool", "Target", "export"),
     "Gradients and clusters": ("Featurizer", "CountSketch", "Rademacher", "spherical_kmeans", "Clusters"),
     "Simulation": ("simulate", "Problem", "Grid", "Outcome"),
     "Errors": ("ClusterUCBError",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,10 +32,9 @@ def export(
     """The selected rows as training data that trl, LLaMA-Factory or axolotl read as they are."""
     if not (run and form):
         raise ConfigError("export needs DIR and --format trl|llamafactory|axolotl; see --help")
-    from clusterucb.export import export as write
-    from clusterucb.rundir import RunDir
+    from clusterucb.exporting import export as write
 
-    found = write(RunDir(run), form, number=number, out=Path(out) if out else None)
+    found = write(run, form, number=number, out=out)
     if quiet:
         return
     if found.left_out:

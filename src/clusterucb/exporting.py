@@ -54,11 +54,13 @@ class Exported:
     learnt: int
 
 
-def export(run: RunDir, form: str, *, number: int | None = None, out: Path | None = None) -> Exported:
+def export(
+    run: str | Path, form: str, *, number: int | None = None, out: str | Path | None = None
+) -> Exported:
     """The rows that a run has selected, as a folder that another program takes.
 
     Args:
-        run: finished or not; its pool is not needed.
+        run: the run's directory, finished or not; its pool is not needed.
         form: one of `FORMATS`.
         number: of the one round whose rows are taken; without it those of all rounds, each row once, in the
             order in which rounds selected them.
@@ -70,20 +72,21 @@ def export(run: RunDir, form: str, *, number: int | None = None, out: Path | Non
     """
     if form not in FORMATS:
         raise ConfigError(f"format {form!r}: unknown; expected one of {', '.join(FORMATS)}")
-    numbers = _rounds(run, number)
-    folder = out or run.path / "exports" / (form if number is None else f"{form}-round-{number}")
+    there = RunDir(run)
+    numbers = _rounds(there, number)
+    folder = Path(out or there.path / "exports" / (f"{form}-round-{number}" if number else form))
     if folder.exists() and not (folder / _MADE).exists():
         raise ConfigError(f"{folder}: is there already and is no export; give another --out")
-    rows = dict(row for n in numbers for row in _selected(run, n))
+    rows = dict(row for n in numbers for row in _selected(there, n))
     refused = {name: why for name, turns in rows.items() if (why := _unreadable(turns, form))}
     kept = [turns for name, turns in rows.items() if name not in refused]
     if not kept:
-        raise InputError(f"{run.path}: {form} can read none of its {len(rows)} rows; first {_first(refused)}")
+        raise InputError(f"{run}: {form} can read none of its {len(rows)} rows; first {_first(refused)}")
     with publish_folder(folder) as part:
         lines = (json.dumps({"messages": _plain(turns)}, ensure_ascii=False) + "\n" for turns in kept)
         (part / "selected.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
         _describe(part, form, folder.absolute())
-        facts = {"format": form, "run": str(run.path.absolute()), "rounds": list(numbers), "rows": len(kept)}
+        facts = {"format": form, "run": str(there.path.absolute()), "rounds": numbers, "rows": len(kept)}
         write_json(part / _MADE, {**facts, "left_out": refused})
         if folder.exists():  # an earlier export, of fewer rounds perhaps
             shutil.rmtree(folder)

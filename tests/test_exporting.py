@@ -10,7 +10,7 @@ import yaml
 from cli_helpers import clusterucb, read
 from clusterucb.data.rows import parse_messages
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.export import FORMATS, export
+from clusterucb.exporting import FORMATS, export
 from clusterucb.rundir import RunDir
 
 ODD = 'Ünïcode \u2028 "quoted"\n\ttabs\r\n  spaces  and 日本 👍🏽 <|im_end|> {{ jinja }} '
@@ -45,7 +45,7 @@ def run_with(folder, *rounds):
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows.values())
         with (run.round(number) / "selected.ids.jsonl").open("w") as file:
             file.writelines(json.dumps({"id": name, "round": number}) + "\n" for name in rows)
-    return run
+    return run.path
 
 
 def expected(rows):
@@ -143,7 +143,7 @@ def test_what_llamafactory_would_skip_is_left_out_and_told(tmp_path):
     assert exported.left_out.keys() == UNEVEN.keys()
     assert read(exported.folder / "export.json")["left_out"] == exported.left_out
     assert export(run, "axolotl").rows == len(ROWS) + 1
-    said = clusterucb("export", run.path, "--format", "llamafactory").out
+    said = clusterucb("export", run, "--format", "llamafactory").out
     assert said.startswith(
         "1 rows that llamafactory would skip are left out, first u.jsonl:1: turns are user, user,"
     )
@@ -154,7 +154,7 @@ def test_what_llamafactory_would_skip_is_left_out_and_told(tmp_path):
 def test_a_given_beginning_of_an_answer_is_told(tmp_path):
     run = run_with(tmp_path, GIVEN)
     assert export(run, "axolotl").learnt == 1
-    assert "1 rows have a given beginning" in clusterucb("export", run.path, "--format", "axolotl").out
+    assert "1 rows have a given beginning" in clusterucb("export", run, "--format", "axolotl").out
 
 
 def test_again_it_is_made_anew_and_nothing_else_is_touched(tmp_path):
@@ -181,7 +181,7 @@ def test_again_it_is_made_anew_and_nothing_else_is_touched(tmp_path):
 )
 def test_a_mistake_is_one_line(tmp_path, given, words):
     run = run_with(tmp_path, ROWS)
-    outcome = clusterucb("export", run.path, *given)
+    outcome = clusterucb("export", run, *given)
     assert outcome.status == 2
     assert words in outcome.complaint
     nothing = clusterucb("export", tmp_path / "none", "--format", "trl")
