@@ -32,10 +32,11 @@ GROUPS = {
     "Procedures": ("Config", "Session", "dynamic", "less", "compare", "plan"),
     "The bandit": (
         *("select", "Selection", "ClusterUCB", "FullScoring"),
+        *("linear_ucb", "LinearUCB", "Known", "RowUCB"),
         *("UCBBeta", "UCB1", "UCBThreshHard", "UCBThreshNormal", "Random"),
     ),
     "Training": ("DynamicSelection", "Reselection"),
-    "Data": ("Pool", "Target"),
+    "Data": ("Pool", "Target", "export"),
     "Gradients and clusters": ("Featurizer", "CountSketch", "Rademacher", "spherical_kmeans", "Clusters"),
     "Simulation": ("simulate", "Problem", "Grid", "Outcome"),
     "Errors": ("ClusterUCBError",),

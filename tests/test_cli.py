@@ -35,7 +35,7 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate", "plan", "report"}
+    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate", "plan", "report", "export"}
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):

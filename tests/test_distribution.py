@@ -60,7 +60,7 @@ def test_the_wheels_metadata_says_what_it_is(wheel):
     assert (found["Name"], found["Version"]) == ("clusterucb", __version__)
     assert (found["License-Expression"], found["Requires-Python"]) == ("Apache-2.0", ">=3.10")
     assert found["Description-Content-Type"] == "text/markdown"
-    assert set(found.get_all("Provides-Extra")) == {"dev", "docs", "eval", "gguf", "keops", "vllm"}
+    assert set(found.get_all("Provides-Extra")) == {"dev", "docs", "eval", "gguf", "keops", "quant", "vllm"}
     assert "Typing :: Typed" in found.get_all("Classifier")
     lines = [line for line in found.get_all("Requires-Dist") if "extra" not in line]
     needed = {re.match(r"[\w.-]+", line)[0] for line in lines}

@@ -102,7 +102,12 @@ ABOVE = (
         (("recipes",), own("comparing", "cli", "options")),
         (("comparing",), own("planning", "cli", "options", "report")),
         (("planning",), own("recipes", "cli", "options", "report")),
-        (("cli_simulate", "cli_report"), own("session", "steps", "recipes", "options", "training")),
+        (
+            ("cli_simulate", "cli_report", "cli_export"),
+            own("session", "steps", "recipes", "options", "training"),
+        ),
+        (("exporting",), own("data.pool", "gradients", "selection", "training", "evaluation", *ABOVE)),
+        (("exporting",), ["torch", "transformers", "peft", "trl"]),
         (("report",), own("cli", "options", "steps", "recipes", "training", "reselection")),
         (("report",), own(*(f"gradients.{name}" for name in ("features", "influence", "per_sample")))),
         (("report/page", "report/run_data", "report/feature_map"), ["torch", "transformers", "peft"]),

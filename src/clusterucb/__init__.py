@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clusterucb.data.pool import Pool as Pool
     from clusterucb.data.target import Target as Target
     from clusterucb.errors import ClusterUCBError as ClusterUCBError
+    from clusterucb.exporting import export as export
     from clusterucb.gradients.features import Featurizer as Featurizer
     from clusterucb.gradients.projection import CountSketch as CountSketch
     from clusterucb.gradients.projection import Rademacher as Rademacher
@@ -73,6 +74,7 @@ _HOMES = {
     "UCBThreshNormal": "selection.policies",
     "compare": "comparing.compare",
     "dynamic": "recipes",
+    "export": "exporting",
     "less": "recipes",
     "linear_ucb": "selection.linear_ucb",
     "plan": "planning.plan",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from clusterucb.cli_export import export
 from clusterucb.cli_report import report
 from clusterucb.cli_simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
@@ -74,6 +75,7 @@ def application(called: str | None = None) -> typer.Typer:
     app.command("prepare")(_prepare)
     app.command("simulate")(_one_line_errors()(simulate))
     app.command("report")(_one_line_errors()(report))
+    app.command("export")(_one_line_errors()(export))
     return app
 
 

@@ -241,6 +241,8 @@ class Common(_Strict):
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the base model's weights; auto is bfloat16 where the device is fast at it."""
+    load_in: Literal["dtype", "8bit", "4bit"] = "dtype"
+    """How the base's linear layers are kept: in dtype, or quantised, 8bit or 4bit (extra quant)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     adapter: str | None = None

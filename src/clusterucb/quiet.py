@@ -19,6 +19,6 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for name in ("accelerate", "peft", "datasets"):
+    for name in ("accelerate", "bitsandbytes", "peft", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(accelerate|datasets|peft|torch|transformers)\b")
+    warnings.filterwarnings("ignore", module=r"(accelerate|bitsandbytes|datasets|peft|torch|transformers)\b")

@@ -53,8 +53,10 @@ from clusterucb.training.model import (
     load_adapter,
     load_model,
     load_tokenizer,
+    pick_device,
     save_adapter,
 )
+from clusterucb.training.quantise import check_quantisation
 from clusterucb.training.reporting import check_reporter
 
 __all__ = ["Session"]
@@ -283,6 +285,7 @@ class Session:
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
         check_reporter(self.config.training.report_to)
+        check_quantisation(self.config.load_in, pick_device(self.config.device))
         self.check_plan(len(self.pool))
         _ = self.target, self.holdout, self.screening, self.chat
 

@@ -124,9 +124,8 @@ class TestInAPersonsOwnTrainer:
         """They hold a copy of the dataset from before the swap, and would go on training on it."""
         dynamic = DynamicSelection(rows(20), PERIODS[1], lambda p, _m, _o: PERIODS[p])
         more = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-        trainer, _ = own_trainer(tmp_path, dynamic, **more)
         with pytest.raises(ConfigError, match="dataloader_persistent_workers=True"):
-            trainer.train()
+            own_trainer(tmp_path, dynamic, **more)
 
     def test_one_schedule_of_rates_over_all_periods(self, tmp_path):
         dynamic = DynamicSelection(rows(20), PERIODS[1], lambda p, _m, _o: PERIODS[p])

@@ -54,6 +54,11 @@ def check_settings(config: Common) -> None:
     if not variants:
         return
     require_harness(settings.engine)
+    if settings.engine == "vllm" and config.load_in != "dtype":
+        raise ConfigError(
+            f"engine vllm runs the base in --dtype, not in {config.load_in}: use --engine hf, or evaluate "
+            "the adapter on the base as it is (clusterucb evaluate --adapter)"
+        )
     runs_code = [name for name, (task, _) in variants.items() if task.name == "humaneval"]
     if runs_code and not settings.allow_code_execution:
         raise ConfigError(

@@ -9,8 +9,9 @@ Knows the model and one batch; nothing of optimizers, projections or files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,31 @@ __all__ = [
 
 Consumer = Callable[[str, torch.Tensor], None]
 
+_ADAPTERS_OWN = re.compile(r"(\.lora_[AB])\.[^.]+(?=\.weight$)")
 
-def canonical_name(name: str, adapter: str = "default") -> str:
+
+def canonical_name(name: str) -> str:
     """A parameter's name as adapter files spell it: without wrappers and without the adapter's own name."""
-    return name.removeprefix("module.").replace("_orig_mod.", "").replace(f".{adapter}.", ".")
+    return _ADAPTERS_OWN.sub(r"\1", name.removeprefix("module.").replace("_orig_mod.", ""))
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Canonical name to parameter, for those that training changes, in the model's order."""
-    return {canonical_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+    """Canonical name to parameter, for those that training changes, in the model's order.
+
+    Raises:
+        ConfigError: two adapters are trained at once.
+    """
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if (canonical := canonical_name(name)) in parameters:
+            raise ConfigError(
+                f"adapter parameter {name}: another adapter's {canonical} is trained, too; "
+                "make one adapter active (model.set_adapter) and freeze the others"
+            )
+        parameters[canonical] = parameter
+    return parameters
 
 
 def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -49,19 +66,25 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
     Raises:
         ConfigError: a trainable parameter is not the weight of a linear layer, so that its per-row
-            gradient has no such form (DoRA magnitudes, embeddings, trained biases).
+            gradient has no such form (DoRA magnitudes, embeddings, trained biases); or a layer is trained
+            as a whole (modules_to_save), or is the vocabulary head's.
     """
-    linears = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear)}
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    of_head = set(head.parameters())
     layers = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name not in linears:
+    for name, parameter in trainable_parameters(model).items():
+        if parameter not in linears or ".modules_to_save." in name:
             raise ConfigError(
-                f"adapter parameter {canonical_name(name)}: per-row gradients need every trainable parameter "
-                f"to be the weight of a linear layer; use a plain LoRA adapter without biases or DoRA"
+                f"adapter parameter {name}: per-row gradients need every trainable parameter to be the "
+                f"weight of a linear layer; use a plain LoRA adapter without biases, DoRA or modules_to_save"
             )
-        layers[canonical_name(name)] = linears[name]
+        if parameter in of_head:
+            raise ConfigError(
+                f"adapter parameter {name}: the vocabulary head is given label positions only, so no row's "
+                "gradient is known there; leave the head out of the target modules"
+            )
+        layers[name] = linears[parameter]
     if not layers:
         raise ConfigError("the model has no trainable parameter: attach a LoRA adapter that is not frozen")
     return layers
@@ -69,7 +92,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
-    with torch.no_grad(), eval_mode(model), _labels_only(model, batch):
+    with torch.no_grad(), eval_mode(model), _uncompiled(model), _labels_only(model, batch):
         return batch.row_means(_label_losses(model, batch).cpu().numpy())
 
 
@@ -88,18 +111,28 @@ def row_gradients(
 
     Returns:
         Cross-entropy of each label, (L,), on the device; `batch.row_means` makes the rows' losses of them.
+
+    Raises:
+        ConfigError: a layer mixes rows, or takes no part (an adapter that is trainable and not active).
     """
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
+        stack.enter_context(_uncompiled(model))
         stack.enter_context(_labels_only(model, batch))
         stack.enter_context(_inputs_need_gradients(model))
         stack.enter_context(_frozen([layer.weight for layer in layers.values()]))
+        ran: set[str] = set()
         for name, layer in layers.items():
-            handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume))
+            handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran))
             stack.callback(handle.remove)
         with torch.enable_grad():
             with stage("forward"):
                 losses = _label_losses(model, batch)
+            if idle := layers.keys() - ran:
+                raise ConfigError(
+                    f"layer {min(idle)}: is trainable and takes no part in the model's forward pass, so it "
+                    "has no gradient; activate its adapter (model.set_adapter), or freeze it"
+                )
             weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
             with stage("backward"):
                 (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
@@ -111,8 +144,9 @@ def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
 
 
-def _capture(name: str, rows: int, consume: Consumer) -> Callable[..., None]:
+def _capture(name: str, rows: int, consume: Consumer, ran: set[str]) -> Callable[..., None]:
     def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ran.add(name)
         inputs = args[0].detach()
         if inputs.ndim != 3 or len(inputs) != rows:
             raise ConfigError(
@@ -139,6 +173,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    """A compiled model run as it was written: what was compiled without the hooks would pass them by."""
+    compiled = any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

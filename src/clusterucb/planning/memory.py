@@ -33,6 +33,8 @@ def memory(config: Config, facts: Facts, sizes: Sizes, activations: Activations 
     Without `activations`, which have to be measured, there is no such part.
     """
     stages = {"always": {"weights": sizes.weights, "adapter": sizes.adapter}}
+    if sizes.unpacked:
+        stages["always"]["a layer's weights, unpacked"] = sizes.unpacked
     if config.method in ("dynamic", "less"):
         stages["gradients"] = _gradients(config, facts, sizes, activations)
     if config.budgeted:

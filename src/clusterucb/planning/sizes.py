@@ -17,7 +17,7 @@ from clusterucb.config import Config
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.training.model import attach_adapter, empty_model, read_adapter_shapes
 
-__all__ = ["Sizes", "hidden_size", "model_sizes"]
+__all__ = ["Sizes", "hidden_size", "model_sizes", "packed_bytes"]
 
 FLOAT = 4
 
@@ -30,11 +30,13 @@ class Sizes:
         weights: bytes of the base model on its device.
         layers: shape (out, in) of each adapter parameter.
         hidden: numbers of a token's last hidden state.
+        unpacked: bytes of the largest quantised layer as it is when it computes; 0 where none is quantised.
     """
 
     weights: int
     layers: Mapping[str, tuple[int, int]]
     hidden: int
+    unpacked: int = 0
 
     @property
     def adapter(self) -> int:
@@ -71,15 +73,38 @@ def model_sizes(config: Config) -> Sizes:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = empty_model(config)
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        unpacked = 0
+        for layer in _quantised(model) if config.load_in != "dtype" else ():
+            whole = layer.weight.numel() * layer.weight.element_size()
+            weights += packed_bytes(layer.out_features, layer.in_features, config.load_in) - whole
+            unpacked = max(unpacked, whole)
         if config.adapter is not None:
-            return Sizes(weights, read_adapter_shapes(Path(config.adapter)), hidden_size(model))
+            return Sizes(weights, read_adapter_shapes(Path(config.adapter)), hidden_size(model), unpacked)
         adapted = attach_adapter(model, config.lora, config.seed)
         layers = adapter_layers(adapted)
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-        return Sizes(weights, shapes, hidden_size(adapted))
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    return Sizes(weights, shapes, hidden_size(adapted), unpacked)
 
 
 def hidden_size(model: nn.Module) -> int:
     """Numbers of a token's last hidden state, as the vocabulary head gets it."""
     head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
     return head.in_features
+
+
+def packed_bytes(outputs: int, inputs: int, load_in: str) -> int:
+    """A quantised layer's weights: codes and their scales.
+
+    8bit has a float32 scale an output; 4bit a byte for 64 weights, and a float32 for 256 of these.
+    """
+    numbers = outputs * inputs
+    if load_in == "8bit":
+        return numbers + FLOAT * outputs
+    scales = -(-numbers // 64)
+    return -(-numbers // 2) + scales + FLOAT * -(-scales // 256)
+
+
+def _quantised(model: nn.Module) -> list[nn.Linear]:
+    """The layers that are quantised: all linear ones but the vocabulary head."""
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]

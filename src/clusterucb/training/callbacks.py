@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -22,6 +23,7 @@ from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.progress import Advance
+from clusterucb.training.compatibility import refuse_arguments
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
 
@@ -49,7 +51,9 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         epochs_per_period: passes over the rows in one period.
 
     Use: `Trainer(model, args, train_dataset=dynamic.dataset, data_collator=dynamic.collate,
-    callbacks=[dynamic])` with `remove_unused_columns=False` and as many epochs as all periods have.
+    callbacks=[dynamic])` with `remove_unused_columns=False` and as many epochs as all periods have. A trainer
+    that wants a data set of the library `datasets`, as trl's SFTTrainer does, takes `dynamic.as_datasets()`
+    with its own collator and `dataset_kwargs={"skip_prepare_dataset": True}`.
     """
 
     def __init__(
@@ -62,8 +66,23 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.dataset = SwappableRows(tokens, first)
         self.collate = collate_for_training
+        self._first = first
         self._reselect, self._epochs = reselect, epochs_per_period
         self._resumed = False
+
+    def as_datasets(self) -> datasets.Dataset:
+        """The rows being trained on as `datasets` has them, with `input_ids` and `labels`."""
+        return self.dataset.as_datasets()
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a trainer that would not see the swaps.
+
+        Raises:
+            ConfigError: names the argument.
+        """
+        refuse_arguments(args)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,15 +100,18 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Notice a resumed training: its rows have to be restored whatever the epoch.
+        """Begin with period 1's rows, or notice a resumed training: its rows have to be restored.
 
         Raises:
-            ConfigError: the data loader's workers outlive an epoch, and with them their copy of the rows.
+            ConfigError: the trainer would not see the swaps.
         """
-        if args.dataloader_persistent_workers:
+        refuse_arguments(args)
+        if not self.dataset.serves(getattr(kwargs["train_dataloader"], "dataset", self.dataset)):
             raise ConfigError(
-                "dataloader_persistent_workers=True: such workers never see the swapped rows; leave it False"
+                "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
+                "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"
             )
+        self.dataset.swap(self._first)
         self._resumed = state.global_step > 0
 
     def on_epoch_end(

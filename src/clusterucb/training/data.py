@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,6 +39,31 @@ class SwappableRows(Dataset[Encoded]):
 
     def __getitem__(self, index: int) -> Encoded:
         return self._tokens[self.row(index)]
+
+    def __deepcopy__(self, _: dict[int, Any]) -> SwappableRows:
+        return self  # whoever copies a dataset that looks into this one sees the swaps, too
+
+    def columns(self, places: Mapping[str, Sequence[int]]) -> dict[str, list[list[int]]]:
+        """Tokens and labels of the rows at some places, as columns."""
+        rows = [self[place] for place in places["input_ids"]]
+        labels = [np.where(row.labels, row.ids, IGNORED) for row in rows]
+        return {"input_ids": [row.ids.tolist() for row in rows], "labels": [ids.tolist() for ids in labels]}
+
+    def as_datasets(self) -> datasets.Dataset:
+        """The same rows for the library `datasets`: `input_ids`, and `labels` with -100 outside answers.
+
+        It holds places only, in a column whose name trainers leave alone, and looks the rows up when asked.
+        """
+        places = datasets.Dataset.from_dict({"input_ids": range(len(self))})
+        return places.with_transform(self.columns)
+
+    def serves(self, dataset: object) -> bool:
+        """Whether `dataset` is this one, looks into it, or is wrapped around one that does."""
+        look_up = (getattr(dataset, "format", None) or {}).get("format_kwargs", {}).get("transform")
+        if dataset is self or look_up == self.columns:
+            return True
+        parts = getattr(dataset, "__dict__", {}).values()
+        return any(self.serves(part) for part in parts if isinstance(part, Dataset | datasets.Dataset))
 
 
 def collate_for_training(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:

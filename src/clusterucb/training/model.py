@@ -20,6 +20,7 @@ from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.rundir import publish_folder
+from clusterucb.training.quantise import keep_packing, loading
 
 __all__ = [
     "allow_tf32",
@@ -92,10 +93,11 @@ def load_tokenizer(config: Common) -> Any:
 
 
 def load_model(config: Common) -> nn.Module:
-    """The base model on its device, frozen, without an adapter."""
+    """The base model on its device, frozen, without an adapter; quantised if `load_in` says so."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device, dtype)
+    quantised = loading(config.load_in, dtype, device)
     source, extra = _source(config.model)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -103,6 +105,7 @@ def load_model(config: Common) -> nn.Module:
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if extra else True,
+            **quantised,
             **extra,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -110,7 +113,8 @@ def load_model(config: Common) -> nn.Module:
             f"{config.model}: cannot be loaded as a causal language model ({_reason(error)}); "
             f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
         ) from None
-    return model.to(device).requires_grad_(False)
+    keep_packing(model)  # also of a model that is stored quantised
+    return (model if quantised else model.to(device)).requires_grad_(False)
 
 
 def empty_model(config: Common) -> nn.Module:
