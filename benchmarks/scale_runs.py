@@ -2,13 +2,13 @@
 
     python benchmarks/scale_runs.py bandit                       # half a minute, 0.5 GB of memory
     python benchmarks/scale_runs.py bandit --draw-batch 512 --arms many
-    python benchmarks/scale_runs.py kmeans                       # some minutes, 640 MB in a temporary folder
+    python benchmarks/scale_runs.py kmeans --k 1000              # some minutes, 640 MB in a temporary folder
     python benchmarks/scale_runs.py bandit kmeans --rows 20000   # a moment
 
-k is the program's own for so many rows. The bandit looks scores up in an array, so that what is timed is
-deciding. k-means reads a store of float16 from disk, block by block as always; its features have few dimensions, so
-that two cores can do it: what grows with the rows is all there. Seconds are the process's own; resident memory is
-the largest so far, before and after.
+The bandit looks scores up in an array, so that what is timed is
+deciding. k-means reads a store of float16 from disk, block by block as always; its features have few
+dimensions, so that two cores can do it: what grows with the rows is all there. Seconds are the process's
+own; resident memory is the largest so far, before and after.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def run_bandit(options: argparse.Namespace) -> str:
     )
     ended, drawn = time.process_time(), found.spent - found.cold
     return (
-        f"bandit: {n:,} rows, k {k:,}, {options.policy}, {found.spent:,} draws, {options.draw_batch} at a time "
-        f"of {options.arms}: {ended - started:.1f} s, {(ended - asked[1]) / drawn * 1e6:.1f} microseconds a draw; "
+        f"bandit: {n:,} rows, k {k:,}, {options.policy}, {found.spent:,} draws, "
+        f"{options.draw_batch} at a time of {options.arms}: {ended - started:.1f} s, "
+        f"{(ended - asked[1]) / drawn * 1e6:.1f} microseconds a draw; "
         f"{_grown(before)}"
     )
 
@@ -83,8 +84,9 @@ def run_kmeans(options: argparse.Namespace) -> str:
         spent = time.process_time() - started
         size = file.stat().st_size
     return (
-        f"k-means: {n:,} rows x {d}, k {k:,}, store {size / 2**20:,.0f} MiB, {passes} assignments: {spent:.1f} s, "
-        f"{spent / (passes * n * k) * 1e9:.2f} ns a pair of row and cluster; mean cosine {found.objective:.3f}; "
+        f"k-means: {n:,} rows x {d}, k {k:,}, store {size / 2**20:,.0f} MiB, {passes} assignments: "
+        f"{spent:.1f} s, {spent / (passes * n * k) * 1e9:.2f} ns a pair of row and cluster; "
+        f"mean cosine {found.objective:.3f}; "
         f"{_grown(before)}"
     )
 
@@ -93,7 +95,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], str]] = {"bandit": run_bandit, "k
 
 
 def _clusters(options: argparse.Namespace) -> int:
-    return default_k(options.rows, share(options.budget, options.rows))
+    return options.k or default_k(options.rows, share(options.budget, options.rows))
 
 
 def _resident() -> float:
@@ -110,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", choices=sorted(RUNS))
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--k", type=int, help="by default the program's own for so many rows")
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--policy", default="ucb_beta")
     parser.add_argument("--draw-batch", type=int, default=8)
