@@ -78,17 +78,17 @@ class Assumptions:
     gather: float = 1e-4
     """To exchange the scores of one batch of draws."""
 
-    read_row: float = 32e-6
-    """Seconds of one core: a row of 730 bytes read, parsed and hashed. Measured."""
-    screen_row: float = 60e-6
-    """A row compared with one kind of texts. Measured."""
-    tokenise_token: float = 2e-6
+    read_row: float = 28e-6
+    """Seconds of one core: a row of 160 words read, parsed and hashed. Measured."""
+    screen_row: float = 140e-6
+    """Such a row compared with 500 texts of one kind. Measured."""
+    tokenise_token: float = 4e-6
     """Measured."""
-    rank_number: float = 1.2e-9
-    """One stored number in the ranking of all rows. Measured."""
+    rank_number: float = 6e-9
+    """One stored number in the ranking of all rows for 57 subtasks. Measured."""
     draw: float = 4e-6
     """Of the bandit, a row drawn from one arm at a time. Measured."""
-    draw_of_many: float = 18e-6
+    draw_of_many: float = 16e-6
     """A row drawn with `--draw-batch-arms many`. Measured."""
 
 

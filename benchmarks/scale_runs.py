@@ -5,10 +5,10 @@
     python benchmarks/scale_runs.py kmeans --k 1000              # some minutes, 640 MB in a temporary folder
     python benchmarks/scale_runs.py bandit kmeans --rows 20000   # a moment
 
-The bandit looks scores up in an array, so that what is timed is
-deciding. k-means reads a store of float16 from disk, block by block as always; its features have few
-dimensions, so that two cores can do it: what grows with the rows is all there. Seconds are the process's
-own; resident memory is the largest so far, before and after.
+The bandit looks scores up in an array, so that what is timed is deciding. k-means reads a store of float16
+from disk, block by block as always; its features have few dimensions, so that two cores can do it: what grows
+with the rows is all there. Seconds are the process's own; resident memory is the largest so far, before and
+after.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import scale
 import scale_runs
-from builders import build_model
 from scale_counts import counted_forward, counted_gradients, counted_traffic, counted_training, made_up
 from scale_model import TRAFFIC, Assumptions, Passes, llama_2_7b, stages
 
+from builders import build_model
 from clusterucb.config import Lora
 from clusterucb.training.model import attach_adapter
 
