@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,15 @@ def write_round(
     )
     _write_lines(
         folder / "selected.ids.jsonl",
-        [
+        (
             {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
             | ({} if known else {"drawn": False})
             for row, score, cluster, source, known in sidecar
-        ],
+        ),
     )
     _write_lines(
         folder / "draws.jsonl",
-        [
+        (
             {
                 "step": draw.step,
                 "arm": draw.arm,
@@ -98,7 +99,7 @@ def write_round(
                 "scores": draw.scores.tolist(),
             }
             for draw in draws
-        ],
+        ),
     )
     arrays = {"rows": selection.rows, "scores": selection.scores, "clusters": selection.clusters}
     arrays |= {"drawn": selection.drawn, "drawn_scores": selection.drawn_scores}
@@ -133,6 +134,6 @@ def read_round(folder: Path) -> Round:
     return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
 
 
-def _write_lines(path: Path, objects: list[dict[str, Any]]) -> None:
+def _write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(content, ensure_ascii=False) + "\n" for content in objects)

@@ -160,6 +160,9 @@ class _OwnIds:
     def check(self) -> None:
         """Raises InputError for the first row whose id an earlier one has."""
         hashes = np.frombuffer(self.hashes, np.uint64)
+        ascending = np.sort(hashes)
+        if not (ascending[1:] == ascending[:-1]).any():
+            return
         order = np.argsort(hashes, kind="stable")
         twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
         pairs = sorted((self.rows[order[t + 1]], self.rows[order[t]]) for t in twins)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.gradients.batches import plan
 from clusterucb.rundir import check_made_with
@@ -101,18 +101,21 @@ class ScoreLog:
     """
 
     def __init__(self, path: Path, weights: str) -> None:
-        self._scores: dict[int, float] = {}
+        self._scores = np.empty(0)  # by row, up to the last that has one; NaN for those that have none
         self.seconds = 0.0
         """Time spent on computing scores, earlier attempts included."""
         whole = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-            if not line.endswith(b"\n"):
-                break
-            entry = json.loads(line)
-            check_made_with(entry, {"weights": weights}, str(path))
-            self._scores.update({int(row): score for row, score in entry["scores"].items()})
-            self.seconds = entry["seconds"]
-            whole += len(line)
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    entry = json.loads(line)
+                    check_made_with(entry, {"weights": weights}, str(path))
+                    found = entry["scores"]
+                    self._keep(np.array([*map(int, found)], np.int64), [*found.values()])
+                    self.seconds = entry["seconds"]
+                    whole += len(line)
         self._weights = weights
         self._file = path.open("ab")
         self._file.truncate(whole)
@@ -125,8 +128,10 @@ class ScoreLog:
 
     def known(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """The rows' scores if all were computed before, else None."""
-        scores = [self._scores.get(row) for row in rows.tolist()]
-        return None if None in scores else np.array(scores, np.float64)
+        if rows.max(initial=-1) >= len(self._scores):
+            return None
+        scores = self._scores[rows]
+        return None if np.isnan(scores).any() else scores
 
     def add(self, rows: NDArray[np.int64], scores: NDArray[np.float64], seconds: float) -> None:
         """Append one micro-batch that took `seconds`."""
@@ -136,7 +141,14 @@ class ScoreLog:
             json.dumps({"weights": self._weights, "scores": new, "seconds": self.seconds}).encode() + b"\n"
         )
         self._file.flush()
-        self._scores.update(new)
+        self._keep(rows, scores)
+
+    def _keep(self, rows: NDArray[np.int64], scores: ArrayLike) -> None:
+        """Eight bytes a row of the pool: a dict takes a hundred for each that is scored."""
+        have, need = len(self._scores), int(rows.max(initial=-1)) + 1
+        if need > have:
+            self._scores = np.append(self._scores, np.full(max(need - have, have // 8), np.nan))
+        self._scores[rows] = scores
 
 
 class LiveInfluence:

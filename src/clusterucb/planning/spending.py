@@ -62,7 +62,7 @@ def stored_dim(config: Config, hidden: int) -> int:
 def _dynamic(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
     settings = config.training
     rows = config.warmup.warmup_steps * settings.batch_size
-    tokens = facts.training_tokens(random_rows(facts.rows, rows, config.seed))
+    tokens = _random_tokens(config, facts, rows)
     yield "warmup", Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
     hidden = config.clustering.features == "hidden"
     yield "gradients", _hidden_states(config, facts, sizes) if hidden else _gradients(config, facts)
@@ -76,7 +76,7 @@ def _dynamic(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, 
 def _less(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
     numbers = config.checkpoints
     rows = max(1, share(config.less.less_warmup, facts.rows))
-    tokens = facts.training_tokens(random_rows(facts.rows, rows, config.seed))
+    tokens = _random_tokens(config, facts, rows)
     for number in numbers:
         epoch = Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
         yield numbered("warmup", number), epoch
@@ -150,6 +150,12 @@ def _evaluate(config: Config, facts: Facts) -> Planned:
     rows, tokens = len(facts.evaluated_lengths), int(facts.evaluated_lengths.sum())
     times = 1 + config.training.periods
     return Planned(Cost(times * rows, times * tokens), "forward")
+
+
+def _random_tokens(config: Config, facts: Facts, rows: int) -> int:
+    """Tokens of a warmup's rows: of those that the seed draws, where their lengths are known."""
+    drawn = random_rows(facts.rows, rows, config.seed) if facts.exact else rows
+    return facts.training_tokens(drawn)
 
 
 def _target(facts: Facts) -> Cost:

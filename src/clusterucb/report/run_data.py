@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,7 +199,7 @@ def read_run(path: str | Path, name: str | None = None, pool: Pool | None = None
         sources=Sources(opened.sources, opened.source_codes[places].astype(np.int64)) if opened else None,
         examples=_examples(run, rounds, opened, places),
         pool_missing=missing,
-        excluded_rows=_lines(run.pool / "excluded.jsonl"),
+        excluded_rows=[*_lines(run.pool / "excluded.jsonl")],
         contamination=_json(run.contamination),
         made_with=(_json(run.features / "manifest.json") or {}).get("made_with", {}),
     )
@@ -207,16 +207,16 @@ def read_run(path: str | Path, name: str | None = None, pool: Pool | None = None
 
 def _read_round(folder: Path) -> RoundData:
     arrays, summary = load_file(folder / "selection.safetensors"), read_json(folder / "summary.json")
-    sidecar = _lines(folder / "selected.ids.jsonl")
-    draws = _lines(folder / "draws.jsonl")
-    arms = np.repeat([draw["arm"] for draw in draws], [len(draw["ids"]) for draw in draws]) if draws else None
+    sidecar = [(entry["id"], entry["source"]) for entry in _lines(folder / "selected.ids.jsonl")]
+    draws = [(draw["arm"], len(draw["ids"])) for draw in _lines(folder / "draws.jsonl")]
+    arms = np.repeat(*np.array(draws).T) if draws else None
     return RoundData(
         number=summary["round"],
         summary=summary,
         rows=arrays["rows"],
         scores=arrays["scores"],
-        ids=[entry["id"] for entry in sidecar],
-        sources=[entry["source"] for entry in sidecar],
+        ids=[name for name, _ in sidecar],
+        sources=[source for _, source in sidecar],
         drawn=arrays["drawn"],
         drawn_scores=arrays["drawn_scores"],
         arms=arms,
@@ -291,8 +291,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)

@@ -7,6 +7,7 @@ the history of draws: a draw updates the numbers of its arm, and costs the same 
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -54,14 +55,14 @@ class Arms:
         )
         self._shown = np.arange(len(arms))  # slots, ascending
         self._columns: tuple[NDArray[Any], ...] = self._table  # of those slots: what the policy views
-        self._slots: list[int] = []  # of every draw so far, in draw order, exhausted arms included
-        self._scores: list[float] = []
+        self._slots = array("q")  # of every draw so far, in draw order, exhausted arms included
+        self._scores = array("d")
         self._thresholds: dict[float, Threshold] = {}
         self._expose(self._shown, self._table)
 
     def history(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Arm and score of every draw so far, in draw order, each [T]. O(T): for the end, not for a draw."""
-        return self._table[-1][self._slots], np.array(self._scores, dtype=np.float64)
+        return self._table[-1][np.array(self._slots)], np.array(self._scores)
 
     def threshold(self, p: float) -> float:
         """tau, the top-`p` quantile of all draws so far, `np.quantile(draws, 1 - p)`; -inf without a draw."""
@@ -90,8 +91,8 @@ class Arms:
         moments = self._moments[slot]
         self.undrawn -= not moments.n
         moments.add(values)
-        self._scores += values
-        self._slots += [slot] * len(values)
+        self._scores.extend(values)
+        self._slots.extend([slot] * len(values))
         self.total = len(self._scores)
         unseen = self._sizes[slot] - moments.n
         self._write(slot, moments.n, unseen, moments.mean, moments.std, moments.largest)

@@ -192,9 +192,10 @@ def _decks(labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores
     order = rng.permutation(len(labels)).astype(np.int64, copy=False)
     if estimate is not None:
         order = order[np.argsort(-estimate[order], kind="stable")]
+    labels = labels.astype(np.min_scalar_type(labels.max()))  # two bytes or fewer are sorted in O(N)
     order = order[np.argsort(labels[order], kind="stable")]
     order.flags.writeable = False  # every draw is a slice of it
-    ids, starts = np.unique(labels[order], return_index=True)
-    return {
-        arm: _Deck(rows) for arm, rows in zip(ids.tolist(), np.split(order, starts[1:].tolist()), strict=True)
-    }
+    labels = labels[order]
+    starts = np.flatnonzero(labels[1:] != labels[:-1]) + 1
+    ids = labels[[0, *starts.tolist()]].tolist()
+    return {arm: _Deck(rows) for arm, rows in zip(ids, np.split(order, starts.tolist()), strict=True)}

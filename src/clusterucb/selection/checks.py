@@ -44,7 +44,7 @@ def check_labels(clusters: ArrayLike) -> NDArray[np.int64]:
     if labels.min() < 0:
         row = int(np.flatnonzero(labels < 0)[0])
         raise ConfigError(f"select(clusters): row {row} has label {labels[row]}: must be 0 or more")
-    return labels.astype(np.int64)
+    return labels.astype(np.int64, copy=False)
 
 
 def check_estimate(estimate: ArrayLike | None, n: int) -> NDArray[np.float64] | None:

@@ -24,4 +24,7 @@ def top(scores: ArrayLike, count: int) -> NDArray[np.int64]:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InputError(f"top(scores): row {row} has score {values[row]}: must be finite; exclude the row")
-    return np.sort(np.argsort(-values, kind="stable")[:count])
+    lowest = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > lowest)
+    equal = np.flatnonzero(values == lowest)[: count - len(above)]
+    return np.sort(np.concatenate([above, equal]))
