@@ -23,7 +23,8 @@ from clusterucb.gradients.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.planning.facts import Facts
 from clusterucb.planning.sizes import Sizes, model_sizes
-from clusterucb.planning.spending import Planned, clusters, planned_steps
+from clusterucb.planning.spending import Planned, planned_steps
+from clusterucb.steps import number_of_clusters
 from clusterucb.training.model import attach_adapter, empty_model
 
 __all__ = ["TRAFFIC", "Assumptions", "Passes", "Stage", "host_memory", "llama_2_7b", "stages"]
@@ -278,7 +279,7 @@ def _gradients(planned: Planned, machine: _Machine) -> Stage:
 
 def _cluster(rows: int, machine: _Machine) -> Stage:
     """Every pass reads the store; sums of (k, d) int64 are added over all GPUs in each but the last."""
-    given, dim, k = machine.given, machine.config.gradients.dim, clusters(machine.config, rows)
+    given, dim, k = machine.given, machine.config.gradients.dim, number_of_clusters(machine.config, rows)
     iterations = machine.config.clustering.iterations
     store = rows * ENCODINGS[machine.config.gradients.store_dtype].width(dim)
     kept = store <= machine.nodes * given.node_memory

@@ -11,7 +11,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.gradients.influence import ScoreLog
 from clusterucb.report.run_data import _read_round
 from clusterucb.rounds import write_round
-from clusterucb.selection.bandit import _shuffled_decks, select
+from clusterucb.selection.bandit import _decks, select
 from clusterucb.selection.top import top
 
 N, K = 20_000, 141
@@ -46,7 +46,7 @@ def test_ranking_all_rows_takes_a_copy_of_their_scores():
 
 
 def test_dealing_the_rows_to_their_clusters_takes_three_words_a_row():
-    assert peak(lambda: _shuffled_decks(LABELS, np.random.default_rng(0))) < 30
+    assert peak(lambda: _decks(LABELS, np.random.default_rng(0), None)) < 30
 
 
 def test_logged_scores_take_a_word_a_row(tmp_path):
