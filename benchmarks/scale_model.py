@@ -83,7 +83,7 @@ class Assumptions:
     """Seconds of one core: a row of 160 words read, parsed and hashed. Measured."""
     screen_row: float = 140e-6
     """Such a row compared with 500 texts of one kind. Measured."""
-    tokenise_token: float = 4e-6
+    tokenise_token: float = 3e-6
     """Measured."""
     rank_number: float = 6e-9
     """One stored number in the ranking of all rows for 57 subtasks. Measured."""

@@ -154,8 +154,7 @@ def _evaluate(config: Config, facts: Facts) -> Planned:
 
 def _random_tokens(config: Config, facts: Facts, rows: int) -> int:
     """Tokens of a warmup's rows: of those that the seed draws, where their lengths are known."""
-    drawn = random_rows(facts.rows, rows, config.seed) if facts.exact else rows
-    return facts.training_tokens(drawn)
+    return facts.training_tokens(random_rows(facts.rows, rows, config.seed) if facts.exact else rows)
 
 
 def _target(facts: Facts) -> Cost:
