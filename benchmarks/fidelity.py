@@ -153,7 +153,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="repetitions of each method downstream")
     add("--budgets", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.4], help="of recall")
     add("--ks", nargs="*", type=int, default=[25, 75], help="of recall, besides the default")
-    add("--draws", type=int, default=10, help="seeds of recall")
+    add("--draws", type=int, default=5, help="seeds of recall")
     sizes = Sizes()
     add(
         "--sizes",
