@@ -114,6 +114,9 @@ class World:
         """
         yield
 
+    def check_device(self, name: str) -> None:
+        """Refuse a device that several processes cannot have one each of."""
+
     def speaks(self) -> bool:
         """Whether this process is to show the error that ends it; the others are told to end, too."""
         return True
@@ -188,6 +191,20 @@ class _Group(World):
             if not any(word in str(error) for word in _TALK):
                 raise
             raise LostError(self._lost()) from error
+
+    def check_device(self, name: str) -> None:
+        import torch
+
+        if name.startswith("cuda:"):
+            raise ConfigError(
+                f"device {name}: {self.size} processes would share it; with --device cuda each takes its own"
+            )
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if name in ("auto", "cuda") and there and local >= there:
+            raise ConfigError(
+                f"local rank {local}: there are {there} GPUs here; start at most as many processes a machine "
+                "(--nproc-per-node)"
+            )
 
     def speaks(self) -> bool:
         with contextlib.suppress(RuntimeError):  # the store itself may be gone
