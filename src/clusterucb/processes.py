@@ -41,7 +41,7 @@ TIMEOUT = "CLUSTERUCB_TIMEOUT"
 """Environment variable: seconds that a process waits for the others where all meet."""
 
 _SECONDS = 1800
-_POLL = timedelta(seconds=0.2)
+_POLL = 0.02
 _GRACE = 1.0  # for the processes that are there to say so, before the others are called lost
 _FAREWELL = 5.0  # for the others to end by themselves, before torchrun ends them
 _TALK = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
@@ -208,7 +208,7 @@ class _Group(World):
 
     def speaks(self) -> bool:
         with contextlib.suppress(RuntimeError):  # the store itself may be gone
-            first = self.store.add("ended", 1) == 1
+            first: bool = self.store.add("ended", 1) == 1
             self._leave()
             return first
         return self.leads
@@ -221,7 +221,7 @@ class _Group(World):
             dist.destroy_process_group()
         until = time.monotonic() + _FAREWELL
         while self.store.add("ended", 0) < self.size and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(_POLL)
 
     def _patiently(self, key: str) -> None:
         """Wait for rank 0 to come to `key`, as long as it takes: nobody can tell how long its work is."""
@@ -231,8 +231,7 @@ class _Group(World):
         while not self.store.check([key]):
             if self.store.check(["ended"]):
                 raise LostError(f"{self.step}: another process has ended")
-            with contextlib.suppress(RuntimeError):
-                self.store.wait([key], _POLL)
+            time.sleep(_POLL)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
@@ -247,7 +246,7 @@ class _Group(World):
         until = time.monotonic() + _GRACE
         missing = list(range(self.size))
         while missing and time.monotonic() < until and not self.store.check(["ended"]):
-            time.sleep(0.05)
+            time.sleep(_POLL)
             missing = [rank for rank in missing if not self.store.check([f"there/{rank}"])]
         who = ", ".join(f"rank {rank}" for rank in missing) or "a process"
         return (
@@ -275,6 +274,8 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     seconds = _seconds(environment)
     limit = timedelta(seconds=seconds)
@@ -282,11 +283,11 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     if cuda and (local := int(environment.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(local)  # `cuda` is this device from here on
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-        group = _Group(rank, size, store=dist.PrefixStore("clusterucb", store), seconds=seconds)
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        group = _Group(rank, size, store=PrefixStore("clusterucb", store), seconds=seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=size,
             timeout=limit,

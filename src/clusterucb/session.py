@@ -46,6 +46,7 @@ from clusterucb.selection.policies import Policy, policy
 from clusterucb.selection.share import share
 from clusterucb.tasks import TASKS, Question
 from clusterucb.tasks.held_out import held_out
+from clusterucb.training.finetune import accumulation_steps
 from clusterucb.training.model import (
     attach_adapter,
     fingerprint_base,
@@ -101,7 +102,7 @@ class Session:
             BusyError: another process holds it.
             ConfigError: it was made with other settings.
         """
-        self.check_processes()
+        self.world.check_device(self.config.device)
         with ExitStack() as held, storage_errors(self.dir.path):
             self.world.lead(lambda: held.enter_context(self.dir.owned()))
             if self.dir.config.exists():
@@ -292,18 +293,9 @@ class Session:
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
         check_reporter(self.config.training.report_to)
+        accumulation_steps(self.config.training, self.world.size)
         self.check_plan(len(self.pool))
         _ = self.target, self.holdout, self.screening, self.chat
-
-    def check_processes(self) -> None:
-        """Refuse settings that do not go with the number of processes."""
-        settings, size = self.config.training, self.world.size
-        if settings.batch_size % (settings.micro_batch * size):
-            raise ConfigError(
-                f"batch_size {settings.batch_size} is not a multiple of micro_batch {settings.micro_batch} x "
-                f"{size} processes; change --batch-size or --micro-batch, or start another number of processes"
-            )
-        self.world.check_device(self.config.device)
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""

@@ -52,7 +52,9 @@ class FeatureWriter:
     ) -> None:
         self.folder, self.rows, self.dim = folder, rows, dim
         self._encoding, self._world = ENCODINGS[dtype], world
-        self._header = {"rows": rows, "dim": dim, "store_dtype": dtype, "made_with": dict(made_with)}
+        self._made_with = dict(made_with)
+        self._shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
+        self._header = {**self._shape, "made_with": self._made_with}
         found, spent = world.lead(self._begin)
         self.done: NDArray[np.bool_] = np.unpackbits(found, count=rows).astype(bool)
         """Rows that are finished, shape (N,): by all processes before now, and from now on by this one."""
@@ -72,9 +74,8 @@ class FeatureWriter:
         header = self.folder / "header.json"
         if header.exists():
             found = _read_header(header)
-            own = self._header["made_with"]
-            shape = {key: value for key, value in self._header.items() if key != "made_with"}
-            check_made_with({**found, **found["made_with"]}, {**own, **shape}, str(self.folder))
+            expected = {**self._made_with, **self._shape}
+            check_made_with({**found, **found["made_with"]}, expected, str(self.folder))
         else:
             write_json(header, self._header)
         done = np.zeros(self.rows, bool)

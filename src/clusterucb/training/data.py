@@ -71,7 +71,7 @@ class EvenBatches(BatchSampler):
     @property
     def sampler(self) -> Sampler[int]:  # type: ignore[override]
         """The order of the rows, which each epoch is another."""
-        found: Sampler[int] = self._batches.sampler  # type: ignore[assignment]
+        found: Sampler[int] = self._batches.sampler
         return found
 
     @sampler.setter

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import InputError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
 from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
@@ -27,7 +27,7 @@ from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_
 from clusterucb.training.moments import moments_of
 from clusterucb.training.reporting import reporters, run_name
 
-__all__ = ["Finetuned", "finetune", "optimizer_steps", "training_clock"]
+__all__ = ["Finetuned", "accumulation_steps", "finetune", "optimizer_steps", "training_clock"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,21 @@ class Finetuned:
 def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
     """Optimizer steps of `epochs` passes over `rows`; a pass's last step may have fewer rows."""
     return epochs * math.ceil(rows / settings.batch_size)
+
+
+def accumulation_steps(settings: Training, processes: int) -> int:
+    """Micro-batches that each process takes in one optimizer step.
+
+    Raises:
+        ConfigError: they do not come out even.
+    """
+    steps, rest = divmod(settings.batch_size, settings.micro_batch * processes)
+    if rest:
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch {settings.micro_batch} x "
+            f"{processes} processes; change one of the three, so that each gets as many rows"
+        )
+    return steps
 
 
 def finetune(
@@ -76,6 +91,7 @@ def finetune(
         world: processes that train together, each with the same model.
 
     Raises:
+        ConfigError: the batch size does not divide among the processes.
         InputError: a loss is not a finite number.
         LostError: another process has ended or does not answer.
     """
@@ -86,7 +102,7 @@ def finetune(
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch * world.size),
+        gradient_accumulation_steps=accumulation_steps(settings, world.size),
         learning_rate=settings.lr,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(settings.lr_warmup * steps),
