@@ -84,6 +84,7 @@ def attempted(job, attempt):
             for pid, rank in pids.items():
                 if rank not in statuses:
                     os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGCONT)  # of use to one that was stopped
         time.sleep(0.02)
     del store
     took = time.monotonic() - started
@@ -105,7 +106,7 @@ def ranked(job, rank, attempt, port):
         GLOO_SOCKET_IFNAME="lo",
         **job["environment"],
     )
-    at = job["at"].get(str(rank)) if attempt == 0 else None
+    at = job["at"][attempt].get(str(rank)) if attempt < len(job["at"]) else None
     arguments = [argument.replace("{rank}", str(rank)) for argument in job["arguments"]]
     return child({"arguments": arguments, "log": f"{job['log']}.{rank}", "at": at})
 
@@ -126,12 +127,13 @@ class Ranks:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def attempts(self, arguments, processes=2, restarts=0, at=None, patience=20.0, **environment):
+    def attempts(self, arguments, processes=2, restarts=0, at=(), patience=20.0, **environment):
+        """Each attempt's ranks; in attempt i rank r meets the trap `at[i][r]`, if there is one."""
         job = {
             "arguments": [str(argument) for argument in arguments],
             "processes": processes,
             "restarts": restarts,
-            "at": {str(rank): where for rank, where in (at or {}).items()},
+            "at": [{str(rank): where for rank, where in traps.items()} for traps in at],
             "patience": patience,
             "environment": environment,
             "log": str(self.folder / "screen"),
