@@ -60,7 +60,20 @@ def main(arguments: list[str] | None = None) -> None:
 
         arguments = repeat_list_options(arguments)
     completing = "_CLUSTERUCB_COMPLETE" in os.environ
-    application(None if completing else named)(arguments, prog_name="clusterucb")
+    app = application(None if completing else named)
+    if leads():
+        app(arguments, prog_name="clusterucb")
+    else:
+        _follow(app, arguments)
+
+
+def _follow(app: typer.Typer, arguments: list[str]) -> None:
+    """The same in a process that does not lead: what is wrong with the arguments, rank 0 says."""
+    (usage_error,) = typer.BadParameter.__bases__
+    try:
+        app(arguments, prog_name="clusterucb", standalone_mode=False)
+    except usage_error:  # type: ignore[misc]
+        raise SystemExit(2) from None
 
 
 def application(called: str | None = None) -> typer.Typer:
@@ -452,12 +465,15 @@ def _config(file: str | None, options: dict[str, Any], saved: str = "config.yaml
 
 
 @contextlib.contextmanager
-def _one_line_errors(world: World = ALONE) -> Iterator[None]:
-    """End with one line and a status; of several processes one says it, and all end."""
+def _one_line_errors(world: World | None = None) -> Iterator[None]:
+    """End with one line and a status; of several processes one says it, and all end.
+
+    Before they have met, as long as there is no `world`, rank 0 says what must be wrong for all.
+    """
     try:
         yield
     except ClusterUCBError as error:
-        if world.speaks():
+        if world.speaks() if world else leads():
             print(f"clusterucb: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -465,5 +481,6 @@ def _one_line_errors(world: World = ALONE) -> Iterator[None]:
             print("clusterucb: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
     except Exception:
-        world.speaks()  # a defect, whose traceback follows
+        if world:
+            world.speaks()  # a defect, whose traceback follows
         raise

@@ -97,7 +97,7 @@ class World:
         return act()
 
     def once(self, what: Path | str, act: Callable[[], object]) -> None:
-        """Have rank 0 `act`, at most once for each `what`; the others wait until it has, if it has not yet."""
+        """Have rank 0 `act`, at most once for each `what`; the others wait until it has."""
         del what
         act()
 
@@ -214,7 +214,7 @@ class _Group(World):
         return self.leads
 
     def _leave(self) -> None:
-        """Close the connections, so that the others notice, and give them a moment to end as this one does."""
+        """Close the connections, so that the others notice, and give them a moment to end like this."""
         import torch.distributed as dist
 
         if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for what never comes
@@ -265,7 +265,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """The world that torchrun's environment variables tell of, until the block ends.
 
     Raises:
-        ConfigError: the time limit is not a number.
+        ConfigError: the time limit is not a number, or accelerate is to split the model.
         LostError: the other processes are not there.
     """
     size = _size(environment)
@@ -277,6 +277,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    _refuse_shards(environment)
     seconds = _seconds(environment)
     limit = timedelta(seconds=seconds)
     cuda = torch.cuda.is_available()
@@ -306,6 +307,16 @@ def _size(environment: Mapping[str, str]) -> int:
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         return 1
     return int(environment["WORLD_SIZE"])
+
+
+def _refuse_shards(environment: Mapping[str, str]) -> None:
+    """Per-row gradients need the whole of a layer's weights in each process."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"{name}, in accelerate's configuration: each process needs the whole model; start with torchrun "
+                "or `accelerate launch --multi_gpu`, and use --dtype bfloat16 or a smaller model if it is too large"
+            )
 
 
 def _seconds(environment: Mapping[str, str]) -> float:

@@ -116,7 +116,31 @@ def test_a_directory_in_use_ends_all_with_one_line(ranks, settings):
     assert not (Path(settings["out"]) / "config.yaml").exists()
 
 
-def test_a_time_limit_that_is_no_number_ends_all_with_a_line(ranks, settings):
-    for rank in ranks(["run", *options(settings, **FAST)], CLUSTERUCB_TIMEOUT="soon"):
-        assert rank["status"] == 2
-        assert rank["said"] == "clusterucb: CLUSTERUCB_TIMEOUT=soon: expected a number of seconds above 0\n"
+def test_a_time_limit_that_is_no_number_ends_all_with_one_line(ranks, settings):
+    line = ended(ranks(["run", *options(settings, **FAST)], CLUSTERUCB_TIMEOUT="soon"))
+    assert line == "CLUSTERUCB_TIMEOUT=soon: expected a number of seconds above 0"
+
+
+def test_an_unknown_option_is_told_once(ranks, settings):
+    first, second = ranks(["run", *options(settings), "--nothing", "3"])
+    assert (first["status"], second["status"]) == (2, 2)
+    assert "--nothing" in first["said"]
+    assert second["said"] == ""
+
+
+def test_what_one_process_does_rank_0_does(ranks, settings):
+    """plan, which measures and writes nothing, and a report of nothing."""
+    first, second = ranks(["report", settings["out"]])
+    assert ended([first]).startswith(settings["out"])
+    assert (second["status"], second["said"]) == (0, "")
+    first, second = ranks(["plan", *options(settings), "--tokens-per-second", "100", "--json"])
+    assert (first["status"], second["status"]) == (0, 0)
+    assert "pool_gradients" in first["said"]
+    assert second["said"] == ""
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_model_that_accelerate_is_to_split_is_refused(ranks, settings, kind):
+    variable = {f"ACCELERATE_USE_{kind}": "true"}
+    first, second = ranks(["run", *options(settings, **FAST)], **variable)
+    assert ended([first, second]).startswith(f"{kind}, in accelerate's configuration: each")

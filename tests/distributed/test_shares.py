@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from threads import together
 
 from clusterucb.clustering.kmeans import spherical_kmeans
 from clusterucb.errors import MismatchError
@@ -12,7 +13,6 @@ from clusterucb.gradients.influence import LiveInfluence, ScoreLog, influence, s
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
 from clusterucb.processes import ALONE, joined, leads
 from clusterucb.training.data import EvenBatches
-from threads import together
 
 SIZES = (2, 3, 4)
 

@@ -5,8 +5,8 @@ compared by cosine; a centroid is the direction of the sum of its rows (Dhillon 
 is read block by block, one pass an iteration: about `block * d * 10 + k * d * 20` bytes, and 24 a row.
 
 Several processes each read rows of their own, and find the same to the bit as one: rows are cut into
-stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of two,
-and these add up exactly, in any order, in float64 (below 2^53 units).
+stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of
+two, and these add up exactly, in any order, in float64 (below 2^53 units).
 """
 
 from __future__ import annotations

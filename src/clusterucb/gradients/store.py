@@ -1,9 +1,10 @@
 """Features on disk: one row of fixed width a pool row, a byte that says the row is finished, a manifest last.
 
-Rows are written in any order, by any number of processes and attempts. Neither side uses a memory map: a full
-disk is then an error with a name, not a killed process, and what was read is no part of this process's memory.
-A row counts as finished only after its bytes were forced to disk. Each process has a file of such marks of its
-own, as two that write one block of a file on a network may lose each other's; a row is finished that any marks.
+Rows are written in any order, by any number of processes and attempts. Neither side uses a memory map: a
+full disk is then an error with a name, not a killed process, and what was read is no part of this process's
+memory. A row counts as finished only after its bytes were forced to disk. Each process has a file of such
+marks of its own, as two that write one block of a file on a network may lose each other's; a row is finished
+that any of them marks.
 """
 
 from __future__ import annotations

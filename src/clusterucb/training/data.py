@@ -40,7 +40,7 @@ class SwappableRows(Dataset[Encoded]):
 
 
 class WithIdleRow(Dataset[Encoded]):
-    """A dataset's rows, and behind the last of them, at `len(rows)`, one without labels: nothing is learnt of it."""
+    """A dataset's rows, and behind the last, at `len(rows)`, one without labels: nothing is learnt of it."""
 
     def __init__(self, rows: Dataset[Encoded]) -> None:
         self.rows = rows
