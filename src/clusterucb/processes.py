@@ -314,8 +314,9 @@ def _refuse_shards(environment: Mapping[str, str]) -> None:
     for name in ("FSDP", "DEEPSPEED"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ConfigError(
-                f"{name}, in accelerate's configuration: each process needs the whole model; start with torchrun "
-                "or `accelerate launch --multi_gpu`, and use --dtype bfloat16 or a smaller model if it is too large"
+                f"{name}, in accelerate's configuration: each process needs the whole model; start with "
+                "torchrun or `accelerate launch --multi_gpu`; if it is too large, use --dtype bfloat16 or a "
+                "smaller model"
             )
 
 

@@ -76,3 +76,47 @@ def test_two_processes_end_a_whole_run(ranks, settings):
     assert read(Path(settings["out"]) / "summary.json")["selected"][2]["selected"] == 10
     assert (Path(settings["out"]) / "report.html").exists()
     assert not list(Path(settings["out"]).rglob("*.part"))
+
+
+def selected(out):
+    """The files of round 1, without the time that it took."""
+    timed = ("summary.json", "scores.jsonl")
+    return {
+        p.name: p.read_bytes() for p in (out / "rounds/1").iterdir() if p.is_file() and p.name not in timed
+    }
+
+
+@pytest.mark.parametrize("method", ["random", "bm25", "rds", "loss"])
+def test_two_processes_select_by_a_baseline_what_one_does(ranks, shared_settings, tmp_path, method):
+    for size in (1, 2):
+        run(ranks, "select", shared_settings, size, out=tmp_path / str(size), method=method)
+    assert selected(tmp_path / "2") == selected(tmp_path / "1")
+    assert not (tmp_path / "2/rounds/1/hidden").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_select_by_less_what_one_does(ranks, shared_settings, tmp_path):
+    changes = {"method": "less", "less_warmup": 0.1, "less_checkpoints": 2}
+    run(ranks, "warmup", shared_settings, 1, out=tmp_path / "1", **changes)
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    for size in (1, 2):
+        for command in ("gradients", "cluster", "select"):
+            run(ranks, command, shared_settings, size, out=tmp_path / str(size), **changes)
+    names = [name for name in selected(tmp_path / "1") if not name.startswith("directions")]
+    for name in names:
+        assert (tmp_path / "2/rounds/1" / name).read_bytes() == (tmp_path / "1/rounds/1" / name).read_bytes()
+    run(ranks, "warmup", shared_settings, 2, out=tmp_path / "3", **changes)
+    for name, weights in adapter_of(tmp_path / "1", "warmup-2").items():
+        assert adapter_of(tmp_path / "3", "warmup-2")[name] == pytest.approx(weights, abs=1e-6), name
+    found = [load_file(tmp_path / size / "rounds/1/directions-warmup-2.safetensors") for size in "12"]
+    assert (found[0]["directions"] == found[1]["directions"]).all()
+
+
+@pytest.mark.slow
+def test_two_processes_make_a_comparison(ranks, settings):
+    one = ["--methods", "random,bm25", "--seeds", "1"]
+    found = ranks(["compare", *options({**settings, **SMALL, "periods": 1}), *one])
+    assert [rank["status"] for rank in found] == [0, 0], found
+    assert found[1]["said"] == ""
+    table = read(Path(settings["out"]) / "comparison.json")
+    assert {name: row["failed"] for name, row in table["methods"].items()} == {"random": 0, "bm25": 0}
