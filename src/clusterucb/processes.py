@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -285,10 +286,11 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
         torch.cuda.set_device(local)  # `cuda` is this device from here on
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
-        group = _Group(rank, size, store=PrefixStore("clusterucb", store), seconds=seconds)
+        name = _meet(PrefixStore("clusterucb", store), rank, size, seconds)
+        group = _Group(rank, size, store=PrefixStore(f"clusterucb/{name}", store), seconds=seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=PrefixStore("group", store),
+            store=PrefixStore("group", group.store),
             rank=rank,
             world_size=size,
             timeout=limit,
@@ -300,6 +302,37 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     yield group
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _meet(store: Any, rank: int, size: int, seconds: float) -> str:
+    """A name that the processes of this attempt alone agree on, as torchrun keeps one store for all attempts.
+
+    Each says hello by a name of its own, which nobody answers but a rank 0 that is there now.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + seconds
+    absent = set(range(1, size))
+    store.set(f"hello/{rank}", own)
+
+    def welcomed() -> bool:
+        return bool(store.check([f"welcome/{own}"]))
+
+    def all_here() -> bool:
+        for other in list(absent):
+            if store.check([f"here/{own}/{other}"]):
+                absent.discard(other)
+            elif store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        return not absent
+
+    while not (welcomed() if rank else all_here()):
+        if time.monotonic() > until:
+            raise RuntimeError(f"after {seconds:.0f} s, {TIMEOUT}, some had not come")
+        time.sleep(_POLL)
+    if rank == 0:
+        return own
+    name: str = store.get(f"welcome/{own}").decode()
+    store.set(f"here/{name}/{rank}", "")
+    return name
 
 
 def _size(environment: Mapping[str, str]) -> int:

@@ -35,7 +35,7 @@ def serve():
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            agent(job)
+            (torchrun if job["torchrun"] else agent)(job)
             os._exit(0)
         os.waitpid(pid, 0)
         print(Path(job["answer"]).read_text(), flush=True)
@@ -48,6 +48,48 @@ def agent(job):
         if not any(rank["status"] for rank in attempts[-1]):
             break
     Path(job["answer"]).write_text(json.dumps(attempts))
+
+
+def torchrun(job):
+    """The same by torchrun's own agent, of which each attempt's ranks write their screens anew."""
+    import logging
+    import warnings
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    warnings.simplefilter("ignore")
+    logging.disable()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job["processes"],
+        max_restarts=job["restarts"],
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    try:
+        statuses = elastic_launch(config, elastic_rank)(job)
+    except ChildFailedError as error:
+        statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    said = [Path(f"{job['log']}.{rank}").read_text() for rank in range(job["processes"])]
+    ranks = [{"status": statuses.get(rank), "said": text} for rank, text in enumerate(said)]
+    Path(job["answer"]).write_text(json.dumps([ranks]))
+
+
+def elastic_rank(job):
+    """One rank that torchrun has started, in all of the environment that it makes."""
+    rank, attempt = os.environ["RANK"], int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", **job["environment"])
+    at = job["at"][attempt].get(rank) if attempt < len(job["at"]) else None
+    status = child({"arguments": job["arguments"], "log": f"{job['log']}.{rank}", "at": at})
+    if status:
+        os._exit(status)
+    return status
 
 
 def attempted(job, attempt):
@@ -127,14 +169,17 @@ class Ranks:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def attempts(self, arguments, processes=2, restarts=0, at=(), patience=20.0, **environment):
-        """Each attempt's ranks; in attempt i rank r meets the trap `at[i][r]`, if there is one."""
+    def attempts(
+        self, arguments, processes=2, restarts=0, at=(), patience=20.0, torchrun=False, **environment
+    ):
+        """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`."""
         job = {
             "arguments": [str(argument) for argument in arguments],
             "processes": processes,
             "restarts": restarts,
             "at": [{str(rank): where for rank, where in traps.items()} for traps in at],
             "patience": patience,
+            "torchrun": torchrun,
             "environment": environment,
             "log": str(self.folder / "screen"),
             "answer": str(self.folder / "answer.json"),

@@ -52,6 +52,25 @@ def ended(found):
     return said[0].removeprefix("clusterucb: ")
 
 
+@pytest.mark.slow
+def test_torchrun_restarts_the_group_when_a_rank_is_killed_and_the_run_ends(ranks, settings):
+    traps = [{1: {"where": "clusterucb.gradients.features:row_gradients", "call": 4}}]
+    found = ranks(["run", *options(settings, **FAST)], restarts=1, at=traps, torchrun=True)
+    assert [rank["status"] for rank in found] == [0, 0], found
+    assert "Everything is in" in found[0]["said"]
+    assert "warm up" not in found[0]["said"]  # that was finished
+    assert found[1]["said"] == ""
+    assert len(list((Path(settings["out"]) / "features").glob("done*.u8"))) == 2
+
+
+def test_under_torchrun_a_mistake_is_told_once_too(ranks, settings):
+    found = ranks(["run", *options(settings, **{**FAST, "k": 1000})], torchrun=True)
+    said = "".join(rank["said"] for rank in found)
+    assert said.count("clusterucb: ") == 1
+    assert "clusterucb: k is 1000, but" in said
+    assert 2 in [rank["status"] for rank in found]
+
+
 @pytest.mark.parametrize(
     ("step", "command", "where", "call"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,13 +69,12 @@ class EvenBatches(BatchSampler):
         self.batch_size, self.drop_last = batches.batch_size, False
 
     @property
-    def sampler(self) -> Sampler[int]:  # type: ignore[override]
+    def sampler(self) -> Sampler[int] | Iterable[int]:
         """The order of the rows, which each epoch is another."""
-        found: Sampler[int] = self._batches.sampler
-        return found
+        return self._batches.sampler
 
     @sampler.setter
-    def sampler(self, sampler: Sampler[int]) -> None:
+    def sampler(self, sampler: Sampler[int] | Iterable[int]) -> None:
         self._batches.sampler = sampler
 
     def __len__(self) -> int:
