@@ -118,6 +118,20 @@ class World:
     def check_device(self, name: str) -> None:
         """Refuse a device that several processes cannot have one each of."""
 
+    def check_complete(self) -> None:
+        """Refuse to act alone where there are others, which would all write the same files.
+
+        Raises:
+            ConfigError: torch.distributed knows of several processes, and this world of one.
+        """
+        import torch.distributed as dist
+
+        if self.size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ConfigError(
+                f"{dist.get_world_size()} processes, of which this one was not told: give "
+                "Reselection(..., world=world), from `with clusterucb.processes.joined() as world`"
+            )
+
     def speaks(self) -> bool:
         """Whether this process is to show the error that ends it; the others are told to end, too."""
         return True
@@ -265,6 +279,8 @@ def leads(environment: Mapping[str, str] = os.environ) -> bool:
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """The world that torchrun's environment variables tell of, until the block ends.
 
+    A process group that is there already, as a Trainer makes one, is used and left.
+
     Raises:
         ConfigError: the time limit is not a number, or accelerate is to split the model.
         LostError: the other processes are not there.
@@ -288,19 +304,21 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
         store, rank, size = next(rendezvous("env://", timeout=limit))
         name = _meet(PrefixStore("clusterucb", store), rank, size, seconds)
         group = _Group(rank, size, store=PrefixStore(f"clusterucb/{name}", store), seconds=seconds)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=PrefixStore("group", group.store),
-            rank=rank,
-            world_size=size,
-            timeout=limit,
-        )
+        own = not dist.is_initialized()
+        if own:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=PrefixStore("group", group.store),
+                rank=rank,
+                world_size=size,
+                timeout=limit,
+            )
     except (RuntimeError, ValueError) as error:
         raise LostError(
             f"start: the {size} processes did not find each other ({str(error).splitlines()[0]})"
         ) from error
     yield group
-    if dist.is_initialized():
+    if own and dist.is_initialized():
         dist.destroy_process_group()
 
 

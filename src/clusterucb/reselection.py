@@ -137,6 +137,7 @@ class Reselection:
 
     def round(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> Round:
         """The selection of `period`, computed or read."""
+        self.world.check_complete()
         folder = self.folder / str(period)
         if not self.world.has(folder):
             started = time.monotonic()

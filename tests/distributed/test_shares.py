@@ -8,7 +8,7 @@ import torch
 from threads import together
 
 from clusterucb.clustering.kmeans import spherical_kmeans
-from clusterucb.errors import MismatchError
+from clusterucb.errors import ConfigError, MismatchError
 from clusterucb.gradients.influence import LiveInfluence, ScoreLog, influence, stored_influence
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
 from clusterucb.processes import ALONE, joined, leads
@@ -135,5 +135,15 @@ def test_without_the_variables_of_torchrun_there_is_one_process():
         assert world is ALONE
     with joined({"WORLD_SIZE": "8"}) as world:  # a cluster's own, which says nothing of how to meet
         assert world is ALONE
+    ALONE.check_complete()
     assert leads({})
     assert not leads({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"})
+
+
+def test_a_world_of_one_is_refused_where_torch_knows_of_several_processes(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    with pytest.raises(
+        ConfigError, match=r"4 processes, of which .* give Reselection\(\.\.\., world=world\)"
+    ):
+        ALONE.check_complete()

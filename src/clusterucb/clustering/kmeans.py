@@ -36,7 +36,7 @@ __all__ = ["Clusters", "Features", "default_k", "spherical_kmeans"]
 SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
 FILE = "clusters.safetensors"
 LONGEST_STRETCH = 8  # blocks: the longer, the less often sums are rounded, which takes time
-STRETCHES = 64  # at least, of a store that has as many blocks: so that processes get like shares
+STRETCHES = 32  # at least, of a store that has as many blocks: so that processes get like shares
 COSINE_UNITS = 2.0**32
 
 
