@@ -79,11 +79,12 @@ def child(job):
         sys.stderr.flush()
 
 
-def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, torn=False):
+def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, torn=False, error=None):
     """Signal this process before or after a call of the function at `where`, "module:Name.method".
 
     path: only calls whose first path-like argument ends so are counted.
     torn: a file that is being written is left with half of what it is to hold.
+    error: raise what the system says by this number instead.
     """
     import importlib
 
@@ -102,6 +103,8 @@ def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, 
         else:
             return real(*args, **kwargs)
         if calls == call and when == "before":
+            if error:
+                raise OSError(error, os.strerror(error))
             if torn:
                 data = bytes(args[1])
                 os.write(args[0], data[: len(data) // 2])

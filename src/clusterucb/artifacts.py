@@ -82,22 +82,32 @@ def labels(session: Session) -> NDArray[np.int64]:
     return Clusters.load(need(session, session.dir.clusters, "cluster")).labels
 
 
-def already_trained(folder: Path, states: Path) -> bool:
+def already_trained(session: Session, folder: Path, states: Path) -> bool:
     """Whether the adapter is there; the trainer's states that a kill may have left beside it are dropped."""
-    if folder.exists() and states.exists():
-        shutil.rmtree(states)
-    return folder.exists()
+
+    def found() -> bool:
+        if folder.exists() and states.exists():
+            shutil.rmtree(states)
+        return folder.exists()
+
+    return session.world.lead(found)
 
 
 def publish_checkpoint(
     session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float | str
 ) -> None:
     """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
-    with publish_folder(folder) as part:
-        save_adapter(session.model, part)
-        save_moments(moments, part / "moments.safetensors")
-        known = {"made_with": session.made_with, "cost": cost.to_json()}
-        write_json(part / "checkpoint.json", {**known, "target_questions": session.target_questions, **facts})
+    model = session.model
+    known = {
+        "made_with": session.made_with,
+        "cost": cost.to_json(),
+        "target_questions": session.target_questions,
+    }
+    with publish_folder(folder, world=session.world) as part:
+        if session.world.leads:
+            save_adapter(model, part)
+            save_moments(moments, part / "moments.safetensors")
+            write_json(part / "checkpoint.json", {**known, **facts})
 
 
 def checkpoint_fingerprint(folder: Path, moments: Moments) -> str:

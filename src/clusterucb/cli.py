@@ -7,6 +7,7 @@ is called, as making them takes longer than all the rest of a `--help`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import math
@@ -23,6 +24,7 @@ from clusterucb.cli_export import export
 from clusterucb.cli_report import report
 from clusterucb.cli_simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
+from clusterucb.processes import ALONE, World, joined, leads
 
 if TYPE_CHECKING:
     from clusterucb.config import Config
@@ -43,6 +45,8 @@ class _Command(NamedTuple):
     own: dict[str, str]
     function: _Function
     flags: Mapping[str, str] = MappingProxyType({})
+    alone: Callable[[dict[str, Any]], bool] = lambda _options: False
+    """Whether rank 0 does it alone, of all processes that torchrun has started, with these settings."""
 
 
 _commands: dict[str, _Command] = {}
@@ -57,7 +61,20 @@ def main(arguments: list[str] | None = None) -> None:
 
         arguments = repeat_list_options(arguments)
     completing = "_CLUSTERUCB_COMPLETE" in os.environ
-    application(None if completing else named)(arguments, prog_name="clusterucb")
+    app = application(None if completing else named)
+    if leads():
+        app(arguments, prog_name="clusterucb")
+    else:
+        _follow(app, arguments)
+
+
+def _follow(app: typer.Typer, arguments: list[str]) -> None:
+    """The same in a process that does not lead: what is wrong with the arguments, rank 0 says."""
+    (usage_error,) = typer.BadParameter.__bases__
+    try:
+        app(arguments, prog_name="clusterucb", standalone_mode=False)
+    except usage_error:  # type: ignore[misc]
+        raise SystemExit(2) from None
 
 
 def application(called: str | None = None) -> typer.Typer:
@@ -72,11 +89,22 @@ def application(called: str | None = None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for name, command in _commands.items():
         app.command(name, help=command.summary)(_callable(name, command, bare=called not in (None, name)))
-    app.command("prepare")(_prepare)
-    app.command("simulate")(_one_line_errors()(simulate))
-    app.command("report")(_one_line_errors()(report))
-    app.command("export")(_one_line_errors()(export))
+    app.command("prepare")(_by_rank_0(_prepare))
+    app.command("simulate")(_by_rank_0(_one_line_errors()(simulate)))
+    app.command("report")(_by_rank_0(_one_line_errors()(report)))
+    app.command("export")(_by_rank_0(_one_line_errors()(export)))
     return app
+
+
+def _by_rank_0(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that one process does, however many torchrun has started."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        if leads():
+            command(*args, **kwargs)
+
+    return call
 
 
 def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None]:
@@ -87,12 +115,18 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
         own = {key: given.pop(key) for key in keys}
         file = given.pop("config", None)
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
+        alone = command.alone(options)
+        if alone and not leads():
+            return
         with (
             _one_line_errors(),
-            _profile(shown=own["profile"]),
-            _screen(name, own) as own["screen"],
+            contextlib.nullcontext(ALONE) if alone else joined() as own["world"],
+            _one_line_errors(own["world"]),
         ):
-            command.function(file, options, own)
+            if not own["world"].leads:
+                own |= {"quiet": True, "profile": False, "json_log": None}
+            with _profile(shown=own["profile"]), _screen(name, own) as own["screen"]:
+                command.function(file, options, own)
 
     options: list[inspect.Parameter] = []
     if not bare:
@@ -109,7 +143,7 @@ def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
 
     def register(function: _Step) -> _Step:
         def run(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-            with _session(file, options, own["screen"]) as session:
+            with _session(file, options, own) as session:
                 function(session, own)
 
         _commands[name] = _Command(summary, "Config", extra, run)
@@ -187,7 +221,7 @@ def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) ->
     if "adapter" in options:
         _evaluate_alone(options, own)
         return
-    with _session(file, options, own["screen"]) as session:
+    with _session(file, options, own) as session:
         from clusterucb import steps
         from clusterucb.evaluation.benchmarks import check_settings
         from clusterucb.report.benchmarks import show_benchmarks
@@ -207,6 +241,7 @@ _commands["evaluate"] = _Command(
     "Common",
     {},
     _evaluate,
+    alone=lambda options: "adapter" in options,
 )
 
 
@@ -243,7 +278,7 @@ def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> 
     from clusterucb.comparing.compare import compare
     from clusterucb.report.comparison import show_comparison
 
-    result = compare(config, methods, seeds, own["screen"])
+    result = compare(config, methods, seeds, own["screen"], own["world"])
     if not own["quiet"]:
         show_comparison(result)
     _done(Path(config.out) / "comparison.csv", own)
@@ -311,6 +346,7 @@ _commands["plan"] = _Command(
         "quick": "Tokenise a sample of the pool only, and let it speak for all rows.",
         "json": "Print the plan as JSON.",
     },
+    alone=lambda _options: True,
 )
 
 
@@ -400,7 +436,7 @@ def _profile(*, shown: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _session(file: str | None, options: dict[str, Any], screen: Screen) -> Iterator[Session]:
+def _session(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> Iterator[Session]:
     """A session that owns its run directory, with settings from file, options and the directory itself."""
     config = _config(file, options)
     from clusterucb.quiet import quiet_libraries
@@ -408,7 +444,7 @@ def _session(file: str | None, options: dict[str, Any], screen: Screen) -> Itera
     quiet_libraries()
     from clusterucb.session import Session
 
-    with Session(config, screen).owned() as session:
+    with Session(config, own["screen"], own["world"]).owned() as session:
         yield session
 
 
@@ -431,12 +467,22 @@ def _config(file: str | None, options: dict[str, Any], saved: str = "config.yaml
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(world: World | None = None) -> Iterator[None]:
+    """End with one line and a status; of several processes one says it, and all end.
+
+    Before they have met, as long as there is no `world`, rank 0 says what must be wrong for all.
+    """
     try:
         yield
     except ClusterUCBError as error:
-        print(f"clusterucb: {error}", file=sys.stderr)  # noqa: T201
+        if world.speaks() if world else leads():
+            print(f"clusterucb: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("clusterucb: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        if leads():
+            print("clusterucb: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
+    except Exception:
+        if world:
+            world.speaks()  # a defect, whose traceback follows
+        raise

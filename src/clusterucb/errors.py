@@ -5,6 +5,7 @@
     ├── ConfigError           a setting is unknown, out of range or contradicts another
     ├── MismatchError         an artifact was made with something else (model, pool, formula, ...)
     ├── BusyError             the run directory belongs to another process
+    ├── LostError             another process of the run has ended or does not answer
     └── StorageError          the disk is full or does not answer
 
 A message says what, where (file, line or key), the value met, what was expected and what to do.
@@ -18,6 +19,7 @@ __all__ = [
     "ClusterUCBError",
     "ConfigError",
     "InputError",
+    "LostError",
     "MismatchError",
     "StorageError",
 ]
@@ -41,6 +43,10 @@ class MismatchError(ClusterUCBError):
 
 class BusyError(ClusterUCBError):
     """The run directory is in use by another process."""
+
+
+class LostError(ClusterUCBError):
+    """Another process of the run has ended, or does not answer."""
 
 
 class StorageError(ClusterUCBError):

@@ -52,18 +52,18 @@ __all__ = ["gradients", "select", "warmup", "weights"]
 def warmup(session: Session) -> None:
     """Train on a random share of the pool: one schedule over all epochs, a checkpoint after each."""
     states, last = session.dir.path / "warmup.states", session.config.checkpoints[-1]
-    if already_trained(session.dir.checkpoint(last), states):
+    if already_trained(session, session.dir.checkpoint(last), states):
         return
     settings, seed = session.config, session.config.seed
     total = len(session.training_tokens)
     rows = steps.random_rows(total, max(1, share(settings.less.less_warmup, total)), seed)
     _check_schedule(session, len(rows))
-    clock = training_clock(states)
+    clock = training_clock(states, session.world)
     one_epoch = optimizer_steps(len(rows), 1, settings.training)
     epochs = EpochCheckpoints(one_epoch, _Keep(session, rows, clock))
     dataset = SwappableRows(session.training_tokens, rows)
     steps.train_from_initial(session, "warm up", dataset, states, last, clock, seed, (epochs,))
-    shutil.rmtree(states)
+    session.world.lead(lambda: shutil.rmtree(states))
 
 
 def gradients(session: Session) -> None:
@@ -76,7 +76,7 @@ def gradients(session: Session) -> None:
 def select(session: Session) -> Round:
     """The one selection. With a single checkpoint all is stored already, and nothing is left to a bandit."""
     folder, numbers = session.dir.round(1), session.config.checkpoints
-    if not folder.exists():
+    if not session.world.has(folder):
         if session.config.budgeted and len(numbers) > 1:
             _select_fresh(session, folder)
         else:
@@ -105,7 +105,7 @@ class _Keep:
 
     def __call__(self, epoch: int, moments: Moments, rate: float) -> None:
         run, folder = self.session.dir, self.session.dir.checkpoint(epoch)
-        if folder.exists():
+        if self.session.world.has(folder):
             return
         before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
         seconds = max(0.0, self.clock.seconds - sum(cost["seconds"] for cost in before))
@@ -156,7 +156,7 @@ def _select_fresh(session: Session, folder: Path) -> None:
             found.append(pooled.features(checkpoint.featurize, rows)[0])
         return np.concatenate(found, axis=1)
 
-    with publish_folder(folder, resume=True) as part:
+    with publish_folder(folder, resume=True, world=session.world) as part:
         directions, costs = zip(
             *(_directions(session, checkpoint, part) for checkpoint in later), strict=True
         )
@@ -187,15 +187,20 @@ def _known(
 def _directions(session: Session, checkpoint: _Checkpoint, part: Path) -> tuple[NDArray[np.float32], Cost]:
     """The target's directions at a later checkpoint, (S, d), and their cost, both kept in `part`."""
     path = part / f"directions-{checkpoint.folder.name}.safetensors"
-    if not path.exists():
+    world = session.world.at("select")
+    if not world.has(path):
         checkpoint.go()
         batch_tokens = session.config.gradients.batch_tokens
         directions, cost = session.targeted.directions(
-            session.model, session.projection, batch_tokens, session.screen
+            session.model, session.projection, batch_tokens, session.screen, world
         )
-        facts = {"weights": checkpoint.fingerprint, "cost": json.dumps(cost.to_json())}
-        with publish(path) as unfinished:
-            save_file({"directions": directions}, unfinished, metadata=facts)
+
+        def keep() -> None:
+            facts = {"weights": checkpoint.fingerprint, "cost": json.dumps(cost.to_json())}
+            with publish(path) as unfinished:
+                save_file({"directions": directions}, unfinished, metadata=facts)
+
+        world.lead(keep)
     with safe_open(path, "numpy") as file:
         facts = file.metadata()
         check_made_with(facts, {"weights": checkpoint.fingerprint}, str(path))

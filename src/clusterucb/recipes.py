@@ -70,5 +70,5 @@ def _results(session: Session) -> dict[str, Any]:
     steps.evaluate(session)
     steps.benchmark(session)
     summary = steps.summarise(session)
-    report_run(session.dir, session.pool)
+    session.world.lead(lambda: report_run(session.dir, session.pool))
     return summary

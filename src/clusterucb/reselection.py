@@ -23,6 +23,7 @@ from clusterucb.gradients.influence import LiveInfluence, ScoreLog
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
 from clusterucb.knowledge import Knowledge
+from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.rounds import Round, read_round, write_round
@@ -78,7 +79,12 @@ class Targeted:
     codes: NDArray[np.int64]
 
     def directions(
-        self, model: nn.Module, projection: Projection, batch_tokens: int, screen: Screen
+        self,
+        model: nn.Module,
+        projection: Projection,
+        batch_tokens: int,
+        screen: Screen,
+        world: World = ALONE,
     ) -> tuple[NDArray[np.float32], Cost]:
         """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
         started = time.monotonic()
@@ -90,6 +96,7 @@ class Targeted:
                 batch_tokens,
                 lambda i: self.ids[i],
                 advance,
+                world,
             )
         tokens, seconds = sum(len(row.ids) for row in self.tokens), time.monotonic() - started
         return directions, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
@@ -115,6 +122,7 @@ class Reselection:
             drawn rows for later rounds.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
+        world: processes that select together, each with the same model.
     """
 
     pooled: Pooled
@@ -128,6 +136,7 @@ class Reselection:
     knowledge: Knowledge | None = None
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
+    world: World = ALONE
 
     def __call__(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
         """The rows of `period`, ascending, (L,)."""
@@ -135,17 +144,18 @@ class Reselection:
 
     def round(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> Round:
         """The selection of `period`, computed or read."""
+        self.world.check_complete()
         folder = self.folder / str(period)
-        if not folder.exists():
+        if not self.world.has(folder):
             started = time.monotonic()
-            with publish_folder(folder, resume=True) as part:
+            with publish_folder(folder, resume=True, world=self.world) as part:
                 self._select(period, model, moments(), part)
             self.spent(time.monotonic() - started)
         return read_round(folder)
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path) -> None:
         directions, target_cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen
+            model, self.projection, self.batch_tokens, self.screen, self.world
         )
         weights = fingerprint_tensors(trainable_parameters(model))
         featurize = Featurizer(model, self.projection, moments, self.formula)
@@ -153,7 +163,7 @@ class Reselection:
         if self.knowledge and self.selector.asks:
             earlier = [self.folder / str(number) for number in range(1, period)]
             known = self.knowledge.at(directions, earlier)
-        with DrawnWriter(part, self.projection.dim) if known else nullcontext() as kept:
+        with DrawnWriter(part, self.projection.dim, self.world.rank) if known else nullcontext() as kept:
 
             def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
                 found = self.pooled.features(featurize, rows)[0]
@@ -189,7 +199,7 @@ class Reselection:
         drawn: list[Draw] = []
         with (
             stage("decide"),
-            ScoreLog(part / "scores.jsonl", weights) as log,
+            ScoreLog(part / "scores.jsonl", weights, self.world) as log,
             self.screen.track(f"select, round {number}", self.selector.spend, "rows") as advance,
         ):
             mean = 0.0
@@ -208,7 +218,7 @@ class Reselection:
                 self._tell(number, draw)
 
             influence = LiveInfluence(
-                features, self.pooled.lengths, directions, self.batch_tokens, log, progress
+                features, self.pooled.lengths, directions, self.batch_tokens, log, progress, self.world
             )
             selection = self.selector(influence, round_seed(self.seed, number), on_draw, known)
             seconds = log.seconds
@@ -219,6 +229,8 @@ class Reselection:
             )
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost
+        if not self.world.leads:
+            return
         summary = write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
         self.screen.tell("selected", **summary)
 

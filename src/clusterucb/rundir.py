@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from clusterucb.errors import BusyError, InputError, MismatchError, StorageError
+from clusterucb.processes import ALONE, World
 
 __all__ = [
     "RunDir",
@@ -152,19 +153,30 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_folder(path: Path, *, resume: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well; kept for `resume`, else emptied."""
+def publish_folder(path: Path, *, resume: bool = False, world: World = ALONE) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well; kept for `resume`, else emptied.
+
+    All processes of the `world` that is given enter the block and leave it together.
+    """
     part = path.with_name(path.name + ".part")
-    with storage_errors(path):
+
+    def begin() -> None:
         if part.exists() and not resume:
             shutil.rmtree(part)
         part.mkdir(parents=True, exist_ok=True)
-        yield part
+
+    def end() -> None:
         for file in part.rglob("*"):
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         part.replace(path)
+
+    with storage_errors(path):
+        world.lead(begin)
+        yield part
+        world.gather(None)  # all have written what they had to
+        world.lead(end)
 
 
 def check_made_with(found: Mapping[str, object], expected: Mapping[str, object], what: str) -> None:

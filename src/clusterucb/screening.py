@@ -25,6 +25,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Row
 from clusterucb.data.target import Target
 from clusterucb.errors import InputError
+from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance, Screen
 from clusterucb.rundir import RunDir, check_made_with, read_json, write_json
 from clusterucb.tasks import TASKS, Task
@@ -61,9 +62,15 @@ class Screening:
 
 
 def screened(
-    run: RunDir, config: Config, pool: Pool, target: Target, holdout: Target | None, screen: Screen
+    run: RunDir,
+    config: Config,
+    pool: Pool,
+    target: Target,
+    holdout: Target | None,
+    screen: Screen,
+    world: World = ALONE,
 ) -> Screening:
-    """The run's screening, made if it is not there.
+    """The run's screening, made if it is not there, of several processes by rank 0.
 
     Raises:
         MismatchError: it is there, but pool, target or held-out rows have changed since.
@@ -75,13 +82,16 @@ def screened(
         "holdout": holdout.fingerprint if holdout else None,
         "decontaminate": config.decontaminate,
     }
-    if run.contamination.exists() and run.config.exists():
-        found = read_json(run.contamination)
-        check_made_with(found["made_with"], made_with, str(run.contamination))
-        return Screening(found)
-    content = {"made_with": made_with, **_checked(config, pool, target, holdout, screen)}
-    write_json(run.contamination, content)
-    return Screening(content)
+
+    def make() -> None:
+        if not (run.contamination.exists() and run.config.exists()):
+            found = _checked(config, pool, target, holdout, screen)
+            write_json(run.contamination, {"made_with": made_with, **found})
+
+    world.once(run.contamination, make)
+    found = read_json(run.contamination)
+    check_made_with(found["made_with"], made_with, str(run.contamination))
+    return Screening(found)
 
 
 def unchecked(run: RunDir, config: Config) -> list[str]:

@@ -8,7 +8,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
+from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
 from clusterucb.progress import Screen
 from clusterucb.reselection import Pooled, Targeted
@@ -47,6 +48,7 @@ from clusterucb.selection.selector import named_policy
 from clusterucb.selection.share import share
 from clusterucb.tasks import TASKS, Question
 from clusterucb.tasks.held_out import held_out
+from clusterucb.training.finetune import accumulation_steps
 from clusterucb.training.model import (
     attach_adapter,
     fingerprint_base,
@@ -74,11 +76,13 @@ class Session:
     Args:
         config: all settings.
         screen: where progress is shown.
+        world: the processes that run it together.
     """
 
-    def __init__(self, config: Config, screen: Screen | None = None) -> None:
+    def __init__(self, config: Config, screen: Screen | None = None, world: World = ALONE) -> None:
         self.config = config.with_absolute_paths()
         self.screen = screen or Screen(quiet=True)
+        self.world = world
         self.dir = RunDir(self.config.out)
         self._lent: PeftModel | None = None
 
@@ -88,7 +92,7 @@ class Session:
         Args:
             config: with the same inputs and model; its run has the initial adapter of this one's.
         """
-        successor = Session(config, self.screen)
+        successor = Session(config, self.screen, self.world)
         own = vars(self)
         vars(successor).update({name: own.pop(name) for name in _LASTING if name in own})
         successor._lent, self._lent = own.pop("model", self._lent), None
@@ -96,13 +100,15 @@ class Session:
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
-        """Hold the run directory.
+        """Hold the run directory; of several processes rank 0 holds it for all.
 
         Raises:
             BusyError: another process holds it.
             ConfigError: it was made with other settings.
         """
-        with self.dir.owned(), storage_errors(self.dir.path):
+        self.world.check_device(self.config.device)
+        with ExitStack() as held, storage_errors(self.dir.path):
+            self.world.lead(lambda: held.enter_context(self.dir.owned()))
             if self.dir.config.exists():
                 saved = load(self.dir.config, {"out": self.config.out})
                 reconcile(saved, self.config, str(self.dir.config))
@@ -134,11 +140,16 @@ class Session:
     def _kept(self, folder: Path, name: str, drawn: Callable[[str], Sequence[Question]]) -> Path:
         """A benchmark's rows as a file of the run, which stands by itself from here on."""
         path = folder / f"{name}.jsonl"
-        if not (path.exists() and self.dir.config.exists()):
+
+        def keep() -> None:
+            if path.exists() and self.dir.config.exists():
+                return
             questions = drawn(name)
             with publish(path) as part:
                 rows = (json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in questions)
                 part.write_text("".join(rows), encoding="utf-8")
+
+        self.world.once(path, keep)
         return path
 
     @cached_property
@@ -176,7 +187,7 @@ class Session:
     @cached_property
     def screening(self) -> Screening:
         """The pool rows that are kept out of the run."""
-        found = screened(self.dir, self.config, self.pool, self.target, self.holdout, self.screen)
+        found = screened(self.dir, self.config, self.pool, self.target, self.holdout, self.screen, self.world)
         for line in found.report():
             self.screen.say(f"{line}; each is in {self.dir.contamination}")
         _ = self.unchecked
@@ -225,7 +236,7 @@ class Session:
     def model(self) -> PeftModel:
         """The base model with the run's adapter at its initial weights, which every training starts from."""
         lent, self._lent = self._lent, None
-        if lent is not None and self.dir.initial.exists():
+        if lent is not None and self.world.has(self.dir.initial):
             load_adapter(lent, self.dir.initial)
             return lent.eval()
         self.screen.say(f"load {self.config.model}")
@@ -234,14 +245,18 @@ class Session:
                 load_model(self.config), self.config.lora, self.config.seed, self.config.adapter
             )
         adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
-        if self.dir.initial.exists():
-            load_adapter(model, self.dir.initial)
-        else:  # all settings have held so far: from here on they are the run's
-            with publish(self.dir.config) as part:
-                part.write_text(self.config.to_yaml(), encoding="utf-8")
-            with publish_folder(self.dir.initial) as part:
-                save_adapter(model, part)
+        self.world.once(self.dir.initial, lambda: self._begin(model))
+        load_adapter(model, self.dir.initial)
         return model
+
+    def _begin(self, model: PeftModel) -> None:
+        """Publish settings and initial adapter: all settings have held, and from here on are the run's."""
+        if self.dir.initial.exists():
+            return
+        with publish(self.dir.config) as part:
+            part.write_text(self.config.to_yaml(), encoding="utf-8")
+        with publish_folder(self.dir.initial) as part:
+            save_adapter(model, part)
 
     def release_model(self) -> None:
         """Free the model's memory; it is loaded again when it is asked for."""
@@ -286,6 +301,7 @@ class Session:
         check_settings(self.config)
         check_reporter(self.config.training.report_to)
         check_quantisation(self.config.load_in, pick_device(self.config.device))
+        accumulation_steps(self.config.training, self.world.size)
         self.check_plan(len(self.pool))
         _ = self.target, self.holdout, self.screening, self.chat
 
@@ -313,19 +329,7 @@ class Session:
     def pooled_tokens(self) -> tuple[Tokens, NDArray[np.int64]]:
         """Tokens of the usable rows, and the pool row of each; made at the first use."""
         folder = self.dir.pool
-        if folder.exists() and not self.dir.config.exists():
-            self._drop_stale(folder)
-        if not folder.exists():
-            with stage("tokenise"), publish_folder(folder) as part:
-                usable: list[int] = []
-                excluded: list[dict[str, object]] = []
-                every = range(len(self.pool))
-                Tokens.write(part, self.usable_rows(every, self.screening.kept_out, usable, excluded))
-                np.save(part / "rows.npy", np.array(usable, np.int64))
-                with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
-                counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
-                write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
+        self.world.once(folder, lambda: self._tokenise(folder))
         manifest = read_json(folder / "manifest.json")
         check_made_with(manifest["made_with"], self.tokens_made_with, str(folder))
         if manifest["excluded"]:
@@ -339,6 +343,23 @@ class Session:
             )
         self.check_plan(manifest["usable"])
         return Tokens.open(folder), np.load(folder / "rows.npy")
+
+    def _tokenise(self, folder: Path) -> None:
+        """Publish the tokens of the usable rows, unless they are there."""
+        if folder.exists() and not self.dir.config.exists():
+            self._drop_stale(folder)
+        if folder.exists():
+            return
+        with stage("tokenise"), publish_folder(folder) as part:
+            usable: list[int] = []
+            excluded: list[dict[str, object]] = []
+            every = range(len(self.pool))
+            Tokens.write(part, self.usable_rows(every, self.screening.kept_out, usable, excluded))
+            np.save(part / "rows.npy", np.array(usable, np.int64))
+            with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
+            counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
+            write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
 
     def _drop_stale(self, folder: Path) -> None:
         """Drop tokens that a beginning with other settings left, before the settings were the run's."""

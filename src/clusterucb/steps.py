@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,12 @@ def warmup(session: Session) -> None:
     """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
     _refuse_baseline(session, "warmup")
     states = session.dir.path / "warmup.states"
-    if already_trained(session.dir.warmup, states):
+    if already_trained(session, session.dir.warmup, states):
         return
     settings, steps = session.config.training, session.config.warmup.warmup_steps
     rows = random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
     dataset = SwappableRows(session.training_tokens, rows)
-    seed, clock = session.config.seed, training_clock(states)
+    seed, clock = session.config.seed, training_clock(states, session.world)
     finetuned = train_from_initial(session, "warm up", dataset, states, 1, clock, seed)
     _publish_trained(session, session.dir.warmup, states, finetuned, rows)
 
@@ -104,7 +104,8 @@ def gradients(session: Session, number: int = 1) -> None:
     """
     _refuse_baseline(session, "gradients")
     folder, checkpoint = session.dir.features_at(number), session.dir.checkpoint(number)
-    if folder.exists():
+    world = session.world.at("gradients")
+    if world.has(folder):
         store(session, number)
         return
     moments = load_moments(need(session, checkpoint, "warmup") / "moments.safetensors")
@@ -116,24 +117,31 @@ def gradients(session: Session, number: int = 1) -> None:
     made_with = {**session.made_with, **made_at}
     model, pooled, settings = session.model, session.pooled, session.config.gradients
     directions, target_cost = session.targeted.directions(
-        model, session.projection, settings.batch_tokens, session.screen
+        model, session.projection, settings.batch_tokens, session.screen, world
     )
     featurize = Featurizer(model, session.projection, moments, settings.formula)
     with (
-        publish_folder(folder, resume=True) as part,
-        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
+        publish_folder(folder, resume=True, world=world) as part,
+        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype, world) as writer,
         session.screen.track(
             f"gradients at {checkpoint.name}", len(pooled.rows), "rows", int(writer.done.sum())
         ) as advance,
     ):
         batches = plan(pooled.lengths, settings.batch_tokens)
         missing = [rows for rows in batches if not writer.done[rows].all()]
-        for rows, found in one_ahead(featurize, pooled.tokens, missing, pooled.describe):
-            new = len(rows) - int(writer.done[rows].sum())
-            with stage("write"):
-                writer.write(rows, *found)
+
+        def written(batches: Sequence[NDArray[np.int64]]) -> Iterator[int]:
+            """The number of new rows in each of the batches, which are in the store by then."""
+            for rows, found in one_ahead(featurize, pooled.tokens, batches, pooled.describe):
+                new = len(rows) - int(writer.done[rows].sum())
+                with stage("write"):
+                    writer.write(rows, *found)
+                yield new
+
+        for rows, new in world.share(missing, written, each=16):
             advance(new, pooled.describe(int(rows[-1])))
-        save_file({"directions": directions}, part / "directions.safetensors")
+        if world.leads:
+            save_file({"directions": directions}, part / "directions.safetensors")
         cost = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
         writer.finish({"cost": (cost + target_cost).to_json()})
 
@@ -146,8 +154,8 @@ def cluster(session: Session) -> None:
             f"method {session.config.method}, bandit {session.config.bandit}: no bandit, so no clusters are "
             f"needed; go on with `clusterucb select --out {session.dir.path}`"
         )
-    path = session.dir.clusters
-    if path.exists():
+    path, world = session.dir.clusters, session.world.at("cluster")
+    if world.has(path):
         return
     features = store(session).features
     settings = session.config.clustering
@@ -162,13 +170,18 @@ def cluster(session: Session) -> None:
             device=device if (device := pick_device(session.config.device)).type == "cuda" else "cpu",
             backend=settings.kmeans_backend,
             progress=lambda _iteration, _of, mean: advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),
+            world=world,
         )
     cost = Cost(rows=len(features), seconds=time.monotonic() - started)
     facts = {"k": k, "objective": clusters.objective, "cost": cost.to_json()}
-    write_json(session.dir.path / "clusters.json", facts)
-    _check_cold_start(session, clusters)
-    with publish(path) as part:
-        clusters.save(part)
+
+    def keep() -> None:
+        write_json(session.dir.path / "clusters.json", facts)
+        _check_cold_start(session, clusters)
+        with publish(path) as part:
+            clusters.save(part)
+
+    world.lead(keep)
 
 
 def select(session: Session) -> Round:
@@ -179,7 +192,7 @@ def select(session: Session) -> Round:
     """
     if session.config.method in BASELINES:
         return select_baseline(session)
-    if not session.dir.round(1).exists():
+    if not session.world.has(session.dir.round(1)):
         if session.config.clustering.features == "hidden":
             moments = _go_to(session, need(session, session.dir.warmup, "warmup"))
             return reselection(session, session.dir.round(1).parent).round(1, session.model, lambda: moments)
@@ -191,11 +204,14 @@ def rank(session: Session, features: Rows, directions: NDArray[np.floating]) -> 
     """Publish round 1: the top share of all rows by features (N, d) that are there, for directions (S, d)."""
     started = time.monotonic()
     keep = FullScoring(labels(session), session.config.selection.top_p)
-    selection = keep(lambda _every: stored_influence(features, directions))
+    world = session.world.at("select")
+    selection = keep(lambda _every: stored_influence(features, directions, world=world))
     cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
-    with publish_folder(session.dir.round(1)) as part:
-        summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
-    session.screen.tell("selected", **summary)
+    with publish_folder(session.dir.round(1), world=world) as part:
+        if world.leads:
+            summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+    if world.leads:
+        session.screen.tell("selected", **summary)
 
 
 def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
@@ -225,14 +241,14 @@ def train(session: Session) -> None:
     The method `dynamic` selects them anew at the start of each period but the first; all others have one
     selection for all periods.
     """
-    if already_trained(session.dir.adapter, session.dir.training):
+    if already_trained(session, session.dir.adapter, session.dir.training):
         return
     first = read_round(need(session, session.dir.round(1), "select"))
     if session.config.method != "dynamic":
         train_on(session, first.rows, session.dir.adapter, watched=True)
         return
     check_features(session)
-    clock = training_clock(session.dir.training)
+    clock = training_clock(session.dir.training, session.world)
     rounds = session.dir.round(1).parent
     epochs_per_period = session.config.training.epochs_per_period
     dynamic = DynamicSelection(
@@ -258,10 +274,10 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
         watched: keep the loss on held-out rows after each period.
     """
     states = folder.with_name(f"{folder.name}.states")
-    if already_trained(folder, states):
+    if already_trained(session, folder, states):
         return
     dataset = SwappableRows(session.training_tokens, rows)
-    clock, settings = training_clock(states), session.config.training
+    clock, settings = training_clock(states, session.world), session.config.training
     callbacks = (_watch(session, len(rows), clock),) if watched else ()
     finetuned = _train_periods(session, dataset, states, clock, callbacks)
     trained = np.tile(rows, settings.periods * settings.epochs_per_period)
@@ -271,9 +287,10 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
 def evaluate(session: Session) -> dict[str, Any]:
     """Loss on held-out rows of the task, or on the target where none were given, before and after."""
     path = session.dir.evaluation
-    if not path.exists():
+    if not session.world.has(path):
         adapters = {"base": session.dir.initial, "adapter": need(session, session.dir.adapter, "train")}
-        write_json(path, evaluate_adapters(session, adapters))
+        found = evaluate_adapters(session, adapters)
+        session.world.lead(lambda: write_json(path, found))
     return read_json(path)
 
 
@@ -300,7 +317,8 @@ def _measured(
     session: Session, rows: Target, encoded: Sequence[Encoded], under: str, advance: Advance
 ) -> dict[str, Any]:
     """Mean loss at the model's current weights with its standard error, and each row's loss."""
-    found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance)
+    world = session.world.at("evaluate")
+    found = losses(session.model, encoded, session.config.gradients.batch_tokens, advance, world)
     if not (usable := np.isfinite(found)).all():
         bad = int(usable.argmin())
         raise InputError(
@@ -317,7 +335,7 @@ def _watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
 
     def ended(period: int) -> None:
         path = session.dir.period(period)
-        if period == settings.periods or path.exists():
+        if period == settings.periods or session.world.has(path):
             return
         started = time.monotonic()
         target, encoded, facts = held_out()
@@ -328,14 +346,17 @@ def _watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
             result = _measured(session, target, encoded, f"the model after period {period}", advance)
         seconds, tokens = time.monotonic() - started, sum(len(row.ids) for row in encoded)
         cost = Cost(len(encoded), tokens, seconds=seconds).to_json()
-        write_json(path, {"period": period, **facts, **result, "cost": cost})
+        session.world.lead(lambda: write_json(path, {"period": period, **facts, **result, "cost": cost}))
         clock.pause(seconds)
 
     return PeriodEnds(optimizer_steps(rows, settings.epochs_per_period, settings), ended)
 
 
 def benchmark(session: Session) -> dict[str, Any]:
-    """Base and adapter on the benchmarks that are set, question by question; nothing if none is."""
+    """Base and adapter on the benchmarks that are set, question by question; nothing if none is.
+
+    Of several processes rank 0 asks alone.
+    """
     if not session.config.evaluation.tasks:
         return {}
     adapter = need(session, session.dir.adapter, "train")
@@ -347,6 +368,8 @@ def benchmark(session: Session) -> dict[str, Any]:
 
     if session.config.evaluation.engine == "vllm":
         session.release_model()
+    else:
+        _ = session.model
     asked = benchmarks(
         session.config,
         adapter,
@@ -357,11 +380,15 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.screen,
     )
     with stage("benchmarks"):
-        return asked.run()
+        return session.world.at("benchmarks").lead(asked.run)
 
 
 def summarise(session: Session) -> dict[str, Any]:
     """Publish summary.json: what each step cost, and the total against the method without a budget."""
+    return session.world.at("summary").lead(lambda: _summarise(session))
+
+
+def _summarise(session: Session) -> dict[str, Any]:
     run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
     last = session.config.training.periods if session.config.method == "dynamic" else 1
     rounds = [read_round(run.round(n + 1)) for n in range(last)]
@@ -420,6 +447,7 @@ def reselection(
         knowledge=_knowledge(session) if session.config.budgeted else None,
         screen=session.screen,
         spent=spent,
+        world=session.world.at("select"),
     )
 
 
@@ -502,6 +530,7 @@ def train_from_initial(
             clock=clock,
             advance=advance,
             describe=lambda place: session.pooled.describe(dataset.row(place)),
+            world=session.world.at(label),
         )
 
 
@@ -512,7 +541,7 @@ def _publish_trained(
     tokens = int(session.training_tokens.lengths[trained].sum())
     cost = Cost(len(trained), tokens, seconds=finetuned.seconds)
     publish_checkpoint(session, folder, finetuned.moments, cost)
-    shutil.rmtree(states)
+    session.world.lead(lambda: shutil.rmtree(states))
 
 
 def _check_cold_start(session: Session, clusters: Clusters) -> None:

@@ -29,6 +29,13 @@ def test_what_is_written_in_any_number_of_attempts_is_read(tmp_path):
     assert read(tmp_path) == {row: features([row])[0].tolist() for row in (4, 1, 7, 2, 3, 9, 8)}
 
 
+def test_each_process_has_files_of_its_own(tmp_path):
+    for rank, rows in enumerate(([4, 1], [7], [])):
+        with DrawnWriter(tmp_path, 6, rank) as writer:
+            writer.add(np.array(rows, np.int64), features(np.array(rows, np.int64)))
+    assert read(tmp_path) == {row: features([row])[0].tolist() for row in (4, 1, 7)}
+
+
 def test_a_folder_without_drawn_rows_has_none(tmp_path):
     assert read(tmp_path) == {}
     write(tmp_path)

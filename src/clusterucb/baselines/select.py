@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +45,18 @@ BLOCK = 1024
 
 def select_baseline(session: Session) -> Round:
     """Round 1 by the method that the settings name, computed or read."""
-    folder = session.dir.round(1)
-    if not folder.exists():
+    folder, world = session.dir.round(1), session.world.at("select")
+    if not world.has(folder):
         session.check_inputs()
         load_adapter(session.model, session.dir.initial)  # from here on the settings are the run's
-        with publish_folder(folder, resume=True) as part:
+        _ = session.pooled
+        with publish_folder(folder, resume=True, world=world) as part:
             selection, cost = BASELINES[session.config.method](session, part)
-            summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
-        session.screen.tell("selected", **summary)
-    if (hidden := folder / "hidden").exists():  # large, and of no use any more
+            if world.leads:
+                summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
+        if world.leads:
+            session.screen.tell("selected", **summary)
+    if world.leads and (hidden := folder / "hidden").exists():  # large, and of no use any more
         shutil.rmtree(hidden)
     return read_round(folder)
 
@@ -65,7 +69,15 @@ def _random(session: Session, _part: Path) -> tuple[Selection, Cost]:
 
 
 def _bm25(session: Session, _part: Path) -> tuple[Selection, Cost]:
-    """Documents are the rows' texts, queries the target rows': prompt and answer, as a gradient sees both."""
+    """Documents are the rows' texts, queries the target rows': prompt and answer, as a gradient sees both.
+
+    Of several processes rank 0 counts words alone.
+    """
+    _ = session.pooled
+    return session.world.at("select").lead(lambda: _counted(session))
+
+
+def _counted(session: Session) -> tuple[Selection, Cost]:
     rows = session.pooled.rows
     started = time.monotonic()
     with stage("decide"), session.screen.track("words of the pool", len(rows), "rows") as advance:
@@ -76,28 +88,35 @@ def _bm25(session: Session, _part: Path) -> tuple[Selection, Cost]:
 
 
 def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
-    model, pooled = session.model, session.pooled
+    model, pooled, world = session.model, session.pooled, session.world.at("select")
     losses = np.empty(len(pooled.rows))
     with (
-        ScoreLog(part / "scores.jsonl", fingerprint_base(model)) as log,
+        ScoreLog(part / "scores.jsonl", fingerprint_base(model), world) as log,
         session.screen.track("losses of the pool", len(losses), "rows") as advance,
     ):
+        unknown = []
         for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
-            if (found := log.known(rows)) is None:
-                started = time.monotonic()
-                found = forward_pool(row_losses, model, pooled, rows)
-                log.add(rows, found, time.monotonic() - started)
+            if (known := log.known(rows)) is None:
+                unknown.append(rows)
+            else:
+                losses[rows] = known
+                advance(len(rows), pooled.describe(int(rows[-1])))
+        started = time.monotonic()
+        compute = partial(map, partial(forward_pool, row_losses, model, pooled))
+        for rows, found in world.share(unknown, compute):
+            log.add(rows, found, time.monotonic() - started)
             losses[rows] = found
             advance(len(rows), pooled.describe(int(rows[-1])))
+            started = time.monotonic()
         cost = forward_cost(pooled, log.seconds)
     return _top(session, loss_scores(losses, session.config.baselines.perplexity)), cost
 
 
 def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     """A kept row's score is its similarity to the target row that took it; all rows', to the nearest one."""
-    targets, target_cost = represent_target(session)
+    targets, target_cost = represent_target(session, session.world.at("select"))
     made_with = {**session.tokens_made_with, "model": fingerprint_base(session.model)}
-    store = represent_pool(session, part / "hidden", targets.shape[1], made_with)
+    store = represent_pool(session, part / "hidden", targets.shape[1], made_with, session.world.at("select"))
     nearest = np.empty(len(store))
     started = time.monotonic()
     with stage("decide"), session.screen.track("similarities", len(store), "rows") as advance:

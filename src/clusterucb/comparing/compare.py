@@ -9,6 +9,7 @@ comparison.csv     a line a run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clusterucb.comparing.results import compared, write_cells
 from clusterucb.comparing.sharing import adopt
 from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import BusyError, ClusterUCBError, ConfigError, StorageError
+from clusterucb.processes import ALONE, World
 from clusterucb.progress import Screen
 from clusterucb.recipes import procedure
 from clusterucb.rundir import RunDir, publish, storage_errors, write_json
@@ -31,6 +33,7 @@ def compare(
     methods: str | Sequence[str] = DEFAULT,
     seeds: int = 3,
     screen: Screen | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Run each method `seeds` times and compare what comes out.
 
@@ -42,9 +45,11 @@ def compare(
         methods: names of `METHODS`.
         seeds: repetitions, which differ in the draws and the order and dropout of training.
         screen: where progress is shown.
+        world: the processes that do each run together.
 
     Returns:
-        The content of comparison.json. A run that fails is told there, and the others go on.
+        The content of comparison.json. A run that fails is told there, and the others go on; of several
+        processes it ends all, as the others wait for the one where it failed.
 
     Raises:
         ClusterUCBError: what would fail every run (a missing file, a full disk, other settings than before).
@@ -54,15 +59,16 @@ def compare(
     config = config.with_absolute_paths()
     out = RunDir(config.out)
     asked = cells(out.path, chosen, repeats)
-    with out.owned(), storage_errors(out.path):
-        _check_settings(out.path, config)
-        session = _prepared(asked, config, screen)
-        _save_settings(out.path, config)
+    with ExitStack() as held, storage_errors(out.path):
+        world.lead(lambda: held.enter_context(out.owned()))
+        world.lead(lambda: _check_settings(out.path, config))
+        session = _prepared(asked, config, screen, world)
+        world.lead(lambda: _save_settings(out.path, config))
         with screen.track("compare", len(asked), "runs") as advance:
             for cell in asked:
                 screen.say(f"{cell.name}: {cell.run.path}")
                 session = _run(cell, session, config)
-                result = _publish(out.path, config)
+                result = world.lead(lambda: _publish(out.path, config))
                 advance(1, cell.name)
     return result
 
@@ -86,16 +92,16 @@ def _settings(out: Path) -> Path:
     return out / "comparison.yaml"
 
 
-def _prepared(asked: Sequence[Cell], config: Config, screen: Screen) -> Session:
+def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: World) -> Session:
     """A session with all inputs read, after every method's settings have held for them.
 
     Its run has the adapter before training and the tokens, which the others get from it.
     """
     first, *others = (cell for cell in asked if cell.repeat == 0)
     configs = [cell.config(config) for cell in others]
-    session = Session(first.config(config), screen)
+    session = Session(first.config(config), screen, world)
     with session.owned():
-        adopt(first, all_cells(first.out), session.config)
+        _adopt(first, session)
         session.check_inputs()
         usable = len(session.pooled_tokens[1])
         for other in configs:
@@ -103,7 +109,7 @@ def _prepared(asked: Sequence[Cell], config: Config, screen: Screen) -> Session:
             session.check_inputs()
             session.check_plan(usable)
         session = session.successor(first.config(config))
-        if not session.dir.initial.exists():
+        if not world.has(session.dir.initial):
             _ = session.model
     return session
 
@@ -113,8 +119,8 @@ def _run(cell: Cell, before: Session, config: Config) -> Session:
     session = before.successor(cell.config(config))
     try:
         with session.owned():
-            cell.retry()
-            adopt(cell, all_cells(cell.out), session.config)
+            session.world.lead(cell.retry)
+            _adopt(cell, session)
             procedure(session)
     except (StorageError, BusyError):  # would fail the others, too, or is over soon
         raise
@@ -124,10 +130,17 @@ def _run(cell: Cell, before: Session, config: Config) -> Session:
         failure = error
     else:
         return session
-    cell.fail(failure)
+    if session.world.leads:
+        cell.fail(failure)
+    if session.world.size > 1:
+        raise failure
     session.screen.say(f"{cell.name} failed: {cell.failure}")
     session.release_model()  # nobody knows what state it is in
     return session
+
+
+def _adopt(cell: Cell, session: Session) -> None:
+    session.world.lead(lambda: adopt(cell, all_cells(cell.out), session.config))
 
 
 def _publish(out: Path, config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.per_sample import row_losses
+from clusterucb.processes import ALONE, World
 
 __all__ = ["losses"]
 
@@ -20,12 +21,17 @@ def losses(
     rows: Sequence[Encoded],
     batch_tokens: int = 4096,
     progress: Callable[[int], None] = lambda _rows: None,
+    world: World = ALONE,
 ) -> NDArray[np.float64]:
     """Mean cross-entropy in nats over the labels of each row, (n,), in eval mode."""
     device = next(model.parameters()).device
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     out = np.empty(len(rows), np.float64)
-    for batch in plan(lengths, batch_tokens):
-        out[batch] = row_losses(model, collate([rows[i] for i in batch.tolist()], device))
+
+    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float64]]:
+        return (row_losses(model, collate([rows[i] for i in batch.tolist()], device)) for batch in batches)
+
+    for batch, found in world.share(plan(lengths, batch_tokens), compute):
+        out[batch] = found
         progress(len(batch))
     return out

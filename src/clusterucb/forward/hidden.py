@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from clusterucb.forward.representations import representations
 from clusterucb.gradients.batches import Describe, plan
 from clusterucb.gradients.influence import Rows
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.processes import World
 from clusterucb.rundir import publish_folder
 from clusterucb.session import Session
 
@@ -43,18 +45,21 @@ def hidden_features(session: Session, folder: Path, made_with: Mapping[str, obje
         folder: as the gradients' features have it; a killed command goes on.
         made_with: fingerprints of all that they depend on.
     """
-    with publish_folder(folder, resume=True) as part:
+    world = session.world.at("gradients")
+    _ = session.pooled
+    with publish_folder(folder, resume=True, world=world) as part:
         as_they_are = part / "uncentred"
-        if not (part / "manifest.json").exists():
-            targets, cost = represent_target(session)
-            pool = represent_pool(session, as_they_are, targets.shape[1], made_with)
+        if not world.has(part / "manifest.json"):
+            targets, cost = represent_target(session, world)
+            pool = represent_pool(session, as_they_are, targets.shape[1], made_with, world)
             mean = _mean(pool.features)
             codes, found = session.targeted.codes, centred(targets, mean, session.targeted.ids.__getitem__)
             directions = np.stack([found[codes == code].mean(0) for code in range(codes.max() + 1)])
-            save_file({"directions": directions.astype(np.float32)}, part / "directions.safetensors")
+            if world.leads:
+                save_file({"directions": directions.astype(np.float32)}, part / "directions.safetensors")
             cost += Cost.from_json(pool.manifest["cost"])
-            _write_centred(session, pool, mean, part, made_with, cost)
-        if as_they_are.exists():  # large, and of no use any more
+            _write_centred(session, pool, mean, part, made_with, cost, world)
+        if world.leads and as_they_are.exists():  # large, and of no use any more
             shutil.rmtree(as_they_are)
 
 
@@ -65,19 +70,25 @@ def _write_centred(
     folder: Path,
     made_with: Mapping[str, object],
     cost: Cost,
+    world: World,
 ) -> None:
     rows, dtype = len(pool), session.config.gradients.store_dtype
     with (
-        FeatureWriter(folder, rows, len(mean), made_with, dtype) as writer,
+        FeatureWriter(folder, rows, len(mean), made_with, dtype, world) as writer,
         session.screen.track("centre the hidden states", rows, "rows") as advance,
     ):
-        for start in range(0, rows, BLOCK):
+
+        def write(start: int) -> int:
             block = np.arange(start, min(rows, start + BLOCK))
             names = [session.pooled.describe(row) for row in block.tolist()]
             found = centred(pool.features[start : start + BLOCK], mean, names.__getitem__)
             writer.write(block, found.astype(np.float16), np.full(len(block), np.nan))
-            advance(len(block))
+            return len(block)
+
+        for _, count in world.share(range(0, rows, BLOCK), partial(map, write), each=16):
+            advance(count)
         writer.finish({"cost": cost.to_json()})
+    world.gather(None)
 
 
 def centred(
@@ -107,33 +118,43 @@ def _mean(rows: Rows) -> NDArray[np.float64]:
     return mean
 
 
-def represent_target(session: Session) -> tuple[NDArray[np.float32], Cost]:
+def represent_target(session: Session, world: World) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
     target = session.targeted
     started = time.monotonic()
     lengths = np.array([len(row.ids) for row in target.tokens], np.int64)
-    order: list[int] = []
-    found: list[NDArray[np.float32]] = []
-    for batch in plan(lengths, session.config.gradients.batch_tokens):
+
+    def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
-        found.append(forward(representations, session.model, rows, ids.__getitem__))
-        order += numbers
+        return forward(representations, session.model, rows, ids.__getitem__)
+
+    batches = plan(lengths, session.config.gradients.batch_tokens)
+    found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
     cost = Cost(tokens=int(lengths.sum()), seconds=time.monotonic() - started)
-    return np.concatenate(found)[np.argsort(order)], cost
+    return found[np.argsort(np.concatenate(batches))], cost
 
 
-def represent_pool(session: Session, folder: Path, dim: int, made_with: Mapping[str, object]) -> FeatureStore:
+def represent_pool(
+    session: Session, folder: Path, dim: int, made_with: Mapping[str, object], world: World
+) -> FeatureStore:
     """Of all usable rows, (N, dim), in a store with which a killed command goes on; it has no losses."""
     pooled, total = session.pooled, len(session.pooled.rows)
     with (
-        FeatureWriter(folder, total, dim, made_with) as writer,
+        FeatureWriter(folder, total, dim, made_with, world=world) as writer,
         session.screen.track("hidden states of the pool", total, "rows") as advance,
     ):
-        for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
-            if not writer.done[rows].all():
-                found = forward_pool(representations, session.model, pooled, rows)
-                writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
-            advance(len(rows), pooled.describe(int(rows[-1])))
+
+        def write(rows: NDArray[np.int64]) -> int:
+            found = forward_pool(representations, session.model, pooled, rows)
+            writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
+            return len(rows)
+
+        batches = plan(pooled.lengths, session.config.gradients.batch_tokens)
+        missing = [rows for rows in batches if not writer.done[rows].all()]
+        advance(total - sum(map(len, missing)))
+        for rows, count in world.share(missing, partial(map, write), each=16):
+            advance(count, pooled.describe(int(rows[-1])))
         writer.finish({"cost": forward_cost(pooled, writer.seconds).to_json()})
+    world.gather(None)
     return FeatureStore(folder)

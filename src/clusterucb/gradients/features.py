@@ -17,6 +17,7 @@ from clusterucb.gradients.adam import Formula, Moments, adam_direction
 from clusterucb.gradients.batches import Describe, collate, plan, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
+from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
 
 __all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
@@ -151,6 +152,7 @@ def target_directions(
     batch_tokens: int,
     describe: Callable[[int], str] = "target row {}".format,
     progress: Callable[[int], None] = lambda _rows: None,
+    world: World = ALONE,
 ) -> NDArray[np.float32]:
     """The direction of each subtask: the mean of its rows' normalised projected gradients, (S, d).
 
@@ -161,10 +163,15 @@ def target_directions(
         batch_tokens: bound of a micro-batch.
         describe: names row i in an error.
         progress: told the number of rows after each micro-batch.
+        world: processes that share the micro-batches; the sums are formed in one order whatever their number.
     """
+
+    def features(batches: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float16]]:
+        return (found for _, (found, _) in one_ahead(featurize, rows, batches, describe))
+
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
-    for batch, (features, _) in one_ahead(featurize, rows, plan(lengths, batch_tokens), describe):
-        np.add.at(sums, codes[batch], features.astype(np.float64))
+    for batch, found in world.share(plan(lengths, batch_tokens), features, each=8):
+        np.add.at(sums, codes[batch], found.astype(np.float64))
         progress(len(batch))
     return (sums / np.bincount(codes)[:, None]).astype(np.float32)

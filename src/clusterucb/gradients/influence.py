@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.gradients.batches import plan
+from clusterucb.processes import ALONE, World
 from clusterucb.rundir import check_made_with
 
 __all__ = [
@@ -48,11 +50,15 @@ def influence(features: NDArray[Any], directions: NDArray[np.floating]) -> NDArr
 
 
 def stored_influence(
-    features: Rows, directions: NDArray[np.floating], block: int = 1024
+    features: Rows, directions: NDArray[np.floating], block: int = 1024, world: World = ALONE
 ) -> NDArray[np.float64]:
     """Scores of all N stored rows, `block` rows in memory at a time."""
-    starts = range(0, len(features), block)
-    return np.concatenate([influence(features[start : start + block], directions) for start in starts])
+
+    def scores(starts: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+        return (influence(features[start : start + block], directions) for start in starts)
+
+    blocks = range(0, len(features), block)
+    return np.concatenate([found for _, found in world.share(blocks, scores, each=64)])
 
 
 class EndToEnd:
@@ -95,36 +101,44 @@ class ScoreLog:
     Args:
         path: of the log; lines of an earlier attempt are kept.
         weights: fingerprint of the weights that the scores are taken at.
+        world: processes that all add the same scores; rank 0 keeps the file, and all go on from what it held.
 
     Raises:
         MismatchError: the lines there were taken at other weights.
     """
 
-    def __init__(self, path: Path, weights: str) -> None:
-        self._scores = np.empty(0)  # by row, up to the last that has one; NaN for those that have none
-        self.seconds = 0.0
-        """Time spent on computing scores, earlier attempts included."""
-        whole = 0
-        if path.exists():
-            with path.open("rb") as file:
+    def __init__(self, path: Path, weights: str, world: World = ALONE) -> None:
+        self._path, self._weights = path, weights
+        self._scores, self.seconds, whole = world.lead(self._read)
+        self._file = path.open("ab") if world.leads else None
+        if self._file is not None:
+            self._file.truncate(whole)
+
+    seconds: float
+    """Time spent on computing scores, earlier attempts included."""
+
+    def _read(self) -> tuple[NDArray[np.float64], float, int]:
+        """The scores of whole lines by row, the seconds that they took and the bytes that they fill."""
+        scores, seconds, whole = np.empty(0), 0.0, 0
+        if self._path.exists():
+            with self._path.open("rb") as file:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     entry = json.loads(line)
-                    check_made_with(entry, {"weights": weights}, str(path))
+                    check_made_with(entry, {"weights": self._weights}, str(self._path))
                     found = entry["scores"]
-                    self._keep(np.array([*map(int, found)], np.int64), [*found.values()])
-                    self.seconds = entry["seconds"]
+                    scores = _kept(scores, np.array([*map(int, found)], np.int64), [*found.values()])
+                    seconds = entry["seconds"]
                     whole += len(line)
-        self._weights = weights
-        self._file = path.open("ab")
-        self._file.truncate(whole)
+        return scores, seconds, whole
 
     def __enter__(self) -> ScoreLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def known(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """The rows' scores if all were computed before, else None."""
@@ -137,18 +151,23 @@ class ScoreLog:
         """Append one micro-batch that took `seconds`."""
         self.seconds += seconds
         new = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-        self._file.write(
-            json.dumps({"weights": self._weights, "scores": new, "seconds": self.seconds}).encode() + b"\n"
-        )
-        self._file.flush()
-        self._keep(rows, scores)
+        if self._file is not None:
+            entry = {"weights": self._weights, "scores": new, "seconds": self.seconds}
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+        self._scores = _kept(self._scores, rows, scores)
 
-    def _keep(self, rows: NDArray[np.int64], scores: ArrayLike) -> None:
-        """Eight bytes a row of the pool: a dict takes a hundred for each that is scored."""
-        have, need = len(self._scores), int(rows.max(initial=-1)) + 1
-        if need > have:
-            self._scores = np.append(self._scores, np.full(max(need - have, have // 8), np.nan))
-        self._scores[rows] = scores
+
+def _kept(known: NDArray[np.float64], rows: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
+    """Scores by row, up to the last that has one and NaN for those that have none, with those of `rows`.
+
+    Eight bytes a row of the pool: a dict takes a hundred for each that is scored.
+    """
+    have, need = len(known), int(rows.max(initial=-1)) + 1
+    if need > have:
+        known = np.append(known, np.full(max(need - have, have // 8), np.nan))
+    known[rows] = scores
+    return known
 
 
 class LiveInfluence:
@@ -161,6 +180,7 @@ class LiveInfluence:
         batch_tokens: bound of a micro-batch.
         log: where scores are kept, and looked up first.
         progress: told (rows, tokens) after each micro-batch.
+        world: processes that all ask for the same rows; each computes a share of the micro-batches.
     """
 
     def __init__(
@@ -171,22 +191,29 @@ class LiveInfluence:
         batch_tokens: int,
         log: ScoreLog,
         progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
+        world: World = ALONE,
     ) -> None:
         self.features, self.lengths, self.directions = features, lengths, directions
-        self.batch_tokens, self.log, self.progress = batch_tokens, log, progress
+        self.batch_tokens, self.log, self.progress, self.world = batch_tokens, log, progress, world
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores (n,) of `rows` (n,), in their order."""
         scores = np.empty(len(rows), np.float64)
+        unknown = []
         for batch in plan(self.lengths[rows], self.batch_tokens):
-            asked = rows[batch]
-            known = self.log.known(asked)
-            scores[batch] = self._compute(asked) if known is None else known
-            self.progress(len(asked), int(self.lengths[asked].sum()))
+            if (known := self.log.known(rows[batch])) is None:
+                unknown.append(batch)
+            else:
+                scores[batch] = known
+                self._tell(rows[batch])
+        started = time.monotonic()
+        compute = partial(map, lambda batch: influence(self.features(rows[batch]), self.directions))
+        for batch, found in self.world.share(unknown, compute):
+            self.log.add(rows[batch], found, time.monotonic() - started)
+            scores[batch] = found
+            self._tell(rows[batch])
+            started = time.monotonic()
         return scores
 
-    def _compute(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        started = time.monotonic()
-        scores = influence(self.features(rows), self.directions)
-        self.log.add(rows, scores, time.monotonic() - started)
-        return scores
+    def _tell(self, rows: NDArray[np.int64]) -> None:
+        self.progress(len(rows), int(self.lengths[rows].sum()))

@@ -1,8 +1,10 @@
 """Features on disk: one row of fixed width a pool row, a byte that says the row is finished, a manifest last.
 
-Rows are written in any order and any number of attempts. Neither side uses a memory map: a full disk is then
-an error with a name, not a killed process, and what was read is no part of this process's memory. A row
-counts as finished only after its bytes were forced to disk.
+Rows are written in any order, by any number of processes and attempts. Neither side uses a memory map: a
+full disk is then an error with a name, not a killed process, and what was read is no part of this process's
+memory. A row counts as finished only after its bytes were forced to disk. Each process has a file of such
+marks of its own, as two that write one block of a file on a network may lose each other's; a row is finished
+that any of them marks.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import MismatchError
 from clusterucb.gradients.encoding import ENCODINGS, Encoding
+from clusterucb.processes import ALONE, World
 from clusterucb.rundir import check_made_with, read_json, write_json
 
 __all__ = ["FeatureStore", "FeatureWriter", "StoredFeatures"]
@@ -36,34 +39,53 @@ class FeatureWriter:
         dim: d.
         made_with: fingerprints of all that the features depend on.
         dtype: how a row is kept, a name of ENCODINGS.
+        world: processes that fill the folder together, each with rows of its own.
     """
 
     def __init__(
-        self, folder: Path, rows: int, dim: int, made_with: Mapping[str, object], dtype: str = "float16"
+        self,
+        folder: Path,
+        rows: int,
+        dim: int,
+        made_with: Mapping[str, object],
+        dtype: str = "float16",
+        world: World = ALONE,
     ) -> None:
         self.folder, self.rows, self.dim = folder, rows, dim
-        self._encoding = ENCODINGS[dtype]
-        shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
-        self._header = {**shape, "made_with": dict(made_with)}
-        folder.mkdir(parents=True, exist_ok=True)
-        header = folder / "header.json"
-        if header.exists():
-            found = _read_header(header)
-            check_made_with({**found, **found["made_with"]}, {**made_with, **shape}, str(folder))
-        else:
-            write_json(header, self._header)
+        self._encoding, self._world = ENCODINGS[dtype], world
+        self._made_with = dict(made_with)
+        self._shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
+        self._header = {**self._shape, "made_with": self._made_with}
+        found, spent = world.lead(self._begin)
+        self.done: NDArray[np.bool_] = np.unpackbits(found, count=rows).astype(bool)
+        """Rows that are finished, shape (N,): by all processes before now, and from now on by this one."""
+        self._missing = rows - int(self.done.sum())
+        self._new = 0
         self._features = _open(_rows_file(folder, self._encoding))
         self._losses = _open(folder / "losses.f32")
-        self._flags = _open(folder / "done.u8")
+        self._flags = _open(folder / _marks(world.rank))
         self._clock = _open(folder / "seconds.f64")
-        self.done: NDArray[np.bool_] = np.zeros(rows, bool)
-        """Rows that are finished, shape (N,)."""
-        stored = np.frombuffer((folder / "done.u8").read_bytes(), np.uint8)[:rows]
-        self.done[: len(stored)] = stored != 0
         self._pending: list[NDArray[np.int64]] = []
-        spent = np.frombuffer((folder / "seconds.f64").read_bytes()[:8], np.float64)
-        self._started = time.monotonic() - (float(spent[0]) if len(spent) else 0.0)
+        self._started = time.monotonic() - spent
         self._flushed = time.monotonic()
+
+    def _begin(self) -> tuple[NDArray[np.uint8], float]:
+        """What earlier attempts have left: finished rows as bits, and the seconds spent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = self.folder / "header.json"
+        if header.exists():
+            found = _read_header(header)
+            expected = {**self._made_with, **self._shape}
+            check_made_with({**found, **found["made_with"]}, expected, str(self.folder))
+        else:
+            write_json(header, self._header)
+        done = np.zeros(self.rows, bool)
+        for marks in self.folder.glob(_marks("*")):
+            stored = np.frombuffer(marks.read_bytes(), np.uint8)[: self.rows]
+            done[: len(stored)] |= stored != 0
+        clock = self.folder / "seconds.f64"
+        spent = np.frombuffer(clock.read_bytes()[:8] if clock.exists() else b"", np.float64)
+        return np.packbits(done), float(spent[0]) if len(spent) else 0.0
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -101,18 +123,21 @@ class FeatureWriter:
         for rows in self._pending:
             for row in rows.tolist():
                 _pwrite(self._flags, b"\1", row)
+            self._new += int((~self.done[rows]).sum())
             self.done[rows] = True
         os.fsync(self._flags)
-        _pwrite(self._clock, np.float64(self.seconds).tobytes(), 0)
+        if self._world.leads:
+            _pwrite(self._clock, np.float64(self.seconds).tobytes(), 0)
         self._pending.clear()
         self._flushed = time.monotonic()
 
     def finish(self, extra: Mapping[str, object]) -> None:
-        """Write the manifest that makes the store whole."""
+        """Write the manifest that makes the store whole, once all processes have come here."""
         self.flush()
-        if not self.done.all():
-            raise RuntimeError(f"{self.folder}: {int((~self.done).sum())} rows are not finished")
-        write_json(self.folder / "manifest.json", {**self._header, **extra})
+        if missing := self._missing - sum(self._world.gather(self._new)):
+            raise RuntimeError(f"{self.folder}: {missing} rows are not finished")
+        if self._world.leads:
+            write_json(self.folder / "manifest.json", {**self._header, **extra})
 
 
 class StoredFeatures:
@@ -177,8 +202,14 @@ def _read_header(path: Path) -> dict[str, Any]:
     return {"store_dtype": "float16", **read_json(path)}
 
 
+def _marks(rank: int | str) -> str:
+    """The file of the rows that a process has finished, a byte each."""
+    return "done.u8" if rank == 0 else "done*.u8" if rank == "*" else f"done-{rank}.u8"
+
+
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    """For writing only: a network's client would else read, and write back, what others write beside it."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
 
 
 def _pwrite(descriptor: int, data: bytes, offset: int) -> None:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
+from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
 from clusterucb.training.compatibility import refuse_arguments
 from clusterucb.training.data import SwappableRows, collate_for_training
@@ -173,10 +174,10 @@ class PeriodEnds(TrainerCallback):  # type: ignore[misc]
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint as whole once all of it is written, with the seconds spent so far."""
+    """Marks a checkpoint as whole once all processes have written it, with the seconds spent so far."""
 
-    def __init__(self, before: float) -> None:
-        self._started = time.monotonic() - before
+    def __init__(self, before: float, world: World = ALONE) -> None:
+        self._started, self._world = time.monotonic() - before, world
 
     @property
     def seconds(self) -> float:
@@ -191,6 +192,9 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The trainer has written all files of checkpoint-<step>."""
+        self._world.gather(None)
+        if not self._world.leads:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         part = folder / f"{_WHOLE}.part"
         part.write_text(json.dumps({"seconds": self.seconds}))

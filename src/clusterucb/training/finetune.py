@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import InputError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
+from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
-from clusterucb.training.data import collate_for_training
+from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
 from clusterucb.training.moments import moments_of
 from clusterucb.training.reporting import reporters, run_name
 
-__all__ = ["Finetuned", "finetune", "optimizer_steps", "training_clock"]
+__all__ = ["Finetuned", "accumulation_steps", "finetune", "optimizer_steps", "training_clock"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,21 @@ def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
     return epochs * math.ceil(rows / settings.batch_size)
 
 
+def accumulation_steps(settings: Training, processes: int) -> int:
+    """Micro-batches that each process takes in one optimizer step.
+
+    Raises:
+        ConfigError: they do not come out even.
+    """
+    steps, rest = divmod(settings.batch_size, settings.micro_batch * processes)
+    if rest:
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch {settings.micro_batch} x "
+            f"{processes} processes; change one of the three, so that each gets as many rows"
+        )
+    return steps
+
+
 def finetune(
     model: nn.Module,
     dataset: Dataset[Encoded],
@@ -53,8 +70,12 @@ def finetune(
     clock: WholeCheckpoints | None = None,
     advance: Advance = lambda _amount, note="", **_numbers: None,
     describe: Callable[[int], str] = "row {}".format,
+    world: World = ALONE,
 ) -> Finetuned:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
+
+    Several processes train by DistributedDataParallel: each takes its share of the micro-batches of every
+    optimizer step, which are those that one process would take.
 
     Args:
         model: with a trainable adapter at its starting weights, on its device.
@@ -67,18 +88,21 @@ def finetune(
         clock: counts the seconds, made by `training_clock`.
         advance: told each optimizer step.
         describe: names the dataset's row i in an error.
+        world: processes that train together, each with the same model.
 
     Raises:
+        ConfigError: the batch size does not divide among the processes.
         InputError: a loss is not a finite number.
+        LostError: another process has ended or does not answer.
     """
-    checkpoint, seconds = last_whole_checkpoint(folder)
-    clock = clock or WholeCheckpoints(seconds)
+    checkpoint, seconds = world.lead(lambda: last_whole_checkpoint(folder))
+    clock = clock or WholeCheckpoints(seconds, world)
     report_to, reporting = reporters(settings.report_to, folder)
     steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        gradient_accumulation_steps=accumulation_steps(settings, world.size),
         learning_rate=settings.lr,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(settings.lr_warmup * steps),
@@ -94,13 +118,15 @@ def finetune(
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
         **_placement(model),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     trainer = _FiniteTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=WithIdleRow(dataset),
         data_collator=collate_for_training,
         callbacks=[*callbacks, clock, ShowProgress(advance), *reporting],
     )
@@ -109,19 +135,36 @@ def finetune(
         trainer.remove_callback(talkative)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with world.watching():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finished = Finetuned(moments_of(trainer.optimizer, model), clock.seconds)
     model.zero_grad(set_to_none=True)
     return finished
 
 
 class _FiniteTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that ends with the name of the row whose loss is not a number."""
+    """A Trainer that ends with the name of the row whose loss is not a number.
+
+    Of several processes none ever gets a row twice, so that the last micro-batches of an epoch may be idle.
+    """
 
     describe: Callable[[int], str]
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The trainer's own, but where it would begin again with the first rows, idle ones stand in."""
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        shard = loader.batch_sampler
+        if isinstance(shard, BatchSamplerShard):
+            shard.batch_sampler = EvenBatches(
+                shard.batch_sampler, len(self.train_dataset), shard.num_processes
+            )
+        return loader
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **more: Any) -> Any:
-        """The trainer's own loss, looked at."""
+        """The trainer's own loss, looked at; nothing of an idle micro-batch, which has no mean."""
+        if not (inputs["labels"] != IGNORED).any():
+            idle = {**inputs, "labels": inputs["input_ids"]}
+            return super().compute_loss(model, idle, *args, **more) * 0
         loss = super().compute_loss(model, inputs, *args, **more)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
@@ -143,6 +186,6 @@ def _placement(model: nn.Module) -> dict[str, Any]:
     return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
 
 
-def training_clock(folder: Path) -> WholeCheckpoints:
+def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
     """A clock that goes on from the last whole checkpoint in `folder`."""
-    return WholeCheckpoints(last_whole_checkpoint(folder)[1])
+    return WholeCheckpoints(world.lead(lambda: last_whole_checkpoint(folder)[1]), world)

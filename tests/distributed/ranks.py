@@ -1,0 +1,198 @@
+"""Commands that several processes run together, as torchrun would start them, without its seconds of imports.
+
+`python tests/distributed/ranks.py` is a server that has imported everything. For each job it forks an agent,
+which serves the store, forks the ranks and starts them anew when one fails, as often as the job allows.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from test_kill import child
+
+
+def serve():
+    """Run each line of standard input, a job as JSON; answer with how its ranks ended."""
+    import importlib
+
+    import clusterucb.cli
+    import clusterucb.quiet
+
+    for module in (
+        *("bm25s", "clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
+        *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
+        *("torch.distributed", "torch.nn.parallel.distributed", "accelerate.data_loader"),
+    ):
+        importlib.import_module(module)
+    clusterucb.quiet.quiet_libraries()
+    clusterucb.gradients.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            (torchrun if job["torchrun"] else agent)(job)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(Path(job["answer"]).read_text(), flush=True)
+
+
+def agent(job):
+    attempts = []
+    for attempt in range(1 + job["restarts"]):
+        attempts.append(attempted(job, attempt))
+        if not any(rank["status"] for rank in attempts[-1]):
+            break
+    Path(job["answer"]).write_text(json.dumps(attempts))
+
+
+def torchrun(job):
+    """The same by torchrun's own agent, of which each attempt's ranks write their screens anew."""
+    import logging
+    import warnings
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    warnings.simplefilter("ignore")
+    logging.disable()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job["processes"],
+        max_restarts=job["restarts"],
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    try:
+        statuses = elastic_launch(config, elastic_rank)(job)
+    except ChildFailedError as error:
+        statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    said = [Path(f"{job['log']}.{rank}").read_text() for rank in range(job["processes"])]
+    ranks = [{"status": statuses.get(rank), "said": text} for rank, text in enumerate(said)]
+    Path(job["answer"]).write_text(json.dumps([ranks]))
+
+
+def elastic_rank(job):
+    """One rank that torchrun has started, in all of the environment that it makes."""
+    rank, attempt = os.environ["RANK"], int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", **job["environment"])
+    at = job["at"][attempt].get(rank) if attempt < len(job["at"]) else None
+    status = child({"arguments": job["arguments"], "log": f"{job['log']}.{rank}", "at": at})
+    if status:
+        os._exit(status)
+    return status
+
+
+def attempted(job, attempt):
+    """One group of ranks, until all have ended; when one fails the others get a moment, and then SIGTERM."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    pids = {}
+    for rank in range(job["processes"]):
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = ranked(job, rank, attempt, port)
+            finally:
+                os._exit(code)
+        pids[pid] = rank
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(60))
+    statuses, failed = {}, None
+    while len(statuses) < len(pids):
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            statuses[pids[pid]] = os.waitstatus_to_exitcode(status)
+            failed = failed or (time.monotonic() if statuses[pids[pid]] else None)
+            continue
+        if failed and time.monotonic() - failed > job["patience"]:
+            for pid, rank in pids.items():
+                if rank not in statuses:
+                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGCONT)  # of use to one that was stopped
+        time.sleep(0.02)
+    del store
+    took = time.monotonic() - started
+    said = [Path(f"{job['log']}.{rank}").read_text() for rank in range(job["processes"])]
+    return [{"status": statuses[rank], "said": said[rank], "took": took} for rank in range(job["processes"])]
+
+
+def ranked(job, rank, attempt, port):
+    size = str(job["processes"])
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=size,
+        LOCAL_WORLD_SIZE=size,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT=str(attempt),
+        GLOO_SOCKET_IFNAME="lo",
+        **job["environment"],
+    )
+    at = job["at"][attempt].get(str(rank)) if attempt < len(job["at"]) else None
+    arguments = [argument.replace("{rank}", str(rank)) for argument in job["arguments"]]
+    return child({"arguments": arguments, "log": f"{job['log']}.{rank}", "at": at})
+
+
+class Ranks:
+    """A server. Call it with a command; get the ranks of each attempt, as {status, said, took}."""
+
+    def __init__(self, folder):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def attempts(
+        self, arguments, processes=2, restarts=0, at=(), patience=20.0, torchrun=False, **environment
+    ):
+        """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`."""
+        job = {
+            "arguments": [str(argument) for argument in arguments],
+            "processes": processes,
+            "restarts": restarts,
+            "at": [{str(rank): where for rank, where in traps.items()} for traps in at],
+            "patience": patience,
+            "torchrun": torchrun,
+            "environment": environment,
+            "log": str(self.folder / "screen"),
+            "answer": str(self.folder / "answer.json"),
+        }
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def __call__(self, arguments, processes=2, **more):
+        """One attempt."""
+        (ranks,) = self.attempts(arguments, processes, **more)
+        return ranks
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,149 @@
+"""Parts that several processes do together give what one gives, to the bit, whatever their number."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from threads import together
+
+from clusterucb.clustering.kmeans import spherical_kmeans
+from clusterucb.errors import ConfigError, MismatchError
+from clusterucb.gradients.influence import LiveInfluence, ScoreLog, influence, stored_influence
+from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.processes import ALONE, joined, leads
+from clusterucb.training.data import EvenBatches
+
+SIZES = (2, 3, 4)
+
+
+def directions(n, d, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("k", [7, 60])
+def test_kmeans_finds_the_same_clusters_to_the_bit(size, k):
+    """60 clusters of rows that are often copies: some are empty, and move to rows of any process."""
+    features = np.concatenate([directions(500, 16), np.repeat(directions(20, 16, 1), 30, axis=0)])
+    one = spherical_kmeans(features, k, block=16)
+    for found in together(size, lambda world: spherical_kmeans(features, k, block=16, world=world)):
+        assert (found.labels == one.labels).all()
+        assert (found.centroids == one.centroids).all()
+        assert found.history == one.history
+
+
+def test_each_process_reads_its_own_rows_in_kmeans():
+    features = directions(1000, 16)
+
+    class Store:
+        shape = features.shape
+
+        def __init__(self):
+            self.read = []
+
+        def __len__(self):
+            return len(features)
+
+        def __getitem__(self, rows):
+            if rows.stop - rows.start > 1:  # not the start of one centroid
+                self.read += range(rows.start, rows.stop)
+            return features[rows]
+
+    stores = [Store() for _ in range(4)]
+    together(4, lambda world: spherical_kmeans(stores[world.rank], 5, block=16, iterations=0, world=world))
+    assert sorted(row for store in stores for row in store.read) == list(range(1000))
+    assert all(240 <= len(store.read) <= 260 for store in stores)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stored_and_live_influence_are_the_same_and_rank_0_alone_keeps_the_log(tmp_path, size):
+    features, target = directions(300, 32), directions(3, 32, 1)
+    lengths = np.random.default_rng(2).integers(3, 40, 300)
+    asked = np.random.default_rng(3).permutation(300)[:200]
+    computed = []
+
+    def scored(world):
+        def of(rows):
+            computed.extend(rows.tolist())
+            return features[rows]
+
+        with ScoreLog(tmp_path / f"{world.size}.jsonl", "w", world) as log:
+            live = LiveInfluence(of, lengths, target, 64, log, world=world)
+            found = live(asked)
+        return found, stored_influence(features, target, 32, world)
+
+    expected = influence(features, target)
+    for _ in range(2):  # the second time all are in the log
+        for live, stored in together(size, scored):
+            assert (live == expected[asked]).all()
+            assert (stored == expected).all()
+    assert len(computed) == len(set(computed)) == 200
+    logged = [json.loads(line)["scores"] for line in (tmp_path / f"{size}.jsonl").read_text().splitlines()]
+    assert sum(map(len, logged)) == 200
+    assert scored(ALONE)[0].tolist() == expected[asked].tolist()
+
+
+def test_a_store_that_some_processes_began_is_finished_by_another_number_of_them(tmp_path):
+    features, losses = directions(60, 8), np.arange(60, dtype=np.float64)
+
+    def write(world, rows, finish=False):
+        with FeatureWriter(tmp_path, 60, 8, {"model": "m"}, world=world) as writer:
+            missing = rows[~writer.done[rows]]
+            for part in np.array_split(missing, world.size)[world.rank :: world.size]:
+                writer.write(part, features[part], losses[part])
+            if finish:
+                writer.finish({})
+            return len(missing)
+
+    together(3, lambda world: write(world, np.arange(0, 60, 2)))
+    assert together(2, lambda world: write(world, np.arange(45))) == [22, 22]
+    assert together(4, lambda world: write(world, np.arange(60), finish=True)) == [8] * 4
+    assert (np.asarray(FeatureStore(tmp_path).features) == features).all()
+    assert (FeatureStore(tmp_path).losses == losses).all()
+
+
+def test_a_store_is_not_finished_before_all_rows_are(tmp_path):
+    def write(world):
+        with FeatureWriter(tmp_path, 4, 8, {}, world=world) as writer:
+            rows = np.array([world.rank])
+            writer.write(rows, directions(1, 8), np.zeros(1))
+            with pytest.raises(RuntimeError, match="2 rows are not finished"):
+                writer.finish({})
+
+    together(2, write)
+    with pytest.raises(MismatchError):
+        FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9])
+def test_every_row_of_an_epoch_is_trained_on_once_and_idle_ones_fill_up(rows):
+    order = torch.utils.data.BatchSampler(range(rows), 2, drop_last=False)
+    batches = list(EvenBatches(order, rows, 3))
+    assert len(batches) % 3 == 0
+    assert len(batches) == len(EvenBatches(order, rows, 3))
+    assert {len(batch) for batch in batches} == {2}
+    assert [row for batch in batches for row in batch if row < rows] == list(range(rows))
+    assert len(batches) - 3 < rows / 2
+
+
+def test_without_the_variables_of_torchrun_there_is_one_process():
+    with joined({}) as world:
+        assert world is ALONE
+    with joined({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}) as world:
+        assert world is ALONE
+    with joined({"WORLD_SIZE": "8"}) as world:  # a cluster's own, which says nothing of how to meet
+        assert world is ALONE
+    ALONE.check_complete()
+    assert leads({})
+    assert not leads({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"})
+
+
+def test_a_world_of_one_is_refused_where_torch_knows_of_several_processes(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    with pytest.raises(
+        ConfigError, match=r"4 processes, of which .* give Reselection\(\.\.\., world=world\)"
+    ):
+        ALONE.check_complete()

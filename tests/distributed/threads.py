@@ -1,0 +1,58 @@
+"""Processes that are threads, for parts that need no process of their own."""
+
+import threading
+from dataclasses import dataclass, replace
+
+import torch
+
+from clusterucb.processes import World
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """A world whose processes are threads of this one; they exchange values over a table."""
+
+    table: list = None
+    barrier: threading.Barrier = None
+
+    def gather(self, value):
+        self.table[self.rank] = value
+        self.barrier.wait(60)
+        found = list(self.table)
+        self.barrier.wait(60)
+        return found
+
+    def total(self, numbers):
+        found = self.gather(numbers.clone())
+        in_odd_order = torch.stack(found[::-1]).sum(0)  # ranks come in no order
+        return numbers.copy_(in_odd_order)
+
+    def lead(self, act):
+        return self.gather(act() if self.leads else None)[0]
+
+    def share(self, items, compute, each=1):
+        for start in range(0, len(items), each * self.size):
+            wave = items[start : start + each * self.size]
+            parts = self.gather(list(compute(wave[self.rank :: self.size])))
+            for place, item in enumerate(wave):
+                yield item, parts[place % self.size][place // self.size]
+
+
+def together(size, function):
+    """What `function(world)` returns in each of `size` threads."""
+    world = Thread(size=size, table=[None] * size, barrier=threading.Barrier(size))
+    found = [None] * size
+
+    def run(rank):
+        try:
+            found[rank] = function(replace(world, rank=rank))
+        except BaseException:
+            world.barrier.abort()
+            raise
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
