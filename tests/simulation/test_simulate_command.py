@@ -122,6 +122,25 @@ def test_clusters_from_an_older_store_and_its_ranking_as_stale(store, tmp_path):
     assert "no draw" in shown.out
 
 
+@pytest.mark.parametrize("dim", [24, 16])
+def test_linear_ucb_knows_old_features_on_new_directions(store, tmp_path, dim):
+    """Or what the old ones say of themselves, where these directions do not fit them."""
+    old = features(tmp_path / "old", seed=1, dim=dim)
+    known_by = ("--clusters-from", old, "--policies", "linear_ucb")
+    simulate(store, *known_by, "--out", tmp_path / "out", *SMALL)
+    (_, scores), (x, stale) = ours(store), ours(old)
+    directions = load_file(store / "directions.safetensors")["directions"]
+    estimate = stale if dim == 16 else (x.astype(np.float64) @ directions.T).max(1).astype(np.float32)
+    known = cu.Known(estimate.astype(float), x.astype(np.float32), np.zeros(80, np.int64))
+    labels = cu.spherical_kmeans(x, 5).labels
+    found = [line for line in table(tmp_path / "out/simulation.csv") if line["policy"] == "linear_ucb"]
+    assert len(found) == 4
+    for line in found:
+        run = {"budget": float(line["budget"]), "top_p": 0.1, "seed": int(line["seed"])}
+        rows = cu.linear_ucb(labels, known, lambda r: scores[r], **run).rows
+        assert float(line["recall"]) == np.isin(np.argsort(-scores)[:8], rows).mean()
+
+
 def test_less_files_are_one_problem(tmp_path):
     rng = np.random.default_rng(0)
     a, b, t, old = (rng.normal(size=(n, 16)) for n in (50, 30, 12, 80))

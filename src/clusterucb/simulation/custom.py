@@ -15,13 +15,15 @@ import numpy as np
 
 from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
-from clusterucb.selection.policies import Policy, policy
+from clusterucb.selection.linear_ucb import LinearUCB
+from clusterucb.selection.policies import Policy
+from clusterucb.selection.selector import named_policy
 
 __all__ = ["named_policies"]
 
 
-def named_policies(names: Sequence[str]) -> dict[str, Policy]:
-    """The policies of these names, each one of `POLICIES` or `module:callable`.
+def named_policies(names: Sequence[str]) -> dict[str, Policy | LinearUCB]:
+    """The policies of these names, each one of `POLICIES`, linear_ucb or `module:callable`.
 
     The module is one that is installed or lies in the working directory. A class is called without arguments
     and gives the policy; anything else callable is the policy. One's own is tried on two arms at once, so a
@@ -29,7 +31,7 @@ def named_policies(names: Sequence[str]) -> dict[str, Policy]:
 
     Raises ConfigError for a name that is unknown, and for a policy that cannot be had or does not work.
     """
-    return {name: _custom(name) if ":" in name else policy(name) for name in names}
+    return {name: _custom(name) if ":" in name else named_policy(name) for name in names}
 
 
 def _custom(name: str) -> Policy:

@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.clustering.kmeans import Features, default_k, spherical_kmeans
 from clusterucb.errors import ConfigError, InputError
+from clusterucb.gradients.principal import principal
+from clusterucb.knowledge import DIM
 from clusterucb.progress import Advance
 from clusterucb.selection.bandit import select
 from clusterucb.selection.checks import check_counts
+from clusterucb.selection.known import Known
+from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.share import cold_draws, share
 from clusterucb.simulation.grid import Grid
@@ -40,6 +45,7 @@ class Problem:
         scores: fresh influence of every row, (N,): what a bandit pays for.
         features: that the clusters are made of, (N, d), read by row slices.
         stale_scores: influence of every row as it was known before, (N,), where it was.
+        estimate: what the influence of every row is thought to be before it is drawn, (N,), for `linear_ucb`.
 
     Raises:
         InputError: not one finite number a row.
@@ -49,10 +55,11 @@ class Problem:
     scores: NDArray[np.float64]
     features: Features
     stale_scores: NDArray[np.float64] | None = None
+    estimate: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         rows = (len(self.features),)
-        for name in ("scores", "stale_scores"):
+        for name in ("scores", "stale_scores", "estimate"):
             if (given := getattr(self, name)) is None:
                 continue
             scores = np.asarray(given, np.float64)
@@ -112,7 +119,7 @@ def _unseen(_label: str, _total: int, _unit: str) -> Iterator[Advance]:
 
 def simulate(
     problems: Sequence[Problem],
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Policy | LinearUCB],
     grid: Grid = Grid(),  # noqa: B008 - a frozen value
     *,
     track: Track = _unseen,
@@ -122,8 +129,9 @@ def simulate(
     A run's draws depend neither on its budget nor, before the budget ends, on what is left of it: `select`
     with a smaller budget draws a prefix of the same rows, the last batch cut short. So each policy runs
     once, at the largest budget, and the smaller ones are read off its draws. It follows that for one seed
-    recall, captured and advantage never fall as the budget grows. A policy that keeps a state of its own, or
-    random numbers other than `arms.rng`, must not carry them from one run into the next.
+    recall, captured and advantage never fall as the budget grows. `LinearUCB`, whose draws depend on the
+    budget from the first on, runs once for each, without a cold start. A policy that keeps a state of its
+    own, or random numbers other than `arms.rng`, must not carry them from one run into the next.
 
     Args:
         problems: at least one.
@@ -136,7 +144,8 @@ def simulate(
         problem's, those of reference.
 
     Raises:
-        ConfigError: a setting that does not fit a problem, before anything of it is simulated.
+        ConfigError: a setting that does not fit a problem, or `LinearUCB` for one without an estimate, before
+            anything of it is simulated.
     """
     _check_names("problems", [problem.name for problem in problems])
     _check_names("policies", list(policies))
@@ -146,6 +155,7 @@ def simulate(
         if not (keep := share(grid.top_p, n)):
             raise ConfigError(f"top_p {grid.top_p}: is less than one of the {n} rows of {problem.name}")
         runner = _Runner(problem, Truth(problem.scores, keep), grid)
+        runner.check_known(policies)
         smallest = share(min(grid.budgets), n)
         for k in dict.fromkeys(default_k(n, smallest) if k is None else k for k in grid.ks):
             outcomes += runner.clustered(k, policies, track)
@@ -161,7 +171,26 @@ class _Runner:
         self.problem, self.truth, self.grid = problem, truth, grid
         self.budgets = sorted(grid.budgets)
 
-    def clustered(self, k: int, policies: Mapping[str, Policy], track: Track) -> Iterator[Outcome]:
+    def check_known(self, policies: Mapping[str, Policy | LinearUCB]) -> None:
+        """Refuse to draw row by row where nothing is known of rows."""
+        by_row = [name for name, policy in policies.items() if isinstance(policy, LinearUCB)]
+        if by_row and self.problem.estimate is None:
+            raise ConfigError(
+                f"policy {by_row[0]}: needs what is known of the rows of {self.problem.name} before they are "
+                f"drawn; give --clusters-from (in Python Problem(estimate=...)), or leave the policy out"
+            )
+
+    @cached_property
+    def known(self) -> Known:
+        """What linear_ucb is told."""
+        estimate = self.problem.estimate
+        assert estimate is not None
+        components = principal(self.problem.features, DIM)
+        return Known(estimate, components, np.zeros(len(estimate), np.int64))
+
+    def clustered(
+        self, k: int, policies: Mapping[str, Policy | LinearUCB], track: Track
+    ) -> Iterator[Outcome]:
         """All runs over one clustering."""
         grid, scores = self.grid, self.problem.scores
         with track(f"k-means, k {k}", grid.iterations, "iterations") as advance:
@@ -178,6 +207,10 @@ class _Runner:
             for csp in grid.csps:
                 for name, policy in policies.items():
                     for seed in grid.seeds:
+                        if isinstance(policy, LinearUCB):
+                            yield from self._by_row(name, policy, csp, seed, clusters.labels, arms)
+                            advance(1, name)
+                            continue
                         selection = select(
                             clusters.labels,
                             lambda rows: scores[rows],
@@ -190,6 +223,31 @@ class _Runner:
                         )
                         yield from self._by_budget(name, csp, seed, selection.drawn, clusters.labels, arms)
                         advance(1, name)
+
+    def _by_row(
+        self,
+        name: str,
+        policy: LinearUCB,
+        csp: float,
+        seed: int,
+        labels: NDArray[np.int64],
+        arms: SimulatedArms,
+    ) -> Iterator[Outcome]:
+        """One outcome a budget, each a run of its own."""
+        k, scores = len(arms.sizes), self.problem.scores
+        for budget in self.budgets:
+            found = linear_ucb(
+                labels,
+                self.known,
+                lambda rows: scores[rows],
+                policy,
+                budget=budget,
+                top_p=self.grid.top_p,
+                seed=seed,
+            )
+            draws = np.bincount(labels[found.drawn], minlength=k)
+            measures = self.truth.found(found.rows)
+            yield Outcome(self.problem.name, name, budget, k, csp, seed, found.spent, *measures, draws, arms)
 
     def uniform(self) -> Iterator[Outcome]:
         """Rows in uniformly random order."""

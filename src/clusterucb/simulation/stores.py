@@ -42,10 +42,11 @@ class Less:
 
 @dataclass(frozen=True, eq=False)
 class _Store:
-    """Rows, their influence where directions are there, and facts that must agree with another's."""
+    """Rows, the target's directions and influence where they are there, and facts that must agree."""
 
     name: str
     features: Features
+    directions: NDArray[np.float32] | None
     scores: NDArray[np.float64] | None
     made_with: Mapping[str, object]
 
@@ -104,7 +105,7 @@ def _own(path: Path) -> _Store:
         said = str(error).splitlines()[0]
         raise MismatchError(f"{folder}: is damaged ({said}); make it again by `gradients`") from None
     scores = stored_influence(store.features, directions)
-    return _Store(str(path), store.features, scores, store.manifest["made_with"])
+    return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
 
 
 def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: Less) -> Problem:
@@ -121,7 +122,7 @@ def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: L
 def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
     features = LessFeatures([file for path in paths if (file := less_file(path))])
     if target is None:
-        return _Store(str(paths[0]), features, None, {})
+        return _Store(str(paths[0]), features, None, None, {})
     if (file := less_file(target)) is None:
         raise InputError(
             f"{target}: expected LESS's gradients of a task (all_orig.pt in it, or in dimN in it)"
@@ -132,7 +133,7 @@ def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
             f"{file}: rows of {directions.shape[1]} dimensions, but those of {paths[0]} have"
             f" {features.shape[1]}; give gradients of one dimension"
         )
-    return _Store(str(target), features, stored_influence(features, directions), {})
+    return _Store(str(target), features, directions, stored_influence(features, directions), {})
 
 
 def _problem(fresh: _Store, stale: _Store | None) -> Problem:
@@ -146,4 +147,11 @@ def _problem(fresh: _Store, stale: _Store | None) -> Problem:
         )
     same = {key: fresh.made_with[key] for key in SAME_ROWS if key in fresh.made_with}
     check_made_with(stale.made_with, same, f"--clusters-from {stale.name}")
-    return Problem(fresh.name, fresh.scores, stale.features, stale.scores)
+    return Problem(fresh.name, fresh.scores, stale.features, stale.scores, _estimate(fresh, stale))
+
+
+def _estimate(fresh: _Store, stale: _Store) -> NDArray[np.float64] | None:
+    """By stale features and fresh directions; features of hidden states know their own directions only."""
+    if fresh.directions is not None and fresh.directions.shape[1] == stale.features.shape[1]:
+        return stored_influence(stale.features, fresh.directions)
+    return stale.scores
