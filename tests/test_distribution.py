@@ -149,9 +149,9 @@ def test_a_shell_completes_our_commands(shell, typed):
 
 
 def test_a_shell_completes_a_commands_options():
-    typed = {"COMP_WORDS": "clusterucb plan --bud", "COMP_CWORD": "2"}
+    typed = {"COMP_WORDS": "clusterucb plan --budget-", "COMP_CWORD": "2"}
     shown = process(sys.executable, "-m", "clusterucb", _CLUSTERUCB_COMPLETE="complete_bash", **typed)
-    assert shown.stdout.split() == ["--budget"]
+    assert shown.stdout.split() == ["--budget-cap"]
 
 
 def test_the_citation_has_what_its_format_needs_and_names_the_papers():

@@ -44,13 +44,29 @@ def rows():
     ]
 
 
-def slow_representation(model, row):
+def slow_representation(model, row, layer=-1):
     ids = torch.from_numpy(row.ids.astype(np.int64))[None]
     with torch.no_grad(), model.disable_adapter():
-        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].double()
+        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[layer][0].double()
     weighted = sum((i + 1) * state for i, state in enumerate(hidden))
     mean = weighted / sum(range(1, len(hidden) + 1))
     return (mean / mean.norm()).numpy()
+
+
+def test_at_a_share_of_the_layers_the_pass_ends_there(model, rows):
+    ran = []
+    blocks = [m for m in model.modules() if type(m).__name__ in ("LlamaDecoderLayer", "GPT2Block")]
+    handles = [
+        block.register_forward_pre_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks)
+    ]
+    found = representations(model, collate(rows), depth=0.6)
+    assert ran == [0]
+    for handle in handles:
+        handle.remove()
+    expected = [slow_representation(model, row, layer=1) for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    again = representations(model, collate(rows))  # nothing of it is left behind
+    np.testing.assert_allclose(again, [slow_representation(model, row) for row in rows], atol=1e-5)
 
 
 def test_padded_rows_are_those_of_each_row_alone(model, rows):

@@ -140,7 +140,7 @@ def test_a_moved_comparison_is_as_good(comparison, tmp_path):
         ),
         (
             {"methods": "xyzzy"},
-            "--methods xyzzy: there is no such method; the methods are clusterucb, dynamic,",
+            "--methods xyzzy: there is no such method; the methods are clusterucb, clusterucb_hidden,",
         ),
         ({"methods": " , "}, "--methods names none"),
         ({"seeds": "0"}, "--seeds 0: expected how often each method is run, a whole number from 1 on"),

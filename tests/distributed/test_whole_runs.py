@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cli_helpers import options, read, result
+from clusterucb.gradients.drawn import DrawnFeatures
 
 SMALL = {"batch_tokens": 256, "dropout": 0.0, "micro_batch": 1}  # so that all processes have micro-batches
 
@@ -92,6 +93,30 @@ def test_two_processes_select_by_a_baseline_what_one_does(ranks, shared_settings
         run(ranks, "select", shared_settings, size, out=tmp_path / str(size), method=method)
     assert selected(tmp_path / "2") == selected(tmp_path / "1")
     assert not (tmp_path / "2/rounds/1/hidden").exists()
+
+
+def drawn(folder):
+    """Row to feature, of the rows that were drawn, whichever process computed them."""
+    blocks = DrawnFeatures(folder).blocks()
+    return {row: x.tobytes() for rows, found in blocks for row, x in zip(rows.tolist(), found, strict=True)}
+
+
+def test_two_processes_select_row_by_row_over_hidden_states_what_one_does(
+    ranks, shared_settings, begun, tmp_path
+):
+    changes = {"features": "hidden", "policy": "linear_ucb", "rounds": 3}
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        shutil.copytree(begun, out)
+        (out / "config.yaml").unlink()  # the warmup is another run's
+        for command in ("gradients", "cluster", "select"):
+            run(ranks, command, shared_settings, size, out=out, **changes)
+    names = ("features/features.f16", "features/directions.safetensors", "rounds/1/selection.safetensors")
+    for name in names:
+        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+    assert (tmp_path / "2/rounds/1/drawn-1.i64").stat().st_size > 0
+    assert drawn(tmp_path / "2/rounds/1") == drawn(tmp_path / "1/rounds/1")
+    assert len(drawn(tmp_path / "1/rounds/1")) == 20
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_plan_tells_of_the_layer_that_is_unpacked():
     from types import SimpleNamespace as Given
 
     config = Given(method="random", budgeted=False, training=Given(micro_batch=1))
-    stages = memory(config, None, Sizes(100, {"a": (2, 3)}, unpacked=7), None)
+    stages = memory(config, None, Sizes(100, {"a": (2, 3)}, hidden=8, unpacked=7), None)
     assert stages["always"] == {"weights": 100, "adapter": 24, "a layer's weights, unpacked": 7}
     assert packed_bytes(4096, 4096, "4bit") / 4096**2 == pytest.approx(0.5 + 1 / 64 + 4 / 64 / 256)
 

@@ -2,7 +2,8 @@
 
 Hidden states of one model share a large mean, which tells nothing of a row (Mu and Viswanath 2018, arXiv
 1702.01417). So as features they are centred: the mean over the pool is taken from every row of pool and
-target, and what is left has norm 1 again.
+target, and what is left has norm 1 again. And they are those at two thirds of the layers, where the pass
+ends: the last layers turn to the next token.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from clusterucb.session import Session
 
 __all__ = ["centred", "hidden_features", "represent_pool", "represent_target"]
 
+DEPTH = 2 / 3
+"""Share of the layers that the features' pass goes through."""
 BLOCK = 1024
 """Rows that are centred at once."""
 
@@ -50,8 +53,8 @@ def hidden_features(session: Session, folder: Path, made_with: Mapping[str, obje
     with publish_folder(folder, resume=True, world=world) as part:
         as_they_are = part / "uncentred"
         if not world.has(part / "manifest.json"):
-            targets, cost = represent_target(session, world)
-            pool = represent_pool(session, as_they_are, targets.shape[1], made_with, world)
+            targets, cost = represent_target(session, world, DEPTH)
+            pool = represent_pool(session, as_they_are, targets.shape[1], made_with, world, DEPTH)
             mean = _mean(pool.features)
             codes, found = session.targeted.codes, centred(targets, mean, session.targeted.ids.__getitem__)
             directions = np.stack([found[codes == code].mean(0) for code in range(codes.max() + 1)])
@@ -118,7 +121,7 @@ def _mean(rows: Rows) -> NDArray[np.float64]:
     return mean
 
 
-def represent_target(session: Session, world: World) -> tuple[NDArray[np.float32], Cost]:
+def represent_target(session: Session, world: World, depth: float = 1.0) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
     target = session.targeted
     started = time.monotonic()
@@ -127,7 +130,9 @@ def represent_target(session: Session, world: World) -> tuple[NDArray[np.float32
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
-        return forward(representations, session.model, rows, ids.__getitem__)
+        return forward(compute, session.model, rows, ids.__getitem__)
+
+    compute = partial(representations, depth=depth)
 
     batches = plan(lengths, session.config.gradients.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
@@ -136,7 +141,12 @@ def represent_target(session: Session, world: World) -> tuple[NDArray[np.float32
 
 
 def represent_pool(
-    session: Session, folder: Path, dim: int, made_with: Mapping[str, object], world: World
+    session: Session,
+    folder: Path,
+    dim: int,
+    made_with: Mapping[str, object],
+    world: World,
+    depth: float = 1.0,
 ) -> FeatureStore:
     """Of all usable rows, (N, dim), in a store with which a killed command goes on; it has no losses."""
     pooled, total = session.pooled, len(session.pooled.rows)
@@ -146,7 +156,7 @@ def represent_pool(
     ):
 
         def write(rows: NDArray[np.int64]) -> int:
-            found = forward_pool(representations, session.model, pooled, rows)
+            found = forward_pool(partial(representations, depth=depth), session.model, pooled, rows)
             writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
             return len(rows)
 
