@@ -38,22 +38,29 @@ class Knowledge:
         self._features, self._likeness = features, likeness
         self._components: NDArray[np.float32] | None = None
 
-    def at(self, directions: NDArray[np.floating], rounds: Sequence[Path] = ()) -> Known:
+    def at(
+        self, directions: NDArray[np.floating], rounds: Sequence[Path] = (), *, features: bool = True
+    ) -> Known:
         """What is known where the target's directions are these, (S, d).
 
         Args:
             directions: at the model as it is now.
             rounds: folders of earlier rounds, oldest first, that may hold newer features.
+            features: whether the rows' own are wanted beside the estimates, for passes over the store.
         """
-        if self._components is None:
-            self._components = principal(self._features, DIM)
         newest = np.full(len(self._features), np.nan)  # influence by a newer feature, where there is one
         age = np.zeros(len(newest), np.int64)
         for number, folder in enumerate(rounds, start=1):
-            for rows, features in DrawnFeatures(folder).blocks():
-                newest[rows] = influence(features, directions)
+            for rows, found in DrawnFeatures(folder).blocks():
+                newest[rows] = influence(found, directions)
                 age[rows] = number
-        return Known(self._estimate(directions, newest), self._components, age.max() - age)
+        components = self._principal() if features else np.zeros((len(newest), 0), np.float32)
+        return Known(self._estimate(directions, newest), components, age.max() - age)
+
+    def _principal(self) -> NDArray[np.float32]:
+        if self._components is None:
+            self._components = principal(self._features, DIM)
+        return self._components
 
     def _estimate(self, directions: NDArray[np.floating], newest: NDArray[np.float64]) -> NDArray[np.float64]:
         """By the newest feature or, in the unit of influence, by the one in the store."""

@@ -178,10 +178,8 @@ def _known(
     session: Session, reselection: Reselection, directions: Sequence[NDArray[np.float32]]
 ) -> Known | None:
     """What the first checkpoint's features tell, as if a row had them at every checkpoint."""
-    if reselection.knowledge is None or not reselection.selector.asks:
-        return None
     shares = zip(weights(session), directions, strict=True)
-    return reselection.knowledge.at(np.sum([w * d.astype(np.float64) for w, d in shares], axis=0))
+    return reselection.known(np.sum([w * d.astype(np.float64) for w, d in shares], axis=0))
 
 
 def _directions(session: Session, checkpoint: _Checkpoint, part: Path) -> tuple[NDArray[np.float32], Cost]:

@@ -112,7 +112,7 @@ class Reselection:
     Attributes:
         pooled: rows to select from.
         targeted: rows to select for.
-        selector: `ClusterUCB` with its clusters and budget, `LinearUCB`, or `FullScoring`.
+        selector: `ClusterUCB` or `RowUCB` with its clusters and budget, or `FullScoring`.
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
         seed: each round draws by one of its own, made of this.
@@ -153,16 +153,20 @@ class Reselection:
             self.spent(time.monotonic() - started)
         return read_round(folder)
 
+    def known(self, directions: NDArray[np.floating], rounds: Sequence[Path] = ()) -> Known | None:
+        """What the selector asks to be told of rows, for directions (S, d) and by these earlier rounds."""
+        asks = self.selector.asks
+        if self.knowledge is None or asks == "nothing":
+            return None
+        return self.knowledge.at(directions, rounds, features=asks == "features")
+
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path) -> None:
         directions, target_cost = self.targeted.directions(
             model, self.projection, self.batch_tokens, self.screen, self.world
         )
         weights = fingerprint_tensors(trainable_parameters(model))
         featurize = Featurizer(model, self.projection, moments, self.formula)
-        known = None
-        if self.knowledge and self.selector.asks:
-            earlier = [self.folder / str(number) for number in range(1, period)]
-            known = self.knowledge.at(directions, earlier)
+        known = self.known(directions, [self.folder / str(number) for number in range(1, period)])
         with DrawnWriter(part, self.projection.dim, self.world.rank) if known else nullcontext() as kept:
 
             def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -218,7 +222,7 @@ class Reselection:
                 self._tell(number, draw)
 
             influence = LiveInfluence(
-                features, self.pooled.lengths, directions, self.batch_tokens, log, progress, self.world
+                features, self.pooled.lengths, directions, self.batch_tokens, log, progress
             )
             selection = self.selector(influence, round_seed(self.seed, number), on_draw, known)
             seconds = log.seconds

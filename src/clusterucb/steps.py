@@ -127,8 +127,7 @@ def gradients(session: Session, number: int = 1) -> None:
             f"gradients at {checkpoint.name}", len(pooled.rows), "rows", int(writer.done.sum())
         ) as advance,
     ):
-        batches = plan(pooled.lengths, settings.batch_tokens)
-        missing = [rows for rows in batches if not writer.done[rows].all()]
+        missing = writer.missing(plan(pooled.lengths, settings.batch_tokens))
 
         def written(batches: Sequence[NDArray[np.int64]]) -> Iterator[int]:
             """The number of new rows in each of the batches, which are in the store by then."""

@@ -70,7 +70,7 @@ def test_stored_and_live_influence_are_the_same_and_rank_0_alone_keeps_the_log(t
             return features[rows]
 
         with ScoreLog(tmp_path / f"{world.size}.jsonl", "w", world) as log:
-            live = LiveInfluence(of, lengths, target, 64, log, world=world)
+            live = LiveInfluence(of, lengths, target, 64, log)
             found = live(asked)
         return found, stored_influence(features, target, 32, world)
 

@@ -94,29 +94,21 @@ def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
         ScoreLog(part / "scores.jsonl", fingerprint_base(model), world) as log,
         session.screen.track("losses of the pool", len(losses), "rows") as advance,
     ):
-        unknown = []
-        for rows in plan(pooled.lengths, session.config.gradients.batch_tokens):
-            if (known := log.known(rows)) is None:
-                unknown.append(rows)
-            else:
-                losses[rows] = known
-                advance(len(rows), pooled.describe(int(rows[-1])))
-        started = time.monotonic()
-        compute = partial(map, partial(forward_pool, row_losses, model, pooled))
-        for rows, found in world.share(unknown, compute):
-            log.add(rows, found, time.monotonic() - started)
+        batches = plan(pooled.lengths, session.config.gradients.batch_tokens)
+        compute = partial(forward_pool, row_losses, model, pooled)
+        for rows, found in log.each(np.arange(len(losses)), batches, compute):
             losses[rows] = found
             advance(len(rows), pooled.describe(int(rows[-1])))
-            started = time.monotonic()
         cost = forward_cost(pooled, log.seconds)
     return _top(session, loss_scores(losses, session.config.baselines.perplexity)), cost
 
 
 def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     """A kept row's score is its similarity to the target row that took it; all rows', to the nearest one."""
-    targets, target_cost = represent_target(session, session.world.at("select"))
+    world = session.world.at("select")
+    targets, target_cost = represent_target(session, world)
     made_with = {**session.tokens_made_with, "model": fingerprint_base(session.model)}
-    store = represent_pool(session, part / "hidden", targets.shape[1], made_with, session.world.at("select"))
+    store = represent_pool(session, part / "hidden", targets.shape[1], made_with, world)
     nearest = np.empty(len(store))
     started = time.monotonic()
     with stage("decide"), session.screen.track("similarities", len(store), "rows") as advance:

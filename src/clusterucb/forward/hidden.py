@@ -91,7 +91,6 @@ def _write_centred(
         for _, count in world.share(range(0, rows, BLOCK), partial(map, write), each=16):
             advance(count)
         writer.finish({"cost": cost.to_json()})
-    world.gather(None)
 
 
 def centred(
@@ -127,12 +126,12 @@ def represent_target(session: Session, world: World, depth: float = 1.0) -> tupl
     started = time.monotonic()
     lengths = np.array([len(row.ids) for row in target.tokens], np.int64)
 
+    compute = partial(representations, depth=depth)
+
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
         return forward(compute, session.model, rows, ids.__getitem__)
-
-    compute = partial(representations, depth=depth)
 
     batches = plan(lengths, session.config.gradients.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
@@ -160,11 +159,9 @@ def represent_pool(
             writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
             return len(rows)
 
-        batches = plan(pooled.lengths, session.config.gradients.batch_tokens)
-        missing = [rows for rows in batches if not writer.done[rows].all()]
+        missing = writer.missing(plan(pooled.lengths, session.config.gradients.batch_tokens))
         advance(total - sum(map(len, missing)))
         for rows, count in world.share(missing, partial(map, write), each=16):
             advance(count, pooled.describe(int(rows[-1])))
         writer.finish({"cost": forward_cost(pooled, writer.seconds).to_json()})
-    world.gather(None)
     return FeatureStore(folder)

@@ -108,7 +108,7 @@ class ScoreLog:
     """
 
     def __init__(self, path: Path, weights: str, world: World = ALONE) -> None:
-        self._path, self._weights = path, weights
+        self._path, self._weights, self._world = path, weights, world
         self._scores, self.seconds, whole = world.lead(self._read)
         self._file = path.open("ab") if world.leads else None
         if self._file is not None:
@@ -147,6 +147,28 @@ class ScoreLog:
         scores = self._scores[rows]
         return None if np.isnan(scores).any() else scores
 
+    def each(
+        self,
+        rows: NDArray[np.int64],
+        batches: Sequence[NDArray[np.int64]],
+        compute: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Every batch of places in `rows` with its scores: the known ones, then those computed and added.
+
+        `compute` is told rows, (b,), and returns their scores, (b,); several processes share the batches.
+        """
+        unknown = []
+        for batch in batches:
+            if (known := self.known(rows[batch])) is None:
+                unknown.append(batch)
+            else:
+                yield batch, known
+        started = time.monotonic()
+        for batch, found in self._world.share(unknown, partial(map, lambda batch: compute(rows[batch]))):
+            self.add(rows[batch], found, time.monotonic() - started)
+            yield batch, found
+            started = time.monotonic()
+
     def add(self, rows: NDArray[np.int64], scores: NDArray[np.float64], seconds: float) -> None:
         """Append one micro-batch that took `seconds`."""
         self.seconds += seconds
@@ -178,9 +200,9 @@ class LiveInfluence:
         lengths: tokens of each row, (N,).
         directions: of the subtasks, (S, d).
         batch_tokens: bound of a micro-batch.
-        log: where scores are kept, and looked up first.
+        log: where scores are kept, and looked up first; its processes all ask for the same rows, and each
+            computes a share of the micro-batches.
         progress: told (rows, tokens) after each micro-batch.
-        world: processes that all ask for the same rows; each computes a share of the micro-batches.
     """
 
     def __init__(
@@ -191,29 +213,18 @@ class LiveInfluence:
         batch_tokens: int,
         log: ScoreLog,
         progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
-        world: World = ALONE,
     ) -> None:
         self.features, self.lengths, self.directions = features, lengths, directions
-        self.batch_tokens, self.log, self.progress, self.world = batch_tokens, log, progress, world
+        self.batch_tokens, self.log, self.progress = batch_tokens, log, progress
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores (n,) of `rows` (n,), in their order."""
         scores = np.empty(len(rows), np.float64)
-        unknown = []
-        for batch in plan(self.lengths[rows], self.batch_tokens):
-            if (known := self.log.known(rows[batch])) is None:
-                unknown.append(batch)
-            else:
-                scores[batch] = known
-                self._tell(rows[batch])
-        started = time.monotonic()
-        compute = partial(map, lambda batch: influence(self.features(rows[batch]), self.directions))
-        for batch, found in self.world.share(unknown, compute):
-            self.log.add(rows[batch], found, time.monotonic() - started)
-            scores[batch] = found
-            self._tell(rows[batch])
-            started = time.monotonic()
-        return scores
 
-    def _tell(self, rows: NDArray[np.int64]) -> None:
-        self.progress(len(rows), int(self.lengths[rows].sum()))
+        def compute(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            return influence(self.features(rows), self.directions)
+
+        for batch, found in self.log.each(rows, plan(self.lengths[rows], self.batch_tokens), compute):
+            scores[batch] = found
+            self.progress(len(batch), int(self.lengths[rows[batch]].sum()))
+        return scores

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -104,6 +104,10 @@ class FeatureWriter:
         """Time spent on the rows so far, earlier attempts included."""
         return time.monotonic() - self._started
 
+    def missing(self, batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """The batches of rows, of which not all are finished."""
+        return [rows for rows in batches if not self.done[rows].all()]
+
     def write(
         self, rows: NDArray[np.int64], features: NDArray[np.float16], losses: NDArray[np.float64]
     ) -> None:
@@ -132,12 +136,13 @@ class FeatureWriter:
         self._flushed = time.monotonic()
 
     def finish(self, extra: Mapping[str, object]) -> None:
-        """Write the manifest that makes the store whole, once all processes have come here."""
+        """Write the manifest that makes the store whole: all processes come here and leave once it is there."""
         self.flush()
         if missing := self._missing - sum(self._world.gather(self._new)):
             raise RuntimeError(f"{self.folder}: {missing} rows are not finished")
         if self._world.leads:
             write_json(self.folder / "manifest.json", {**self._header, **extra})
+        self._world.gather(None)
 
 
 class StoredFeatures:

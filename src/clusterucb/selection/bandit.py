@@ -57,9 +57,7 @@ class Selection:
     drawn_scores: Scores  # float64[spent]
     drawn_clusters: NDArray[np.int64]  # int64[spent]
     cold: int  # how many of the first draws were the cold start
-    expected_change: float | None = (
-        None  # share of the kept rows that scoring all would replace, if estimated
-    )
+    expected_change: float | None = None  # share of `rows` that scoring all would replace, if estimated
 
     @property
     def spent(self) -> int:

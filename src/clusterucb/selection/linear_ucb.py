@@ -160,6 +160,7 @@ class _Belief:
         self._posterior = self._regression.fit()
         self._mean = self._posterior.mean()
         self._noise = self._noise_of_arms()[self._arms]
+        self._widest = np.sqrt(self._noise + self._posterior.variance_bound())  # at least the deviation
 
     def expected(self) -> Scores:
         """Influence of every row, where it was computed, or what is expected of it, (N,)."""
@@ -174,7 +175,7 @@ class _Belief:
         """
         mean = np.where(self._open, self._mean, -np.inf)
         at_least = mean + beta * np.sqrt(self._noise)
-        at_most = mean + beta * np.sqrt(self._noise + self._posterior.variance_bound())
+        at_most = mean + beta * self._widest
         near = np.flatnonzero((at_most >= np.partition(at_least, -count)[-count]) & self._open)
         return near[top(mean[near] + beta * self._deviation(near), count)]
 
@@ -187,8 +188,7 @@ class _Belief:
         expected = self.expected()
         kept = top(expected, keep)
         last = expected[kept].min()
-        widest = np.sqrt(self._noise + self._posterior.variance_bound())
-        near = np.flatnonzero(self._open & (np.abs(self._mean - last) < SURE * widest))
+        near = np.flatnonzero(self._open & (np.abs(self._mean - last) < SURE * self._widest))
         passes = _normal((self._mean[near] - last) / self._deviation(near))  # chance to be above the last
         inside = np.isin(near, kept)
         return float(max((1 - passes[inside]).sum(), passes[~inside].sum())) / keep

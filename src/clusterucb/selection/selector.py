@@ -7,6 +7,7 @@ so computes what the full method computes, to the bit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,10 +24,12 @@ from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
 
-__all__ = ["ClusterUCB", "DrawOrder", "FullScoring", "RowUCB", "Selector", "named_policy"]
+__all__ = ["Asks", "ClusterUCB", "DrawOrder", "FullScoring", "RowUCB", "Selector", "named_policy"]
 
 OnDraw = Callable[[Draw], None]
 DrawOrder = Literal["uniform", "stale"]
+Asks = Literal["nothing", "estimates", "features"]
+"""What a selector is to be told of rows before they are drawn: features come with estimates."""
 
 
 class Selector(Protocol):
@@ -37,8 +40,8 @@ class Selector(Protocol):
         """Rows whose influence is asked for."""
 
     @property
-    def asks(self) -> bool:
-        """Whether it wants to be told what is known of the rows."""
+    def asks(self) -> Asks:
+        """What it wants to be told of the rows."""
 
     def __call__(
         self,
@@ -68,9 +71,9 @@ class FullScoring:
         return len(self.clusters)
 
     @property
-    def asks(self) -> bool:
-        """No: it will know."""
-        return False
+    def asks(self) -> Asks:
+        """Nothing: it will know."""
+        return "nothing"
 
     def __call__(
         self,
@@ -95,9 +98,51 @@ class FullScoring:
         )
 
 
+class _Budgeted(ABC):
+    """What selects under a budget; one of all rows is `FullScoring`."""
+
+    clusters: NDArray[np.int64]
+    budget: float
+    top_p: float
+
+    @property
+    def spend(self) -> int:
+        """The budget in rows."""
+        return share(self.budget, len(self.clusters))
+
+    @property
+    def asks(self) -> Asks:
+        """What it wants to be told of the rows; nothing, if all are scored."""
+        return self._asks if self.spend < len(self.clusters) else "nothing"
+
+    def __call__(
+        self,
+        influence: Influence,
+        seed: int = 0,
+        on_draw: OnDraw | None = None,
+        known: Known | None = None,
+    ) -> Selection:
+        """Select; `on_draw` is told of each draw.
+
+        Raises ConfigError where something is asked and nothing is known.
+        """
+        if self.spend == len(self.clusters):
+            return FullScoring(self.clusters, self.top_p)(influence)
+        return self._select(influence, seed, on_draw, known)
+
+    @property
+    @abstractmethod
+    def _asks(self) -> Asks: ...
+
+    @abstractmethod
+    def _select(
+        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
+    ) -> Selection: ...
+
+
 @dataclass(frozen=True, eq=False)
-class ClusterUCB:
-    """Let the bandit decide whose influence is computed.
+class ClusterUCB(_Budgeted):
+    """Let the bandit decide whose influence is computed: what `select` selects.
 
     Attributes:
         clusters: label of each row, (N,).
@@ -115,28 +160,12 @@ class ClusterUCB:
     draw_order: DrawOrder = "uniform"
 
     @property
-    def spend(self) -> int:
-        """The budget in rows."""
-        return share(self.budget, len(self.clusters))
+    def _asks(self) -> Asks:
+        return "estimates" if self.draw_order == "stale" else "nothing"
 
-    @property
-    def asks(self) -> bool:
-        """Where rows are drawn in the order of estimates."""
-        return self.draw_order == "stale"
-
-    def __call__(
-        self,
-        influence: Influence,
-        seed: int = 0,
-        on_draw: OnDraw | None = None,
-        known: Known | None = None,
+    def _select(
+        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
     ) -> Selection:
-        """What `select` selects, or `FullScoring` where the budget is all rows.
-
-        Raises ConfigError where estimates are needed and nothing is known.
-        """
-        if self.spend == len(self.clusters):
-            return FullScoring(self.clusters, self.top_p)(influence)
         return select(
             self.clusters,
             influence,
@@ -146,15 +175,15 @@ class ClusterUCB:
             top_p=self.top_p,
             draw_batch=self.draw_batch,
             draw_batch_arms=self.draw_batch_arms,
-            estimate=_needed(known, "draw_order='stale'").estimate if self.asks else None,
+            estimate=_needed(known, "draw_order='stale'").estimate if self.draw_order == "stale" else None,
             seed=seed,
             on_draw=on_draw,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class RowUCB:
-    """Let what is known of each row decide whose influence is computed.
+class RowUCB(_Budgeted):
+    """Let what is known of each row decide whose influence is computed: what `linear_ucb` selects.
 
     Attributes:
         clusters: label of each row, (N,).
@@ -167,28 +196,12 @@ class RowUCB:
     top_p: float = 0.05
 
     @property
-    def spend(self) -> int:
-        """The budget in rows."""
-        return share(self.budget, len(self.clusters))
+    def _asks(self) -> Asks:
+        return "features"
 
-    @property
-    def asks(self) -> bool:
-        """Yes, unless all rows are scored."""
-        return self.spend < len(self.clusters)
-
-    def __call__(
-        self,
-        influence: Influence,
-        seed: int = 0,
-        on_draw: OnDraw | None = None,
-        known: Known | None = None,
+    def _select(
+        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
     ) -> Selection:
-        """What `linear_ucb` selects, or `FullScoring` where the budget is all rows.
-
-        Raises ConfigError where nothing is known.
-        """
-        if not self.asks:
-            return FullScoring(self.clusters, self.top_p)(influence)
         return linear_ucb(
             self.clusters,
             _needed(known, f"{self.policy}"),
