@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from fidelity_features import fresh_folder, fresh_periods, read_features
-from fidelity_rows import row_level
+from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
@@ -122,8 +122,7 @@ def stale_first(case: Case, grid: Grid) -> Iterator[dict[str, Any]]:
     for budget in sorted(grid.budgets):
         spent = share(budget, len(order))
         run = {"policy": STALE_FIRST, "budget": budget, "k": 0, "csp": 0.0, "seed": 0, "spent": spent}
-        measures = {name: _plain(value) for name, value in truth.found(order[:spent])._asdict().items()}
-        yield {"period": case.period, "target": case.target, **run, **measures}
+        yield {"period": case.period, "target": case.target, **run, **measured(truth, order[:spent])}
 
 
 def drift(case: Case, top_p: float) -> dict[str, Any]:
@@ -137,9 +136,7 @@ def drift(case: Case, top_p: float) -> dict[str, Any]:
     found: dict[str, Any] = {"period": case.period, "target": case.target}
     for name, scores in (("stale", stale), ("half_fresh", case.half_fresh)):
         chosen = np.argsort(-scores, kind="stable")[: truth.keep]
-        measures = truth.found(chosen)._asdict()
-        found[name] = {key: _plain(value) for key, value in measures.items()}
-        found[name]["spearman"] = spearman(scores, fresh)
+        found[name] = {**measured(truth, chosen), "spearman": spearman(scores, fresh)}
     return found
 
 

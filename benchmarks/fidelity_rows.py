@@ -91,9 +91,12 @@ def _between(session: Session, cases: Sequence[Any], case: Any) -> NDArray[np.fl
 def _run(
     case: Any, name: str, budget: float, k: int, seed: int, found: Selection, truth: Truth
 ) -> dict[str, Any]:
-    measures = {
-        key: None if math.isnan(value) else value for key, value in truth.found(found.rows)._asdict().items()
-    }
     run = {"policy": name, "budget": budget, "k": k, "csp": 0.0, "seed": seed, "spent": found.spent}
     expected = {} if found.expected_change is None else {"expected_change": found.expected_change}
-    return {"period": case.period, "target": case.target, **run, **measures, **expected}
+    return {"period": case.period, "target": case.target, **run, **measured(truth, found.rows), **expected}
+
+
+def measured(truth: Truth, rows: NDArray[np.int64]) -> dict[str, float | None]:
+    """What rows are worth, by measure; None where a number is not known, as JSON has no NaN."""
+    found = truth.found(rows)._asdict()
+    return {name: None if math.isnan(value) else value for name, value in found.items()}

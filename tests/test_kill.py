@@ -20,8 +20,8 @@ from cli_helpers import clusterucb, options, result
 KILLED = -signal.SIGKILL
 
 
-def serve():
-    """Run each line of standard input, a command as JSON, in a child; answer with how it ended."""
+def be_ready(*more):
+    """Import all that a command needs, and `more`, and say so: what is forked then has it."""
     import importlib
 
     import clusterucb.cli
@@ -30,11 +30,17 @@ def serve():
     for module in (
         *("bm25s", "clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
         *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
+        *more,
     ):
         importlib.import_module(module)
     clusterucb.quiet.quiet_libraries()
     clusterucb.gradients.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
     print("ready", flush=True)
+
+
+def serve():
+    """Run each line of standard input, a command as JSON, in a child; answer with how it ended."""
+    be_ready()
     for line in sys.stdin:
         job = json.loads(line)
         started = time.monotonic()

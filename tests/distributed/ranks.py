@@ -12,25 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from test_kill import child
+from test_kill import be_ready, child
 
 
 def serve():
     """Run each line of standard input, a job as JSON; answer with how its ranks ended."""
-    import importlib
-
-    import clusterucb.cli
-    import clusterucb.quiet
-
-    for module in (
-        *("bm25s", "clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
-        *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
-        *("torch.distributed", "torch.nn.parallel.distributed", "accelerate.data_loader"),
-    ):
-        importlib.import_module(module)
-    clusterucb.quiet.quiet_libraries()
-    clusterucb.gradients.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
-    print("ready", flush=True)
+    be_ready("torch.distributed", "torch.nn.parallel.distributed", "accelerate.data_loader")
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
