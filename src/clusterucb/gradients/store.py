@@ -136,7 +136,7 @@ class FeatureWriter:
         self._flushed = time.monotonic()
 
     def finish(self, extra: Mapping[str, object]) -> None:
-        """Write the manifest that makes the store whole: all processes come here and leave once it is there."""
+        """Write the manifest that makes the store whole, on which all processes wait here."""
         self.flush()
         if missing := self._missing - sum(self._world.gather(self._new)):
             raise RuntimeError(f"{self.folder}: {missing} rows are not finished")
