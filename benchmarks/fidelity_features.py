@@ -12,6 +12,7 @@ the largest influence on any target is trained on until the next such period.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from clusterucb import steps
 from clusterucb.costs import Cost
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
-from clusterucb.gradients.features import Featurizer, target_directions
+from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.influence import stored_influence
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.store import FeatureStore, FeatureWriter
@@ -53,7 +54,7 @@ def take_features(session: Session) -> None:
         session.check_inputs()
         for step in (steps.warmup, steps.gradients, steps.cluster, steps.select):
             step(session)
-        if not fresh_folder(session, fresh_periods(session)[-1]).exists():
+        if not session.world.has(fresh_folder(session, fresh_periods(session)[-1])):
             _train(session)
 
 
@@ -84,6 +85,7 @@ def _train(session: Session) -> None:
             epochs=epochs,
             callbacks=(dynamic,),
             advance=advance,
+            world=session.world,
         )
 
 
@@ -93,7 +95,7 @@ def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Momen
     def select(period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
         latest = max(fresh for fresh in fresh_periods(session) if fresh <= period)
         folder = fresh_folder(session, latest)
-        if not folder.exists():
+        if not session.world.has(folder):
             _take(session, folder, model, moments())
         store, directions = read_features(folder)
         count = share(session.config.selection.top_p, len(store))
@@ -104,24 +106,28 @@ def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Momen
 
 def _take(session: Session, folder: Path, model: nn.Module, moments: Moments) -> None:
     """Features of all rows, and directions of all targets, at the model as it is now."""
-    settings, pooled, targeted = session.config.gradients, session.pooled, session.targeted
+    settings, pooled, world = session.config.gradients, session.pooled, session.world
     weights = fingerprint_tensors(trainable_parameters(model))
     made_with = {**session.made_with, "weights": weights}
     featurize = Featurizer(model, session.projection, moments, settings.formula)
+    directions, cost = session.targeted.directions(
+        model, session.projection, settings.batch_tokens, session.screen, world
+    )
     with (
-        publish_folder(folder, resume=True) as part,
-        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype) as writer,
+        publish_folder(folder, resume=True, world=world) as part,
+        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype, world) as writer,
         session.screen.track(f"all gradients, period {folder.name}", len(pooled.rows), "rows") as advance,
     ):
-        for rows in plan(pooled.lengths, settings.batch_tokens):
-            if not writer.done[rows].all():
-                numbers = rows.tolist()
-                writer.write(rows, *featurize([pooled.tokens[i] for i in numbers]))
-            advance(len(rows))
-        directions = target_directions(
-            Featurizer(model, session.projection), targeted.tokens, targeted.codes, settings.batch_tokens
-        )
-        save_file({"directions": directions}, part / "directions.safetensors")
-        tokens = int(pooled.lengths.sum() + sum(map(len, targeted.tokens)))
-        cost = Cost(len(pooled.rows), tokens, len(pooled.rows), len(targeted.tokens), writer.seconds)
-        writer.finish({"cost": cost.to_json()})
+        missing = writer.missing(plan(pooled.lengths, settings.batch_tokens))
+        advance(len(pooled.rows) - sum(map(len, missing)))
+
+        def write(rows: NDArray[np.int64]) -> int:
+            writer.write(rows, *pooled.features(featurize, rows))
+            return len(rows)
+
+        for _, count in world.share(missing, partial(map, write), each=16):
+            advance(count)
+        if world.leads:
+            save_file({"directions": directions}, part / "directions.safetensors")
+        of_rows = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
+        writer.finish({"cost": (of_rows + cost).to_json()})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_data import PARTS, TARGETS, StudyData
+from fidelity_data import PARTS, StudyData
 from fidelity_features import fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
 from fidelity_rows import ROW_LEVEL
@@ -26,14 +26,14 @@ ROUNDING = 5e-4  # what three digits do not show
 Runs = Sequence[Mapping[str, Any]]
 
 
-def report(data: StudyData, session: Session, out: Path) -> str:
+def report(data: StudyData, session: Session, out: Path, targets: Iterable[str]) -> str:
     """All tables that can be made of what is in the study's folder `out`."""
     parts = [*data_tables(data.facts), *cost_table(session)]
     if (out / "recall.json").exists():
         found = read_json(out / "recall.json")
         parts += [*drift_tables(found["drift"]), *recall_tables(found, session.config.training.periods)]
         parts += where_not_most(found)
-    for target in TARGETS:
+    for target in targets:
         if (path := out / "downstream" / target / "comparison.json").exists():
             parts += downstream_table(target, read_json(path))
     return "\n\n".join(parts) + "\n"

@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import fidelity_data
+import fidelity_sources
 import pytest
-from fidelity_data import Sizes, study_data
+from fidelity_data import study_data
+from fidelity_pools import POOLS, Sizes
 
 from clusterucb.config import Config
 from clusterucb.data.chat import Tulu, encode
@@ -27,6 +29,17 @@ FILES = {
     "gsm8k/test.jsonl": 100,
     "code_alpaca/code_alpaca_2k.json": 200,
     **{f"flan_cot/{name}_train.tsv": 120 for name in ("creak", "ecqa", "sensemaking", "strategyqa")},
+    **{
+        f"bbh/{name}.json": None
+        for name in (
+            "boolean_expressions",
+            "dyck_languages",
+            "multistep_arithmetic_two",
+            "object_counting",
+            "sports_understanding",
+            "word_sorting",
+        )
+    },
     **{
         f"mmlu/{part}/{name}_{part}.csv": None for part in ("dev", "test") for name in ("anatomy", "virology")
     },
@@ -57,10 +70,10 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official")
     for name, count in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".json"):
-            (folder / name).write_text(json.dumps(json.loads((DATA / name).read_bytes())[:count]))
-        elif count is None:
+        if count is None:
             shutil.copyfile(DATA / name, folder / name)
+        elif name.endswith(".json"):
+            (folder / name).write_text(json.dumps(json.loads((DATA / name).read_bytes())[:count]))
         else:
             with (DATA / name).open(encoding="utf-8") as file:
                 (folder / name).write_text("".join(islice(file, count)), encoding="utf-8")
@@ -71,21 +84,27 @@ def data_dir(tmp_path_factory):
 def make(tokenizer, data_dir):
     """Make the data in a folder; a problem of GSM8K is short enough under this tokenizer."""
 
-    def make(out, sizes=SIZES, folder=data_dir):
+    def make(out, sizes=SIZES, folder=data_dir, pool="twelve"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fidelity_data, "CONSIDERED", 100)
-            return study_data(out, folder, tokenizer, Tulu("<eos>"), sizes, 0, QUIET)
+            patch.setattr(fidelity_sources, "CONSIDERED", 100)
+            return study_data(out, folder, POOLS[pool], tokenizer, Tulu("<eos>"), sizes, 0, QUIET)
 
     return make
 
 
+@pytest.fixture(scope="module", params=list(POOLS))
+def pool(request):
+    """The name of the pool."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def made(make, tmp_path_factory):
-    return make(tmp_path_factory.mktemp("study"))
+def made(make, pool, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("study"), pool=pool)
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def lengths(path, tokenizer):
@@ -109,8 +128,8 @@ def test_every_row_is_as_long_as_promised(made, tokenizer):
         assert max(lengths(path, tokenizer)) <= 192
 
 
-def test_targets_and_held_out_rows_are_of_the_sizes_asked_for(made):
-    assert list(made.targets) == list(made.heldout) == list(fidelity_data.TARGETS)
+def test_targets_and_held_out_rows_are_of_the_sizes_asked_for(made, pool):
+    assert list(made.targets) == list(made.heldout) == list(POOLS[pool].targets)
     assert {len(rows(path)) for path in made.targets.values()} == {SIZES.target}
     assert {len(rows(path)) for path in made.heldout.values()} == {SIZES.heldout}
 
@@ -123,10 +142,9 @@ def test_facts_count_rows_and_tokens_of_the_files(made, tokenizer):
             assert made.facts[part][name]["tokens"] == sum(counted)
 
 
-@pytest.mark.parametrize(
-    "targets", [*([name] for name in fidelity_data.TARGETS), list(fidelity_data.TARGETS)]
-)
-def test_screening_of_a_run_finds_no_near_copy(made, targets, tmp_path):
+@pytest.mark.parametrize("places", [[0], [1], [2], [3], [0, 1, 2, 3]])
+def test_screening_of_a_run_finds_no_near_copy(made, pool, places, tmp_path):
+    targets = [POOLS[pool].targets[place] for place in places]
     files = {"pool": made.pool.values(), "target": [made.targets[name] for name in targets]}
     heldout = [made.heldout[name] for name in targets]
     pool, target, held = Pool.read([*files["pool"]]), Target.read(files["target"]), Target.read(heldout)
@@ -141,29 +159,17 @@ def test_screening_of_a_run_finds_no_near_copy(made, targets, tmp_path):
 
 
 def test_a_near_copy_of_a_target_row_is_left_out(made):
-    target = list(Target.read(made.targets["strategyqa"]))
+    target = list(Target.read(list(made.targets.values())[-1]))
     question = target[0].messages[0].content
-    copy = fidelity_data._row(
-        "x",
-        "copy",
-        [
-            {"role": "user", "content": f"Now then: {question} Tell me."},
-            {"role": "assistant", "content": "Hm."},
-        ],
-    )
-    other = fidelity_data._row(
-        "x",
-        "other",
-        [
-            {"role": "user", "content": "Of what are clouds made up there?"},
-            {"role": "assistant", "content": "Water."},
-        ],
-    )
+    said = ("user", f"Now then: {question} Tell me."), ("assistant", "Hm.")
+    copy = fidelity_sources.row("x", "copy", said)
+    said = ("user", "Of what are clouds made up there?"), ("assistant", "Water.")
+    other = fidelity_sources.row("x", "other", said)
     assert fidelity_data.without_near_copies([copy, other, target[1]], [target]) == [other]
 
 
-def test_the_same_seed_makes_the_same_bytes(make, made, tmp_path):
-    again = make(tmp_path / "again")
+def test_the_same_seed_makes_the_same_bytes(make, made, pool, tmp_path):
+    again = make(tmp_path / "again", pool=pool)
     for part in ("pool", "targets", "heldout"):
         for name, path in getattr(made, part).items():
             assert getattr(again, part)[name].read_bytes() == path.read_bytes()
@@ -176,11 +182,11 @@ def test_the_seed_decides_which_of_the_shortest_rows_are_drawn(made):
     assert set(drawn[2]) <= set(sorted(rows, key=lambda row: len(row.raw))[:10])
 
 
-def test_what_is_made_needs_no_official_files_again(make, made):
+def test_what_is_made_needs_no_official_files_again(make, made, pool):
     folder = next(iter(made.pool.values())).parents[1]
-    assert make(folder, folder=None).facts == made.facts
+    assert make(folder, folder=None, pool=pool).facts == made.facts
     with pytest.raises(MismatchError, match=r"made with target 6, this run has 7"):
-        make(folder, sizes=Sizes(1_000, 7, 10))
+        make(folder, sizes=Sizes(1_000, 7, 10), pool=pool)
 
 
 def test_a_missing_file_is_named(make, data_dir, tmp_path):
