@@ -290,8 +290,9 @@ _commands["compare"] = _Command(
     "Several methods, several times each, over one warmup and its features: one table.",
     "Config",
     {
-        "methods": "With commas between them, of clusterucb, dynamic, less_clusterucb, less, rds, bm25, "
-        "loss_highest, loss_lowest, random (default: clusterucb,dynamic,less,rds,bm25,random)",
+        "methods": "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, "
+        "linear_ucb_hidden, dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, random; "
+        "NAME@BUDGET has a budget of its own (default: clusterucb,dynamic,less,rds,bm25,random)",
         "seeds": "How often each method is run (default: 3)",
     },
     _compare,

@@ -5,12 +5,12 @@ import json
 import random
 
 from clusterucb.comparing.cells import Cell
-from clusterucb.comparing.methods import METHODS
+from clusterucb.comparing.methods import method_named
 from clusterucb.costs import Cost
 
 
 def cell(out, name, repeat=0):
-    return Cell(out, METHODS[name], repeat)
+    return Cell(out, method_named(name), repeat)
 
 
 def write(path, content):

@@ -143,6 +143,11 @@ def test_a_moved_comparison_is_as_good(comparison, tmp_path):
             "--methods xyzzy: there is no such method; the methods are clusterucb, clusterucb_hidden,",
         ),
         ({"methods": " , "}, "--methods names none"),
+        ({"methods": "linear_uca@0.1"}, "--methods linear_uca@0.1: there is no such method; did you mean"),
+        ({"methods": "rds@0.1"}, "--methods rds@0.1: rds has no budget; write rds"),
+        ({"methods": "clusterucb@5%"}, "clusterucb@5%: expected a budget above 0 and at most 1, as in"),
+        ({"methods": "clusterucb@1.5"}, "clusterucb@1.5: expected a budget above 0 and at most 1, as in"),
+        ({"methods": "random,clusterucb@0.01"}, "budget 0.01 is below csp"),
         ({"seeds": "0"}, "--seeds 0: expected how often each method is run, a whole number from 1 on"),
         ({"seeds": "2.5"}, "--seeds 2.5: expected"),
         ({"bandit": "none"}, "--bandit is set by compare itself; give --methods and --seeds"),
@@ -240,6 +245,18 @@ def test_methods_and_repetitions_may_be_added(settings, stub):
     assert [line["method"] for line in csv_lines(out)] == ["clusterucb", "rds", "rds", "random", "random"]
     assert csv_lines(out)[3] == before[0]
     assert read(out / "comparison.json")["reference"] == "clusterucb"
+
+
+def test_a_method_may_have_a_budget_of_its_own(settings, stub):
+    out = Path(settings["out"])
+    assert compare(settings, "random,linear_ucb@0.1,linear_ucb@0.5,linear_ucb", 1).status == 0
+    assert compare(settings, "linear_ucb@.25", 1).status == 0
+    names = ["linear_ucb", "linear_ucb@0.1", "linear_ucb@0.25", "linear_ucb@0.5", "random"]
+    assert [line["method"] for line in csv_lines(out)] == names
+    made = [
+        yaml.safe_load((out / name / "0/config.yaml").read_text())["selection"]["budget"] for name in names
+    ]
+    assert made == [0.2, 0.1, 0.25, 0.5, 0.2]
 
 
 def test_other_settings_are_refused_and_named(settings, stub):

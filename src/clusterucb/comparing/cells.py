@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clusterucb.comparing.methods import METHODS, Method
+from clusterucb.comparing.methods import METHODS, Method, in_order, method_named
 from clusterucb.config import Config
 from clusterucb.errors import ClusterUCBError
 from clusterucb.rundir import RunDir, read_json, write_json
@@ -86,8 +86,9 @@ def cells(out: Path, methods: Sequence[Method], repeats: int) -> list[Cell]:
 
 def all_cells(out: Path) -> list[Cell]:
     """Every cell that was begun in `out`, in the order of the table."""
+    folders = (folder for name in METHODS for folder in (out / name, *out.glob(f"{name}@*")))
     return [
         Cell(out, method, repeat)
-        for method in METHODS.values()
+        for method in in_order(method_named(folder.name) for folder in folders)
         for repeat in sorted(int(folder.name) for folder in (out / method.name).glob("[0-9]*"))
     ]

@@ -42,7 +42,7 @@ def compare(
 
     Args:
         config: the settings that all runs share; `out` is the comparison's directory.
-        methods: names of `METHODS`.
+        methods: names of `METHODS`, with `@` and a budget where it is to be another than the settings'.
         seeds: repetitions, which differ in the draws and the order and dropout of training.
         screen: where progress is shown.
         world: the processes that do each run together.

@@ -25,6 +25,7 @@ Group = tuple[str, ...]
 
 _ALWAYS: tuple[Group, ...] = (("target",), ("holdout",), ("contamination.json",), ("pool",), ("initial",))
 _FIRST_ROUND: Group = ("rounds/1",)
+_CLUSTERS: Group = ("clusters.json", "clusters.safetensors")
 
 
 def adopt(cell: Cell, others: Sequence[Cell], config: Config) -> None:
@@ -75,6 +76,8 @@ def _in_common(one: Method, other: Method, config: Config) -> Iterator[Group]:
         yield from _checkpoints(one, config)
     if (one.method, one.features) == (other.method, other.features):
         theirs = _feature_groups(other, config)
+        if one.budget != other.budget:  # the number of clusters goes by it
+            theirs = [group for group in theirs if group != _CLUSTERS]
         yield from (group for group in _feature_groups(one, config) if group in theirs)
     if one == other and not one.draws:
         yield _FIRST_ROUND
@@ -90,9 +93,8 @@ def _feature_groups(method: Method, config: Config) -> list[Group]:
     """The features at the checkpoints of a method, and the clusters of these."""
     if method.method not in ("dynamic", "less"):
         return []
-    budgeted = method.bandit == "clusterucb"
-    stores = config.less.less_checkpoints if method.method == "less" and not budgeted else 1
-    clusters = [("clusters.json", "clusters.safetensors")] if budgeted else []
+    stores = config.less.less_checkpoints if method.method == "less" and not method.budgeted else 1
+    clusters = [_CLUSTERS] if method.budgeted else []
     return [*((name,) for name in _numbered("features", stores)), *clusters]
 
 
