@@ -6,6 +6,7 @@ features of all rows are taken again, with the directions of every target, and t
 the largest influence on any target is trained on until the next such period.
 
     RUN/features             at the warmup checkpoint: what the bandit knows without a new gradient
+    RUN/hidden               there, too: hidden states of one forward pass instead of gradients
     RUN/fresh/2, RUN/fresh/4 at the start of a period: what scoring every row would tell
 """
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from clusterucb import steps
 from clusterucb.costs import Cost
+from clusterucb.forward.hidden import hidden_features
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.features import Featurizer
@@ -48,12 +50,20 @@ def fresh_folder(session: Session, period: int) -> Path:
     return session.dir.path / "fresh" / str(period)
 
 
+def hidden_folder(session: Session) -> Path:
+    """Where the hidden states at the warmup checkpoint are."""
+    return session.dir.path / "hidden"
+
+
 def take_features(session: Session) -> None:
-    """All three stores, those that are there left as they are; killed at any moment, it goes on."""
+    """All four stores, those that are there left as they are; killed at any moment, it goes on."""
     with session.owned():
         session.check_inputs()
         for step in (steps.warmup, steps.gradients, steps.cluster, steps.select):
             step(session)
+        if not session.world.has(hidden_folder(session)):
+            load_adapter(session.model, session.dir.warmup)
+            hidden_features(session, hidden_folder(session), {**session.made_with, "features": "hidden"})
         if not session.world.has(fresh_folder(session, fresh_periods(session)[-1])):
             _train(session)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_features import fresh_folder, fresh_periods, read_features
+from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features
 from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
 
@@ -42,12 +42,14 @@ class Case:
         problem: fresh scores (N,), the stale features (N, d), stale scores (N,).
         half_fresh: influence of the stale features on the fresh direction, (N,): gradients of the target
             rows only.
+        likeness: of hidden states at the warmup checkpoint to the target's, (N,).
     """
 
     period: int
     target: str
     problem: Problem
     half_fresh: NDArray[np.float64]
+    likeness: NDArray[np.float64]
 
 
 def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
     made_with: dict[str, object] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(grid).items()
     }
+    if not hidden_folder(session).exists():
+        raise InputError(f"{hidden_folder(session)}: not there yet; run the stage features first")
     for folder in (fresh_folder(session, period) for period in fresh_periods(session)):
         if not folder.exists():
             raise InputError(f"{folder}: not there yet; run the stage features first")
@@ -70,7 +74,7 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
     if not path.exists():
         every = list(cases(session))
         found = {"made_with": made_with, **evaluated(every, grid, screen)}
-        found["runs"] += row_level(session, every, grid, screen)
+        found["runs"] += row_level(session, grid, screen)
         write_json(path, found)
     results = read_json(path)
     check_made_with(results["made_with"], made_with, str(path))
@@ -80,6 +84,7 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
 def cases(session: Session) -> Iterator[Case]:
     """Every target at every later checkpoint."""
     stale, stale_directions = read_features(session.dir.features)
+    hidden, hidden_directions = read_features(hidden_folder(session))
     for period in fresh_periods(session):
         fresh, directions = read_features(fresh_folder(session, period))
         for code, target in enumerate(session.target.subtasks):
@@ -90,7 +95,9 @@ def cases(session: Session) -> Iterator[Case]:
                 stale.features,
                 stored_influence(stale.features, stale_directions[code : code + 1]),
             )
-            yield Case(period, target, problem, stored_influence(stale.features, direction))
+            half_fresh = stored_influence(stale.features, direction)
+            likeness = stored_influence(hidden.features, hidden_directions[code : code + 1])
+            yield Case(period, target, problem, half_fresh, likeness)
 
 
 def evaluated(found: list[Case], grid: Grid, screen: Screen) -> dict[str, Any]:
@@ -128,13 +135,15 @@ def stale_first(case: Case, grid: Grid) -> Iterator[dict[str, Any]]:
 def drift(case: Case, top_p: float) -> dict[str, Any]:
     """How far scores known before the checkpoint agree with the fresh ones.
 
-    `stale` ranks by stale features and stale directions; `half_fresh` by stale features and fresh directions.
+    `stale` ranks by stale features and stale directions; `half_fresh` by stale features and fresh directions;
+    `hidden` by hidden states.
     """
     fresh, stale = case.problem.scores, case.problem.stale_scores
     assert stale is not None
     truth = Truth(fresh, share(top_p, len(fresh)))
     found: dict[str, Any] = {"period": case.period, "target": case.target}
-    for name, scores in (("stale", stale), ("half_fresh", case.half_fresh)):
+    known = {"stale": stale, "half_fresh": case.half_fresh, "hidden": case.likeness}
+    for name, scores in known.items():
         chosen = np.argsort(-scores, kind="stable")[: truth.keep]
         found[name] = {**measured(truth, chosen), "spearman": spearman(scores, fresh)}
     return found

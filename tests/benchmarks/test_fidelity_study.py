@@ -161,7 +161,8 @@ def made_up(seed, period=2, target="t", noise=0.5, rows=80):
     fresh = 1 + features[:, 0].astype(float)
     stale = fresh + noise * rng.normal(size=rows)
     problem = Problem(f"{target}, period {period}", fresh, features, stale)
-    return Case(period, target, problem, stale + noise * rng.normal(size=rows))
+    half_fresh, likeness = (stale + noise * rng.normal(size=rows) for _ in range(2))
+    return Case(period, target, problem, half_fresh, likeness)
 
 
 def best(scores, count):
@@ -196,7 +197,8 @@ def test_drift_counts_what_old_scores_would_have_selected():
     case = made_up(5)
     fresh = case.problem.scores
     found = drift(case, 0.1)
-    for name, scores in (("stale", case.problem.stale_scores), ("half_fresh", case.half_fresh)):
+    known = {"stale": case.problem.stale_scores, "half_fresh": case.half_fresh, "hidden": case.likeness}
+    for name, scores in known.items():
         chosen = best(scores, 8)
         assert found[name]["recall"] == pytest.approx(len(chosen & best(fresh, 8)) / 8)
         assert found[name]["captured"] == pytest.approx(
