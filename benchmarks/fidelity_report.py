@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fidelity_cost import cheapest, loss_curves, recall_curves, total_cost, write_svg
 from fidelity_data import PARTS, StudyData
 from fidelity_features import fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
-from fidelity_rows import ROW_LEVEL
+from fidelity_rows import MEMORY, ROW_LEVEL
 
 from clusterucb.clustering.kmeans import default_k
 from clusterucb.rundir import read_json
@@ -21,6 +22,8 @@ from clusterucb.session import Session
 
 OURS = "ucb_beta"
 WITHOUT_CLUSTERS = ("uniform", STALE_FIRST, *ROW_LEVEL)  # or with those of the default k alone
+ON_CURVES = (OURS, "uniform", STALE_FIRST, *(name for name in ROW_LEVEL if name != MEMORY))
+PUBLISHED = 0.2  # the paper's budget
 SHOWN_POLICIES = (*POLICIES, *WITHOUT_CLUSTERS)
 ROUNDING = 5e-4  # what three digits do not show
 Runs = Sequence[Mapping[str, Any]]
@@ -28,14 +31,18 @@ Runs = Sequence[Mapping[str, Any]]
 
 def report(data: StudyData, session: Session, out: Path, targets: Iterable[str]) -> str:
     """All tables that can be made of what is in the study's folder `out`."""
+    periods = session.config.training.periods
     parts = [*data_tables(data.facts), *cost_table(session)]
     if (out / "recall.json").exists():
         found = read_json(out / "recall.json")
-        parts += [*drift_tables(found["drift"]), *recall_tables(found, session.config.training.periods)]
+        parts += [*drift_tables(found["drift"]), *recall_tables(found, periods)]
         parts += where_not_most(found)
+        parts += recall_by_cost(found, periods, out / "recall.svg")
     for target in targets:
         if (path := out / "downstream" / target / "comparison.json").exists():
             parts += downstream_table(target, read_json(path))
+            curves = loss_curves(read_json(path), periods)
+            write_svg(out / f"{target}.svg", curves, f"{target}: loss on held-out rows", "loss")
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,7 +90,11 @@ def cost_share(budget: float, rows: int, periods: int) -> float:
 def drift_tables(found: Runs) -> Iterator[str]:
     """How well scores from before the checkpoint serve there, without a new gradient of the pool."""
     yield "### What is known without a new gradient of the pool"
-    kinds = {"stale": "stale features, stale target", "half_fresh": "stale features, fresh target"}
+    kinds = {
+        "stale": "stale features, stale target",
+        "half_fresh": "stale features, fresh target",
+        "hidden": "hidden states",
+    }
     columns = ("spearman", *MEASURES)
     lines = [
         [case["target"], str(case["period"]), title, *(_number(case[kind][m]) for m in columns)]
@@ -167,6 +178,27 @@ def where_not_most(found: Mapping[str, Any]) -> Iterator[str]:
                 names = ", ".join(f"{name} {recalls[name]:.3f}" for name in better)
                 lines.append([f"{budget:.0%}", str(period), target, f"{recalls[OURS]:.3f}", names])
     yield table(["budget", "period", "target", OURS, "found more"], lines) if lines else "Nowhere."
+
+
+def recall_by_cost(found: Mapping[str, Any], periods: int, plot: Path) -> Iterator[str]:
+    """Recall against what is spent in all, and the least that finds what the published setting does."""
+    runs, rows = comparable(found), found["rows"]
+    policies = [name for name in ON_CURVES if name in _values(runs, "policy")]
+    curves = recall_curves(runs, policies, rows, periods)
+    write_svg(plot, curves, "Recall, mean of targets and checkpoints", "recall")
+    budgets = sorted({run["budget"] for run in runs if run["budget"]})
+    yield "### Recall at total cost, mean of targets and checkpoints"
+    lines = []
+    for name, curve in curves.items():
+        cells = {cost: f"{recall:.3f} at {cost:.2f} N" for cost, recall in curve}
+        lines.append([name, *(cells.get(total_cost(name, b, rows, periods), "-") for b in budgets)])
+    yield table(["policy", *(f"{b:.0%}" for b in budgets)], lines)
+    published = dict(curves[OURS]).get(total_cost(OURS, PUBLISHED, rows, periods))
+    if published is not None:
+        yield f"### The least spent by each that finds {OURS}'s {published:.3f} at budget {PUBLISHED:.0%}"
+        reached = cheapest(curves, published)
+        lines = [[name, f"{cost:.2f} N", f"{recall:.3f}"] for name, cost, recall in reached]
+        yield table(["policy", "total cost", "recall"], lines)
 
 
 def comparable(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
