@@ -129,7 +129,7 @@ class Study:
 
     def report(self) -> None:
         """Print the tables, and write them to report.md."""
-        text = report(self.data(), self.session(), self.out, self.kind.targets)
+        text = report(self.options.pool, self.data(), self.session(), self.out, self.kind.targets)
         if not self.world.leads:
             return
         with publish(self.out / "report.md") as part:

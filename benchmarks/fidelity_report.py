@@ -29,10 +29,10 @@ ROUNDING = 5e-4  # what three digits do not show
 Runs = Sequence[Mapping[str, Any]]
 
 
-def report(data: StudyData, session: Session, out: Path, targets: Iterable[str]) -> str:
+def report(pool: str, data: StudyData, session: Session, out: Path, targets: Iterable[str]) -> str:
     """All tables that can be made of what is in the study's folder `out`."""
     periods = session.config.training.periods
-    parts = [*data_tables(data.facts), *cost_table(session)]
+    parts = [f"# Fidelity: all tables of the pool `{pool}`", *data_tables(data.facts), *cost_table(session)]
     if (out / "recall.json").exists():
         found = read_json(out / "recall.json")
         parts += [*drift_tables(found["drift"]), *recall_tables(found, periods)]
@@ -52,7 +52,7 @@ def report(data: StudyData, session: Session, out: Path, targets: Iterable[str])
 def data_tables(facts: Mapping[str, Any]) -> Iterator[str]:
     """Rows and tokens of sources and targets."""
     pool, targets, heldout = (facts[part] for part in PARTS)
-    yield "### Data"
+    yield "## Data"
     columns = ("rows", "tokens", "usable", "near_copies")
     total = {column: sum(of[column] for of in pool.values()) for column in columns}
     lines = [[name, *(f"{of[c]:,}" for c in columns)] for name, of in {**pool, "all": total}.items()]
@@ -74,7 +74,7 @@ def cost_table(session: Session) -> Iterator[str]:
         if folder.exists()
     }
     columns = ("pool_gradients", "target_gradients", "tokens", "seconds")
-    yield "### Cost of all rows' features"
+    yield "## Cost of all rows' features"
     lines = [[name, *(f"{cost[column]:,.0f}" for column in columns)] for name, cost in costs.items()]
     yield table(["features at", "pool gradients", "target gradients", "tokens", "seconds"], lines)
 
@@ -89,7 +89,7 @@ def cost_share(budget: float, rows: int, periods: int) -> float:
 
 def drift_tables(found: Runs) -> Iterator[str]:
     """How well scores from before the checkpoint serve there, without a new gradient of the pool."""
-    yield "### What is known without a new gradient of the pool"
+    yield "## What is known without a new gradient of the pool"
     kinds = {
         "stale": "stale features, stale target",
         "half_fresh": "stale features, fresh target",
@@ -113,18 +113,18 @@ def recall_tables(found: Mapping[str, Any], periods: int) -> Iterator[str]:
     for period in _values(runs, "period"):
         here = _chosen(comparable(found), period=period)
         for measure in MEASURES:
-            yield f"### {measure.capitalize()} at the start of period {period}, mean of targets, k {default}"
+            yield f"## {measure.capitalize()} at the start of period {period}, mean of targets, k {default}"
             yield table(["policy", *heads], by_policy(here, every, measure))
         for budget in budgets:
             at = _chosen(here, budget=budget)
             targets = _values(at, "target")
-            yield f"### Recall by target at the start of period {period}, budget {budget:.0%}, k {default}"
+            yield f"## Recall by target at the start of period {period}, budget {budget:.0%}, k {default}"
             lines = [
                 [name, *(_spread([r["recall"] for r in _chosen(at, policy=name, target=t)]) for t in targets)]
                 for name in _shown(at)
             ]
             yield table(["policy", *targets], lines)
-    yield f"### Recall of {OURS} by number of clusters, mean over targets and checkpoints"
+    yield f"## Recall of {OURS} by number of clusters, mean over targets and checkpoints"
     ours = _chosen(runs, policy=OURS)
     lines = [
         [str(k), *(_over_targets(_chosen(ours, k=k, budget=b), "recall") for b in budgets)]
@@ -136,7 +136,7 @@ def recall_tables(found: Mapping[str, Any], periods: int) -> Iterator[str]:
 
 def heads_of(budgets: Sequence[float], rows: int, periods: int) -> list[str]:
     """Columns of a table by budget."""
-    return [f"{b:.0%} ({cost_share(b, rows, periods):.0%} of the full cost)" for b in budgets]
+    return [f"{b:.0%} ({cost_share(b, rows, periods):.0%} of the full)" for b in budgets]
 
 
 def expectation_table(runs: Runs) -> Iterator[str]:
@@ -145,7 +145,7 @@ def expectation_table(runs: Runs) -> Iterator[str]:
     if not runs:
         return
     budgets = sorted(_values(runs, "budget"))
-    yield "### What linear_ucb expects to change, and what does, mean over targets and checkpoints"
+    yield "## What linear_ucb expects to change, and what does, mean over targets and checkpoints"
     lines = [
         [f"{b:.0%}", _number(_mean([r["expected_change"] for r in of])), _number(1 - _recall(of))]
         for b in budgets
@@ -164,7 +164,7 @@ def by_policy(runs: Runs, budgets: Sequence[float], measure: str) -> list[list[s
 
 def where_not_most(found: Mapping[str, Any]) -> Iterator[str]:
     """Every case in which the default policy does not find most, at the default k."""
-    yield f"### Where {OURS} does not find most"
+    yield f"## Where {OURS} does not find most"
     drifts = {(case["period"], case["target"]): case for case in found["drift"]}
     lines, here = [], comparable(found)
     for budget in _budgets(here):
@@ -187,7 +187,7 @@ def recall_by_cost(found: Mapping[str, Any], periods: int, plot: Path) -> Iterat
     curves = recall_curves(runs, policies, rows, periods)
     write_svg(plot, curves, "Recall, mean of targets and checkpoints", "recall")
     budgets = sorted({run["budget"] for run in runs if run["budget"]})
-    yield "### Recall at total cost, mean of targets and checkpoints"
+    yield "## Recall at total cost, mean of targets and checkpoints"
     lines = []
     for name, curve in curves.items():
         cells = {cost: f"{recall:.3f} at {cost:.2f} N" for cost, recall in curve}
@@ -195,7 +195,7 @@ def recall_by_cost(found: Mapping[str, Any], periods: int, plot: Path) -> Iterat
     yield table(["policy", *(f"{b:.0%}" for b in budgets)], lines)
     published = dict(curves[OURS]).get(total_cost(OURS, PUBLISHED, rows, periods))
     if published is not None:
-        yield f"### The least spent by each that finds {OURS}'s {published:.3f} at budget {PUBLISHED:.0%}"
+        yield f"## The least spent by each that finds {OURS}'s {published:.3f} at budget {PUBLISHED:.0%}"
         reached = cheapest(curves, published)
         lines = [[name, f"{cost:.2f} N", f"{recall:.3f}"] for name, cost, recall in reached]
         yield table(["policy", "total cost", "recall"], lines)
@@ -220,7 +220,7 @@ def downstream_table(target: str, compared: Mapping[str, Any]) -> Iterator[str]:
 
     `compared` is the content of a comparison.json.
     """
-    yield f"### Loss on the {compared['rows']} held-out rows of {target}"
+    yield f"## Loss on the {compared['rows']} held-out rows of {target}"
     heads = ["method", "runs", "loss", "against base", f"against {compared['reference']}"]
     heads += ["pool gradients", "of the full method's", "pool forwards", "tokens", "seconds"]
     lines = [["base", "", _estimate(compared["base"]["loss"]), *[""] * 7]]
@@ -285,9 +285,11 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; the mean alone of one value."""
+    """Mean ± standard deviation; the mean alone where they hardly differ, as of one value."""
     mean = _number(_mean(values))
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 and mean != "-" else mean
+    if len(values) < 2 or mean == "-" or (deviation := np.std(values, ddof=1)) < ROUNDING:
+        return mean
+    return f"{mean} ± {deviation:.3f}"
 
 
 def _estimate(found: Mapping[str, Any] | None) -> str:

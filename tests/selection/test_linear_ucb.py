@@ -62,7 +62,7 @@ def test_a_selection_is_consistent_in_itself(seed, data):
     assert found.scores[drawn].tolist() == scores[found.rows[drawn]].tolist()
     left_out = np.setdiff1d(found.drawn, found.rows)
     assert not len(left_out) or scores[left_out].max() <= found.scores.min()
-    assert 0 <= found.expected_change <= n / keep
+    assert 0 <= found.expected_change <= 1
     assert found.clusters.tolist() == clusters[found.rows].tolist()
     told = np.concatenate([draw.rows for draw in draws])
     assert sorted(told.tolist()) == sorted(found.drawn.tolist())

@@ -191,7 +191,7 @@ class _Belief:
         near = np.flatnonzero(self._open & (np.abs(self._mean - last) < SURE * self._widest))
         passes = _normal((self._mean[near] - last) / self._deviation(near))  # chance to be above the last
         inside = np.isin(near, kept)
-        return float(max((1 - passes[inside]).sum(), passes[~inside].sum())) / keep
+        return min(1.0, float(max((1 - passes[inside]).sum(), passes[~inside].sum())) / keep)
 
     def _deviation(self, rows: Rows) -> Scores:
         """Of the influence of some open rows, their own noise included, (n,)."""
