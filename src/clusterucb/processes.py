@@ -56,11 +56,13 @@ class World:
         rank: from 0.
         size: number of processes.
         step: what they are at, for messages.
+        together: what `in_step` asks for.
     """
 
     rank: int = 0
     size: int = 1
     step: str = "start"
+    together: bool = False
 
     @property
     def leads(self) -> bool:
@@ -70,6 +72,10 @@ class World:
     def at(self, step: str) -> World:
         """The same processes at another step."""
         return replace(self, step=step)
+
+    def in_step(self) -> World:
+        """The same processes, of which each computes as many items as the others whenever they share."""
+        return replace(self, together=True)
 
     def gather(self, value: T) -> list[T]:
         """The value of each process, by rank."""
@@ -178,7 +184,12 @@ class _Group(World):
     ) -> Iterator[tuple[Item, T]]:
         for start in range(0, len(items), each * self.size):
             wave = items[start : start + each * self.size]
-            parts = self.gather(list(compute(wave[self.rank :: self.size])))
+            own = wave[self.rank :: self.size]
+            if self.together and len(own) * self.size < len(wave):
+                own = [*own, wave[0]]  # a result that nobody needs, of work that takes all
+            with self.watching():
+                own_results = list(compute(own))
+            parts = self.gather(own_results)
             for place, item in enumerate(wave):
                 yield item, parts[place % self.size][place // self.size]
 

@@ -19,6 +19,7 @@ from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
+from clusterucb.sharding import alike, is_sharded
 
 __all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
 
@@ -57,7 +58,7 @@ class Featurizer:
     def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
-        Out of memory, the batch is halved. `describe(i)` names row i in an error.
+        Out of memory, the batch is halved, unless the model is sharded. `describe(i)` names row i in an error.
 
         Raises:
             InputError: a row's loss or gradient is not a finite number.
@@ -70,7 +71,8 @@ class Featurizer:
         So the host can see to the batch before while the device is at this one.
         """
         advice = "lower --gradient-length or use a smaller model or rank"
-        parts = within_memory(self._batch, rows, describe, self.device, advice)
+        halve = not is_sharded(self.model)
+        parts = within_memory(self._batch, rows, describe, self.device, advice, halve=halve)
 
         def finish() -> Found:
             features, losses = zip(*(part() for part in parts), strict=True)
@@ -171,7 +173,8 @@ def target_directions(
 
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
-    for batch, found in world.share(plan(lengths, batch_tokens), features, each=8):
+    batches = plan(lengths, batch_tokens)
+    for batch, found in alike(world, featurize.model).share(batches, features, each=8):
         np.add.at(sums, codes[batch], found.astype(np.float64))
         progress(len(batch))
     return (sums / np.bincount(codes)[:, None]).astype(np.float32)

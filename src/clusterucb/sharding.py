@@ -1,0 +1,75 @@
+"""Models that FSDP 2 shards: each process holds a part of every weight, and a layer's are gathered while it runs.
+
+As gathering takes all processes, each has to run the model as often as the others (`alike`), with whatever
+micro-batch. What a layer computes is then what it computes in a model that is whole, bit for bit. A
+parameter, its gradient and its moments are DTensors, of which `whole` makes plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from clusterucb.errors import ConfigError
+from clusterucb.processes import World
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+__all__ = ["alike", "is_sharded", "refuse_other_shards", "reshard", "whole", "whole_tensors"]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether all processes are needed to run the model."""
+    return bool(_parts(model))
+
+
+def alike(world: World, model: nn.Module) -> World:
+    """The processes as the model needs them: those that share a sharded one compute equally many items."""
+    return world.in_step() if is_sharded(model) else world
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, or all of one that is sharded; that takes all processes."""
+    gather = getattr(tensor, "full_tensor", None)
+    found: torch.Tensor = gather() if gather else tensor
+    return found
+
+
+def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same of each of them, without gradients."""
+    return {name: whole(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of what a pass has gathered and kept: the parameters are again those that an optimizer knows."""
+    for part in _parts(model):
+        part.reshard()
+
+
+def refuse_other_shards(model: nn.Module) -> None:
+    """Refuse a model that something else than FSDP 2 has sharded.
+
+    Raises:
+        ConfigError: FSDP 1 has.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ConfigError(
+            "FSDP 1: its flat weights are those of no layer, so no row has a gradient of its own; use FSDP 2 "
+            "(fsdp_config={'version': 2}, or fsdp_version: 2 in accelerate's configuration)"
+        )
+
+
+def _parts(model: nn.Module) -> list[FSDPModule]:
+    """What is gathered at once, one by one: its layers, and the rest; none of a model that is whole."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
