@@ -150,7 +150,8 @@ class Reselection:
         if not self.world.has(folder):
             started = time.monotonic()
             with publish_folder(folder, resume=True, world=self.world) as part:
-                self._select(period, model, moments(), part)
+                there = replace(self, world=alike(self.world, model))
+                there._select(period, model, moments(), part)
             self.spent(time.monotonic() - started)
         return read_round(folder)
 
@@ -176,8 +177,7 @@ class Reselection:
                     kept.add(rows, found)
                 return found
 
-            there = replace(self, world=alike(self.world, model))
-            there.write(part, period, features, directions, weights, target_cost, known=known)
+            self.write(part, period, features, directions, weights, target_cost, known=known)
 
     def write(
         self,

@@ -20,7 +20,19 @@ from clusterucb.processes import World
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["alike", "is_sharded", "refuse_other_shards", "reshard", "whole", "whole_tensors"]
+__all__ = ["alike", "fill", "is_sharded", "refuse_other_shards", "reshard", "shard", "whole", "whole_tensors"]
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Spread a transformers model, from the host's memory, over the processes' devices: layer by layer, and the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    layers = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in [m for m in model.modules() if type(m).__name__ in layers]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -45,6 +57,17 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {name: whole(tensor.detach()) for name, tensor in tensors.items()}
 
 
+def fill(parameter: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Give a parameter, sharded or not, the values of a plain tensor that every process has."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is not None:
+        from torch.distributed.tensor import DTensor, Replicate
+
+        everywhere = DTensor.from_local(tensor.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+        tensor = everywhere.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    parameter.copy_(tensor)
+
+
 def reshard(model: nn.Module) -> None:
     """Let go of what a pass has gathered and kept: the parameters are again those that an optimizer knows."""
     for part in _parts(model):
@@ -57,6 +80,8 @@ def refuse_other_shards(model: nn.Module) -> None:
     Raises:
         ConfigError: FSDP 1 has.
     """
+    if not _distributed():
+        return
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
@@ -68,8 +93,12 @@ def refuse_other_shards(model: nn.Module) -> None:
 
 def _parts(model: nn.Module) -> list[FSDPModule]:
     """What is gathered at once, one by one: its layers, and the rest; none of a model that is whole."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _distributed():
         return []
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

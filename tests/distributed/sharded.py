@@ -11,10 +11,10 @@ import torch
 from accelerate import state as accelerate_state
 from accelerate.utils import DistributedType
 from safetensors.numpy import save_file
-from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 from builders import build_model
+from clusterucb.cli import main
 from clusterucb.config import Lora, load
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.adam import Moments
@@ -24,7 +24,7 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import projection
 from clusterucb.processes import ALONE, joined
 from clusterucb.session import Session
-from clusterucb.sharding import alike, is_sharded, whole_tensors
+from clusterucb.sharding import alike, is_sharded, shard, whole_tensors
 from clusterucb.steps import reselection
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.model import attach_adapter
@@ -81,7 +81,9 @@ def computed(model, world=ALONE, count=15):
 
     found = list(alike(world, model).share(batches, compute))
     codes = np.arange(count) % 2
-    directions = target_directions(Featurizer(model, sketch), pool, codes, BATCH_TOKENS, world=world)
+    directions = target_directions(
+        Featurizer(model, sketch), pool, codes, BATCH_TOKENS, world=alike(world, model)
+    )
     return {
         "features": np.concatenate([features for _, (features, _) in found]),
         "losses": np.concatenate([losses for _, (_, losses) in found]),
@@ -94,9 +96,7 @@ def features(arguments):
     """`features FILE`: what each rank has computed with a sharded model, and that it is as it was."""
     with joined() as world:
         model = adapted()
-        for layer in model.get_base_model().model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+        shard(model, torch.device("cpu"))
         before = whole_tensors(trainable_parameters(model))
         found = computed(model, world)
         parameters = trainable_parameters(model)
@@ -105,3 +105,51 @@ def features(arguments):
         after = whole_tensors(parameters)
         assert all(torch.equal(after[name], weight) for name, weight in before.items())
         save_file(found, f"{arguments[0]}.{world.rank}")
+
+
+def command(arguments):
+    """`clusterucb ARGUMENT...`, where CPUs are sharded over."""
+    shard_on_cpus()
+    main(arguments)
+
+
+def train(arguments):
+    """`train STATES OPTION...`: two periods in a person's own Trainer; its rounds are in STATES/rounds."""
+    shard_on_cpus()
+    with joined() as world:
+        trained(Session(load(None, options_of(arguments[1:])), world=world), Path(arguments[0]))
+
+
+def trained(session, states, **changes):
+    """The same; `changes` of the Trainer's arguments. Returns the Trainer."""
+    dynamic = DynamicSelection(
+        session.training_tokens, np.arange(10), reselection(session, states / "rounds"), epochs_per_period=1
+    )
+    settings = {"save_strategy": "epoch", "fsdp": "full_shard", "fsdp_config": {"version": 2}}
+    trainer = Trainer(
+        session.model,
+        TrainingArguments(
+            str(states),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            num_train_epochs=2,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            remove_unused_columns=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            report_to="none",
+            disable_tqdm=True,
+            **(settings | changes),
+        ),
+        train_dataset=dynamic.dataset,
+        data_collator=dynamic.collate,
+        callbacks=[dynamic],
+    )
+    trainer.train()
+    return trainer
+
+
+def options_of(arguments):
+    """Options of the command line as a dict."""
+    return json.loads(arguments[0])

@@ -19,7 +19,7 @@ from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
-from clusterucb.sharding import alike, is_sharded
+from clusterucb.sharding import is_sharded
 
 __all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
 
@@ -173,8 +173,7 @@ def target_directions(
 
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
-    batches = plan(lengths, batch_tokens)
-    for batch, found in alike(world, featurize.model).share(batches, features, each=8):
+    for batch, found in world.share(plan(lengths, batch_tokens), features, each=8):
         np.add.at(sums, codes[batch], found.astype(np.float64))
         progress(len(batch))
     return (sums / np.bincount(codes)[:, None]).astype(np.float32)

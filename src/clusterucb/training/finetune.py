@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +23,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
 from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
+from clusterucb.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
 from clusterucb.training.moments import moments_of
@@ -74,7 +76,7 @@ def finetune(
 ) -> Finetuned:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
 
-    Several processes train by DistributedDataParallel: each takes its share of the micro-batches of every
+    Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its share of the micro-batches of every
     optimizer step, which are those that one process would take.
 
     Args:
@@ -121,6 +123,7 @@ def finetune(
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         **_placement(model),
+        **_sharding(model),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     trainer = _FiniteTrainer(
@@ -130,6 +133,10 @@ def finetune(
         data_collator=collate_for_training,
         callbacks=[*callbacks, clock, ShowProgress(advance), *reporting],
     )
+    if is_sharded(model) and not trainer.is_fsdp_enabled:
+        raise ConfigError(
+            f"shard fsdp: accelerate shards over GPUs only, and the device is {arguments.device.type}; leave --shard out"
+        )
     trainer.describe = describe
     for talkative in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(talkative)
@@ -160,6 +167,11 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
             )
         return loader
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing of a sharded model: the trainer's state has the adapter already, and the base never changes."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **more: Any) -> Any:
         """The trainer's own loss, looked at; nothing of an idle micro-batch, which has no mean."""
         if not (inputs["labels"] != IGNORED).any():
@@ -184,6 +196,17 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
 def _placement(model: nn.Module) -> dict[str, Any]:
     device = next(model.parameters()).device
     return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
+
+
+def _sharding(model: nn.Module) -> dict[str, Any]:
+    """How the trainer is told that the model is sharded, in the words of transformers 4 and 5."""
+    if not is_sharded(model):
+        return {}
+    new = int(transformers.__version__.split(".")[0]) >= 5
+    return {
+        "fsdp": True if new else "full_shard",
+        "fsdp_config": {"version": 2, "auto_wrap_policy": "NO_WRAP"},  # nothing more is to be sharded
+    }
 
 
 def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
