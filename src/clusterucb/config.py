@@ -360,7 +360,9 @@ class Config(Common):
             "features hidden": hidden,
             "method rds": self.method == "rds",
         }
-        if self.training.shard == "fsdp" and (found := next((name for name, is_set in unfit.items() if is_set), "")):
+        if self.training.shard == "fsdp" and (
+            found := next((name for name, is_set in unfit.items() if is_set), "")
+        ):
             raise ConfigError(f"shard fsdp: does not go with {found}; leave one of the two out")
 
     def with_absolute_paths(self) -> Config:
@@ -522,8 +524,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
-        if setting.section == "evaluation" or setting.name == "data_dir":
-            continue  # may differ each time: what was made of them is in the run directory
+        if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
+            continue  # may differ each time: what was made of them is in the run directory, or is the same
         old, new = (_value(config, setting) for config in (saved, given))
         if old != new:
             raise ConfigError(

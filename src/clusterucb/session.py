@@ -223,7 +223,7 @@ class Session:
         )
 
     def alone(self) -> Session:
-        """A session with a model that this process can run by itself: this one, unless its model is sharded."""
+        """This session or, if its model is sharded, another, whose model this process can run by itself."""
         if not self.sharded:
             return self
         self.release_model()

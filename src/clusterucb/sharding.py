@@ -1,8 +1,8 @@
-"""Models that FSDP 2 shards: each process holds a part of every weight, and a layer's are gathered while it runs.
+"""Models that FSDP 2 shards: a process holds a part of every weight; a layer's are gathered while it runs.
 
-As gathering takes all processes, each has to run the model as often as the others (`alike`), with whatever
-micro-batch. What a layer computes is then what it computes in a model that is whole, bit for bit. A
-parameter, its gradient and its moments are DTensors, of which `whole` makes plain tensors.
+Gathering takes all processes, so each has to run the model as often as the others (`alike`), with
+micro-batches of its own. A layer then computes what it does in a model that is whole, bit for bit. Outside of
+its passes a parameter is a DTensor, as are its moments; `whole` makes plain tensors of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ __all__ = ["alike", "fill", "is_sharded", "refuse_other_shards", "reshard", "sha
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Spread a transformers model, from the host's memory, over the processes' devices: layer by layer, and the rest."""
+    """Spread a transformers model that is in the host's memory over the devices of all processes.
+
+    What is gathered at once is a layer, and the rest, as embeddings and vocabulary head.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -63,7 +66,9 @@ def fill(parameter: torch.Tensor, tensor: torch.Tensor) -> None:
     if mesh is not None:
         from torch.distributed.tensor import DTensor, Replicate
 
-        everywhere = DTensor.from_local(tensor.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+        everywhere = DTensor.from_local(
+            tensor.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False
+        )
         tensor = everywhere.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
     parameter.copy_(tensor)
 

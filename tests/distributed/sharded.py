@@ -1,6 +1,6 @@
 """What ranks do with a model that FSDP 2 shards over them.
 
-accelerate shards on GPUs only; here it is told that a CPU is one.
+accelerate shards over GPUs only; here it is told that a CPU is one.
 """
 
 import json
@@ -27,7 +27,8 @@ from clusterucb.session import Session
 from clusterucb.sharding import alike, is_sharded, shard, whole_tensors
 from clusterucb.steps import reselection
 from clusterucb.training.callbacks import DynamicSelection
-from clusterucb.training.model import attach_adapter
+from clusterucb.training.model import attach_adapter, fingerprint_base, set_adapter
+from clusterucb.training.moments import save_moments
 
 BATCH_TOKENS = 40
 
@@ -46,10 +47,16 @@ def shard_on_cpus():
     State.__init__ = begin_with_fsdp
 
 
-def adapted(**lora):
+def command(arguments):
+    """`clusterucb ARGUMENT...`"""
+    shard_on_cpus()
+    main(arguments)
+
+
+def adapted(dtype="float32"):
     """A model whose adapter is not at its start, where half of the gradients are 0."""
-    settings = {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
-    model = attach_adapter(build_model().requires_grad_(False), Lora(**(settings | lora)), 0)
+    lora = Lora(rank=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj", "o_proj"])
+    model = attach_adapter(build_model().to(getattr(torch, dtype)).requires_grad_(False), lora, 0)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
@@ -63,7 +70,7 @@ def rows(count):
     return [Encoded(ids, np.arange(len(ids)) >= len(ids) // 2) for ids in made]
 
 
-def moments(model):
+def moments_for(model):
     torch.manual_seed(3)
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
     mean = {name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()}
@@ -71,67 +78,86 @@ def moments(model):
 
 
 def computed(model, world=ALONE, count=15):
-    """Features of rows, losses, and directions of a target."""
-    pool, sketch = rows(count), projection("countsketch", 64, 0)
+    """Features of rows with losses, and directions of a target."""
+    pool, sketch, world = rows(count), projection("countsketch", 64, 0), alike(world, model)
     batches = plan(np.array([len(row.ids) for row in pool]), BATCH_TOKENS)
-    featurize = Featurizer(model, sketch, moments(model))
+    featurize = Featurizer(model, sketch, moments_for(model))
 
     def compute(items):
         return (featurize([pool[i] for i in batch.tolist()]) for batch in items)
 
-    found = list(alike(world, model).share(batches, compute))
+    found = list(world.share(batches, compute))
     codes = np.arange(count) % 2
-    directions = target_directions(
-        Featurizer(model, sketch), pool, codes, BATCH_TOKENS, world=alike(world, model)
-    )
     return {
         "features": np.concatenate([features for _, (features, _) in found]),
         "losses": np.concatenate([losses for _, (_, losses) in found]),
-        "directions": directions,
+        "directions": target_directions(Featurizer(model, sketch), pool, codes, BATCH_TOKENS, world=world),
         "batches": np.array([len(batches)]),
     }
 
 
 def features(arguments):
-    """`features FILE`: what each rank has computed with a sharded model, and that it is as it was."""
+    """`features FILE DTYPE`: what each rank computes with a sharded model, which stays as it is."""
     with joined() as world:
-        model = adapted()
+        model = adapted(arguments[1])
+        base = fingerprint_base(model)
+        weights = {name: parameter.clone() for name, parameter in trainable_parameters(model).items()}
         shard(model, torch.device("cpu"))
-        before = whole_tensors(trainable_parameters(model))
         found = computed(model, world)
         parameters = trainable_parameters(model)
         assert is_sharded(model)
+        assert all(p.to_local().numel() < p.numel() for p in model.parameters())
         assert all(p.requires_grad and p.grad is None for p in parameters.values())
-        after = whole_tensors(parameters)
-        assert all(torch.equal(after[name], weight) for name, weight in before.items())
+        assert same(whole_tensors(parameters), weights)
+        assert fingerprint_base(model) == base
+        set_adapter(model, {name: -weight for name, weight in weights.items()}, Path("another"))
+        assert same(whole_tensors(parameters), {name: -weight for name, weight in weights.items()})
         save_file(found, f"{arguments[0]}.{world.rank}")
 
 
-def command(arguments):
-    """`clusterucb ARGUMENT...`, where CPUs are sharded over."""
-    shard_on_cpus()
-    main(arguments)
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def alone(arguments):
+    """`alone SETTINGS`: rank 0 runs by itself a model that all have shards of."""
+    with joined() as world:
+        session = Session(load(None, json.loads(arguments[0])), world=world)
+        assert is_sharded(session.model)
+        batch = session.targeted.tokens[0].ids[None].astype(np.int64)
+        with torch.no_grad():
+            sharded = session.model(input_ids=torch.from_numpy(batch)).logits
+            by_itself = session.alone()
+            if world.leads:
+                assert torch.equal(by_itself.model(input_ids=torch.from_numpy(batch)).logits, sharded)
 
 
 def train(arguments):
-    """`train STATES OPTION...`: two periods in a person's own Trainer; its rounds are in STATES/rounds."""
+    """`train STATES SETTINGS`: a person's own Trainer under FSDP 2."""
     shard_on_cpus()
     with joined() as world:
-        trained(Session(load(None, options_of(arguments[1:])), world=world), Path(arguments[0]))
+        session = Session(load(None, json.loads(arguments[1])), world=world)
+        fsdp = {"fsdp": True, "fsdp_config": {"version": 2}, "save_strategy": "epoch"}
+        trainer = trained(session, Path(arguments[0]), gradient_accumulation_steps=2, **fsdp)
+        assert is_sharded(trainer.model)
 
 
-def trained(session, states, **changes):
-    """The same; `changes` of the Trainer's arguments. Returns the Trainer."""
-    dynamic = DynamicSelection(
-        session.training_tokens, np.arange(10), reselection(session, states / "rounds"), epochs_per_period=1
-    )
-    settings = {"save_strategy": "epoch", "fsdp": "full_shard", "fsdp_config": {"version": 2}}
+def trained(session, states, **arguments):
+    """Two periods of three optimizer steps of four rows; `states` has rounds, and moments before period 2."""
+    select = reselection(session, states / "rounds")
+    path = states / f"moments-{session.world.rank}.safetensors"
+
+    def reselect(period, model, moments):
+        found = moments()
+        save_moments(found, path)
+        return select(period, model, lambda: found)
+
+    dynamic = DynamicSelection(session.training_tokens, np.arange(10), reselect)
     trainer = Trainer(
         session.model,
         TrainingArguments(
             str(states),
             per_device_train_batch_size=1,
-            gradient_accumulation_steps=2,
             num_train_epochs=2,
             learning_rate=1e-3,
             lr_scheduler_type="constant",
@@ -140,7 +166,7 @@ def trained(session, states, **changes):
             dataloader_pin_memory=False,
             report_to="none",
             disable_tqdm=True,
-            **(settings | changes),
+            **arguments,
         ),
         train_dataset=dynamic.dataset,
         data_collator=dynamic.collate,
@@ -148,8 +174,3 @@ def trained(session, states, **changes):
     )
     trainer.train()
     return trainer
-
-
-def options_of(arguments):
-    """Options of the command line as a dict."""
-    return json.loads(arguments[0])

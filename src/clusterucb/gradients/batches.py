@@ -126,8 +126,8 @@ def within_memory(
             ) from None
         if not halve:
             raise InputError(
-                f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this one on, "
-                "and processes that share a sharded model cannot halve it; lower --batch-tokens"
+                f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this "
+                "one on, which processes that share a model cannot halve; lower --batch-tokens"
             ) from None
     half = len(rows) // 2
     first = within_memory(compute, rows[:half], describe, device, advice)

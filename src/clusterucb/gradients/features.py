@@ -58,10 +58,11 @@ class Featurizer:
     def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
-        Out of memory, the batch is halved, unless the model is sharded. `describe(i)` names row i in an error.
+        Out of memory, the batch of a model that is not sharded is halved. `describe(i)` names row i in an
+        error.
 
         Raises:
-            InputError: a row's loss or gradient is not a finite number.
+            InputError: a row's loss or gradient is not a finite number, or memory does not suffice.
         """
         return self.begin(rows, describe)()
 

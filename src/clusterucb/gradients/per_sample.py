@@ -217,10 +217,10 @@ def _frozen(layers: Iterable[nn.Linear]) -> Iterator[None]:
 
     A layer's weight is looked up when the layer runs: that of a sharded model is another tensor then.
     """
-    weights: list[nn.Parameter] = []
+    weights: list[torch.Tensor] = []
 
     def freeze(layer: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
-        weight: nn.Parameter = layer.weight  # type: ignore[assignment]
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         weights.append(weight.requires_grad_(False))
 
     handles = [layer.register_forward_pre_hook(freeze) for layer in layers]

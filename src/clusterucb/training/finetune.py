@@ -76,8 +76,8 @@ def finetune(
 ) -> Finetuned:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
 
-    Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its share of the micro-batches of every
-    optimizer step, which are those that one process would take.
+    Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its
+    share of the micro-batches of every optimizer step, which are those that one process would take.
 
     Args:
         model: with a trainable adapter at its starting weights, on its device.
@@ -93,11 +93,13 @@ def finetune(
         world: processes that train together, each with the same model.
 
     Raises:
-        ConfigError: the batch size does not divide among the processes.
+        ConfigError: the batch size does not divide among the processes; a sharded model is on a CPU, or was
+            not sharded when training began.
         InputError: a loss is not a finite number.
         LostError: another process has ended or does not answer.
     """
     checkpoint, seconds = world.lead(lambda: last_whole_checkpoint(folder))
+    _check_states(checkpoint, model)
     clock = clock or WholeCheckpoints(seconds, world)
     report_to, reporting = reporters(settings.report_to, folder)
     steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
@@ -135,7 +137,8 @@ def finetune(
     )
     if is_sharded(model) and not trainer.is_fsdp_enabled:
         raise ConfigError(
-            f"shard fsdp: accelerate shards over GPUs only, and the device is {arguments.device.type}; leave --shard out"
+            f"shard fsdp: accelerate shards over GPUs only, and the device is {arguments.device.type}; leave "
+            "--shard out"
         )
     trainer.describe = describe
     for talkative in (PrinterCallback, ProgressCallback):
@@ -168,7 +171,7 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
         return loader
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing of a sharded model: the trainer's state has the adapter already, and the base never changes."""
+        """Nothing of a sharded model: its adapter is saved with the optimizer, and its base never changes."""
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
 
@@ -196,6 +199,16 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
 def _placement(model: nn.Module) -> dict[str, Any]:
     device = next(model.parameters()).device
     return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
+
+
+def _check_states(checkpoint: Path | None, model: nn.Module) -> None:
+    """Refuse to go on from states of the other kind: the trainer keeps a sharded optimizer by name."""
+    sharded = is_sharded(model)
+    if checkpoint and (checkpoint / "optimizer.bin").exists() != sharded:
+        raise ConfigError(
+            f"{checkpoint}: was saved {'without' if sharded else 'by several processes with'} --shard fsdp; "
+            f"go on like this, or remove {checkpoint.parent} to train from the start"
+        )
 
 
 def _sharding(model: nn.Module) -> dict[str, Any]:

@@ -30,7 +30,7 @@ __all__ = ["import_moments", "load_moments", "moments_of", "save_moments"]
 
 
 def moments_of(optimizer: Any, model: nn.Module) -> Moments:
-    """The moments of the model's trainable parameters in a live AdamW, copied; all of each, if it is sharded."""
+    """The moments of the model's trainable parameters in a live AdamW, copied; whole, if it is sharded."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     group = optimizer.param_groups[0]
     if "betas" not in group or any(s and "exp_avg_sq" not in s for s in optimizer.state.values()):
