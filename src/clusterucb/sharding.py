@@ -80,10 +80,10 @@ def reshard(model: nn.Module) -> None:
 
 
 def refuse_other_shards(model: nn.Module) -> None:
-    """Refuse a model that something else than FSDP 2 has sharded.
+    """Refuse a model whose weights are nowhere a layer's own, or not where the layer runs.
 
     Raises:
-        ConfigError: FSDP 1 has.
+        ConfigError: FSDP 1 has sharded it, or FSDP 2 keeps the shards on the host.
     """
     if not _distributed():
         return
@@ -94,6 +94,18 @@ def refuse_other_shards(model: nn.Module) -> None:
             "FSDP 1: its flat weights are those of no layer, so no row has a gradient of its own; use FSDP 2 "
             "(fsdp_config={'version': 2}, or fsdp_version: 2 in accelerate's configuration)"
         )
+    if any(p.device.type != _device_type(p) for p in model.parameters()):
+        raise ConfigError(
+            "FSDP: the shards are on the host, and a row's gradient is taken where the layers run; leave "
+            "cpu_offload false"
+        )
+
+
+def _device_type(parameter: nn.Parameter) -> str:
+    """Where a parameter is when it is whole."""
+    mesh = getattr(parameter, "device_mesh", None)
+    found: str = mesh.device_type if mesh is not None else parameter.device.type
+    return found
 
 
 def _parts(model: nn.Module) -> list[FSDPModule]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cli_helpers import options, result
 from clusterucb.config import load
 from clusterucb.errors import ConfigError
 from clusterucb.session import Session
+from clusterucb.sharding import refuse_other_shards
 from clusterucb.steps import reselection
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.model import load_adapter
@@ -110,6 +112,14 @@ class TestAPersonsOwnTrainer:
                 dynamic.on_train_begin(None, None, None, train_dataloader=None, model=model)
         finally:
             dist.destroy_process_group()
+
+    def test_shards_on_the_host_are_refused(self, monkeypatch):
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        model = torch.nn.Linear(2, 2)
+        refuse_other_shards(model)
+        model.weight.device_mesh = SimpleNamespace(device_type="cuda")
+        with pytest.raises(ConfigError, match=r"FSDP: the shards are on the host.* leave cpu_offload false"):
+            refuse_other_shards(model)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
