@@ -354,16 +354,14 @@ class Config(Common):
 
     def _check_shard(self) -> None:
         """Refuse what runs a part of the model only, or weights that cannot be cut."""
-        hidden = self.clustering.features == "hidden" and self.method == "dynamic"
         unfit = {
             f"load_in {self.load_in}": self.load_in != "dtype",
-            "features hidden": hidden,
+            "features hidden": self.clustering.features == "hidden" and self.method == "dynamic",
             "method rds": self.method == "rds",
         }
-        if self.training.shard == "fsdp" and (
-            found := next((name for name, is_set in unfit.items() if is_set), "")
-        ):
-            raise ConfigError(f"shard fsdp: does not go with {found}; leave one of the two out")
+        found = [name for name, is_set in unfit.items() if is_set]
+        if found and self.training.shard == "fsdp":
+            raise ConfigError(f"shard fsdp: does not go with {found[0]}; leave one of the two out")
 
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""

@@ -133,12 +133,22 @@ def alone(arguments):
 
 
 def train(arguments):
-    """`train STATES SETTINGS`: a person's own Trainer under FSDP 2."""
+    """`train STATES SETTINGS`: a person's own Trainer under FSDP 2, which keeps what a pass has gathered.
+
+    It evaluates after each epoch, so that a selection meets a model that is whole.
+    """
     shard_on_cpus()
     with joined() as world:
         session = Session(load(None, json.loads(arguments[1])), world=world)
-        fsdp = {"fsdp": True, "fsdp_config": {"version": 2}, "save_strategy": "epoch"}
-        trainer = trained(session, Path(arguments[0]), gradient_accumulation_steps=2, **fsdp)
+        trainer = trained(
+            session,
+            Path(arguments[0]),
+            gradient_accumulation_steps=2,
+            save_strategy="epoch",
+            eval_strategy="epoch",
+            fsdp=True,
+            fsdp_config={"version": 2, "reshard_after_forward": False},
+        )
         assert is_sharded(trainer.model)
 
 
@@ -169,6 +179,7 @@ def trained(session, states, **arguments):
             **arguments,
         ),
         train_dataset=dynamic.dataset,
+        eval_dataset=dynamic.dataset,
         data_collator=dynamic.collate,
         callbacks=[dynamic],
     )
