@@ -18,9 +18,9 @@ from clusterucb.cli import main
 from clusterucb.config import Lora, load
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import plan
+from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.features import Featurizer, target_directions
-from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.gradients.projection import projection
 from clusterucb.processes import ALONE, joined
 from clusterucb.session import Session
@@ -97,11 +97,17 @@ def computed(model, world=ALONE, count=15):
 
 
 def features(arguments):
-    """`features FILE DTYPE`: what each rank computes with a sharded model, which stays as it is."""
+    """`features FILE DTYPE PIECES`: what each rank computes with a sharded model, which stays as it is.
+
+    In one piece the whole model is gathered at once, and kept after a pass without gradients.
+    """
     with joined() as world:
         model = adapted(arguments[1])
         base = fingerprint_base(model)
         weights = {name: parameter.clone() for name, parameter in trainable_parameters(model).items()}
+        if arguments[2] == "one":
+            for module in model.modules():
+                module._no_split_modules = None
         shard(model, torch.device("cpu"))
         found = computed(model, world)
         parameters = trainable_parameters(model)
@@ -110,8 +116,11 @@ def features(arguments):
         assert all(p.requires_grad and p.grad is None for p in parameters.values())
         assert same(whole_tensors(parameters), weights)
         assert fingerprint_base(model) == base
-        set_adapter(model, {name: -weight for name, weight in weights.items()}, Path("another"))
-        assert same(whole_tensors(parameters), {name: -weight for name, weight in weights.items()})
+        row_losses(model, collate(rows(2)))
+        other = {name: -weight for name, weight in weights.items()}
+        set_adapter(model, other, Path("another"))
+        model.reshard()  # as at a training pass's end
+        assert same(whole_tensors(trainable_parameters(model)), other)
         save_file(found, f"{arguments[0]}.{world.rank}")
 
 
@@ -133,10 +142,7 @@ def alone(arguments):
 
 
 def train(arguments):
-    """`train STATES SETTINGS`: a person's own Trainer under FSDP 2, which keeps what a pass has gathered.
-
-    It evaluates after each epoch, so that a selection meets a model that is whole.
-    """
+    """`train STATES SETTINGS`: a person's own Trainer under FSDP 2, which evaluates after each epoch."""
     shard_on_cpus()
     with joined() as world:
         session = Session(load(None, json.loads(arguments[1])), world=world)
@@ -147,7 +153,7 @@ def train(arguments):
             save_strategy="epoch",
             eval_strategy="epoch",
             fsdp=True,
-            fsdp_config={"version": 2, "reshard_after_forward": False},
+            fsdp_config={"version": 2},
         )
         assert is_sharded(trainer.model)
 

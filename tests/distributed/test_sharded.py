@@ -45,10 +45,13 @@ def complaint(found):
     return line.removeprefix("clusterucb: ")
 
 
-@pytest.mark.parametrize(("processes", "dtype"), [(2, "float32"), (4, "float32"), (2, "bfloat16")])
-def test_each_rows_gradient_is_that_of_the_whole_model_to_the_bit(ranks, tmp_path, processes, dtype):
+@pytest.mark.parametrize(
+    ("processes", "dtype", "pieces"),
+    [(2, "float32", "many"), (2, "float32", "one"), (2, "bfloat16", "many"), (4, "float32", "many")],
+)
+def test_each_rows_gradient_is_that_of_the_whole_model_to_the_bit(ranks, tmp_path, processes, dtype, pieces):
     """Though the micro-batches do not come out even, and each needs all processes."""
-    run(ranks, [tmp_path / "found", dtype], processes, main="sharded:features")
+    run(ranks, [tmp_path / "found", dtype, pieces], processes, main="sharded:features")
     expected = sharded.computed(sharded.adapted(dtype))
     assert expected["batches"][0] % processes
     for rank in range(processes):
