@@ -138,6 +138,33 @@ def test_processes_that_share_a_model_select_what_one_does(ranks, begun, tmp_pat
         assert (out / name).read_bytes() == (one / name).read_bytes(), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("warm", "steps", "changes"),
+    [
+        (("warmup",), ("gradients", "cluster", "select"), {"method": "less", "less_checkpoints": 2}),
+        (("warmup", "gradients", "cluster"), ("select",), {"policy": "linear_ucb", "rounds": 3}),
+        ((), ("select",), {"method": "loss"}),
+    ],
+    ids=["less", "linear_ucb", "loss"],
+)
+def test_other_methods_select_what_one_process_does(ranks, shared_settings, tmp_path, warm, steps, changes):
+    settings = {**shared_settings, **SMALL, **changes}
+    at = ["--checkpoint", tmp_path / "2/warmup"] if "policy" in changes else []  # else all rows are stored
+    for command in warm:
+        run(ranks, [command, *options(settings, out=tmp_path / "1")], 1)
+    if warm:
+        shutil.copytree(tmp_path / "1", tmp_path / "2")
+    for processes, shard in ((1, "none"), (2, "fsdp")):
+        for command in steps:
+            more = at if command == "select" else []
+            out = tmp_path / str(processes)
+            run(ranks, [command, *options(settings, shard=shard, out=out), *more], processes)
+    one, two = (sorted((tmp_path / size).glob("*s/**/selection.safetensors")) for size in "12")
+    assert len(one) == len(two) == 1
+    assert one[0].read_bytes() == two[0].read_bytes()
+
+
 @pytest.fixture(scope="module")
 def whole(ranks, shared_settings, tmp_path_factory):
     """The directory of a run whose model two processes share, from beginning to end."""
