@@ -204,6 +204,25 @@ def test_settings_that_differ_are_both_shown():
     reconcile(old, old, "there")
 
 
+def test_how_processes_hold_the_model_may_change():
+    plain, sharded = (load(None, {**NEEDED, "shard": shard}) for shard in ("none", "fsdp"))
+    reconcile(plain, sharded, "there")
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ({"load_in": "4bit"}, "load_in 4bit"),
+        ({"features": "hidden"}, "features hidden"),
+        ({"method": "rds"}, "method rds"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(other, name):
+    with pytest.raises(ConfigError, match=f"shard fsdp: does not go with {name}; leave one of the two out"):
+        load(None, {**NEEDED, "shard": "fsdp", **other})
+    load(None, {**NEEDED, **other})
+
+
 def test_one_path_spelled_in_two_ways_is_one_setting(settings, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)

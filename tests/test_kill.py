@@ -4,6 +4,7 @@ A command that is to die runs in a child of a server: one process that has impor
 for each command, as a fresh process takes seconds to import. `python tests/test_kill.py` is that server.
 """
 
+import importlib
 import json
 import os
 import random
@@ -22,8 +23,6 @@ KILLED = -signal.SIGKILL
 
 def be_ready(*more):
     """Import all that a command needs, and `more`, and say so: what is forked then has it."""
-    import importlib
-
     import clusterucb.cli
     import clusterucb.quiet
 
@@ -69,9 +68,8 @@ def child(job):
     if job.get("at"):
         trap(**job["at"])
     try:
-        from clusterucb.cli import main
-
-        main(job["arguments"])
+        module, _, name = job.get("main", "clusterucb.cli:main").partition(":")
+        getattr(importlib.import_module(module), name)(job["arguments"])
         return 0
     except SystemExit as end:
         return int(end.code or 0)
@@ -92,8 +90,6 @@ def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, 
     torn: a file that is being written is left with half of what it is to hold.
     error: raise what the system says by this number instead.
     """
-    import importlib
-
     module, _, name = where.partition(":")
     owner = importlib.import_module(module)
     *outer, last = name.split(".")

@@ -17,7 +17,7 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.store import FeatureStore
 from clusterucb.rundir import check_made_with, publish_folder, write_json
 from clusterucb.session import Session
-from clusterucb.training.model import fingerprint_tensors, read_adapter, save_adapter
+from clusterucb.training.model import adapter_weights, fingerprint_tensors, read_adapter, save_adapter
 from clusterucb.training.moments import save_moments
 
 __all__ = [
@@ -97,7 +97,7 @@ def publish_checkpoint(
     session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float | str
 ) -> None:
     """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
-    model = session.model
+    model, weights = session.model, adapter_weights(session.model)
     known = {
         "made_with": session.made_with,
         "cost": cost.to_json(),
@@ -105,7 +105,7 @@ def publish_checkpoint(
     }
     with publish_folder(folder, world=session.world) as part:
         if session.world.leads:
-            save_adapter(model, part)
+            save_adapter(model, part, weights)
             save_moments(moments, part / "moments.safetensors")
             write_json(part / "checkpoint.json", {**known, **facts})
 

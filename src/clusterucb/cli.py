@@ -120,7 +120,7 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
             return
         with (
             _one_line_errors(),
-            contextlib.nullcontext(ALONE) if alone else joined() as own["world"],
+            contextlib.nullcontext(ALONE) if alone else joined(fsdp=False) as own["world"],
             _one_line_errors(own["world"]),
         ):
             if not own["world"].leads:

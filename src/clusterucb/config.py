@@ -203,6 +203,8 @@ class Training(_Strict):
     """Tokens of a row in training; the prompt gives way from the left."""
     save_steps: Positive = 50
     """Optimizer steps between two saved states, besides one at every period's end."""
+    shard: Literal["none", "fsdp"] = "none"
+    """What each of several processes holds: none, all of the model; fsdp, a part of every weight (FSDP 2)."""
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     """Where the trainer logs each step: tensorboard (logs/ in the run directory), wandb, mlflow or none."""
 
@@ -320,6 +322,7 @@ class Config(Common):
                 f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
+        self._check_shard()
         if chosen.budget is None and not chosen.by_row:
             raise ConfigError(
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
@@ -348,6 +351,17 @@ class Config(Common):
                 f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "
                 f"--bandit clusterucb"
             )
+
+    def _check_shard(self) -> None:
+        """Refuse what runs a part of the model only, or weights that cannot be cut."""
+        unfit = {
+            f"load_in {self.load_in}": self.load_in != "dtype",
+            "features hidden": self.clustering.features == "hidden" and self.method == "dynamic",
+            "method rds": self.method == "rds",
+        }
+        found = [name for name, is_set in unfit.items() if is_set]
+        if found and self.training.shard == "fsdp":
+            raise ConfigError(f"shard fsdp: does not go with {found[0]}; leave one of the two out")
 
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
@@ -508,8 +522,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
-        if setting.section == "evaluation" or setting.name == "data_dir":
-            continue  # may differ each time: what was made of them is in the run directory
+        if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
+            continue  # may differ each time: what was made of them is in the run directory, or is the same
         old, new = (_value(config, setting) for config in (saved, given))
         if old != new:
             raise ConfigError(

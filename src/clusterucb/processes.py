@@ -56,11 +56,13 @@ class World:
         rank: from 0.
         size: number of processes.
         step: what they are at, for messages.
+        together: what `in_step` asks for.
     """
 
     rank: int = 0
     size: int = 1
     step: str = "start"
+    together: bool = False
 
     @property
     def leads(self) -> bool:
@@ -70,6 +72,10 @@ class World:
     def at(self, step: str) -> World:
         """The same processes at another step."""
         return replace(self, step=step)
+
+    def in_step(self) -> World:
+        """The same processes, of which each computes as many items as the others whenever they share."""
+        return replace(self, together=True)
 
     def gather(self, value: T) -> list[T]:
         """The value of each process, by rank."""
@@ -178,7 +184,12 @@ class _Group(World):
     ) -> Iterator[tuple[Item, T]]:
         for start in range(0, len(items), each * self.size):
             wave = items[start : start + each * self.size]
-            parts = self.gather(list(compute(wave[self.rank :: self.size])))
+            own = wave[self.rank :: self.size]
+            if self.together and len(own) * self.size < len(wave):
+                own = [*own, wave[0]]  # a result that nobody needs, of work that takes all
+            with self.watching():
+                own_results = list(compute(own))
+            parts = self.gather(own_results)
             for place, item in enumerate(wave):
                 yield item, parts[place % self.size][place // self.size]
 
@@ -276,13 +287,17 @@ def leads(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def joined(environment: Mapping[str, str] = os.environ, *, fsdp: bool = True) -> Iterator[World]:
     """The world that torchrun's environment variables tell of, until the block ends.
 
     A process group that is there already, as a Trainer makes one, is used and left.
 
+    Args:
+        environment: variables and their values.
+        fsdp: whether accelerate may be told to shard the model, for a Trainer of one's own.
+
     Raises:
-        ConfigError: the time limit is not a number, or accelerate is to split the model.
+        ConfigError: the time limit is not a number, or accelerate is to split the model in another way.
         LostError: the other processes are not there.
     """
     size = _size(environment)
@@ -294,7 +309,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    _refuse_shards(environment)
+    _refuse_shards(environment, fsdp)
     seconds = _seconds(environment)
     limit = timedelta(seconds=seconds)
     cuda = torch.cuda.is_available()
@@ -360,14 +375,16 @@ def _size(environment: Mapping[str, str]) -> int:
     return int(environment["WORLD_SIZE"])
 
 
-def _refuse_shards(environment: Mapping[str, str]) -> None:
-    """Per-row gradients need the whole of a layer's weights in each process."""
-    for name in ("FSDP", "DEEPSPEED"):
+def _refuse_shards(environment: Mapping[str, str], fsdp: bool) -> None:
+    """DeepSpeed shows no layer's weights as they are, and our own commands shard by a setting of theirs."""
+    refused = {"DEEPSPEED": "no row has a gradient of its own under it"}
+    if not fsdp:
+        refused["FSDP"] = "the command shards the model itself, if it is told to"
+    for name, reason in refused.items():
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ConfigError(
-                f"{name}, in accelerate's configuration: each process needs the whole model; start with "
-                "torchrun or `accelerate launch --multi_gpu`; if it is too large, use --dtype bfloat16 or a "
-                "smaller model"
+                f"{name}, in accelerate's configuration: {reason}; start with torchrun or `accelerate launch "
+                "--multi_gpu`, and with --shard fsdp if the model is too large for one GPU"
             )
 
 

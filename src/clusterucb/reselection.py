@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from clusterucb.rundir import publish_folder
 from clusterucb.selection.bandit import Draw
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
+from clusterucb.sharding import alike, whole_tensors
 from clusterucb.training.model import fingerprint_tensors
 
 __all__ = ["Pooled", "Reselection", "Targeted", "round_seed"]
@@ -122,7 +123,7 @@ class Reselection:
             drawn rows for later rounds.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
-        world: processes that select together, each with the same model.
+        world: processes that select together, each with the same model, or with its part of a sharded one.
     """
 
     pooled: Pooled
@@ -149,7 +150,8 @@ class Reselection:
         if not self.world.has(folder):
             started = time.monotonic()
             with publish_folder(folder, resume=True, world=self.world) as part:
-                self._select(period, model, moments(), part)
+                there = replace(self, world=alike(self.world, model))
+                there._select(period, model, moments(), part)
             self.spent(time.monotonic() - started)
         return read_round(folder)
 
@@ -164,7 +166,7 @@ class Reselection:
         directions, target_cost = self.targeted.directions(
             model, self.projection, self.batch_tokens, self.screen, self.world
         )
-        weights = fingerprint_tensors(trainable_parameters(model))
+        weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
         featurize = Featurizer(model, self.projection, moments, self.formula)
         known = self.known(directions, [self.folder / str(number) for number in range(1, period)])
         with DrawnWriter(part, self.projection.dim, self.world.rank) if known else nullcontext() as kept:

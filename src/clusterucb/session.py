@@ -46,6 +46,7 @@ from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
 from clusterucb.selection.share import share
+from clusterucb.sharding import shard
 from clusterucb.tasks import TASKS, Question
 from clusterucb.tasks.held_out import held_out
 from clusterucb.training.finetune import accumulation_steps
@@ -82,7 +83,8 @@ class Session:
     def __init__(self, config: Config, screen: Screen | None = None, world: World = ALONE) -> None:
         self.config = config.with_absolute_paths()
         self.screen = screen or Screen(quiet=True)
-        self.world = world
+        self.sharded = world.size > 1 and self.config.training.shard == "fsdp"
+        self.world = world.in_step() if self.sharded else world
         self.dir = RunDir(self.config.out)
         self._lent: PeftModel | None = None
 
@@ -220,6 +222,13 @@ class Session:
             chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds, stop=stop
         )
 
+    def alone(self) -> Session:
+        """This session or, if its model is sharded, another, whose model this process can run by itself."""
+        if not self.sharded:
+            return self
+        self.release_model()
+        return Session(self.config, self.screen)
+
     @property
     def repeat_seed(self) -> int:
         """Seed of what differs between repetitions: the draws, and the order and dropout of training."""
@@ -241,11 +250,12 @@ class Session:
             return lent.eval()
         self.screen.say(f"load {self.config.model}")
         with stage("load"), torch.random.fork_rng():
-            model = attach_adapter(
-                load_model(self.config), self.config.lora, self.config.seed, self.config.adapter
-            )
+            base = load_model(self.config, on_host=self.sharded)
+            model = attach_adapter(base, self.config.lora, self.config.seed, self.config.adapter)
         adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
         self.world.once(self.dir.initial, lambda: self._begin(model))
+        if self.sharded:
+            shard(model, pick_device(self.config.device))
         load_adapter(model, self.dir.initial)
         return model
 

@@ -361,13 +361,15 @@ def benchmark(session: Session) -> dict[str, Any]:
     adapter = need(session, session.dir.adapter, "train")
     _ = session.unchecked
 
+    alone = session.alone()
+
     def model() -> PeftModel:
-        load_adapter(session.model, adapter)
-        return session.model
+        load_adapter(alone.model, adapter)
+        return alone.model
 
     if session.config.evaluation.engine == "vllm":
         session.release_model()
-    else:
+    elif alone is session:
         _ = session.model
     asked = benchmarks(
         session.config,

@@ -73,7 +73,7 @@ def elastic_rank(job):
     rank, attempt = os.environ["RANK"], int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     os.environ.update(GLOO_SOCKET_IFNAME="lo", **job["environment"])
     at = job["at"][attempt].get(rank) if attempt < len(job["at"]) else None
-    status = child({"arguments": job["arguments"], "log": f"{job['log']}.{rank}", "at": at})
+    status = child({**job, "log": f"{job['log']}.{rank}", "at": at})
     if status:
         os._exit(status)
     return status
@@ -137,7 +137,7 @@ def ranked(job, rank, attempt, port):
     )
     at = job["at"][attempt].get(str(rank)) if attempt < len(job["at"]) else None
     arguments = [argument.replace("{rank}", str(rank)) for argument in job["arguments"]]
-    return child({"arguments": arguments, "log": f"{job['log']}.{rank}", "at": at})
+    return child({**job, "arguments": arguments, "log": f"{job['log']}.{rank}", "at": at})
 
 
 class Ranks:
@@ -157,9 +157,20 @@ class Ranks:
         assert self.process.stdout.readline() == "ready\n"
 
     def attempts(
-        self, arguments, processes=2, restarts=0, at=(), patience=20.0, torchrun=False, **environment
+        self,
+        arguments,
+        processes=2,
+        restarts=0,
+        at=(),
+        patience=20.0,
+        torchrun=False,
+        main="clusterucb.cli:main",
+        **environment,
     ):
-        """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`."""
+        """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`.
+
+        main: "module:function" that is called with the arguments.
+        """
         job = {
             "arguments": [str(argument) for argument in arguments],
             "processes": processes,
@@ -167,6 +178,7 @@ class Ranks:
             "at": [{str(rank): where for rank, where in traps.items()} for traps in at],
             "patience": patience,
             "torchrun": torchrun,
+            "main": main,
             "environment": environment,
             "log": str(self.folder / "screen"),
             "answer": str(self.folder / "answer.json"),

@@ -158,8 +158,17 @@ def test_what_one_process_does_rank_0_does(ranks, settings):
     assert second["said"] == ""
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_a_model_that_accelerate_is_to_split_is_refused(ranks, settings, kind):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("FSDP", "the command shards the model itself, if it is told to"),
+        ("DEEPSPEED", "no row has a gradient of its own under it"),
+    ],
+)
+def test_a_model_that_accelerate_is_to_split_is_refused(ranks, settings, kind, reason):
     variable = {f"ACCELERATE_USE_{kind}": "true"}
     first, second = ranks(["run", *options(settings, **FAST)], **variable)
-    assert ended([first, second]).startswith(f"{kind}, in accelerate's configuration: each")
+    assert ended([first, second]) == (
+        f"{kind}, in accelerate's configuration: {reason}; start with torchrun or `accelerate launch "
+        "--multi_gpu`, and with --shard fsdp if the model is too large for one GPU"
+    )

@@ -131,6 +131,14 @@ class TestOutOfMemory:
         with pytest.raises(InputError, match=r"row 0: out of memory.*\(9 tokens\); lower --gradient-length"):
             featurize(rows([9, 5, 4]))
 
+    def test_a_batch_of_processes_that_share_a_model_is_not_halved(self, featurize, monkeypatch):
+        tried = self.limit(monkeypatch, 2)
+        monkeypatch.setattr("clusterucb.gradients.features.is_sharded", lambda _model: True)
+        words = r"row 0: out of memory.* micro-batch of 3 rows .* cannot halve; lower --batch-tokens"
+        with pytest.raises(InputError, match=words):
+            featurize(rows([9, 5, 4]))
+        assert tried == [3]
+
     def test_rows_keep_their_names_in_the_halves(self, featurize, model, monkeypatch):
         self.limit(monkeypatch, 1)
         batch = rows([9, 5, 4, 8, 6])

@@ -15,6 +15,7 @@ from clusterucb.errors import InputError
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
 from clusterucb.profiling import stage
 from clusterucb.reselection import Pooled
+from clusterucb.sharding import is_sharded
 
 __all__ = ["forward", "forward_cost", "forward_pool"]
 
@@ -48,7 +49,8 @@ def forward(
         return found
 
     advice = "lower --gradient-length (of a target row --target-length) or use a smaller model"
-    return np.concatenate(within_memory(computed, rows, describe, model.device, advice))
+    halve = not is_sharded(model)
+    return np.concatenate(within_memory(computed, rows, describe, model.device, advice, halve=halve))
 
 
 def forward_pool(

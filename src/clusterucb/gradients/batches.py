@@ -99,11 +99,22 @@ def within_memory(
     describe: Describe,
     device: torch.device,
     advice: str,
+    *,
+    halve: bool = True,
 ) -> list[Result]:
     """What `compute` makes of a micro-batch, or of its halves one after the other where memory runs out.
 
+    Args:
+        compute: told the rows, and how they are called.
+        rows: the micro-batch.
+        describe: names row i in an error.
+        device: whose memory it is.
+        advice: how one row gets along with less.
+        halve: whether this process may compute more often than the others.
+
     Raises:
-        InputError: memory does not suffice for one row alone; names it, and ends with `advice`.
+        InputError: memory does not suffice for one row alone; names it, and ends with `advice`. Or not for
+            the micro-batch, where it may not be halved.
     """
     try:
         return [compute(rows, describe)]
@@ -112,6 +123,11 @@ def within_memory(
             raise InputError(
                 f"{describe(0)}: out of memory on {device} for this row alone ({len(rows[0].ids)} tokens); "
                 f"{advice}"
+            ) from None
+        if not halve:
+            raise InputError(
+                f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this "
+                "one on, which processes that share a model cannot halve; lower --batch-tokens"
             ) from None
     half = len(rows) // 2
     first = within_memory(compute, rows[:half], describe, device, advice)

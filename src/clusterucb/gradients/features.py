@@ -19,6 +19,7 @@ from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.processes import ALONE, World
 from clusterucb.profiling import stage
+from clusterucb.sharding import is_sharded
 
 __all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
 
@@ -57,10 +58,11 @@ class Featurizer:
     def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
-        Out of memory, the batch is halved. `describe(i)` names row i in an error.
+        Out of memory, the batch of a model that is not sharded is halved. `describe(i)` names row i in an
+        error.
 
         Raises:
-            InputError: a row's loss or gradient is not a finite number.
+            InputError: a row's loss or gradient is not a finite number, or memory does not suffice.
         """
         return self.begin(rows, describe)()
 
@@ -70,7 +72,8 @@ class Featurizer:
         So the host can see to the batch before while the device is at this one.
         """
         advice = "lower --gradient-length or use a smaller model or rank"
-        parts = within_memory(self._batch, rows, describe, self.device, advice)
+        halve = not is_sharded(self.model)
+        parts = within_memory(self._batch, rows, describe, self.device, advice, halve=halve)
 
         def finish() -> Found:
             features, losses = zip(*(part() for part in parts), strict=True)

@@ -10,7 +10,7 @@ Knows the model and one batch; nothing of optimizers, projections or files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
 from clusterucb.profiling import stage
+from clusterucb.sharding import reshard
 
 __all__ = [
     "adapter_layers",
@@ -48,6 +49,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError: two adapters are trained at once.
     """
+    reshard(model)
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -69,11 +71,12 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
             gradient has no such form (DoRA magnitudes, embeddings, trained biases); or a layer is trained
             as a whole (modules_to_save), or is the vocabulary head's.
     """
+    parameters = trainable_parameters(model)
     linears = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear)}
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     of_head = set(head.parameters())
     layers = {}
-    for name, parameter in trainable_parameters(model).items():
+    for name, parameter in parameters.items():
         if parameter not in linears or ".modules_to_save." in name:
             raise ConfigError(
                 f"adapter parameter {name}: per-row gradients need every trainable parameter to be the "
@@ -120,7 +123,7 @@ def row_gradients(
         stack.enter_context(_uncompiled(model))
         stack.enter_context(_labels_only(model, batch))
         stack.enter_context(_inputs_need_gradients(model))
-        stack.enter_context(_frozen([layer.weight for layer in layers.values()]))
+        stack.enter_context(_frozen(layers.values()))
         ran: set[str] = set()
         for name, layer in layers.items():
             handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran))
@@ -209,12 +212,22 @@ def _inputs_need_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(parameters: list[torch.Tensor]) -> Iterator[None]:
-    """No summed weight gradient is formed: the per-row ones are all that is wanted."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+def _frozen(layers: Iterable[nn.Linear]) -> Iterator[None]:
+    """No summed weight gradient is formed: the per-row ones are all that is wanted.
+
+    A layer's weight is looked up when the layer runs: that of a sharded model is another tensor then.
+    """
+    weights: list[torch.Tensor] = []
+
+    def freeze(layer: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        weights.append(weight.requires_grad_(False))
+
+    handles = [layer.register_forward_pre_hook(freeze) for layer in layers]
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+        for weight in weights:
+            weight.requires_grad_(True)

@@ -39,7 +39,8 @@ class FeatureWriter:
         dim: d.
         made_with: fingerprints of all that the features depend on.
         dtype: how a row is kept, a name of ENCODINGS.
-        world: processes that fill the folder together, each with rows of its own.
+        world: processes that fill the folder together, each with rows of its own; one that several compute is
+            the same in all.
     """
 
     def __init__(
@@ -59,8 +60,6 @@ class FeatureWriter:
         found, spent = world.lead(self._begin)
         self.done: NDArray[np.bool_] = np.unpackbits(found, count=rows).astype(bool)
         """Rows that are finished, shape (N,): by all processes before now, and from now on by this one."""
-        self._missing = rows - int(self.done.sum())
-        self._new = 0
         self._features = _open(_rows_file(folder, self._encoding))
         self._losses = _open(folder / "losses.f32")
         self._flags = _open(folder / _marks(world.rank))
@@ -127,7 +126,6 @@ class FeatureWriter:
         for rows in self._pending:
             for row in rows.tolist():
                 _pwrite(self._flags, b"\1", row)
-            self._new += int((~self.done[rows]).sum())
             self.done[rows] = True
         os.fsync(self._flags)
         if self._world.leads:
@@ -138,7 +136,9 @@ class FeatureWriter:
     def finish(self, extra: Mapping[str, object]) -> None:
         """Write the manifest that makes the store whole, on which all processes wait here."""
         self.flush()
-        if missing := self._missing - sum(self._world.gather(self._new)):
+        self._world.gather(None)
+        found, _ = self._world.lead(self._begin)
+        if missing := self.rows - int(np.unpackbits(found, count=self.rows).sum()):
             raise RuntimeError(f"{self.folder}: {missing} rows are not finished")
         if self._world.leads:
             write_json(self.folder / "manifest.json", {**self._header, **extra})

@@ -24,6 +24,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
+from clusterucb.sharding import refuse_other_shards
 from clusterucb.training.compatibility import refuse_arguments
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
@@ -112,6 +113,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
                 "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
                 "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"
             )
+        refuse_other_shards(kwargs["model"])
         self.dataset.swap(self._first)
         self._resumed = state.global_step > 0
 

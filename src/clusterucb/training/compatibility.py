@@ -14,8 +14,7 @@ _REFUSED = {
     "leave it False, and set per_device_train_batch_size",
     "packing": "packed sequences are made once, of the first period's rows; leave it False",
     "group_by_length": "lengths are taken once, of the first period's rows; leave it False",
-    "deepspeed": "a row's gradient needs whole weights and Adam's moments; train without it",
-    "fsdp": "a row's gradient needs whole weights and Adam's moments; train without it",
+    "deepspeed": "a row's gradient needs whole weights and Adam's moments; use FSDP 2",
 }
 _ORDERS = ("group_by_length", "batch_rebalance")
 

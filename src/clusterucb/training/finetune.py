@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +23,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
 from clusterucb.processes import ALONE, World
 from clusterucb.progress import Advance
+from clusterucb.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
 from clusterucb.training.moments import moments_of
@@ -74,8 +76,8 @@ def finetune(
 ) -> Finetuned:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
 
-    Several processes train by DistributedDataParallel: each takes its share of the micro-batches of every
-    optimizer step, which are those that one process would take.
+    Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its
+    share of the micro-batches of every optimizer step, which are those that one process would take.
 
     Args:
         model: with a trainable adapter at its starting weights, on its device.
@@ -91,11 +93,13 @@ def finetune(
         world: processes that train together, each with the same model.
 
     Raises:
-        ConfigError: the batch size does not divide among the processes.
+        ConfigError: the batch size does not divide among the processes; a sharded model is on a CPU, or was
+            not sharded when training began.
         InputError: a loss is not a finite number.
         LostError: another process has ended or does not answer.
     """
     checkpoint, seconds = world.lead(lambda: last_whole_checkpoint(folder))
+    _check_states(checkpoint, model)
     clock = clock or WholeCheckpoints(seconds, world)
     report_to, reporting = reporters(settings.report_to, folder)
     steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
@@ -121,6 +125,7 @@ def finetune(
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         **_placement(model),
+        **_sharding(model),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     trainer = _FiniteTrainer(
@@ -130,6 +135,11 @@ def finetune(
         data_collator=collate_for_training,
         callbacks=[*callbacks, clock, ShowProgress(advance), *reporting],
     )
+    if is_sharded(model) and not trainer.is_fsdp_enabled:
+        raise ConfigError(
+            f"shard fsdp: accelerate shards over GPUs only, and the device is {arguments.device.type}; leave "
+            "--shard out"
+        )
     trainer.describe = describe
     for talkative in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(talkative)
@@ -160,6 +170,11 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
             )
         return loader
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing of a sharded model: its adapter is saved with the optimizer, and its base never changes."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **more: Any) -> Any:
         """The trainer's own loss, looked at; nothing of an idle micro-batch, which has no mean."""
         if not (inputs["labels"] != IGNORED).any():
@@ -184,6 +199,27 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
 def _placement(model: nn.Module) -> dict[str, Any]:
     device = next(model.parameters()).device
     return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
+
+
+def _check_states(checkpoint: Path | None, model: nn.Module) -> None:
+    """Refuse to go on from states of the other kind: the trainer keeps a sharded optimizer by name."""
+    sharded = is_sharded(model)
+    if checkpoint and (checkpoint / "optimizer.bin").exists() != sharded:
+        raise ConfigError(
+            f"{checkpoint}: was saved {'without' if sharded else 'by several processes with'} --shard fsdp; "
+            f"go on like this, or remove {checkpoint.parent} to train from the start"
+        )
+
+
+def _sharding(model: nn.Module) -> dict[str, Any]:
+    """How the trainer is told that the model is sharded, in the words of transformers 4 and 5."""
+    if not is_sharded(model):
+        return {}
+    new = int(transformers.__version__.split(".")[0]) >= 5
+    return {
+        "fsdp": True if new else "full_shard",
+        "fsdp_config": {"version": 2, "auto_wrap_policy": "NO_WRAP"},  # nothing more is to be sharded
+    }
 
 
 def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:

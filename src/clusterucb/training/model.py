@@ -20,9 +20,11 @@ from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.rundir import publish_folder
+from clusterucb.sharding import fill, whole
 from clusterucb.training.quantise import keep_packing, loading
 
 __all__ = [
+    "adapter_weights",
     "allow_tf32",
     "attach_adapter",
     "empty_model",
@@ -92,8 +94,11 @@ def load_tokenizer(config: Common) -> Any:
         raise InputError(f"{config.model}: its tokenizer cannot be loaded ({_reason(error)})") from None
 
 
-def load_model(config: Common) -> nn.Module:
-    """The base model on its device, frozen, without an adapter; quantised if `load_in` says so."""
+def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
+    """The base model on its device, frozen, without an adapter; quantised if `load_in` says so.
+
+    `on_host` leaves it in the host's memory, from where it is sharded.
+    """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device, dtype)
@@ -114,7 +119,7 @@ def load_model(config: Common) -> nn.Module:
             f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
         ) from None
     keep_packing(model)  # also of a model that is stored quantised
-    return (model if quantised else model.to(device)).requires_grad_(False)
+    return (model if quantised or on_host else model.to(device)).requires_grad_(False)
 
 
 def empty_model(config: Common) -> nn.Module:
@@ -176,9 +181,14 @@ def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False)
         raise InputError(f"{adapter}: does not fit this model ({_reason(error)})") from None
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter's weights and configuration as a folder that peft loads."""
-    model.save_pretrained(str(folder))
+def save_adapter(model: PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter's configuration and weights, as they are or as given, as a folder that peft loads."""
+    model.save_pretrained(str(folder), state_dict=weights)
+
+
+def adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All of the adapter's weights, by the model's own names; of a sharded model that takes all processes."""
+    return {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -220,7 +230,7 @@ def set_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: P
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            fill(parameter, tensors[name])
 
 
 def fingerprint_base(model: nn.Module) -> str:
@@ -229,7 +239,7 @@ def fingerprint_base(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             continue
-        flat = parameter.detach().reshape(-1)
+        flat = whole(parameter.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         own_name = name.removeprefix("base_model.model.").replace("base_layer.", "")  # as without an adapter
         digest.update(f"{own_name} {tuple(parameter.shape)} {parameter.dtype}".encode())

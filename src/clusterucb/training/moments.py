@@ -24,12 +24,13 @@ from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import canonical_name, trainable_parameters
 from clusterucb.rundir import publish
+from clusterucb.sharding import whole
 
 __all__ = ["import_moments", "load_moments", "moments_of", "save_moments"]
 
 
 def moments_of(optimizer: Any, model: nn.Module) -> Moments:
-    """The moments of the model's trainable parameters in a live AdamW, copied."""
+    """The moments of the model's trainable parameters in a live AdamW, copied; whole, if it is sharded."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     group = optimizer.param_groups[0]
     if "betas" not in group or any(s and "exp_avg_sq" not in s for s in optimizer.state.values()):
@@ -41,8 +42,8 @@ def moments_of(optimizer: Any, model: nn.Module) -> Moments:
         state = optimizer.state.get(parameter)
         if not state:
             raise MismatchError(f"the optimizer has no moments of {name}: train for a step first")
-        mean[name] = state["exp_avg"].detach().float().clone()
-        square[name] = state["exp_avg_sq"].detach().float().clone()
+        mean[name] = whole(state["exp_avg"].detach()).float().clone()
+        square[name] = whole(state["exp_avg_sq"].detach()).float().clone()
         steps.add(int(state["step"]))
     return Moments(mean, square, max(steps), tuple(group["betas"]), group["eps"])
 
