@@ -7,7 +7,8 @@ data         a pool of unlike sources, targets and held-out rows (fidelity_pools
 features     of all rows at the warmup checkpoint and at two later ones (fidelity_features.py)
 recall       policies, budgets, clusters and seeds over the stored features (fidelity_recall.py)
 downstream   ClusterUCB, Dynamic, LESS, RDS+ and random rows, trained and evaluated (`clusterucb compare`),
-             on every --thin-th row of the pool and with a batch as much smaller: as many steps in less time
+             on every --thin-th row of the pool and with a batch as much smaller: as many steps in less time;
+             in downstream/TARGET-every-THIN
 report       the tables of docs/fidelity.md, from what the other stages left, also into report.md
 
 Under `torchrun --nproc-per-node N benchmarks/fidelity.py ...` the processes share the gradients.
@@ -118,7 +119,8 @@ class Study:
         for target in self._asked_targets():
             self.screen.say(f"compare on {target}")
             files = {"target": [str(data.targets[target])], "holdout": [str(data.heldout[target])]}
-            config = self.config(pool, files, self.out / "downstream" / target, every)
+            name = f"{target}-every-{every}" if every > 1 else target
+            config = self.config(pool, files, self.out / "downstream" / name, every)
             compare(config, self.options.methods, self.options.seeds, self.screen, self.world)
 
     def _asked_targets(self) -> Sequence[str]:

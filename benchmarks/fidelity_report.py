@@ -39,10 +39,11 @@ def report(pool: str, data: StudyData, session: Session, out: Path, targets: Ite
         parts += where_not_most(found)
         parts += recall_by_cost(found, periods, out / "recall.svg")
     for target in targets:
-        if (path := out / "downstream" / target / "comparison.json").exists():
-            parts += downstream_table(target, read_json(path))
-            curves = loss_curves(read_json(path), periods)
-            write_svg(out / f"{target}.svg", curves, f"{target}: loss on held-out rows", "loss")
+        for path in sorted((out / "downstream").glob(f"{target}*/comparison.json")):
+            name, compared = path.parent.name, read_json(path)
+            parts += downstream_table(name, compared)
+            curves = loss_curves(compared, periods)
+            write_svg(out / f"{name}.svg", curves, f"{target}: loss on held-out rows", "loss")
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,12 +216,12 @@ def default_k_of(runs: Runs, rows: int) -> int:
 # ---------------------------------------------------------------- downstream
 
 
-def downstream_table(target: str, compared: Mapping[str, Any]) -> Iterator[str]:
-    """Held-out losses and costs of all methods on one target, and which have a lower loss than ClusterUCB.
+def downstream_table(title: str, compared: Mapping[str, Any]) -> Iterator[str]:
+    """Held-out losses and costs of all methods compared, and which have a lower loss than ClusterUCB.
 
     `compared` is the content of a comparison.json.
     """
-    yield f"## Loss on the {compared['rows']} held-out rows of {target}"
+    yield f"## Loss on the {compared['rows']} held-out rows: {title}"
     heads = ["method", "runs", "loss", "against base", f"against {compared['reference']}"]
     heads += ["pool gradients", "of the full method's", "pool forwards", "tokens", "seconds"]
     lines = [["base", "", _estimate(compared["base"]["loss"]), *[""] * 7]]
