@@ -6,9 +6,9 @@
 data         a pool of unlike sources, targets and held-out rows (fidelity_pools.py, fidelity_data.py)
 features     of all rows at the warmup checkpoint and at two later ones (fidelity_features.py)
 recall       policies, budgets, clusters and seeds over the stored features (fidelity_recall.py)
-downstream   ClusterUCB, Dynamic, LESS, RDS+ and random rows, trained and evaluated (`clusterucb compare`),
-             on every --thin-th row of the pool and with a batch as much smaller: as many steps in less time;
-             in downstream/TARGET-every-THIN
+downstream   ClusterUCB, linear_ucb at several budgets, Dynamic, LESS, RDS+ and random rows, trained and
+             evaluated (`clusterucb compare`), on every --thin-th row of the pool and with a batch as much
+             smaller: as many steps in less time; in downstream/TARGET-every-THIN
 report       the tables of docs/fidelity.md, from what the other stages left, also into report.md
 
 Under `torchrun --nproc-per-node N benchmarks/fidelity.py ...` the processes share the gradients.
@@ -45,7 +45,18 @@ from clusterucb.session import Session
 from clusterucb.simulation.grid import Grid
 from clusterucb.training.model import load_tokenizer
 
-METHODS = ("clusterucb", "dynamic", "less", "rds", "random")
+METHODS = (
+    "clusterucb",
+    "linear_ucb@0.05",
+    "linear_ucb",
+    "linear_ucb_hidden@0.05",
+    "linear_ucb_hidden@0.1",
+    "linear_ucb_hidden",
+    "dynamic",
+    "less",
+    "rds",
+    "random",
+)
 SETTINGS = Path(__file__).with_suffix(".yaml")
 
 
