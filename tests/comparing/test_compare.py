@@ -88,7 +88,7 @@ def test_a_run_of_a_comparison_can_be_looked_at_alone(comparison):
 
 def test_the_same_command_again_computes_nothing_and_says_the_same(comparison, shared_settings, monkeypatch):
     out, first = comparison
-    monkeypatch.setattr("clusterucb.session.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("clusterucb.session.load_model", lambda *_, **_more: pytest.fail("loaded"))
     files = [out / "comparison.csv", out / "comparison.json"]
     was = [path.read_bytes() for path in files]
     again = compare(shared_settings, out=out)
@@ -207,7 +207,7 @@ def test_after_a_failure_the_model_is_loaded_anew(settings, stub, monkeypatch):
 
     loads = []
     real = module.load_model
-    monkeypatch.setattr(module, "load_model", lambda config: loads.append(1) or real(config))
+    monkeypatch.setattr(module, "load_model", lambda config, **how: loads.append(1) or real(config, **how))
 
     def procedure(session):
         _ = session.model
