@@ -27,6 +27,15 @@ SMALL = {"batch_tokens": 256, "dropout": 0.0, "micro_batch": 1, "save_steps": 2,
 SELECTED = ("selection.safetensors", "draws.jsonl", "selected.jsonl")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the ranks have: with another number, sums are formed in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run(ranks, arguments, processes=2, main="sharded:command", **more):
     """What ranks leave on the screen; where they hang, they end."""
     found = ranks(
