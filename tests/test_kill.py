@@ -109,7 +109,7 @@ def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, 
                 raise OSError(error, os.strerror(error))
             if torn:
                 data = bytes(args[1])
-                os.write(args[0], data[: len(data) // 2])
+                real(args[0], data[: len(data) // 2], *args[2:])  # where the whole of it belongs
             os.kill(os.getpid(), signal_number)
         returned = real(*args, **kwargs)
         if calls == call and when == "after":
