@@ -13,25 +13,20 @@ the largest influence on any target is trained on until the next such period.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import nn
 
 from clusterucb import steps
-from clusterucb.costs import Cost
 from clusterucb.forward.hidden import hidden_features
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import plan
-from clusterucb.gradients.features import Featurizer
 from clusterucb.gradients.influence import stored_influence
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.gradients.store import FeatureStore
 from clusterucb.rounds import read_round
-from clusterucb.rundir import publish_folder
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
 from clusterucb.session import Session
@@ -106,38 +101,12 @@ def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Momen
         latest = max(fresh for fresh in fresh_periods(session) if fresh <= period)
         folder = fresh_folder(session, latest)
         if not session.world.has(folder):
-            _take(session, folder, model, moments())
+            weights = fingerprint_tensors(trainable_parameters(model))
+            made_with = {**session.made_with, "weights": weights}
+            title = f"all gradients, period {latest}"
+            steps.store_features(session, folder, model, moments(), made_with, title)
         store, directions = read_features(folder)
         count = share(session.config.selection.top_p, len(store))
         return np.sort(top(stored_influence(store.features, directions), count))
 
     return select
-
-
-def _take(session: Session, folder: Path, model: nn.Module, moments: Moments) -> None:
-    """Features of all rows, and directions of all targets, at the model as it is now."""
-    settings, pooled, world = session.config.gradients, session.pooled, session.world
-    weights = fingerprint_tensors(trainable_parameters(model))
-    made_with = {**session.made_with, "weights": weights}
-    featurize = Featurizer(model, session.projection, moments, settings.formula)
-    directions, cost = session.targeted.directions(
-        model, session.projection, settings.batch_tokens, session.screen, world
-    )
-    with (
-        publish_folder(folder, resume=True, world=world) as part,
-        FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype, world) as writer,
-        session.screen.track(f"all gradients, period {folder.name}", len(pooled.rows), "rows") as advance,
-    ):
-        missing = writer.missing(plan(pooled.lengths, settings.batch_tokens))
-        advance(len(pooled.rows) - sum(map(len, missing)))
-
-        def write(rows: NDArray[np.int64]) -> int:
-            writer.write(rows, *pooled.features(featurize, rows))
-            return len(rows)
-
-        for _, count in world.share(missing, partial(map, write), each=16):
-            advance(count)
-        if world.leads:
-            save_file({"directions": directions}, part / "directions.safetensors")
-        of_rows = Cost(len(pooled.rows), int(pooled.lengths.sum()), len(pooled.rows), 0, writer.seconds)
-        writer.finish({"cost": (of_rows + cost).to_json()})

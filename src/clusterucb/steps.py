@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors.numpy import save_file
+from torch import nn
 from transformers import TrainerCallback
 
 from clusterucb.artifacts import (
@@ -75,6 +76,7 @@ __all__ = [
     "reselect",
     "reselection",
     "select",
+    "store_features",
     "summarise",
     "train",
     "train_from_initial",
@@ -115,7 +117,28 @@ def gradients(session: Session, number: int = 1) -> None:
         hidden_features(session, folder, {**made_of(session, session.made_with), **made_at})
         return
     made_with = {**session.made_with, **made_at}
-    model, pooled, settings = session.model, session.pooled, session.config.gradients
+    store_features(session, folder, session.model, moments, made_with, f"gradients at {checkpoint.name}")
+
+
+def store_features(
+    session: Session,
+    folder: Path,
+    model: nn.Module,
+    moments: Moments,
+    made_with: Mapping[str, object],
+    title: str,
+) -> None:
+    """Publish features of all usable rows, and the target's directions, at the model as it is, in `folder`.
+
+    Args:
+        session: whose rows, projection and settings they are.
+        folder: not there yet; a killed command goes on.
+        model: with the session's adapter.
+        moments: Adam's, there.
+        made_with: fingerprints of all that the features depend on.
+        title: of the progress bar.
+    """
+    pooled, settings, world = session.pooled, session.config.gradients, session.world.at("gradients")
     directions, target_cost = session.targeted.directions(
         model, session.projection, settings.batch_tokens, session.screen, world
     )
@@ -123,9 +146,7 @@ def gradients(session: Session, number: int = 1) -> None:
     with (
         publish_folder(folder, resume=True, world=world) as part,
         FeatureWriter(part, len(pooled.rows), settings.dim, made_with, settings.store_dtype, world) as writer,
-        session.screen.track(
-            f"gradients at {checkpoint.name}", len(pooled.rows), "rows", int(writer.done.sum())
-        ) as advance,
+        session.screen.track(title, len(pooled.rows), "rows", int(writer.done.sum())) as advance,
     ):
         missing = writer.missing(plan(pooled.lengths, settings.batch_tokens))
 

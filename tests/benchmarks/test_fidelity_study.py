@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fidelity_features
 import numpy as np
 import pytest
 from fidelity_features import fresh_folder, fresh_periods, read_features, take_features
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import write_rows
+from clusterucb import steps
 from clusterucb.config import load
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.features import Featurizer
@@ -114,7 +114,7 @@ def test_interrupted_while_taking_features_it_goes_on_to_the_same_bytes(
             super().write(rows, *found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fidelity_features, "FeatureWriter", Interrupted)
+        patch.setattr(steps, "FeatureWriter", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             take_features(new_session(tmp_path / "run"))
     again = new_session(tmp_path / "run")

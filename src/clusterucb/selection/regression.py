@@ -23,17 +23,7 @@ __all__ = ["Posterior", "Regression"]
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-WEIGHTS = (
-    0.0,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    30.0,
-    100.0,
-)  # t, over the mean square length of a row's columns
+WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # t, over a row's mean square length
 EFFECTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # u
 JITTER = 1e-9  # of the mean square of a column: keeps columns that say the same from dividing by zero
 

@@ -20,7 +20,7 @@ from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.rundir import publish_folder
-from clusterucb.sharding import fill, whole
+from clusterucb.sharding import fill, whole, whole_tensors
 from clusterucb.training.quantise import keep_packing, loading
 
 __all__ = [
@@ -188,7 +188,7 @@ def save_adapter(model: PeftModel, folder: Path, weights: Mapping[str, torch.Ten
 
 def adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All of the adapter's weights, by the model's own names; of a sharded model that takes all processes."""
-    return {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+    return whole_tensors({name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
