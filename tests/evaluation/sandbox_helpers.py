@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import clusterucb
@@ -44,12 +45,17 @@ def wait_until(condition, seconds=10.0):
     return met
 
 
-def start(code, temporary):
-    """A Python process that can import this package and has its temporary files below a folder."""
+@contextmanager
+def started(code, temporary):
+    """A Python process that can import this package, with temporary files below a folder; dead at the end."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 UNPROTECTED = """

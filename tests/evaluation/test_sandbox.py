@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from sandbox_helpers import UNPROTECTED, humaneval, processes_in, start, wait_until
+from sandbox_helpers import UNPROTECTED, humaneval, processes_in, started, wait_until
 
 from clusterucb.errors import ConfigError, StorageError
 from clusterucb.evaluation import sandbox, sandbox_child
@@ -495,14 +495,35 @@ def test_a_program_ends_with_its_parent(how, tmp_path):
     folder = tmp_path / "of the parent"
     folder.mkdir()
     code = "from clusterucb.evaluation.sandbox import *\nrun_program('while True: pass', Limits(60.0, 60))"
-    parent = start(code, folder)
-    assert wait_until(lambda: processes_in(folder)), parent.communicate()
-    parent.send_signal(how)
-    assert wait_until(lambda: not processes_in(folder), 3)
-    _, errors = parent.communicate(timeout=10)
+    with started(code, folder) as parent:
+        assert wait_until(lambda: processes_in(folder))
+        parent.send_signal(how)
+        assert wait_until(lambda: not processes_in(folder))
+        _, errors = parent.communicate(timeout=10)
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in errors
         assert list(folder.iterdir()) == []
+
+
+@linux_only
+def test_an_interrupt_that_the_waiting_thread_does_not_receive_ends_the_programs(tmp_path):
+    """As one that comes between the last look at signals and a wait: it does not end the wait."""
+    code = """
+import signal, threading
+from clusterucb.evaluation.sandbox import Limits, run_program
+
+def interrupt():
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Timer(0.5, interrupt).start()
+run_program("while True: pass", Limits(60.0, 60))
+"""
+    folder = tmp_path / "of the parent"
+    folder.mkdir()
+    with started(code, folder) as parent:
+        _, errors = parent.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+    assert list(folder.iterdir()) == []
 
 
 def test_verdicts_are_in_order_and_progress_is_told():
@@ -551,7 +572,8 @@ import json
 from clusterucb.evaluation.sandbox import *
 print(json.dumps([protections(), [v.passed for v in run_programs({programs!r})]]))
 """
-    output, errors = start(code, folder).communicate(timeout=30)
+    with started(code, folder) as process:
+        output, errors = process.communicate(timeout=30)
     assert not errors
     in_force, passed = json.loads(output)
     assert in_force["network"] == in_force["files"] == "none"

@@ -21,14 +21,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
-from typing import IO
+from queue import Empty, SimpleQueue
+from typing import IO, TypeAlias
 
 from clusterucb.errors import ConfigError, StorageError
 
@@ -80,6 +81,10 @@ class Verdict:
 
     passed: bool
     reason: str
+
+
+_Ran: TypeAlias = tuple[dict[str, str], Verdict]
+"""What was in force, and the verdict."""
 
 
 def protections() -> dict[str, str]:
@@ -143,13 +148,31 @@ def run_programs(
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
         futures = [pool.submit(_run, program, limits, stop) for program in programs]
-        for future in as_completed(futures):
+        for future in _as_they_end(futures):
             future.result()
             progress(1)
         return [future.result()[1] for future in futures]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _as_they_end(futures: Sequence[Future[_Ran]]) -> Iterator[Future[_Ran]]:
+    """The futures in the order of their ends, in short waits: Python acts on an interrupt between them.
+
+    One that comes just before a wait without end, or that another thread receives, would wait for its end.
+    """
+    ended: SimpleQueue[Future[_Ran]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    waiting = len(futures)
+    while waiting:
+        try:
+            future = ended.get(timeout=_POLL_SECONDS)
+        except Empty:
+            continue
+        waiting -= 1
+        yield future
 
 
 def _check_system() -> None:
@@ -159,8 +182,7 @@ def _check_system() -> None:
         )
 
 
-def _run(program: str, limits: Limits, stop: threading.Event) -> tuple[dict[str, str], Verdict]:
-    """What was in force, and the verdict."""
+def _run(program: str, limits: Limits, stop: threading.Event) -> _Ran:
     token = secrets.token_hex(16).encode()
     with (
         _working_folder() as folder,
