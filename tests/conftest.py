@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell starts background jobs with Ctrl-C ignored, and so would be the processes that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_look_through():
+    """Set aside what is loaded: a Trainer collects garbage, and would look at all of torch each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -75,14 +83,10 @@ def finished_settings(shared_settings, tmp_path_factory):
 
     Beside it is events.jsonl, what the run told to programs.
     """
-    import gc
-
     from cli_helpers import clusterucb, options
 
     settings = {**shared_settings, "out": str(tmp_path_factory.mktemp("finished") / "run")}
     log = Path(settings["out"]).with_name("events.jsonl")
     outcome = clusterucb("run", *options(settings), "--json-log", log)
     assert outcome.status == 0, outcome
-    gc.collect()
-    gc.freeze()  # a Trainer collects garbage, and would look at all of torch and transformers each time
     return settings

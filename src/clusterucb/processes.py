@@ -45,6 +45,7 @@ _SECONDS = 1800
 _POLL = 0.02
 _GRACE = 1.0  # for the processes that are there to say so, before the others are called lost
 _FAREWELL = 5.0  # for the others to end by themselves, before torchrun ends them
+_MEETINGS = 20  # of processes that share a piece of work, at least: so often does its bar move
 _TALK = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
 
 
@@ -94,7 +95,7 @@ class World:
         """Every item, in order, with what `compute` makes of it: one result an item, from some of them.
 
         Items of like size should be neighbours, as neighbours go to different processes. The processes meet
-        after `each` items of each.
+        after at most `each` items of each, and often enough to show how far they are.
         """
         del each
         return zip(items, compute(items), strict=True)
@@ -182,6 +183,7 @@ class _Group(World):
         compute: Callable[[Sequence[Item]], Iterable[T]],
         each: int = 1,
     ) -> Iterator[tuple[Item, T]]:
+        each = min(each, max(1, len(items) // (_MEETINGS * self.size)))
         for start in range(0, len(items), each * self.size):
             wave = items[start : start + each * self.size]
             own = wave[self.rank :: self.size]
