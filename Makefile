@@ -28,7 +28,9 @@ demo: export MALLOC_TRIM_THRESHOLD_ := 4294967296
 demo: $(VENV)/.demo $(VENV)/.wheels  ## select, train and compare, on a real model and real data (minutes)
 	$(BIN)/python examples/demo/demo.py
 
-# OpenMP's waiting threads would otherwise spin, and starve the processes that the tests start.
+# Tiny models gain nothing by threads, and lose much where these wait for each other on a busy machine.
+test: export OMP_NUM_THREADS := 1
+# Those of the processes that the tests start would otherwise spin while they wait.
 test: export OMP_WAIT_POLICY := PASSIVE
 test: export GOMP_SPINCOUNT := 0
 test: $(VENV)/.dev $(VENV)/.wheels  ## all tests, the slow ones too
