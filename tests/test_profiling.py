@@ -87,4 +87,4 @@ def test_a_command_shows_its_stages_and_their_sum(settings):
     seconds = {name: float(text) for name, text in found.items()}
     total = seconds.pop("wall time")
     assert sum(seconds.values()) == pytest.approx(total, abs=0.01 * len(seconds))
-    assert wall / 2 < total < wall + 0.01
+    assert total == pytest.approx(wall, rel=0.05, abs=0.1)

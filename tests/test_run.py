@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -285,7 +286,9 @@ def test_a_runs_own_settings_replay_it(finished, tmp_path):
 
 def test_a_second_run_computes_nothing_and_says_the_same(finished):
     first = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    started = time.monotonic()
     again = clusterucb("run", "--out", finished)
+    assert time.monotonic() - started < 2
     assert again.status == 0
     assert "140 pool gradients, 47% of the 300" in again.out
     assert "tokenise" not in again.err

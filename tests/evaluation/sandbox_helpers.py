@@ -47,7 +47,8 @@ def wait_until(condition, seconds=10.0):
 
 @contextmanager
 def started(code, temporary):
-    """A Python process that can import this package, with temporary files below a folder; dead at the end."""
+    """A Python process that can import this package, its temporary files in a new folder; dead at the end."""
+    temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code]

@@ -208,7 +208,7 @@ def test_a_source_of_5_megabytes_runs():
 def test_an_endless_program_ends_within_its_limit(program):
     started = time.monotonic()
     assert not run(program, seconds=0.5).passed
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 3
 
 
 def test_an_endless_loop_timed_out():
@@ -252,7 +252,7 @@ def test_threads_are_bounded():
 def test_printing_gigabytes_ends_in_time_and_fills_no_memory(program):
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     assert not run(program, seconds=1.0).passed
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
@@ -493,12 +493,11 @@ assert denied(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_a_program_ends_with_its_parent(how, tmp_path):
     folder = tmp_path / "of the parent"
-    folder.mkdir()
     code = "from clusterucb.evaluation.sandbox import *\nrun_program('while True: pass', Limits(60.0, 60))"
     with started(code, folder) as parent:
         assert wait_until(lambda: processes_in(folder))
         parent.send_signal(how)
-        assert wait_until(lambda: not processes_in(folder))
+        assert wait_until(lambda: not processes_in(folder), 3)
         _, errors = parent.communicate(timeout=10)
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in errors
@@ -519,7 +518,6 @@ threading.Timer(0.5, interrupt).start()
 run_program("while True: pass", Limits(60.0, 60))
 """
     folder = tmp_path / "of the parent"
-    folder.mkdir()
     with started(code, folder) as parent:
         _, errors = parent.communicate(timeout=20)
     assert "KeyboardInterrupt" in errors
@@ -560,7 +558,6 @@ def test_protections_name_what_prevents_each_thing():
 def test_without_the_kernels_protections_it_says_so_and_still_judges(tmp_path):
     needs("processes", "seccomp")
     folder = tmp_path / "unprotected"
-    folder.mkdir()
     programs = [
         "assert True",
         "assert False",
