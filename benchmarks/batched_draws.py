@@ -38,9 +38,9 @@ def synthetic(seed: int, n: int = 20_000, k: int = 141, between: float = 0.38) -
 def stored(run: Path) -> Pool:
     from safetensors.numpy import load_file
 
-    from clusterucb.clustering.kmeans import Clusters
-    from clusterucb.gradients.influence import stored_influence
-    from clusterucb.gradients.store import FeatureStore
+    from clusterucb.features.influence import stored_influence
+    from clusterucb.features.kmeans import Clusters
+    from clusterucb.features.store import FeatureStore
 
     folder = run / "features"
     directions = load_file(folder / "directions.safetensors")["directions"]

@@ -38,12 +38,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
+from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.adam import Moments, adam_direction
 from clusterucb.gradients.batches import Batch, collate, plan
-from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
-from clusterucb.gradients.store import FeatureWriter
 from clusterucb.training.model import attach_adapter, load_model, pick_device, pick_dtype
 
 PUBLISHED_BLOCK = 8

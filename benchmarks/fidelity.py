@@ -37,12 +37,12 @@ from fidelity_report import report
 from clusterucb.config import Common, Config, load, load_as
 from clusterucb.data.chat import chat_format
 from clusterucb.errors import ClusterUCBError, ConfigError
-from clusterucb.processes import World, joined
-from clusterucb.progress import Screen
 from clusterucb.quiet import quiet_libraries
-from clusterucb.rundir import publish
-from clusterucb.session import Session
-from clusterucb.simulation.grid import Grid
+from clusterucb.run.directory import publish
+from clusterucb.run.session import Session
+from clusterucb.runtime.processes import World, joined
+from clusterucb.runtime.screen import Screen
+from clusterucb.studies.simulate.grid import Grid
 from clusterucb.training.model import load_tokenizer
 
 METHODS = (

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from fidelity_rows import OF_HIDDEN
 
-from clusterucb.costs import FORWARD_SHARE
-from clusterucb.rundir import publish
+from clusterucb.run.costs import FORWARD_SHARE
+from clusterucb.run.directory import publish
 from clusterucb.selection.share import share
 
 Curve = Sequence[tuple[float, float]]

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import nn
 
-from clusterucb import steps
-from clusterucb.forward.hidden import hidden_features
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.influence import stored_influence
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.gradients.store import FeatureStore
-from clusterucb.rounds import read_round
+from clusterucb.run.rounds import read_round
+from clusterucb.run.session import Session
 from clusterucb.selection.share import share
 from clusterucb.selection.top import top
-from clusterucb.session import Session
+from clusterucb.steps import features as steps
+from clusterucb.steps.hidden import hidden_features
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.finetune import finetune, optimizer_steps
 from clusterucb.training.model import fingerprint_tensors, load_adapter

@@ -18,15 +18,15 @@ from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.progress import Screen
-from clusterucb.rundir import check_made_with, read_json, write_json
+from clusterucb.features.influence import stored_influence
+from clusterucb.run.directory import check_made_with, read_json, write_json
+from clusterucb.run.session import Session
+from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES, policy
 from clusterucb.selection.share import share
-from clusterucb.session import Session
-from clusterucb.simulation.grid import Grid
-from clusterucb.simulation.simulate import Problem, simulate
-from clusterucb.simulation.truth import Truth
+from clusterucb.studies.simulate.grid import Grid
+from clusterucb.studies.simulate.simulate import Problem, simulate
+from clusterucb.studies.simulate.truth import Truth
 
 MEASURES = ("recall", "captured", "advantage")
 STALE_FIRST = "stale first"

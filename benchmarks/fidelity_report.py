@@ -14,11 +14,11 @@ from fidelity_features import fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
 from fidelity_rows import MEMORY, ROW_LEVEL
 
-from clusterucb.clustering.kmeans import default_k
-from clusterucb.rundir import read_json
+from clusterucb.features.kmeans import default_k
+from clusterucb.run.directory import read_json
+from clusterucb.run.session import Session
 from clusterucb.selection.policies import POLICIES
 from clusterucb.selection.share import share
-from clusterucb.session import Session
 
 OURS = "ucb_beta"
 WITHOUT_CLUSTERS = ("uniform", STALE_FIRST, *ROW_LEVEL)  # or with those of the default k alone

@@ -25,18 +25,18 @@ import numpy as np
 from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features
 from numpy.typing import NDArray
 
-from clusterucb.clustering.kmeans import default_k, spherical_kmeans
-from clusterucb.gradients.drawn import DrawnWriter
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.knowledge import Knowledge
-from clusterucb.progress import Screen
-from clusterucb.reselection import round_seed
+from clusterucb.features.drawn import DrawnWriter
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.kmeans import default_k, spherical_kmeans
+from clusterucb.features.knowledge import Knowledge
+from clusterucb.run.session import Session
+from clusterucb.runtime.screen import Screen
 from clusterucb.selection.bandit import Selection, select
 from clusterucb.selection.linear_ucb import linear_ucb
 from clusterucb.selection.share import share
-from clusterucb.session import Session
-from clusterucb.simulation.grid import Grid
-from clusterucb.simulation.truth import Truth
+from clusterucb.steps.reselection import round_seed
+from clusterucb.studies.simulate.grid import Grid
+from clusterucb.studies.simulate.truth import Truth
 
 STALE_ORDER, LINEAR, MEMORY = "ucb_beta, stale order", "linear_ucb", "linear_ucb, memory"
 HIDDEN, LINEAR_HIDDEN = "ucb_beta, hidden", "linear_ucb, hidden"

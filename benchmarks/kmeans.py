@@ -26,9 +26,9 @@ import synthetic
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.clustering.kmeans import spherical_kmeans
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.features.store import FeatureStore, FeatureWriter
 
 
 class Taken(NamedTuple):

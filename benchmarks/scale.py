@@ -34,14 +34,14 @@ from scale_counts import (
 )
 from scale_model import TRAFFIC, Assumptions, Passes, host_memory, llama_2_7b, stages
 
-from clusterucb.clustering.kmeans import spherical_kmeans
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Tulu, encode
 from clusterucb.data.contamination import Probe, ProbeIndex, contaminated
 from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message
-from clusterucb.gradients.features import Featurizer
-from clusterucb.gradients.influence import stored_influence
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import CountSketch
 from clusterucb.selection.bandit import select
 from clusterucb.training.model import attach_adapter, load_model, load_tokenizer

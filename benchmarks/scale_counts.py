@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.adam import Moments, adam_direction
 from clusterucb.gradients.batches import collate
-from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import adapter_layers, row_losses
 from clusterucb.gradients.projection import CountSketch
 from clusterucb.training.data import collate_for_training

@@ -19,12 +19,12 @@ from torch import nn
 from transformers import LlamaConfig
 
 from clusterucb.config import Config
-from clusterucb.gradients.encoding import ENCODINGS
+from clusterucb.features.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.planning.facts import Facts
-from clusterucb.planning.sizes import Sizes, model_sizes
-from clusterucb.planning.spending import Planned, planned_steps
-from clusterucb.steps import number_of_clusters
+from clusterucb.steps.features import number_of_clusters
+from clusterucb.studies.plan.facts import Facts
+from clusterucb.studies.plan.sizes import Sizes, model_sizes
+from clusterucb.studies.plan.spending import Planned, planned_steps
 from clusterucb.training.model import attach_adapter, empty_model
 
 __all__ = ["TRAFFIC", "Assumptions", "Passes", "Stage", "host_memory", "llama_2_7b", "stages"]

@@ -24,9 +24,9 @@ import numpy as np
 import synthetic
 from numpy.typing import NDArray
 
-from clusterucb.clustering.kmeans import default_k, spherical_kmeans
-from clusterucb.gradients.encoding import ENCODINGS
-from clusterucb.gradients.store import StoredFeatures
+from clusterucb.features.encoding import ENCODINGS
+from clusterucb.features.kmeans import default_k, spherical_kmeans
+from clusterucb.features.store import StoredFeatures
 from clusterucb.selection.bandit import select
 from clusterucb.selection.policies import policy
 from clusterucb.selection.share import share

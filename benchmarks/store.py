@@ -20,9 +20,9 @@ import synthetic
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from clusterucb.gradients.encoding import ENCODINGS
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.gradients.store import FeatureStore, FeatureWriter
+from clusterucb.features.encoding import ENCODINGS
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.selection.top import top
 
 

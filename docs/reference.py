@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import clusterucb
-from clusterucb.cli import application
+from clusterucb.cli.main import application
 from clusterucb.config import Setting, settings
 
 if TYPE_CHECKING:

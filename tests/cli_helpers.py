@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from clusterucb.cli import main
+from clusterucb.cli.main import main
 
 
 class Outcome(NamedTuple):

@@ -67,7 +67,7 @@ def test_the_wheels_metadata_says_what_it_is(wheel):
     assert {"torch", "transformers", "peft", "typer"} <= needed
     assert not {"pytest", "ruff", "mypy", "lm-eval", "hatchling"} & needed
     scripts = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "clusterucb = clusterucb.cli:main" in wheel.read(scripts).decode()
+    assert "clusterucb = clusterucb.cli.main:main" in wheel.read(scripts).decode()
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="not a git checkout")

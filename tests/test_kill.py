@@ -23,17 +23,17 @@ KILLED = -signal.SIGKILL
 
 def be_ready(*more):
     """Import all that a command needs, and `more`, and say so: what is forked then has it."""
-    import clusterucb.cli
+    import clusterucb.cli.main
     import clusterucb.quiet
 
     for module in (
-        *("bm25s", "clusterucb.recipes", "clusterucb.report.summary", "clusterucb.session", "accelerate"),
+        *("bm25s", "clusterucb.recipes", "clusterucb.cli.tables", "clusterucb.run.session", "accelerate"),
         *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
         *more,
     ):
         importlib.import_module(module)
     clusterucb.quiet.quiet_libraries()
-    clusterucb.gradients.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
+    clusterucb.features.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
     print("ready", flush=True)
 
 
@@ -68,7 +68,7 @@ def child(job):
     if job.get("at"):
         trap(**job["at"])
     try:
-        module, _, name = job.get("main", "clusterucb.cli:main").partition(":")
+        module, _, name = job.get("main", "clusterucb.cli.main:main").partition(":")
         getattr(importlib.import_module(module), name)(job["arguments"])
         return 0
     except SystemExit as end:
@@ -177,32 +177,40 @@ def publication(path, when="before"):
 
 MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and where it dies
     ("making its folder", "", {"where": "clusterucb.data.tokens:Tokens.write"}),
-    ("writing tokens", "", {"where": "clusterucb.session:encode", "call": 50}),
-    ("writing the initial adapter", "pool", {"where": "clusterucb.session:save_adapter", "when": "after"}),
+    ("writing tokens", "", {"where": "clusterucb.run.session:encode", "call": 50}),
+    (
+        "writing the initial adapter",
+        "pool",
+        {"where": "clusterucb.run.session:save_adapter", "when": "after"},
+    ),
     ("a step of the warm-up", "initial", {"where": "torch.optim:AdamW.step", "call": 2}),
     ("writing a checkpoint of the warm-up", "initial", {"where": "torch:save", "path": "scheduler.pt"}),
-    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.artifacts:save_moments"}),
+    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.run.artifacts:save_moments"}),
     ("dropping the trainer's states", "warmup", publication("run/warmup.part", "after")),
     ("storing a feature", "warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
     ("marking features as done", "warmup", {"where": "os:fsync", "call": 6}),
-    ("a batch of gradients", "warmup", {"where": "clusterucb.gradients.features:row_gradients", "call": 3}),
-    ("ending the store", "warmup", {"where": "clusterucb.gradients.store:FeatureWriter.finish"}),
-    ("writing the clusters", "features", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
+    ("a batch of gradients", "warmup", {"where": "clusterucb.gradients.featurizer:row_gradients", "call": 3}),
+    ("ending the store", "warmup", {"where": "clusterucb.features.store:FeatureWriter.finish"}),
+    ("writing the clusters", "features", {"where": "clusterucb.features.kmeans:Clusters.save"}),
     ("writing the first selection", "clusters.safetensors", {"where": "clusterucb.data.pool:Pool.write"}),
     ("a step of period 1", "rounds/1", {"where": "torch.optim:AdamW.step", "call": 3}),
     ("evaluating period 1", "rounds/1", {"where": "clusterucb.evaluation.loss:row_losses"}),
     ("writing its loss", "rounds/1", publication("periods/1.json.part")),
     ("writing a checkpoint", "training/checkpoint-2", {"where": "torch:save", "path": "optimizer.pt"}),
     ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json.part", "after")),
-    ("target directions", "training/checkpoint-3", {"where": "clusterucb.reselection:target_directions"}),
-    ("drawing", "rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    (
+        "target directions",
+        "training/checkpoint-3",
+        {"where": "clusterucb.steps.reselection:target_directions"},
+    ),
+    ("drawing", "rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
     ("writing a selection", "rounds/1", {"where": "clusterucb.data.pool:Pool.write"}),
     ("going from selecting to training", "rounds/2", publication("rounds/2.part", "after")),
     ("a step of period 2", "rounds/2", {"where": "torch.optim:AdamW.step", "call": 2}),
     ("saying that a checkpoint is whole", "rounds/2", publication("checkpoint-6/whole.json.part")),
-    ("the last draws", "rounds/2", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}),
+    ("the last draws", "rounds/2", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}),
     ("dropping old checkpoints", "rounds/3", {"where": "transformers.trainer:rotate_checkpoints"}),
-    ("writing the adapter", "rounds/3", {"where": "clusterucb.artifacts:save_moments"}),
+    ("writing the adapter", "rounds/3", {"where": "clusterucb.run.artifacts:save_moments"}),
     ("dropping the states of training", "adapter", publication("run/adapter.part", "after")),
     ("evaluating", "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
     ("writing the summary", "evaluation.json", publication("summary.json.part")),
@@ -231,19 +239,23 @@ LESS = {"method": "less", "less_warmup": 0.1, "less_checkpoints": 3, "target_len
 LESS_MOMENTS = {
     "clusterucb": [
         ("a step of the second epoch", "", {"where": "torch.optim:AdamW.step", "call": 5}),
-        ("writing the second checkpoint", "warmup", {"where": "clusterucb.artifacts:save_moments"}),
+        ("writing the second checkpoint", "warmup", {"where": "clusterucb.run.artifacts:save_moments"}),
         ("before the trainer's own state", "warmup", publication("run/warmup-2.part", "after")),
         ("dropping the trainer's states", "warmup-2", publication("run/warmup-3.part", "after")),
-        ("a batch of gradients", "warmup-3", {"where": "clusterucb.steps:FeatureWriter.write", "call": 3}),
+        (
+            "a batch of gradients",
+            "warmup-3",
+            {"where": "clusterucb.steps.features:FeatureWriter.write", "call": 3},
+        ),
         (
             "directions",
             "clusters.safetensors",
-            {"where": "clusterucb.reselection:target_directions", "call": 2},
+            {"where": "clusterucb.steps.reselection:target_directions", "call": 2},
         ),
         (
             "drawing",
             "clusters.safetensors",
-            {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2},
+            {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2},
         ),
     ],
     "none": [
@@ -272,7 +284,7 @@ def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(server, set
     changes = {"bandit": "none", "k": None, "periods": 2, "batch_tokens": 512}
     assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
     arguments = ["run", *options(settings, **changes)]
-    at = {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}
+    at = {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}
     assert server(arguments, at=at)["status"] == KILLED
     assert len((Path(settings["out"]) / "rounds/2.part/scores.jsonl").read_text().splitlines()) == 2
     finish(server, arguments, settings["out"], result(tmp_path / "whole"))
@@ -280,14 +292,14 @@ def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(server, set
 
 HIDDEN = [  # what exists then, and where the attempt dies
     ("warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
-    ("features.part/uncentred", {"where": "clusterucb.forward.hidden:forward_pool", "call": 5}),
-    ("features.part/uncentred", {"where": "clusterucb.forward.hidden:represent_pool", "when": "after"}),
+    ("features.part/uncentred", {"where": "clusterucb.steps.hidden:forward_pool", "call": 5}),
+    ("features.part/uncentred", {"where": "clusterucb.steps.hidden:represent_pool", "when": "after"}),
     ("features.part/uncentred/manifest.json", {"where": "os:pwrite", "call": 150, "torn": True}),
     ("features.part/manifest.json", {"where": "shutil:rmtree", "path": "uncentred"}),
     ("features.part/manifest.json", publication("run/features.part")),
-    ("clusters.safetensors", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("clusters.safetensors", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
     ("rounds/1.part/scores.jsonl", {"where": "clusterucb.data.pool:Pool.write"}),
-    ("rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
 ]
 
 
@@ -308,7 +320,7 @@ def test_clustered_by_hidden_states_and_killed_it_ends_the_same(server, settings
 
 def drawn_features(folder):
     """Of each round, row to feature."""
-    from clusterucb.gradients.drawn import DrawnFeatures
+    from clusterucb.features.drawn import DrawnFeatures
 
     rounds = sorted(Path(folder).glob("rounds/*"))
     blocks = {path.name: DrawnFeatures(path).blocks() for path in rounds}
@@ -327,7 +339,7 @@ def test_drawn_row_by_row_and_killed_it_ends_the_same(server, settings, tmp_path
     changes = {"policy": "linear_ucb", "batch_tokens": 256, "rounds": 4}
     assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
     arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
-    log, add = "clusterucb.gradients.influence:ScoreLog.add", "clusterucb.gradients.drawn:DrawnWriter.add"
+    log, add = "clusterucb.features.influence:ScoreLog.add", "clusterucb.features.drawn:DrawnWriter.add"
     for there, at in (
         ("rounds/1", {"where": log, "call": 3}),
         ("rounds/2.part/drawn.i64", {"where": add, "call": 2, "when": "after"}),
@@ -376,14 +388,14 @@ def test_killed_at_random_times_it_ends_the_same(server, arguments, settings, un
 
 INTERRUPTIONS = [
     ("reading the pool", {"where": "clusterucb.data.pool:parse_messages", "call": 70}),
-    ("loading the model", {"where": "clusterucb.session:load_model"}),
+    ("loading the model", {"where": "clusterucb.run.session:load_model"}),
     ("a step of the warm-up", {"where": "torch.optim:AdamW.step", "call": 2}),
     (
         "the backward pass of a batch",
         {"where": "clusterucb.gradients.projection:CountSketch.add_to", "call": 30},
     ),
-    ("k-means", {"where": "clusterucb.clustering.kmeans:Clusters.save"}),
-    ("drawing", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
+    ("k-means", {"where": "clusterucb.features.kmeans:Clusters.save"}),
+    ("drawing", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
     ("writing a checkpoint", {"where": "torch:save", "path": "optimizer.pt", "call": 2}),
     ("evaluating", {"where": "clusterucb.evaluation.loss:row_losses"}),
 ]
@@ -403,17 +415,17 @@ def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(server, argumen
 
 BASELINES = {
     "random": [{"where": "clusterucb.data.pool:Pool.write", "when": "after"}],
-    "bm25": [{"where": "clusterucb.baselines.select:write_round", "when": "after"}],
+    "bm25": [{"where": "clusterucb.steps.baselines:write_round", "when": "after"}],
     "rds": [
         {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": "clusterucb.forward.hidden:forward_pool", "call": 5},
-        {"where": "clusterucb.gradients.store:FeatureWriter.finish"},
+        {"where": "clusterucb.steps.hidden:forward_pool", "call": 5},
+        {"where": "clusterucb.features.store:FeatureWriter.finish"},
         {"where": "clusterucb.data.pool:Pool.write"},
         {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
     ],
     "loss": [
-        {"where": "clusterucb.baselines.select:forward_pool", "call": 3},
-        {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 5, "when": "after"},
+        {"where": "clusterucb.steps.baselines:forward_pool", "call": 3},
+        {"where": "clusterucb.features.influence:ScoreLog.add", "call": 5, "when": "after"},
     ],
 }
 
@@ -445,7 +457,7 @@ def selected(folder):
 
 def test_a_run_directory_in_use_is_refused(model_folder, settings):
     holding = (
-        "import sys; from clusterucb.rundir import RunDir\n"
+        "import sys; from clusterucb.run.directory import RunDir\n"
         "with RunDir(sys.argv[1]).owned(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -466,7 +478,7 @@ def test_a_run_directory_in_use_is_refused(model_folder, settings):
 
 
 def test_a_killed_process_leaves_the_run_directory_free(server, settings, arguments):
-    assert server(arguments, at={"where": "clusterucb.session:encode", "call": 50})["status"] == KILLED
+    assert server(arguments, at={"where": "clusterucb.run.session:encode", "call": 50})["status"] == KILLED
     assert (Path(settings["out"]) / ".owner").exists()
     assert "is not there yet" in clusterucb("train", *options(settings)).complaint
 

@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from clusterucb.costs import Cost
 from clusterucb.data.pool import Pool
-from clusterucb.gradients.influence import ScoreLog
+from clusterucb.features.influence import ScoreLog
 from clusterucb.report.run_data import _read_round
-from clusterucb.rounds import write_round
+from clusterucb.run.costs import Cost
+from clusterucb.run.rounds import write_round
 from clusterucb.selection.bandit import _decks, select
 from clusterucb.selection.top import top
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from builders import build_model, build_tokenizer, write_rows
 from cli_helpers import clusterucb, lines, options, read, result
-from clusterucb.gradients.store import FeatureStore
+from clusterucb.features.store import FeatureStore
 
 STEPS = ("warmup", "gradients", "cluster", "select", "train", "evaluate")
 ARTIFACTS = (
@@ -163,9 +163,9 @@ def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
 
 def test_the_loss_after_a_period_is_that_of_the_model_then(settings, tmp_path, monkeypatch):
     """The adapter of each period's end, kept aside by this test, is evaluated afterwards as any is."""
-    from clusterucb import steps
     from clusterucb.config import load
-    from clusterucb.session import Session
+    from clusterucb.run.session import Session
+    from clusterucb.steps import features as steps
     from clusterucb.training.model import save_adapter
 
     real, kept = steps._measured, []
@@ -298,7 +298,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(finished):
 
 
 def test_a_second_run_loads_no_model(finished, monkeypatch):
-    monkeypatch.setattr("clusterucb.session.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("clusterucb.run.session.load_model", lambda *_: pytest.fail("loaded"))
     assert clusterucb("run", "--out", finished).status == 0
 
 
@@ -354,7 +354,7 @@ def test_two_epochs_a_period_select_once_a_period(finished, settings, tmp_path):
 def trained_elsewhere(finished, settings, tmp_path):
     """A Trainer's own checkpoints of the run's adapter, with optimizer.pt."""
     from clusterucb.config import load
-    from clusterucb.session import Session
+    from clusterucb.run.session import Session
     from clusterucb.training.data import SwappableRows
     from clusterucb.training.finetune import finetune
     from clusterucb.training.model import load_adapter

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterucb import Config, Session, dynamic
+from clusterucb.cli.tables import show
 from clusterucb.errors import ClusterUCBError
-from clusterucb.progress import Screen
 from clusterucb.quiet import quiet_libraries
-from clusterucb.report.summary import show
-from clusterucb.rundir import read_json, write_json
+from clusterucb.run.directory import read_json, write_json
+from clusterucb.runtime.screen import Screen
 from clusterucb.selection.share import share
-from clusterucb.steps import evaluate_adapters, train_on
+from clusterucb.steps.features import evaluate_adapters, train_on
 from data import make, model_path
 
 SEED = 0

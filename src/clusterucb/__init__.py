@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any
 from clusterucb.version import __version__
 
 if TYPE_CHECKING:
-    from clusterucb.clustering.kmeans import Clusters as Clusters
-    from clusterucb.clustering.kmeans import spherical_kmeans as spherical_kmeans
-    from clusterucb.comparing.compare import compare as compare
     from clusterucb.config import Config as Config
     from clusterucb.data.pool import Pool as Pool
     from clusterucb.data.target import Target as Target
     from clusterucb.errors import ClusterUCBError as ClusterUCBError
-    from clusterucb.exporting import export as export
-    from clusterucb.gradients.features import Featurizer as Featurizer
+    from clusterucb.features.kmeans import Clusters as Clusters
+    from clusterucb.features.kmeans import spherical_kmeans as spherical_kmeans
+    from clusterucb.gradients.featurizer import Featurizer as Featurizer
     from clusterucb.gradients.projection import CountSketch as CountSketch
     from clusterucb.gradients.projection import Rademacher as Rademacher
-    from clusterucb.planning.plan import plan as plan
     from clusterucb.recipes import dynamic as dynamic
     from clusterucb.recipes import less as less
-    from clusterucb.reselection import Reselection as Reselection
+    from clusterucb.run.export import export as export
+    from clusterucb.run.session import Session as Session
     from clusterucb.selection.bandit import Selection as Selection
     from clusterucb.selection.bandit import select as select
     from clusterucb.selection.known import Known as Known
@@ -39,48 +37,50 @@ if TYPE_CHECKING:
     from clusterucb.selection.selector import ClusterUCB as ClusterUCB
     from clusterucb.selection.selector import FullScoring as FullScoring
     from clusterucb.selection.selector import RowUCB as RowUCB
-    from clusterucb.session import Session as Session
-    from clusterucb.simulation.grid import Grid as Grid
-    from clusterucb.simulation.simulate import Outcome as Outcome
-    from clusterucb.simulation.simulate import Problem as Problem
-    from clusterucb.simulation.simulate import simulate as simulate
+    from clusterucb.steps.reselection import Reselection as Reselection
+    from clusterucb.studies.compare.compare import compare as compare
+    from clusterucb.studies.plan.plan import plan as plan
+    from clusterucb.studies.simulate.grid import Grid as Grid
+    from clusterucb.studies.simulate.simulate import Outcome as Outcome
+    from clusterucb.studies.simulate.simulate import Problem as Problem
+    from clusterucb.studies.simulate.simulate import simulate as simulate
     from clusterucb.training.callbacks import DynamicSelection as DynamicSelection
 
 _HOMES = {
     "ClusterUCB": "selection.selector",
     "ClusterUCBError": "errors",
-    "Clusters": "clustering.kmeans",
+    "Clusters": "features.kmeans",
     "Config": "config",
     "CountSketch": "gradients.projection",
     "DynamicSelection": "training.callbacks",
-    "Featurizer": "gradients.features",
+    "Featurizer": "gradients.featurizer",
     "FullScoring": "selection.selector",
-    "Grid": "simulation.grid",
+    "Grid": "studies.simulate.grid",
     "Known": "selection.known",
     "LinearUCB": "selection.linear_ucb",
-    "Outcome": "simulation.simulate",
+    "Outcome": "studies.simulate.simulate",
     "Pool": "data.pool",
-    "Problem": "simulation.simulate",
+    "Problem": "studies.simulate.simulate",
     "Rademacher": "gradients.projection",
     "Random": "selection.policies",
-    "Reselection": "reselection",
+    "Reselection": "steps.reselection",
     "RowUCB": "selection.selector",
     "Selection": "selection.bandit",
-    "Session": "session",
+    "Session": "run.session",
     "Target": "data.target",
     "UCB1": "selection.policies",
     "UCBBeta": "selection.policies",
     "UCBThreshHard": "selection.policies",
     "UCBThreshNormal": "selection.policies",
-    "compare": "comparing.compare",
+    "compare": "studies.compare.compare",
     "dynamic": "recipes",
-    "export": "exporting",
+    "export": "run.export",
     "less": "recipes",
     "linear_ucb": "selection.linear_ucb",
-    "plan": "planning.plan",
+    "plan": "studies.plan.plan",
     "select": "selection.bandit",
-    "simulate": "simulation.simulate",
-    "spherical_kmeans": "clustering.kmeans",
+    "simulate": "studies.simulate.simulate",
+    "spherical_kmeans": "features.kmeans",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

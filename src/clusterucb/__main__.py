@@ -1,5 +1,5 @@
 """`python -m clusterucb` is the command `clusterucb`."""
 
-from clusterucb.cli import main
+from clusterucb.cli.main import main
 
 main()

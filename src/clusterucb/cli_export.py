@@ -32,7 +32,7 @@ def export(
     """The selected rows as training data that trl, LLaMA-Factory or axolotl read as they are."""
     if not (run and form):
         raise ConfigError("export needs DIR and --format trl|llamafactory|axolotl; see --help")
-    from clusterucb.exporting import export as write
+    from clusterucb.run.export import export as write
 
     found = write(run, form, number=number, out=out)
     if quiet:

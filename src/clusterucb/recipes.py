@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from clusterucb import less_steps, steps
-from clusterucb.baselines.select import BASELINES
 from clusterucb.report.page import report_run
-from clusterucb.session import Session
+from clusterucb.run.session import Session
+from clusterucb.steps import features as steps
+from clusterucb.steps import less as less_steps
+from clusterucb.steps.baselines import BASELINES
 
 __all__ = ["baseline", "dynamic", "less", "procedure"]
 

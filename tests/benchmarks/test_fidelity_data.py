@@ -19,9 +19,9 @@ from clusterucb.data.chat import Tulu, encode
 from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, overlap
 from clusterucb.errors import InputError, MismatchError
-from clusterucb.progress import Screen
-from clusterucb.rundir import RunDir
-from clusterucb.screening import screened
+from clusterucb.run.directory import RunDir
+from clusterucb.run.screening import screened
+from clusterucb.runtime.screen import Screen
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FILES = {

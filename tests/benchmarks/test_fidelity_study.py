@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import write_rows
-from clusterucb import steps
 from clusterucb.config import load
 from clusterucb.errors import InputError, MismatchError
-from clusterucb.gradients.features import Featurizer
-from clusterucb.gradients.influence import stored_influence
-from clusterucb.gradients.store import FeatureWriter
-from clusterucb.progress import Screen
-from clusterucb.rundir import read_json
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.store import FeatureWriter
+from clusterucb.gradients.featurizer import Featurizer
+from clusterucb.run.directory import read_json
+from clusterucb.run.session import Session
+from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES
-from clusterucb.session import Session
-from clusterucb.simulation.grid import Grid
-from clusterucb.simulation.simulate import Problem
+from clusterucb.steps import features as steps
+from clusterucb.studies.simulate.grid import Grid
+from clusterucb.studies.simulate.simulate import Problem
 from clusterucb.training.callbacks import last_whole_checkpoint
 from clusterucb.training.model import load_adapter
 from clusterucb.training.moments import import_moments

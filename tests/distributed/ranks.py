@@ -164,7 +164,7 @@ class Ranks:
         at=(),
         patience=20.0,
         torchrun=False,
-        main="clusterucb.cli:main",
+        main="clusterucb.cli.main:main",
         **environment,
     ):
         """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`.

@@ -14,18 +14,18 @@ from safetensors.numpy import save_file
 from transformers import Trainer, TrainingArguments
 
 from builders import build_model
-from clusterucb.cli import main
+from clusterucb.cli.main import main
 from clusterucb.config import Lora, load
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import collate, plan
-from clusterucb.gradients.features import Featurizer, target_directions
+from clusterucb.gradients.featurizer import Featurizer, target_directions
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.gradients.projection import projection
-from clusterucb.processes import ALONE, joined
-from clusterucb.session import Session
-from clusterucb.sharding import alike, is_sharded, shard, whole_tensors
-from clusterucb.steps import reselection
+from clusterucb.run.session import Session
+from clusterucb.runtime.processes import ALONE, joined
+from clusterucb.runtime.sharding import alike, is_sharded, shard, whole_tensors
+from clusterucb.steps.features import reselection
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.model import attach_adapter, fingerprint_base, set_adapter
 from clusterucb.training.moments import save_moments

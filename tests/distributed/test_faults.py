@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import options, result
-from clusterucb.rundir import RunDir
+from clusterucb.run.directory import RunDir
 
 FAST = {"batch_tokens": 256, "micro_batch": 1, "save_steps": 2, "periods": 2}
 KILLED = -signal.SIGKILL
 
 MOMENTS = [  # the rank that dies, the newest artifact there is then, and where it dies
     (1, "initial", {"where": "torch.optim:AdamW.step", "call": 2}),
-    (1, "warmup", {"where": "clusterucb.gradients.features:row_gradients", "call": 4}),
+    (1, "warmup", {"where": "clusterucb.gradients.featurizer:row_gradients", "call": 4}),
     (0, "warmup", {"where": "os:pwrite", "call": 40, "torn": True}),
-    (1, "features", {"where": "clusterucb.clustering.kmeans:_Rows.assign", "call": 2}),
+    (1, "features", {"where": "clusterucb.features.kmeans:_Rows.assign", "call": 2}),
     (1, "rounds/1", {"where": "torch:save", "path": "rng_state_1.pth"}),
-    (1, "rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 2}),
-    (0, "rounds/1", {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}),
+    (1, "rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
+    (0, "rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}),
     (1, "rounds/2", {"where": "torch.optim:AdamW.step", "call": 2}),
     (0, "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
 ]
@@ -54,7 +54,7 @@ def ended(found):
 
 @pytest.mark.slow
 def test_torchrun_restarts_the_group_when_a_rank_is_killed_and_the_run_ends(ranks, settings):
-    traps = [{1: {"where": "clusterucb.gradients.features:row_gradients", "call": 4}}]
+    traps = [{1: {"where": "clusterucb.gradients.featurizer:row_gradients", "call": 4}}]
     found = ranks(["run", *options(settings, **FAST)], restarts=1, at=traps, torchrun=True)
     assert [rank["status"] for rank in found] == [0, 0], found
     assert "Everything is in" in found[0]["said"]
@@ -74,7 +74,7 @@ def test_under_torchrun_a_mistake_is_told_once_too(ranks, settings):
 @pytest.mark.parametrize(
     ("step", "command", "where", "call"),
     [
-        ("gradients", "run", "clusterucb.gradients.features:row_gradients", 6),
+        ("gradients", "run", "clusterucb.gradients.featurizer:row_gradients", 6),
         ("train", "run", "torch.optim:AdamW.step", 5),
     ],
 )

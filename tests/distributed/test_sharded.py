@@ -16,9 +16,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from cli_helpers import options, result
 from clusterucb.config import load
 from clusterucb.errors import ConfigError
-from clusterucb.session import Session
-from clusterucb.sharding import refuse_other_shards
-from clusterucb.steps import reselection
+from clusterucb.run.session import Session
+from clusterucb.runtime.sharding import refuse_other_shards
+from clusterucb.steps.features import reselection
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.model import load_adapter
 from clusterucb.training.moments import import_moments, load_moments
@@ -201,9 +201,9 @@ def test_a_whole_run_leaves_adapter_and_moments_whole(whole, begun):
 
 
 MOMENTS = [  # the rank that dies, and where
-    (1, {"where": "clusterucb.gradients.features:row_gradients", "call": 4}),
+    (1, {"where": "clusterucb.gradients.featurizer:row_gradients", "call": 4}),
     (1, {"where": "torch:save", "path": "rng_state_1.pth"}),
-    (0, {"where": "clusterucb.gradients.influence:ScoreLog.add", "call": 3}),
+    (0, {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}),
     (0, {"where": "torch.optim:AdamW.step", "call": 3}),
 ]
 

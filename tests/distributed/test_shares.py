@@ -7,11 +7,11 @@ import pytest
 import torch
 from threads import together
 
-from clusterucb.clustering.kmeans import spherical_kmeans
 from clusterucb.errors import ConfigError, MismatchError
-from clusterucb.gradients.influence import LiveInfluence, ScoreLog, influence, stored_influence
-from clusterucb.gradients.store import FeatureStore, FeatureWriter
-from clusterucb.processes import ALONE, joined, leads
+from clusterucb.features.influence import LiveInfluence, ScoreLog, influence, stored_influence
+from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.features.store import FeatureStore, FeatureWriter
+from clusterucb.runtime.processes import ALONE, joined, leads
 from clusterucb.training.data import EvenBatches
 
 SIZES = (2, 3, 4)

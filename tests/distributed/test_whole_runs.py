@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cli_helpers import options, read, result
-from clusterucb.gradients.drawn import DrawnFeatures
+from clusterucb.features.drawn import DrawnFeatures
 
 SMALL = {"batch_tokens": 256, "dropout": 0.0, "micro_batch": 1}  # so that all processes have micro-batches
 

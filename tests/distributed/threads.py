@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clusterucb.processes import World
+from clusterucb.runtime.processes import World
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import yaml
 from document_blocks import ROOT, blocks, finished_runs
 
 from cli_helpers import clusterucb
-from clusterucb.cli import application
+from clusterucb.cli.main import application
+from clusterucb.cli.options import repeat_list_options
 from clusterucb.config import load, settings
-from clusterucb.options import repeat_list_options
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = (

@@ -11,7 +11,7 @@ from document_blocks import DOCUMENTS, ROOT, blocks, flaws, read_blocks
 from document_runner import Runner, check
 
 import clusterucb
-from clusterucb.cli import application
+from clusterucb.cli.main import application
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 MARKED = [block for path in DOCUMENTS for block in read_blocks(path) if block.reason]

@@ -12,7 +12,7 @@ import typer
 from document_blocks import ROOT
 
 import clusterucb
-from clusterucb.cli import application
+from clusterucb.cli.main import application
 from clusterucb.config import settings
 
 MISSING = [n for n in ("mkdocs", "material", "mkdocstrings_handlers") if not importlib.util.find_spec(n)]

@@ -61,7 +61,7 @@ def started(code, temporary):
 
 UNPROTECTED = """
 import os, struct
-from clusterucb.evaluation import sandbox_child as child
+from clusterucb.evaluation.sandbox import child
 
 libc = child._libc()
 column, _ = child.MACHINES[os.uname().machine]

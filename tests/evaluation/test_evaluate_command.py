@@ -14,7 +14,7 @@ import pytest
 from benchmark_helpers import ALL, fake_lm, save_adapter, save_model, short, wide_model, write_data
 
 from cli_helpers import clusterucb, options
-from clusterucb import comparison
+from clusterucb.evaluation import adapter as comparison
 from clusterucb.evaluation import benchmarks as module
 from clusterucb.tasks import TASKS
 
@@ -249,7 +249,7 @@ KILLED = """
 import os, signal, sys
 import pytest
 from benchmark_helpers import short
-from clusterucb.cli import main
+from clusterucb.cli.main import main
 from clusterucb.evaluation import benchmarks
 
 short(pytest.MonkeyPatch())

@@ -16,8 +16,9 @@ import pytest
 from sandbox_helpers import UNPROTECTED, humaneval, processes_in, started, wait_until
 
 from clusterucb.errors import ConfigError, StorageError
-from clusterucb.evaluation import sandbox, sandbox_child
-from clusterucb.evaluation.sandbox import Limits, Verdict, protections, run_program, run_programs
+from clusterucb.evaluation.sandbox import child as sandbox_child
+from clusterucb.evaluation.sandbox import programs as sandbox
+from clusterucb.evaluation.sandbox.programs import Limits, Verdict, protections, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs Linux or macOS")
 
@@ -493,7 +494,8 @@ assert denied(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_a_program_ends_with_its_parent(how, tmp_path):
     folder = tmp_path / "of the parent"
-    code = "from clusterucb.evaluation.sandbox import *\nrun_program('while True: pass', Limits(60.0, 60))"
+    imports = "from clusterucb.evaluation.sandbox.programs import run_program, Limits"
+    code = f"{imports}\nrun_program('while True: pass', Limits(60.0, 60))"
     with started(code, folder) as parent:
         assert wait_until(lambda: processes_in(folder))
         parent.send_signal(how)
@@ -509,7 +511,7 @@ def test_an_interrupt_that_the_waiting_thread_does_not_receive_ends_the_programs
     """As one that comes between the last look at signals and a wait: it does not end the wait."""
     code = """
 import signal, threading
-from clusterucb.evaluation.sandbox import Limits, run_program
+from clusterucb.evaluation.sandbox.programs import Limits, run_program
 
 def interrupt():
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
@@ -566,7 +568,7 @@ def test_without_the_kernels_protections_it_says_so_and_still_judges(tmp_path):
     ]
     code = f"""{UNPROTECTED}
 import json
-from clusterucb.evaluation.sandbox import *
+from clusterucb.evaluation.sandbox.programs import *
 print(json.dumps([protections(), [v.passed for v in run_programs({programs!r})]]))
 """
     with started(code, folder) as process:

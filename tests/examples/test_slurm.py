@@ -79,7 +79,7 @@ def test_torchrun_starts_the_run_on_every_gpu_of_every_node(job, status):
 def test_what_it_starts_is_a_command_with_these_options():
     import inspect
 
-    from clusterucb.cli import _callable, _commands
+    from clusterucb.cli.main import _callable, _commands
 
     assert {"config", "out"} <= set(
         inspect.signature(_callable("run", _commands["run"], bare=False)).parameters

@@ -10,11 +10,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clusterucb.config import Config
-from clusterucb.costs import Cost
 from clusterucb.data.pool import Pool
-from clusterucb.gradients.store import FeatureWriter
-from clusterucb.rounds import write_round
-from clusterucb.rundir import RunDir, write_json
+from clusterucb.features.store import FeatureWriter
+from clusterucb.run.costs import Cost
+from clusterucb.run.directory import RunDir, write_json
+from clusterucb.run.rounds import write_round
 from clusterucb.selection.selector import ClusterUCB, FullScoring
 
 SPELL = 'document.title="hacked"'

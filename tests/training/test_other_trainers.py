@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from builders import build_tokenizer
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import adam_direction
-from clusterucb.gradients.features import Featurizer
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import projection
 from clusterucb.training.callbacks import DynamicSelection

@@ -12,8 +12,8 @@ from clusterucb.config import Lora
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, row_losses, trainable_parameters
-from clusterucb.planning.memory import memory
-from clusterucb.planning.sizes import Sizes, model_sizes, packed_bytes
+from clusterucb.studies.plan.memory import memory
+from clusterucb.studies.plan.sizes import Sizes, model_sizes, packed_bytes
 from clusterucb.training import quantise
 from clusterucb.training.model import attach_adapter, fingerprint_base, load_model
 

@@ -24,10 +24,10 @@ from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.documents import Document, documents
 from clusterucb.evaluation.harness import Answered, Engine, ask, harness_version, require_harness, stops
-from clusterucb.evaluation.sandbox import protections
+from clusterucb.evaluation.sandbox.programs import protections
 from clusterucb.evaluation.scores import by_subtask, mean
-from clusterucb.progress import Screen
-from clusterucb.rundir import publish, publish_folder, read_json, write_json
+from clusterucb.run.directory import publish, publish_folder, read_json, write_json
+from clusterucb.runtime.screen import Screen
 from clusterucb.tasks import Task, Variant
 from clusterucb.tasks.chosen import chosen as chosen_variants
 

@@ -11,7 +11,7 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.per_sample import row_losses
-from clusterucb.processes import ALONE, World
+from clusterucb.runtime.processes import ALONE, World
 
 __all__ = ["losses"]
 

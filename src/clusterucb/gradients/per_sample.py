@@ -21,8 +21,8 @@ from torch import nn
 
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
-from clusterucb.profiling import stage
-from clusterucb.sharding import reshard
+from clusterucb.runtime.profiling import stage
+from clusterucb.runtime.sharding import reshard
 
 __all__ = [
     "adapter_layers",

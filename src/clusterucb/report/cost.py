@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clusterucb.costs import FORWARD_SHARE, Cost
 from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.markup import count, plotted, seconds
 from clusterucb.report.run_data import RunData
 from clusterucb.report.section import Figure, Section
+from clusterucb.run.costs import FORWARD_SHARE, Cost
 
 __all__ = ["cost", "full_name"]
 

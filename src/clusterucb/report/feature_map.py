@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.gradients.store import StoredFeatures
+from clusterucb.features.store import StoredFeatures
 
 __all__ = ["FeatureMap", "map_features", "principal_axes", "sampled"]
 

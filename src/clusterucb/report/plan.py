@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clusterucb.costs import FORWARD_SHARE
+from clusterucb.run.costs import FORWARD_SHARE
 
 __all__ = ["show_plan"]
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from clusterucb.config import Config, load
-from clusterucb.costs import Cost, recorded_costs
 from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target
 from clusterucb.errors import ClusterUCBError, InputError
-from clusterucb.gradients.store import FeatureStore
+from clusterucb.features.store import FeatureStore
 from clusterucb.report.examples import Example, chosen_rows, example
 from clusterucb.report.feature_map import FeatureMap, map_features
-from clusterucb.rundir import RunDir, read_json
+from clusterucb.run.costs import Cost, recorded_costs
+from clusterucb.run.directory import RunDir, read_json
 from clusterucb.tasks import TASKS
 
 __all__ = ["RoundData", "RunData", "Sources", "read_run"]

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clusterucb.simulation.spread import Panel, Spread
-from clusterucb.simulation.truth import MEASURES
+from clusterucb.studies.simulate.outcomes import Panel, Spread
+from clusterucb.studies.simulate.truth import MEASURES
 
 __all__ = ["show_simulation"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clusterucb.rundir import publish
-from clusterucb.simulation.simulate import Outcome
-from clusterucb.simulation.truth import MEASURES
+from clusterucb.run.directory import publish
+from clusterucb.studies.simulate.simulate import Outcome
+from clusterucb.studies.simulate.truth import MEASURES
 
 __all__ = ["write_draws", "write_outcomes"]
 

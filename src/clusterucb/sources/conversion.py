@@ -17,8 +17,8 @@ from pathlib import Path
 from clusterucb.data.files import HUB
 from clusterucb.data.rows import digest8
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.progress import Advance
-from clusterucb.rundir import publish, write_json
+from clusterucb.run.directory import publish, write_json
+from clusterucb.runtime.screen import Advance
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.sources.locate import files_in, hub_file
 from clusterucb.sources.raw import RawFile, open_raw, raw_rows

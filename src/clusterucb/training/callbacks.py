@@ -22,9 +22,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
-from clusterucb.processes import ALONE, World
-from clusterucb.progress import Advance
-from clusterucb.sharding import refuse_other_shards
+from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.screen import Advance
+from clusterucb.runtime.sharding import refuse_other_shards
 from clusterucb.training.compatibility import refuse_arguments
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of

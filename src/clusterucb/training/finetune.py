@@ -21,9 +21,9 @@ from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
-from clusterucb.processes import ALONE, World
-from clusterucb.progress import Advance
-from clusterucb.sharding import is_sharded
+from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.screen import Advance
+from clusterucb.runtime.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
 from clusterucb.training.moments import moments_of

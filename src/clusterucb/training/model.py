@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from clusterucb.config import Common, Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.rundir import publish_folder
-from clusterucb.sharding import fill, whole, whole_tensors
+from clusterucb.run.directory import publish_folder
+from clusterucb.runtime.sharding import fill, whole, whole_tensors
 from clusterucb.training.quantise import keep_packing, loading
 
 __all__ = [

@@ -23,8 +23,8 @@ from transformers import Trainer
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import canonical_name, trainable_parameters
-from clusterucb.rundir import publish
-from clusterucb.sharding import whole
+from clusterucb.run.directory import publish
+from clusterucb.runtime.sharding import whole
 
 __all__ = ["import_moments", "load_moments", "moments_of", "save_moments"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from clusterucb.evaluation.sandbox import run_programs
+from clusterucb.evaluation.sandbox.programs import run_programs
 from clusterucb.tasks import bbh, gsm8k, humaneval, tydiqa
 
 __all__ = ["bbh_scores", "documents", "gsm8k_scores", "humaneval_scores", "tydiqa_scores"]

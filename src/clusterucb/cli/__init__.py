@@ -1,0 +1,1 @@
+"""The command line: options, and tables on the screen. Nothing imports it."""

@@ -1,0 +1,124 @@
+"""The command `simulate`: its options, and what becomes of them. cli.py registers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from clusterucb.errors import ConfigError
+
+__all__ = ["simulate"]
+
+Number = TypeVar("Number", int, float)
+
+
+def simulate(
+    stores: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STORE...",
+            help="Run directories or folders of features, each a problem of its own; or LESS's gradients of"
+            " training files (folders with all_orig.pt), which make one pool and need --target.",
+            show_default=False,
+        ),
+    ] = None,
+    policies: Annotated[
+        str, typer.Option(help="Published policies (all five by default), and your own as module:callable.")
+    ] = "ucb_beta,ucb1,ucb_threshhard,ucb_threshnormal,random",
+    budgets: Annotated[
+        str,
+        typer.Option(help="Shares of the pool that may be looked at, cold start included, with commas."),
+    ] = "0.05,0.1,0.2,0.4,0.8",
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "--k",
+            help="Numbers of clusters; by default the square root of the rows, at most half of the smallest"
+            " budget. Clusters are the same for all seeds.",
+        ),
+    ] = None,
+    csp: Annotated[str, typer.Option(help="Cold starts: shares of every cluster drawn first.")] = "0.02",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with draws of its own.")] = 10,
+    top_p: Annotated[float, typer.Option(help="The share of the pool that is selected.")] = 0.05,
+    draw_batch: Annotated[int, typer.Option(help="Rows drawn at once.")] = 8,
+    clusters_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A store of the same rows at another checkpoint: the clusters are made of its features, and"
+            " its influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
+    ] = None,
+    clusters_target: Annotated[
+        str | None, typer.Option(help="The same at the checkpoint of --clusters-from, for `stale`.")
+    ] = None,
+    subtasks: Annotated[
+        int, typer.Option(min=1, help="Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.")
+    ] = 1,
+    out: Annotated[
+        str | None, typer.Option(help="The folder for simulation.csv, draws.csv and simulation.html.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+) -> None:
+    """Policies, budgets and clusters tried on stored features, without a model: what would a bandit find?"""
+    if not (stores and out):
+        raise ConfigError("simulate needs STORE... and --out DIR; see --help")
+    from clusterucb.studies.simulate.custom import named_policies
+    from clusterucb.studies.simulate.grid import Grid
+
+    grid = Grid(
+        budgets=_numbers("--budgets", budgets, float),
+        ks=_numbers("--k", k, int) if k else (None,),
+        csps=_numbers("--csp", csp, float),
+        seeds=range(seeds),
+        top_p=top_p,
+        draw_batch=draw_batch,
+    )
+    named = named_policies(_parts("--policies", policies))
+
+    from clusterucb.report.simulation import show_simulation
+    from clusterucb.run.directory import RunDir
+    from clusterucb.runtime.screen import Screen
+    from clusterucb.simulation.files import write_draws, write_outcomes
+    from clusterucb.studies.simulate.outcomes import panels
+    from clusterucb.studies.simulate.plot import write_plot
+    from clusterucb.studies.simulate.simulate import simulate as run
+    from clusterucb.studies.simulate.stores import Less, read_problems
+
+    less = Less(
+        target=Path(target) if target else None,
+        subtasks=subtasks,
+        clusters_target=Path(clusters_target) if clusters_target else None,
+    )
+    problems = read_problems([*map(Path, stores)], [*map(Path, clusters_from or [])], less)
+    folder = RunDir(out)
+    with folder.owned():
+        outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
+        shown = panels(outcomes)
+        write_outcomes(folder.path / "simulation.csv", outcomes)
+        write_draws(folder.path / "draws.csv", outcomes)
+        write_plot(folder.path / "simulation.html", shown, top_p)
+    if not quiet:
+        show_simulation(shown, top_p)
+        typer.echo(f"{folder.path}")
+
+
+def _parts(flag: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ConfigError(f"{flag} {text!r}: expected at least one, with commas between")
+    return parts
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in _parts(flag, text)]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{flag} {text}: expected {what} with commas between") from None

@@ -1,0 +1,152 @@
+"""An adapter and its base, ready to be asked: from a run, or from any folder that peft wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+
+from clusterucb.config import Common
+from clusterucb.data.chat import ChatFormat, chat_format
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.evaluation.benchmarks import Benchmarks, MadeWith, check_settings
+from clusterucb.evaluation.harness import VLLM, Engine, HuggingFace
+from clusterucb.runtime.screen import Screen
+from clusterucb.training.model import (
+    fingerprint_base,
+    fingerprint_tensors,
+    load_model,
+    load_tokenizer,
+    model_source,
+    open_adapter,
+    read_adapter,
+)
+
+__all__ = ["benchmarks", "evaluate_adapter", "with_base_model"]
+
+
+def benchmarks(
+    config: Common,
+    adapter: Path,
+    folder: Path,
+    model: Callable[[], PeftModel],
+    tokenizer: Any,
+    chat: ChatFormat,
+    screen: Screen,
+) -> Benchmarks:
+    """The evaluation of `adapter` and its base that `config` asks for; `model` is called if hf runs it."""
+    model = cache(model)
+
+    def engine() -> Engine:
+        if config.evaluation.engine == "hf":
+            return HuggingFace(model(), tokenizer, chat)
+        return VLLM(
+            model_source(config.model),
+            adapter,
+            dtype=config.dtype,
+            seed=config.seed,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def made_with() -> MadeWith:
+        if config.evaluation.engine == "hf":
+            base = {"model": fingerprint_base(model()), "dtype": str(next(model().parameters()).dtype)}
+        else:
+            base = {"model": _fingerprint_files(model_source(config.model)), "dtype": config.dtype}
+        return {"base": base, "adapter": {**base, "adapter": _fingerprint_adapter(adapter)}}
+
+    return Benchmarks(
+        config=config,
+        engine=engine,
+        made_with=made_with,
+        tokenizer=tokenizer,
+        chat=chat,
+        folder=folder,
+        leave_out=_target_questions(adapter),
+        screen=screen,
+    )
+
+
+def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
+    """Evaluate `config.adapter` and its base, without a run; results go to `config.out`.
+
+    Raises:
+        ConfigError: no benchmark is named.
+        InputError: the folder holds no adapter of the model.
+    """
+    adapter = Path(str(config.adapter))
+    if not config.evaluation.tasks:
+        raise ConfigError(f"evaluate {adapter} on what? give --tasks, such as --tasks gsm8k,mmlu")
+    _adapter_settings(adapter)
+    check_settings(config)
+    tokenizer = load_tokenizer(config)
+
+    def model() -> PeftModel:
+        screen.say(f"load {config.model}")
+        # Trainable, as in a run: so the base's fingerprint, and with it its answers, are the same in both.
+        found = open_adapter(load_model(config), adapter, is_trainable=True)
+        _check_layers(found, adapter, config.model)
+        return found
+
+    folder = Path(config.out) / "benchmarks"
+    chat = chat_format(config.chat, tokenizer)
+    return benchmarks(config, adapter, folder, model, tokenizer, chat, screen).run()
+
+
+def with_base_model(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the model that the adapter names as its base, unless they name one."""
+    named = _adapter_settings(Path(options["adapter"])).get("base_model_name_or_path")
+    return {"model": named, **options} if named else options
+
+
+def _adapter_settings(adapter: Path) -> dict[str, Any]:
+    """What peft wrote beside the adapter's weights."""
+    if not all((adapter / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
+        raise InputError(
+            f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
+        )
+    return _read_object(adapter / "adapter_config.json")
+
+
+def _check_layers(model: PeftModel, adapter: Path, name: str) -> None:
+    """Refuse an adapter that has other layers than the model: peft leaves out what does not match."""
+    there = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if odd := sorted(layer for layer in there.keys() ^ read_adapter(adapter).keys() if ".lora_" in layer):
+        raise InputError(
+            f"{adapter}: does not fit {name}, first in {odd[0]}; give the --model that it was trained on"
+        )
+
+
+def _fingerprint_adapter(adapter: Path) -> str:
+    """A hash of the weights and of the settings that say what they mean (alpha, for one)."""
+    settings = {**_adapter_settings(adapter), "base_model_name_or_path": None, "inference_mode": None}
+    text = f"{fingerprint_tensors(read_adapter(adapter))} {json.dumps(settings, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fingerprint_files(model: str) -> str:
+    """A hash of a model that is not loaded here: its files' names, sizes and times, or its hub id."""
+    files = [(path.name, path.stat()) for path in sorted(Path(model).glob("*")) if path.is_file()]
+    facts = [model, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _target_questions(adapter: Path) -> frozenset[str]:
+    """Digests of the questions that the adapter's rows were selected for, if a run of ours made it."""
+    path = adapter / "checkpoint.json"
+    return frozenset(_read_object(path).get("target_questions", ()) if path.exists() else ())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); copy the adapter again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object; copy the adapter again")
+    return content

@@ -1,0 +1,1 @@
+"""Programs that a model wrote, each in a process of its own, with limits."""

@@ -1,0 +1,1 @@
+"""Vectors of rows: kept on disk, compared, clustered."""

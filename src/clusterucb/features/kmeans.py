@@ -1,0 +1,344 @@
+"""Spherical k-means over a store of features that need not fit in memory.
+
+Knows an array that can be sliced by rows, and torch; nothing of gradients or of selection. Rows are
+compared by cosine; a centroid is the direction of the sum of its rows (Dhillon and Modha, 2001). The store
+is read block by block, one pass an iteration: about `block * d * 10 + k * d * 20` bytes, and 24 a row.
+
+Several processes each read rows of their own, and find the same to the bit as one: rows are cut into
+stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of
+two, and these add up exactly, in any order, in float64 (below 2^53 units).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from clusterucb.clustering.nearest import Backend, Nearest, nearest_by
+from clusterucb.errors import ConfigError, InputError, StorageError
+from clusterucb.runtime.processes import ALONE, World
+
+__all__ = ["Clusters", "Features", "default_k", "spherical_kmeans"]
+
+SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
+FILE = "clusters.safetensors"
+LONGEST_STRETCH = 8  # blocks: the longer, the less often sums are rounded, which takes time
+STRETCHES = 32  # at least, of a store that has as many blocks: so that processes get like shares
+COSINE_UNITS = 2.0**32
+
+
+class Features(Protocol):
+    """float16 or float32 [N, d], read by row slices: np.ndarray, np.memmap, FeatureStore.features."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, d)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A cluster for every row; `labels` are the nearest of exactly these `centroids`."""
+
+    labels: NDArray[np.int64]  # [N], 0..k-1
+    centroids: NDArray[np.float32]  # [k, d], unit length
+    history: tuple[float, ...]  # the objective of each assignment of rows to centroids, the last of these
+
+    @property
+    def k(self) -> int:
+        """Number of centroids."""
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows of each cluster, int64[k]."""
+        return np.bincount(self.labels, minlength=self.k)
+
+    @property
+    def objective(self) -> float:
+        """Mean cosine of the rows to their centroids, at most 1."""
+        return self.history[-1]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, whole or not at all; into a folder, as `clusters.safetensors`.
+
+        Raises StorageError where that cannot be done.
+        """
+        file = _file(path)
+        part = file.with_name(file.name + ".part")
+        tensors = {
+            "labels": self.labels,
+            "centroids": self.centroids,
+            "history": np.array(self.history, dtype=np.float64),
+        }
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part)
+            part.replace(file)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise StorageError(
+                f"{file}: cannot be written ({error}); check the folder and free space"
+            ) from None
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Clusters:
+        """Read what `save` wrote. Raises InputError for a file that is missing or something else."""
+        file = _file(path)
+        try:
+            tensors = load_file(file)
+            labels, centroids, history = (tensors[name] for name in ("labels", "centroids", "history"))
+        except FileNotFoundError:
+            raise InputError(f"{file}: no such file; expected clusters written by Clusters.save()") from None
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"{file}: not clusters written by Clusters.save() ({error})") from None
+        return cls(labels, centroids, tuple(history.tolist()))
+
+
+def default_k(n: int, budget_rows: int) -> int:
+    """`sqrt(n)` clusters, rounded; at most half the rows of the budget, as each costs a cold-start draw."""
+    return max(1, min(round(math.sqrt(n)), budget_rows // 2))
+
+
+def spherical_kmeans(
+    features: Features,
+    k: int,
+    *,
+    iterations: int = 20,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    block: int = 1024,
+    backend: Backend = "torch",
+    progress: Callable[[int, int, float], None] | None = None,
+    world: World = ALONE,
+) -> Clusters:
+    """Maximise the mean cosine of rows to the centroid of their cluster.
+
+    Starts from `k` distinct rows by `seed` and updates the centroids `iterations` times at most, fewer once
+    no label changes. An empty cluster moves to the row farthest from its centroid; at the end none is empty
+    where there are `k` rows of unlike direction (cosine below 1 - 4e-6). Same seed and machine, same result,
+    whatever the number of processes, and whatever the `block` up to the rounding of sums in float32.
+
+    `features`: float16 or float32 [N, d], of any length but zero. `block`: rows read at once; 1024 rows of
+    8192 float32 stay in a processor's last cache, where the product finds them. `backend`: what finds the
+    nearest centroids, torch or keops (of the extra `keops`). `progress(i, iterations, objective)` is
+    called after each assignment, `i` updates made so far. `world`: processes that share the work; each can
+    read all rows, and all get the result. Raises ConfigError for k outside 1..N or a backend
+    that is not installed, InputError for a row that is all zero or not finite.
+    """
+    _check(features, k, iterations, block, seed)
+    block = min(block, max(1, block * features.shape[1] // k))  # (block, k) is no larger than (block, d)
+    data = _Rows(features, torch.device(device), block, nearest_by(backend), world)
+    history: list[float] = []
+
+    def assign(centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
+        assignment = data.assign(centroids, before, update=update)
+        history.append(assignment.objective)
+        if progress is not None:
+            progress(min(len(history) - 1, iterations), iterations, history[-1])
+        return assignment
+
+    start = np.sort(np.random.default_rng(seed).choice(len(features), k, replace=False))
+    centroids = torch.stack([data.row(row) for row in start.tolist()])  # (k, d)
+    now = None
+    for _ in range(iterations):
+        now = assign(centroids, now, update=True)
+        if not now.changed:
+            break
+        centroids = _directions(now.sums, data.units, otherwise=centroids)
+        _refill_empty(centroids, now, data)
+    else:
+        now = assign(centroids, now, update=False)
+    for _ in range(k):  # a refilled cluster is not emptied again, so k rounds are enough
+        if not _refill_empty(centroids, now, data):
+            break
+        now = assign(centroids, now, update=False)
+    labels = np.concatenate(world.gather(now.labels))
+    return Clusters(labels, centroids.cpu().numpy(), tuple(history))
+
+
+@dataclass(frozen=True, eq=False)
+class _Assignment:
+    labels: NDArray[np.int64]  # of this process's rows, [n]
+    cosines: NDArray[np.float32]  # [n], of each of them to its centroid
+    sums: Tensor  # [k, d], of the unit rows of each cluster, all processes', in units; zero if not asked for
+    sizes: NDArray[np.int64]  # [k], all processes'
+    objective: float  # the mean cosine of all processes' rows
+    changed: int  # how many of all processes' labels are not as before
+
+
+class _Rows:
+    """The rows of a store in float32, a block at a time, and the factors that make them unit vectors."""
+
+    def __init__(
+        self, features: Features, device: torch.device, block: int, nearest: Nearest, world: World
+    ) -> None:
+        self.features, self.block, self.nearest, self.world = features, block, nearest, world
+        n, d = features.shape
+        self.stretch = block * max(1, min(LONGEST_STRETCH, n // (block * STRETCHES)))
+        stretches = -(-n // self.stretch)
+        ends = [stretches * rank // world.size * self.stretch for rank in (world.rank, world.rank + 1)]
+        self.own = range(min(ends[0], n), min(ends[1], n))  # rows that this process assigns
+        self.units = 2.0 ** (52 - n.bit_length())  # of 1: a sum of n numbers up to 1 stays below 2^53
+        self._buffer = torch.empty((min(block, n), d), device=device)  # one for all blocks
+        self._inverse = torch.empty(len(self.own), device=device)  # 1 / norm of the first `_measured` of them
+        self._measured = 0
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def row(self, row: int) -> Tensor:
+        """One unit row, float32[d], whosever it is."""
+        x = self._read(row, row + 1)
+        return x[0] * self._inverse_norms(x, row)
+
+    def assign(self, centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
+        """Each row to the centroid of largest cosine, the first of equals."""
+        k = len(centroids)
+        labels = np.empty(len(self.own), dtype=np.int64)
+        cosines = np.empty(len(self.own), dtype=np.float32)
+        sums = torch.zeros(centroids.shape if update else 0, dtype=torch.float64, device=centroids.device)
+        for first in range(0, len(self.own), self.stretch):
+            partial: Tensor | None = None
+            for start in range(first, min(first + self.stretch, len(self.own)), self.block):
+                rows = slice(start, min(start + self.block, len(self.own)))
+                x = self._read(self.own[rows.start], self.own[rows.stop - 1] + 1)  # (b, d)
+                if rows.stop > self._measured:
+                    self._inverse[rows] = self._inverse_norms(x, self.own[start])
+                    self._measured = rows.stop
+                inverse = self._inverse[rows]  # (b,)
+                values, nearest = self.nearest(x, centroids)  # a row's length does not matter
+                labels[rows] = nearest.cpu().numpy()
+                cosines[rows] = (values * inverse).cpu().numpy()
+                if update:
+                    found = _sums(x, inverse * self.units, nearest, k)
+                    partial = found if partial is None else partial.add_(found)
+            if partial is not None:
+                sums += partial.round_()
+        return self._of_all(labels, cosines, sums, k, before)
+
+    def _of_all(
+        self,
+        labels: NDArray[np.int64],
+        cosines: NDArray[np.float32],
+        sums: Tensor,
+        k: int,
+        before: _Assignment | None,
+    ) -> _Assignment:
+        """What this process has found of its rows, with what all have found together."""
+        changed = len(labels) if before is None else int((labels != before.labels).sum())
+        mass = int(np.rint(cosines.astype(np.float64) * COSINE_UNITS).astype(np.int64).sum())
+        counts = [*np.bincount(labels, minlength=k).tolist(), mass, changed]
+        *sizes, mass, changed = self.world.total(torch.tensor(counts)).tolist()
+        objective = mass / COSINE_UNITS / len(self)
+        return _Assignment(
+            labels, cosines, self.world.total(sums), np.array(sizes, np.int64), objective, changed
+        )
+
+    def far(self, now: _Assignment, most: int) -> list[int]:
+        """Up to `most` rows by rising cosine, of equals the first; none is the only one of its cluster."""
+        candidates = np.flatnonzero((now.cosines < SAME) & (now.sizes[now.labels] > 1))
+        candidates = candidates[np.argsort(now.cosines[candidates], kind="stable")][:most]
+        found = self.world.gather((candidates + self.own.start, now.cosines[candidates]))
+        rows, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        in_order: list[int] = rows[np.argsort(cosines, kind="stable")][:most].tolist()
+        return in_order
+
+    def _read(self, start: int, stop: int) -> Tensor:
+        """Rows as they are stored, float32[b, d]; overwritten by the next read."""
+        with warnings.catch_warnings():  # torch warns of a read-only memmap, which is only read here
+            warnings.simplefilter("ignore", UserWarning)
+            stored = torch.from_numpy(np.asarray(self.features[start:stop]))
+        return self._buffer[: stop - start].copy_(stored)
+
+    @staticmethod
+    def _inverse_norms(x: Tensor, start: int) -> Tensor:
+        norms = torch.linalg.vector_norm(x, dim=1)  # (b,)
+        sound = (norms > 0) & norms.isfinite()
+        if not bool(sound.all()):
+            bad = int(sound.int().argmin())
+            what = "all zero" if float(norms[bad]) == 0 else "not finite"
+            raise InputError(f"features: row {start + bad} is {what}: it has no direction; exclude the row")
+        inverse: Tensor = norms.reciprocal()
+        return inverse
+
+
+def _sums(x: Tensor, weights: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Weighted sum of each cluster's rows, float32[k, d], added in row order on every device."""
+    order = labels.argsort(stable=True)
+    sizes = labels.bincount(minlength=k)
+    starts = sizes.cumsum(0) - sizes
+    sums: Tensor = embedding_bag(order, x, starts, mode="sum", per_sample_weights=weights[order])
+    return sums
+
+
+def _directions(sums: Tensor, units: float, *, otherwise: Tensor) -> Tensor:
+    """`sums` made unit length; a cluster that is empty, or whose rows cancel out, keeps its centroid.
+
+    Divided in place, float64[k, d] to float32: never are there more than two such arrays.
+    """
+    norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)  # (k, 1)
+    kept = (norms < 1e-6 * units).squeeze(1)
+    centroids: Tensor = sums.div_(norms.clamp_min(1e-6 * units)).float()
+    centroids[kept] = otherwise[kept]
+    return centroids
+
+
+def _refill_empty(centroids: Tensor, now: _Assignment, data: _Rows) -> int:
+    """Move the centroids of empty clusters onto rows far from theirs, in place; returns how many moved.
+
+    Rows are taken by rising cosine, never the only row of a cluster, and never two of one direction, so a
+    moved centroid is the nearest of its row from then on. Empty clusters cost the objective nothing.
+    """
+    empty = np.flatnonzero(now.sizes == 0).tolist()
+    if not empty:
+        return 0
+    moved = 0
+    for row in data.far(now, 32 * len(empty) + 256):
+        if moved == len(empty):
+            break
+        x = data.row(row)  # (d,)
+        if moved and float((centroids[empty[:moved]] @ x).max()) >= SAME:
+            continue
+        centroids[empty[moved]] = x
+        moved += 1
+    return moved
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    return file / FILE if file.is_dir() else file
+
+
+def _check(features: Features, k: int, iterations: int, block: int, seed: int) -> None:
+    shape = tuple(features.shape)
+    if len(shape) != 2 or 0 in shape:
+        raise InputError(
+            f"spherical_kmeans(features of shape {shape}): must be (rows, dimensions), not empty"
+        )
+    if k < 1:
+        raise ConfigError(f"spherical_kmeans(k={k}): must be at least 1")
+    if k > shape[0]:
+        raise ConfigError(f"spherical_kmeans(k={k}): must be at most the number of rows, {shape[0]}; lower k")
+    if iterations < 0 or block < 1:
+        raise ConfigError(
+            f"spherical_kmeans(iterations={iterations}, block={block}): must be at least 0 and 1"
+        )
+    if seed < 0:
+        raise ConfigError(f"spherical_kmeans(seed={seed}): must be 0 or more")

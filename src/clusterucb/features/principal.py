@@ -1,0 +1,43 @@
+"""Features in few dimensions: those in which they differ most.
+
+Principal components by subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011), not centred, so
+that inner products are kept as well as so few dimensions can. The store is read block by block, a pass an
+iteration.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.features.influence import Rows
+
+__all__ = ["principal"]
+
+SPARE = 16  # dimensions more than asked for, so that those asked for are found in few iterations
+
+
+def principal(features: Rows, dim: int, *, iterations: int = 3, block: int = 1024) -> NDArray[np.float32]:
+    """Rows (N, d) as their `dim` largest components, or all d if these are fewer, (N, min(d, dim)).
+
+    Memory: `block` rows, and (d, dim + 16) twice.
+    """
+    n, d = len(features), features[0:1].shape[1]
+    starts = range(0, n, block)
+
+    def rows(start: int) -> NDArray[np.float32]:
+        return features[start : start + block].astype(np.float32)
+
+    if d <= dim:
+        return np.concatenate([rows(start) for start in starts])
+    basis = np.random.default_rng(0).standard_normal((d, min(d, dim + SPARE)), np.float32)
+    for _ in range(iterations):
+        moved = np.zeros_like(basis)
+        for start in starts:
+            x = rows(start)
+            moved += x.T @ (x @ basis)
+        basis, _triangle = np.linalg.qr(moved)
+    found = np.concatenate([rows(start) @ basis for start in starts])  # (N, dim + 16)
+    _, vectors = np.linalg.eigh(found.T.astype(np.float64) @ found)
+    largest: NDArray[np.float32] = found @ vectors[:, : -dim - 1 : -1].astype(np.float32)
+    return largest

@@ -1,1 +1,0 @@
-"""What one forward pass tells of each row, without a gradient: passes.py, and hidden states by them."""

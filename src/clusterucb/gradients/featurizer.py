@@ -1,0 +1,180 @@
+"""From token rows to features: gradient, Adam direction, projection, L2 norm 1, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from clusterucb.data.chat import Encoded
+from clusterucb.errors import InputError
+from clusterucb.gradients.adam import Formula, Moments, adam_direction
+from clusterucb.gradients.batches import Describe, collate, plan, within_memory
+from clusterucb.gradients.per_sample import adapter_layers, row_gradients
+from clusterucb.gradients.projection import Projection
+from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.profiling import stage
+from clusterucb.runtime.sharding import is_sharded
+
+__all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
+
+Found = tuple[NDArray[np.float16], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """Turns rows into projected, normalised directions at the model's current weights.
+
+    Attributes:
+        model: a causal LM with a LoRA adapter.
+        projection: to d dimensions.
+        moments: Adam's, for pool rows; None takes the plain gradient, as for target rows.
+        formula: of the Adam direction.
+    """
+
+    model: nn.Module
+    projection: Projection
+    moments: Moments | None = None
+    formula: Formula = "less"
+    layers: dict[str, nn.Linear] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        layers = adapter_layers(self.model)
+        object.__setattr__(self, "layers", layers)
+        if self.moments is not None:
+            self.moments.check({name: layer.weight.shape for name, layer in layers.items()})
+            object.__setattr__(self, "moments", self.moments.to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the adapter is."""
+        return next(iter(self.layers.values())).weight.device
+
+    def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
+        """Features (B, d) of one micro-batch and the rows' losses (B,).
+
+        Out of memory, the batch of a model that is not sharded is halved. `describe(i)` names row i in an
+        error.
+
+        Raises:
+            InputError: a row's loss or gradient is not a finite number, or memory does not suffice.
+        """
+        return self.begin(rows, describe)()
+
+    def begin(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Callable[[], Found]:
+        """Put a micro-batch to the device; what is returned waits for it, and raises what is wrong with it.
+
+        So the host can see to the batch before while the device is at this one.
+        """
+        advice = "lower --gradient-length or use a smaller model or rank"
+        halve = not is_sharded(self.model)
+        parts = within_memory(self._batch, rows, describe, self.device, advice, halve=halve)
+
+        def finish() -> Found:
+            features, losses = zip(*(part() for part in parts), strict=True)
+            return np.concatenate(features), np.concatenate(losses)
+
+        return finish
+
+    def _batch(self, rows: Sequence[Encoded], describe: Describe) -> Callable[[], Found]:
+        sketch = torch.zeros(len(rows), self.projection.dim, device=self.device)
+        batch = collate(rows, self.device)
+
+        def consume(name: str, gradients: torch.Tensor) -> None:
+            with stage("map and project"):
+                if self.moments is not None:
+                    gradients = adam_direction(gradients, name, self.moments, self.formula)
+                self.projection.add_to(sketch, name, gradients)
+
+        label_losses = row_gradients(self.model, self.layers, batch, consume)
+        lengths = torch.linalg.vector_norm(sketch, dim=1)
+        features = (sketch / lengths[:, None]).to(torch.float16)
+        arrived = _to_host(features, lengths, label_losses)
+
+        def finish() -> Found:
+            features, norms, per_label = arrived()
+            losses = batch.row_means(per_label)
+            usable = np.isfinite(losses) & np.isfinite(norms) & (norms > 0)
+            if not usable.all():
+                bad = int(np.flatnonzero(~usable)[0])
+                raise InputError(
+                    f"{describe(bad)}: its loss is {losses[bad]:.4g} and its gradient's norm "
+                    f"{norms[bad]:.4g}, expected finite numbers above 0; "
+                    f"try --dtype float32, or take the row out of the file"
+                )
+            return features, losses
+
+        return finish
+
+
+def one_ahead(
+    featurize: Featurizer,
+    rows: Sequence[Encoded],
+    batches: Iterable[NDArray[np.int64]],
+    describe: Describe = "row {}".format,
+) -> Iterator[tuple[NDArray[np.int64], Found]]:
+    """Each batch of places in `rows` with what was found; the device is at the next one meanwhile."""
+    begun: tuple[NDArray[np.int64], Callable[[], Found]] | None = None
+    for batch in batches:
+        places = batch.tolist()
+        waiting, begun = (
+            begun,
+            (batch, featurize.begin([rows[i] for i in places], lambda b, p=places: describe(p[b]))),  # type: ignore[misc]
+        )
+        if waiting:
+            yield waiting[0], waiting[1]()
+    if begun:
+        yield begun[0], begun[1]()
+
+
+def _to_host(*tensors: torch.Tensor) -> Callable[[], list[NDArray[Any]]]:
+    """Begin to copy tensors to the host; what is returned waits for them alone, not for work begun later."""
+    cuda = tensors[0].is_cuda
+    copies = [tensor.to("cpu", non_blocking=cuda) for tensor in tensors]
+    done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+    if done is not None:
+        done.record()
+
+    def arrived() -> list[NDArray[Any]]:
+        if done is not None:
+            done.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return arrived
+
+
+def target_directions(
+    featurize: Featurizer,
+    rows: Sequence[Encoded],
+    codes: NDArray[np.int64],
+    batch_tokens: int,
+    describe: Callable[[int], str] = "target row {}".format,
+    progress: Callable[[int], None] = lambda _rows: None,
+    world: World = ALONE,
+) -> NDArray[np.float32]:
+    """The direction of each subtask: the mean of its rows' normalised projected gradients, (S, d).
+
+    Args:
+        featurize: without moments.
+        rows: the target's rows.
+        codes: subtask of each row, 0 to S - 1.
+        batch_tokens: bound of a micro-batch.
+        describe: names row i in an error.
+        progress: told the number of rows after each micro-batch.
+        world: processes that share the micro-batches; the sums are formed in one order whatever their number.
+    """
+
+    def features(batches: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float16]]:
+        return (found for _, (found, _) in one_ahead(featurize, rows, batches, describe))
+
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
+    for batch, found in world.share(plan(lengths, batch_tokens), features, each=8):
+        np.add.at(sums, codes[batch], found.astype(np.float64))
+        progress(len(batch))
+    return (sums / np.bincount(codes)[:, None]).astype(np.float32)

@@ -1,0 +1,139 @@
+"""What one selection leaves behind: a folder a round.
+
+selected.jsonl         the chosen input lines, byte for byte, in pool order
+selected.ids.jsonl     id, score, cluster, source and round of each, in the same order; `drawn: false` where
+                       the score is what was expected of a row that was not drawn
+draws.jsonl            every draw of the bandit: step, arm, rows, scores
+scores.jsonl           influence as it was computed, by which a killed selection goes on
+selection.safetensors  the same as exact arrays, by which a resumed run goes on
+summary.json           counts, threshold, cost
+directions-*           the target's at LESS's later checkpoints, where they were computed for this selection
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from clusterucb.data.pool import Pool
+from clusterucb.run.costs import Cost
+from clusterucb.run.directory import read_json, write_json
+from clusterucb.selection.bandit import Draw, Selection
+
+__all__ = ["Round", "read_round", "write_round"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A selection as it was published.
+
+    Attributes:
+        number: from 1.
+        rows: chosen rows, by their place among the usable rows, ascending, (L,).
+        scores: their influence, (L,).
+        cost: what the selection cost.
+        summary: the content of summary.json.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    cost: Cost
+    summary: dict[str, Any]
+
+
+def write_round(
+    folder: Path,
+    number: int,
+    selection: Selection,
+    draws: list[Draw],
+    pool: Pool,
+    pool_rows: NDArray[np.int64],
+    cost: Cost,
+) -> dict[str, Any]:
+    """Write all files of a round into `folder`, which the caller publishes.
+
+    Args:
+        folder: an existing folder.
+        number: of the round, from 1.
+        selection: over usable rows.
+        draws: in order; none where all stored scores were ranked.
+        pool: where the lines come from.
+        pool_rows: the pool row of each usable row, (N,).
+        cost: of this selection.
+
+    Returns:
+        The content of summary.json.
+    """
+    chosen = pool_rows[selection.rows]
+    sources = [pool.source(row) for row in chosen.tolist()]
+    pool.write(chosen.tolist(), folder / "selected.jsonl")
+    drawn = np.isin(selection.rows, selection.drawn).tolist()
+    sidecar = zip(
+        chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, strict=True
+    )
+    _write_lines(
+        folder / "selected.ids.jsonl",
+        (
+            {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
+            | ({} if known else {"drawn": False})
+            for row, score, cluster, source, known in sidecar
+        ),
+    )
+    _write_lines(
+        folder / "draws.jsonl",
+        (
+            {
+                "step": draw.step,
+                "arm": draw.arm,
+                "cold": draw.cold,
+                "ids": [pool.id(row) for row in pool_rows[draw.rows].tolist()],
+                "scores": draw.scores.tolist(),
+            }
+            for draw in draws
+        ),
+    )
+    arrays = {"rows": selection.rows, "scores": selection.scores, "clusters": selection.clusters}
+    arrays |= {"drawn": selection.drawn, "drawn_scores": selection.drawn_scores}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "selection.safetensors")
+    summary = {
+        "round": number,
+        "selected": len(selection.rows),
+        "of": len(pool_rows),
+        "drawn": selection.spent,
+        "cold_start": selection.cold,
+        "threshold": selection.threshold,
+        "mean_influence": float(selection.scores.mean()),
+        "sources": dict(Counter(sources).most_common()),
+        **_expectation(selection, len(drawn) - sum(drawn)),
+        "cost": cost.to_json(),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _expectation(selection: Selection, undrawn: int) -> dict[str, Any]:
+    """Of a selection that expects: rows kept that were not drawn, and the share expected to be others."""
+    change = selection.expected_change
+    return {} if change is None else {"undrawn": undrawn, "expected_change": change}
+
+
+def read_round(folder: Path) -> Round:
+    """What `write_round` wrote, once published."""
+    arrays = load_file(folder / "selection.safetensors")
+    summary = read_json(folder / "summary.json")
+    cost = Cost.from_json(summary["cost"])
+    return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
+
+
+def _write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(content, ensure_ascii=False) + "\n" for content in objects)

@@ -1,0 +1,1 @@
+"""What any program of several processes needs: them, the screen, and files that appear whole."""

@@ -1,0 +1,401 @@
+"""The processes of a run: one, or as many as torchrun or accelerate has started.
+
+A `World` says which of them this one is, and has the few verbs by which they act together. One process alone
+does each of them trivially, so no step asks how many there are. Rank 0 leads: it owns the run directory,
+writes everything in it but rows of a feature store, and speaks to the person.
+
+    share     like pieces of work: each process does its part, and all get all results, in order
+    lead      rank 0 acts or decides; the others wait as long as it takes, and get what it returns
+    once      the same for what is needed at no fixed moment: rank 0 acts, the others wait until it has
+    gather    a value of each process, for all
+    total     sums of whole numbers over processes, which no order of adding can change
+
+They meet through torchrun's store and torch.distributed (gloo between hosts' memories, nccl between GPUs).
+Nothing is set up at import, and nothing at all where there is one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clusterucb.errors import ConfigError, LostError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ALONE", "World", "joined", "leads"]
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+TIMEOUT = "CLUSTERUCB_TIMEOUT"
+"""Environment variable: seconds that a process waits for the others where all meet."""
+
+_SECONDS = 1800
+_POLL = 0.02
+_GRACE = 1.0  # for the processes that are there to say so, before the others are called lost
+_FAREWELL = 5.0  # for the others to end by themselves, before torchrun ends them
+_MEETINGS = 20  # of processes that share a piece of work, at least: so often does its bar move
+_TALK = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, and of how many; as it stands, the only one.
+
+    Attributes:
+        rank: from 0.
+        size: number of processes.
+        step: what they are at, for messages.
+        together: what `in_step` asks for.
+    """
+
+    rank: int = 0
+    size: int = 1
+    step: str = "start"
+    together: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def at(self, step: str) -> World:
+        """The same processes at another step."""
+        return replace(self, step=step)
+
+    def in_step(self) -> World:
+        """The same processes, of which each computes as many items as the others whenever they share."""
+        return replace(self, together=True)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank."""
+        return [value]
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes, in place; whole numbers, below 2^53 in float64."""
+        return numbers
+
+    def share(
+        self,
+        items: Sequence[Item],
+        compute: Callable[[Sequence[Item]], Iterable[T]],
+        each: int = 1,
+    ) -> Iterator[tuple[Item, T]]:
+        """Every item, in order, with what `compute` makes of it: one result an item, from some of them.
+
+        Items of like size should be neighbours, as neighbours go to different processes. The processes meet
+        after at most `each` items of each, and often enough to show how far they are.
+        """
+        del each
+        return zip(items, compute(items), strict=True)
+
+    def lead(self, act: Callable[[], T]) -> T:
+        """What `act` returns on rank 0, where alone it is called."""
+        return act()
+
+    def once(self, what: Path | str, act: Callable[[], object]) -> None:
+        """Have rank 0 `act`, at most once for each `what`; the others wait until it has."""
+        del what
+        act()
+
+    def has(self, path: Path) -> bool:
+        """Whether rank 0 finds `path`: one answer for all, whatever another file system's cache says."""
+        return self.lead(path.exists)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Turn what other libraries say of a lost process into one line.
+
+        Raises:
+            LostError: a process has ended, or does not answer.
+        """
+        yield
+
+    def check_device(self, name: str) -> None:
+        """Refuse a device that several processes cannot have one each of."""
+
+    def check_complete(self) -> None:
+        """Refuse to act alone where there are others, which would all write the same files.
+
+        Raises:
+            ConfigError: torch.distributed knows of several processes, and this world of one.
+        """
+        import torch.distributed as dist
+
+        if self.size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ConfigError(
+                f"{dist.get_world_size()} processes, of which this one was not told: give "
+                "Reselection(..., world=world), from `with clusterucb.runtime.processes.joined() as world`"
+            )
+
+    def speaks(self) -> bool:
+        """Whether this process is to show the error that ends it; the others are told to end, too."""
+        return True
+
+
+ALONE = World()
+"""One process."""
+
+
+@dataclass(frozen=True)
+class _Group(World):
+    """Several processes.
+
+    Attributes:
+        store: keys and values that all see, served by torchrun itself.
+        seconds: how long the others are waited for where all meet.
+        numbers: of the calls of `lead`.
+    """
+
+    store: Any = None
+    seconds: float = _SECONDS
+    numbers: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+    def gather(self, value: T) -> list[T]:
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        with self._answered():
+            dist.all_gather_object(found, value)
+        return found
+
+    def total(self, numbers: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        with self._answered():
+            dist.all_reduce(numbers)
+        return numbers
+
+    def share(
+        self,
+        items: Sequence[Item],
+        compute: Callable[[Sequence[Item]], Iterable[T]],
+        each: int = 1,
+    ) -> Iterator[tuple[Item, T]]:
+        each = min(each, max(1, len(items) // (_MEETINGS * self.size)))
+        for start in range(0, len(items), each * self.size):
+            wave = items[start : start + each * self.size]
+            own = wave[self.rank :: self.size]
+            if self.together and len(own) * self.size < len(wave):
+                own = [*own, wave[0]]  # a result that nobody needs, of work that takes all
+            with self.watching():
+                own_results = list(compute(own))
+            parts = self.gather(own_results)
+            for place, item in enumerate(wave):
+                yield item, parts[place % self.size][place // self.size]
+
+    def lead(self, act: Callable[[], T]) -> T:
+        import torch.distributed as dist
+
+        found: list[Any] = [act() if self.leads else None]
+        self._patiently(f"led/{next(self.numbers)}")
+        with self._answered():
+            dist.broadcast_object_list(found, src=0)
+        value: T = found[0]
+        return value
+
+    def once(self, what: Path | str, act: Callable[[], object]) -> None:
+        key = f"once/{what}"
+        if self.leads and not self.store.check([key]):
+            act()
+        self._patiently(key)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(word in str(error) for word in _TALK):
+                raise
+            raise LostError(self._lost()) from error
+
+    def check_device(self, name: str) -> None:
+        import torch
+
+        if name.startswith("cuda:"):
+            raise ConfigError(
+                f"device {name}: {self.size} processes would share it; with --device cuda each takes its own"
+            )
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if name in ("auto", "cuda") and there and local >= there:
+            raise ConfigError(
+                f"local rank {local}: there are {there} GPUs here; start at most as many processes a machine "
+                "(--nproc-per-node)"
+            )
+
+    def speaks(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # the store itself may be gone
+            first: bool = self.store.add("ended", 1) == 1
+            self._leave()
+            return first
+        return self.leads
+
+    def _leave(self) -> None:
+        """Close the connections, so that the others notice, and give them a moment to end like this."""
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for what never comes
+            dist.destroy_process_group()
+        until = time.monotonic() + _FAREWELL
+        while self.store.add("ended", 0) < self.size and time.monotonic() < until:
+            time.sleep(_POLL)
+
+    def _patiently(self, key: str) -> None:
+        """Wait for rank 0 to come to `key`, as long as it takes: nobody can tell how long its work is."""
+        if self.leads:
+            self.store.set(key, "")
+            return
+        while not self.store.check([key]):
+            if self.store.check(["ended"]):
+                raise LostError(f"{self.step}: another process has ended")
+            time.sleep(_POLL)
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostError(self._lost()) from error
+
+    def _lost(self) -> str:
+        """Which processes are not there any more; each that is says so."""
+        self.store.set(f"there/{self.rank}", "")
+        until = time.monotonic() + _GRACE
+        missing = list(range(self.size))
+        while missing and time.monotonic() < until and not self.store.check(["ended"]):
+            time.sleep(_POLL)
+            missing = [rank for rank in missing if not self.store.check([f"there/{rank}"])]
+        who = ", ".join(f"rank {rank}" for rank in missing) or "a process"
+        return (
+            f"{self.step}: {who} of {self.size} does not answer: it has ended, or it has hung for "
+            f"{self.seconds:.0f} s ({TIMEOUT}); what was finished is kept: run the same command again"
+        )
+
+
+def leads(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the only one or rank 0: known before the processes have met."""
+    return _size(environment) == 1 or environment.get("RANK", "0") == "0"
+
+
+@contextmanager
+def joined(environment: Mapping[str, str] = os.environ, *, fsdp: bool = True) -> Iterator[World]:
+    """The world that torchrun's environment variables tell of, until the block ends.
+
+    A process group that is there already, as a Trainer makes one, is used and left.
+
+    Args:
+        environment: variables and their values.
+        fsdp: whether accelerate may be told to shard the model, for a Trainer of one's own.
+
+    Raises:
+        ConfigError: the time limit is not a number, or accelerate is to split the model in another way.
+        LostError: the other processes are not there.
+    """
+    size = _size(environment)
+    if size == 1:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    _refuse_shards(environment, fsdp)
+    seconds = _seconds(environment)
+    limit = timedelta(seconds=seconds)
+    cuda = torch.cuda.is_available()
+    if cuda and (local := int(environment.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
+        torch.cuda.set_device(local)  # `cuda` is this device from here on
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        name = _meet(PrefixStore("clusterucb", store), rank, size, seconds)
+        group = _Group(rank, size, store=PrefixStore(f"clusterucb/{name}", store), seconds=seconds)
+        own = not dist.is_initialized()
+        if own:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=PrefixStore("group", group.store),
+                rank=rank,
+                world_size=size,
+                timeout=limit,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise LostError(
+            f"start: the {size} processes did not find each other ({str(error).splitlines()[0]})"
+        ) from error
+    yield group
+    if own and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(store: Any, rank: int, size: int, seconds: float) -> str:
+    """A name that the processes of this attempt alone agree on, as torchrun keeps one store for all attempts.
+
+    Each says hello by a name of its own, which nobody answers but a rank 0 that is there now.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + seconds
+    absent = set(range(1, size))
+    store.set(f"hello/{rank}", own)
+
+    def welcomed() -> bool:
+        return bool(store.check([f"welcome/{own}"]))
+
+    def all_here() -> bool:
+        for other in list(absent):
+            if store.check([f"here/{own}/{other}"]):
+                absent.discard(other)
+            elif store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        return not absent
+
+    while not (welcomed() if rank else all_here()):
+        if time.monotonic() > until:
+            raise RuntimeError(f"after {seconds:.0f} s, {TIMEOUT}, some had not come")
+        time.sleep(_POLL)
+    if rank == 0:
+        return own
+    name: str = store.get(f"welcome/{own}").decode()
+    store.set(f"here/{name}/{rank}", "")
+    return name
+
+
+def _size(environment: Mapping[str, str]) -> int:
+    """Processes that were started together; one where nothing says how they meet."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return 1
+    return int(environment["WORLD_SIZE"])
+
+
+def _refuse_shards(environment: Mapping[str, str], fsdp: bool) -> None:
+    """DeepSpeed shows no layer's weights as they are, and our own commands shard by a setting of theirs."""
+    refused = {"DEEPSPEED": "no row has a gradient of its own under it"}
+    if not fsdp:
+        refused["FSDP"] = "the command shards the model itself, if it is told to"
+    for name, reason in refused.items():
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"{name}, in accelerate's configuration: {reason}; start with torchrun or `accelerate launch "
+                "--multi_gpu`, and with --shard fsdp if the model is too large for one GPU"
+            )
+
+
+def _seconds(environment: Mapping[str, str]) -> float:
+    text = environment.get(TIMEOUT, str(_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"{TIMEOUT}={text}: expected a number of seconds above 0")
+    return seconds

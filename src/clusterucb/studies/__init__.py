@@ -1,0 +1,1 @@
+"""Before, beside and without runs: what one would cost, several compared, policies tried."""

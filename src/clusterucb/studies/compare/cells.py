@@ -1,0 +1,94 @@
+"""A cell of a comparison: one repetition of one method, an ordinary run in the folder METHOD/REPETITION.
+
+failed.json             why it failed; gone when it is tried again
+failed.traceback.txt    where, if it was a defect
+shared.json             what it has from other cells, and what that cost them
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clusterucb.config import Config
+from clusterucb.errors import ClusterUCBError
+from clusterucb.run.directory import RunDir, read_json, write_json
+from clusterucb.run.methods import METHODS, Method, in_order, method_named
+
+__all__ = ["Cell", "State", "all_cells", "cells"]
+
+State = Literal["finished", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Repetition `repeat`, from 0, of `method`, in the comparison's directory `out`."""
+
+    out: Path
+    method: Method
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """As a person reads it, and its path in the comparison."""
+        return f"{self.method.name}/{self.repeat}"
+
+    @property
+    def run(self) -> RunDir:
+        """The run."""
+        return RunDir(self.out / self.method.name / str(self.repeat))
+
+    def config(self, config: Config) -> Config:
+        """The run's settings, from those that all runs share."""
+        return self.method.config(config, self.repeat, self.run.path)
+
+    @property
+    def state(self) -> State:
+        """Finished is what has a summary, as that comes last, unless something failed since."""
+        if self._failed.exists():
+            return "failed"
+        return "finished" if self.run.summary.exists() else "unfinished"
+
+    @property
+    def failure(self) -> str | None:
+        """The line that says why it failed."""
+        return str(read_json(self._failed)["message"]) if self._failed.exists() else None
+
+    def fail(self, error: Exception) -> None:
+        """Write down why it failed, and where if that is not a person's mistake."""
+        facts: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+        if not isinstance(error, ClusterUCBError):
+            self._traceback.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            facts["message"] = f"{facts['error']}: {error}; where: {self._traceback}"
+        write_json(self._failed, facts)
+
+    def retry(self) -> None:
+        """Forget an earlier failure."""
+        for path in (self._failed, self._traceback):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _failed(self) -> Path:
+        return self.run.path / "failed.json"
+
+    @property
+    def _traceback(self) -> Path:
+        return self.run.path / "failed.traceback.txt"
+
+
+def cells(out: Path, methods: Sequence[Method], repeats: int) -> list[Cell]:
+    """Repetition by repetition, so that all methods can be compared as soon as possible."""
+    return [Cell(out, method, repeat) for repeat in range(repeats) for method in methods]
+
+
+def all_cells(out: Path) -> list[Cell]:
+    """Every cell that was begun in `out`, in the order of the table."""
+    folders = (folder for name in METHODS for folder in (out / name, *out.glob(f"{name}@*")))
+    return [
+        Cell(out, method, repeat)
+        for method in in_order(method_named(folder.name) for folder in folders)
+        for repeat in sorted(int(folder.name) for folder in (out / method.name).glob("[0-9]*"))
+    ]

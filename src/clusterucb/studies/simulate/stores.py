@@ -1,0 +1,157 @@
+"""Problems from what lies on disk: run directories and feature folders of ours, LESS's gradient files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from clusterucb.errors import ConfigError, InputError, MismatchError
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.kmeans import Features
+from clusterucb.features.store import FeatureStore
+from clusterucb.run.directory import check_made_with
+from clusterucb.studies.simulate.less_store import LessFeatures, less_directions, less_file
+from clusterucb.studies.simulate.simulate import Problem
+
+__all__ = ["Less", "read_problems"]
+
+SAME_ROWS = ("pool", "rows kept out")
+
+
+@dataclass(frozen=True)
+class Less:
+    """What LESS's gradient files do not say themselves.
+
+    Attributes:
+        target: the task's gradient file or its folder.
+        subtasks: how many equal runs of consecutive rows it holds (57 for mmlu, 9 for tydiqa, 27 for bbh).
+        clusters_target: the same for the gradients that the clusters are made of; its influence is not
+            known without.
+    """
+
+    target: Path | None = None
+    subtasks: int = 1
+    clusters_target: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Store:
+    """Rows, the target's directions and influence where they are there, and facts that must agree."""
+
+    name: str
+    features: Features
+    directions: NDArray[np.float32] | None
+    scores: NDArray[np.float64] | None
+    made_with: Mapping[str, object]
+
+
+def read_problems(
+    stores: Sequence[Path], clusters_from: Sequence[Path] = (), less: Less = Less()
+) -> list[Problem]:
+    """One problem for each store of ours; one for all training files of LESS together.
+
+    Args:
+        stores: run directories, feature folders, or LESS's gradient files or folders of training files.
+        clusters_from: of the same rows: what the clusters are made of, and stale influence.
+        less: needed for LESS's files alone.
+
+    Raises:
+        ConfigError, InputError, MismatchError: a store is none, is damaged, or is of other rows.
+    """
+    ours = [_features_folder(path) for path in (*stores, *clusters_from)]
+    if not any(ours):
+        return [_less_problem(stores, clusters_from, less)]
+    if None in ours:
+        other = (*stores, *clusters_from)[ours.index(None)]
+        raise ConfigError(f"{other}: LESS's gradients, beside a store of ours; give either kind alone")
+    if less != Less():
+        raise ConfigError(
+            f"{stores[0]}: has the target's directions in it; --target, --subtasks and"
+            " --clusters-target are for LESS's gradient files"
+        )
+    if len(clusters_from) > 1:
+        raise ConfigError("--clusters-from: given more than once; one store holds all rows of a pool")
+    stale = _own(clusters_from[0]) if clusters_from else None
+    return [_problem(_own(path), stale) for path in stores]
+
+
+def _features_folder(path: Path) -> Path | None:
+    """The folder of a store of ours, None for LESS's gradients; InputError for anything else."""
+    for folder in (path / "features", path):
+        if (folder / "manifest.json").is_file():
+            return folder
+    if less_file(path) is None:
+        what = "no such file or folder" if not path.exists() else "no store"
+        raise InputError(
+            f"{path}: {what}; expected a run directory with features, a folder of features, or LESS's"
+            " gradients of a training file (all_orig.pt in it, or in dimN in it)"
+        )
+    return None
+
+
+def _own(path: Path) -> _Store:
+    folder = _features_folder(path)
+    assert folder is not None
+    file = folder / "directions.safetensors"
+    try:
+        store, directions = FeatureStore(folder), load_file(file)["directions"]
+    except (OSError, SafetensorError, KeyError) as error:
+        said = str(error).splitlines()[0]
+        raise MismatchError(f"{folder}: is damaged ({said}); make it again by `gradients`") from None
+    scores = stored_influence(store.features, directions)
+    return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
+
+
+def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: Less) -> Problem:
+    if less.target is None:
+        raise ConfigError(f"{stores[0]}: LESS's gradients need --target, the folder of the task's gradients")
+    if less.clusters_target and not clusters_from:
+        raise ConfigError("--clusters-target: is the task at the checkpoint of --clusters-from; give both")
+    fresh = _less(stores, less.target, less.subtasks)
+    return _problem(
+        fresh, _less(clusters_from, less.clusters_target, less.subtasks) if clusters_from else None
+    )
+
+
+def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
+    features = LessFeatures([file for path in paths if (file := less_file(path))])
+    if target is None:
+        return _Store(str(paths[0]), features, None, None, {})
+    if (file := less_file(target)) is None:
+        raise InputError(
+            f"{target}: expected LESS's gradients of a task (all_orig.pt in it, or in dimN in it)"
+        )
+    directions = less_directions(file, subtasks)
+    if directions.shape[1] != features.shape[1]:
+        raise InputError(
+            f"{file}: rows of {directions.shape[1]} dimensions, but those of {paths[0]} have"
+            f" {features.shape[1]}; give gradients of one dimension"
+        )
+    return _Store(str(target), features, directions, stored_influence(features, directions), {})
+
+
+def _problem(fresh: _Store, stale: _Store | None) -> Problem:
+    assert fresh.scores is not None
+    if stale is None:
+        return Problem(fresh.name, fresh.scores, fresh.features)
+    if len(stale.features) != len(fresh.features):
+        raise MismatchError(
+            f"--clusters-from {stale.name}: has {len(stale.features)} rows, {fresh.name} has"
+            f" {len(fresh.features)}; expected stores of the same pool"
+        )
+    same = {key: fresh.made_with[key] for key in SAME_ROWS if key in fresh.made_with}
+    check_made_with(stale.made_with, same, f"--clusters-from {stale.name}")
+    return Problem(fresh.name, fresh.scores, stale.features, stale.scores, _estimate(fresh, stale))
+
+
+def _estimate(fresh: _Store, stale: _Store) -> NDArray[np.float64] | None:
+    """By stale features and fresh directions; features of hidden states know their own directions only."""
+    if fresh.directions is not None and fresh.directions.shape[1] == stale.features.shape[1]:
+        return stored_influence(stale.features, fresh.directions)
+    return stale.scores

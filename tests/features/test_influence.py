@@ -1,0 +1,183 @@
+"""Influence: maximum over subtasks, the same number for a row whoever asks and whatever was asked with it."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_adapters import adapter, rows
+
+from clusterucb.errors import InputError
+from clusterucb.features.influence import LiveInfluence, ScoreLog, influence, stored_influence
+from clusterucb.gradients.batches import plan
+from clusterucb.gradients.featurizer import Featurizer
+from clusterucb.gradients.projection import CountSketch
+
+DIM = 64
+
+
+def random_features(n, seed=0, dim=DIM):
+    features = np.random.default_rng(seed).normal(size=(n, dim))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
+
+
+def random_directions(subtasks, seed=1, dim=DIM):
+    return np.random.default_rng(seed).normal(size=(subtasks, dim)).astype(np.float32) / 8
+
+
+def test_influence_is_the_maximum_over_subtasks():
+    features, directions = random_features(9), random_directions(4)
+    found = influence(features, directions)
+    for i, feature in enumerate(features):
+        products = [sum(float(a) * float(b) for a, b in zip(feature, d, strict=True)) for d in directions]
+        assert found[i] == pytest.approx(max(products), rel=1e-6)
+    only_bad = influence(features, -np.abs(random_directions(1)) * np.sign(features[:1].astype(np.float32)))
+    assert only_bad[0] < 0  # no floor at 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from([1, 3, 64, 257, 2048]),
+    st.integers(0, 999),
+    st.data(),
+)
+def test_a_rows_score_does_not_depend_on_what_was_scored_with_it_in_any_bit(n, subtasks, dim, seed, data):
+    features, directions = random_features(n, seed, dim), random_directions(subtasks, seed, dim)
+    whole = influence(features, directions)
+    some = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n)))
+    assert np.array_equal(influence(features[some], directions), whole[some])
+    assert np.array_equal(stored_influence(features, directions, block=data.draw(st.integers(1, 9))), whole)
+
+
+@pytest.fixture(scope="module")
+def live():
+    batch = rows(np.random.default_rng(0).integers(3, 30, 24).tolist(), 1)
+    return Featurizer(adapter("llama"), CountSketch(seed=1, dim=DIM)), batch
+
+
+def score(featurize, batch, directions, batch_tokens, log, describe="row {}".format, **more):
+    def features(rows):
+        return featurize([batch[row] for row in rows], lambda b: describe(rows[b]))[0]
+
+    return LiveInfluence(features, lengths_of(batch), directions, batch_tokens, log, **more)
+
+
+def lengths_of(batch):
+    return np.array([len(row.ids) for row in batch])
+
+
+def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_path):
+    featurize, batch = live
+    lengths, directions = lengths_of(batch), random_directions(3)
+    store = np.empty((len(batch), DIM), np.float16)
+    for places in plan(lengths, 90):
+        store[places], _ = featurize([batch[i] for i in places])
+    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
+        found = score(featurize, batch, directions, 90, log)(np.arange(len(batch)))
+    assert np.array_equal(found, stored_influence(store, directions))
+
+
+def test_scores_come_in_the_order_asked_for(live, tmp_path):
+    featurize, batch = live
+    lengths, directions = lengths_of(batch), random_directions(3)
+    asked = np.array([17, 3, 20, 0, 11])
+    told = []
+    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
+        found = score(featurize, batch, directions, 60, log, progress=lambda *at: told.append(at))(asked)
+    for row, met in zip(asked, found, strict=True):
+        alone = influence(featurize([batch[row]])[0], directions)[0]
+        assert met == pytest.approx(alone, abs=1e-3)
+    assert np.sum(told, axis=0).tolist() == [5, lengths[asked].sum()]
+
+
+def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
+    featurize, batch = live
+    directions = random_directions(3)
+    asked = np.array([17, 3, 20, 0, 11, 5, 9, 2])
+    path = tmp_path / "scores.jsonl"
+    with ScoreLog(path, "w") as log:
+        first = score(featurize, batch, directions, 60, log)(asked)
+    seconds = log.seconds
+    assert seconds > 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 2
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing
+
+    computed = []
+    whole = Featurizer._batch
+    monkeypatch.setattr(
+        Featurizer, "_batch", lambda self, some, name: computed.append(len(some)) or whole(self, some, name)
+    )
+    with ScoreLog(path, "w") as log:
+        assert np.array_equal(score(featurize, batch, directions, 60, log)(asked), first)
+    assert computed == [len(json.loads(lines[-1])["scores"])]
+    with ScoreLog(path, "w") as log:
+        assert np.array_equal(log.known(asked), first)
+
+
+def test_a_failing_row_is_named_and_gets_no_score(live, tmp_path, monkeypatch):
+    featurize, batch = live
+    directions = random_directions(3)
+    whole = Featurizer._batch
+
+    def failing(self, some, describe):
+        for place, row in enumerate(some):
+            if row is batch[11]:
+                raise InputError(f"{describe(place)}: its loss is nan")
+        return whole(self, some, describe)
+
+    monkeypatch.setattr(Featurizer, "_batch", failing)
+    asked = np.array([17, 3, 11, 20])
+    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
+        influence_of = score(featurize, batch, directions, 30, log, "pool.jsonl:{}".format)
+        with pytest.raises(InputError, match=r"^pool\.jsonl:11: its loss is nan"):
+            influence_of(asked)
+        assert log.known(np.array([11])) is None
+
+
+class TestScoreLog:
+    @settings(deadline=None, max_examples=50)
+    @given(st.lists(st.floats(allow_nan=False, width=64), min_size=1, max_size=20))
+    def test_floats_come_back_exactly(self, tmp_path_factory, scores):
+        path = tmp_path_factory.mktemp("log") / "scores.jsonl"
+        with ScoreLog(path, "w") as log:
+            log.add(np.arange(len(scores)), np.array(scores), 0.25)
+        with ScoreLog(path, "w") as log:
+            assert log.known(np.arange(len(scores))).tolist() == scores
+            assert log.seconds == 0.25
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.integers(1, 5), st.data())
+    def test_a_log_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(self, tmp_path_factory, count, data):
+        path = tmp_path_factory.mktemp("log") / "scores.jsonl"
+        with ScoreLog(path, "w") as log:
+            for i in range(count):
+                log.add(np.array([2 * i, 2 * i + 1]), np.array([i / 3, -i / 7]), 1.0)
+        content = path.read_bytes()
+        cut = data.draw(st.integers(0, len(content)))
+        path.write_bytes(content[:cut])
+        kept = content[:cut].count(b"\n")
+        for _ in range(2):  # what follows a torn line is readable too
+            with ScoreLog(path, "w") as log:
+                assert log.seconds == (kept if path.stat().st_size else 0)
+                for i in range(count):
+                    known = log.known(np.array([2 * i, 2 * i + 1]))
+                    assert known.tolist() == [i / 3, -i / 7] if i < kept else known is None
+                if kept < count:
+                    log.add(np.array([2 * kept, 2 * kept + 1]), np.array([kept / 3, -kept / 7]), 1.0)
+                    kept += 1
+
+    def test_rows_are_known_only_all_together(self, tmp_path):
+        with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
+            log.add(np.array([4]), np.array([0.5]), 1.0)
+            assert log.known(np.array([4])).tolist() == [0.5]
+            assert log.known(np.array([4, 5])) is None
+
+    def test_what_is_added_can_be_read_by_another_at_once(self, tmp_path):
+        with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
+            log.add(np.array([4]), np.array([0.5]), 1.0)
+            with ScoreLog(tmp_path / "scores.jsonl", "w") as other:  # as after a SIGKILL: nothing was closed
+                assert other.known(np.array([4])).tolist() == [0.5]

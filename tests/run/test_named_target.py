@@ -1,0 +1,290 @@
+"""Whole runs whose target is a benchmark by its name, on small files of the official shapes."""
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from builders import sentence
+from cli_helpers import clusterucb, lines, options, read, result
+from clusterucb.config import load
+from clusterucb.run.session import Session
+from clusterucb.sources import prepare
+from clusterucb.tasks import TASKS
+
+ROWS = 30  # of GSM8K's train file here
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_official(folder):
+    """Every benchmark's target, each in the folder of its name."""
+    rng = np.random.default_rng(5)
+    problems = [
+        {"question": f"{sentence(rng, 14, 18)}?", "answer": f"{sentence(rng, 2, 5)}.\n#### {n}"}
+        for n in range(ROWS)
+    ]
+    write_lines(folder / "gsm8k" / "train.jsonl", problems)
+    for subject in ("anatomy", "world_religions"):
+        path = folder / "mmlu" / "dev" / f"{subject}_dev.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([[f"{sentence(rng, 9, 12)}?", *"1234", "B"] for _ in range(2)])
+    shots = "".join(
+        f"\n\nQ: {sentence(rng, 9, 12)}\nA: Let's think step by step.\nSo the answer is {n}."
+        for n in range(3)
+    )
+    for task in ("sums", "sorting"):
+        path = folder / "bbh" / "cot-prompts" / f"{task}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"canary\n-----\nDo {task}.{shots}")
+    passages = [
+        {
+            "context": sentence(rng, 9, 12),
+            "qas": [{"id": f"{name}-1", "question": "Who?", "answers": [{"text": "cat"}]}],
+        }
+        for name in ("korean", "swahili")
+    ]
+    path = folder / "tydiqa" / "tydiqa-goldp-v1.1-train.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"data": [{"paragraphs": passages}]}))
+    programs = [
+        {
+            "task_id": f"HumanEval/{n}",
+            "prompt": f'def f{n}(x):\n    """{sentence(rng, 6, 9)}"""\n',
+            "entry_point": f"f{n}",
+            "canonical_solution": f"    return x + {n}\n\n",
+            "test": "def check(candidate):\n    pass\n",
+        }
+        for n in range(6)
+    ]
+    path = folder / "humaneval" / "HumanEval.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in programs).encode()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    return write_official(tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture(scope="module")
+def named_settings(shared_settings, official, tmp_path_factory):
+    """Four rows of GSM8K as the target; the pool has all 30 of its train file, and 40 others."""
+    pool = tmp_path_factory.mktemp("pool")
+    prepare("gsm8k", official, pool)
+    return {
+        **shared_settings,
+        "pool": [str(pool / "gsm8k.jsonl"), shared_settings["pool"][1]],
+        "target": "gsm8k",
+        "target_rows": 4,
+        "data_dir": str(official),
+        "subtask": None,
+        "holdout": None,
+        "gradient_length": 256,
+        "train_length": 256,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(named_settings, tmp_path_factory):
+    """A finished run's directory: not to be changed."""
+    out = tmp_path_factory.mktemp("named") / "run"
+    outcome = clusterucb("run", *options(named_settings, out=out))
+    assert outcome.status == 0, outcome
+    return out
+
+
+@pytest.fixture
+def begun(finished, tmp_path):
+    """A copy of a run that has its warmup checkpoint and no more."""
+    folder = shutil.copytree(finished, tmp_path / "begun")
+    for name in ("features", "rounds", "adapter"):
+        shutil.rmtree(folder / name)
+    for name in ("clusters.safetensors", "clusters.json", "evaluation.json", "summary.json"):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.fixture
+def settings(named_settings, tmp_path):
+    return {**named_settings, "out": str(tmp_path / "run")}
+
+
+@pytest.fixture
+def session(settings):
+    """A session for other targets."""
+
+    def session(*target, **changes):
+        own = {name: value for name, value in settings.items() if value is not None}
+        own.pop("target_rows")
+        return Session(load(None, {**own, "target": list(target), **changes}))
+
+    return session
+
+
+def targets(name, settings):
+    return TASKS[name].targets(Path(settings["data_dir"]), settings["target_rows"], 0)
+
+
+def test_the_targets_own_rows_are_kept_out_of_the_pool_with_the_reason(finished, named_settings):
+    numbers = [int(question.id.rsplit("/")[-1]) for question in targets("gsm8k", named_settings)]
+    assert lines(finished / "pool/excluded.jsonl") == [
+        {
+            "id": f"gsm8k.jsonl:{number + 1}",
+            "reason": f"nearly repeats gsm8k/train/{number} of the target: 100% of its words in order",
+        }
+        for number in numbers
+    ]
+
+
+def test_no_period_selects_or_draws_a_row_of_the_target(finished):
+    unwanted = {row["id"] for row in lines(finished / "pool/excluded.jsonl")}
+    assert len(unwanted) == 4
+    for n in (1, 2, 3):
+        selected = {row["id"] for row in lines(finished / f"rounds/{n}/selected.ids.jsonl")}
+        drawn = {row for draw in lines(finished / f"rounds/{n}/draws.jsonl") for row in draw["ids"]}
+        assert selected
+        assert not (selected | drawn) & unwanted
+
+
+def test_rows_kept_out_do_not_count_in_the_shares(finished):
+    summary = read(finished / "summary.json")
+    assert (summary["rows"], summary["excluded"]) == (66, 4)
+    assert [found["drawn"] for found in summary["selected"]] == [66, 13, 13]  # floor(0.2 * 66)
+    assert [len(lines(finished / f"rounds/{n}/selected.jsonl")) for n in (1, 2, 3)] == [6, 6, 6]
+
+
+def test_the_run_keeps_the_target_as_a_file_of_its_own(finished, named_settings):
+    expected = [question.to_row() for question in targets("gsm8k", named_settings)]
+    assert lines(finished / "target/gsm8k.jsonl") == expected
+    assert len(load_file(finished / "features/directions.safetensors")["directions"]) == 1
+
+
+def test_the_adapter_says_which_questions_it_was_selected_for(finished, named_settings):
+    digests = [question.digest for question in targets("gsm8k", named_settings)]
+    for name in ("warmup", "adapter"):
+        assert read(finished / name / "checkpoint.json")["target_questions"] == digests
+
+
+def test_the_digests_are_those_by_which_an_evaluation_knows_its_questions(settings):
+    """HumanEval has one split, so its evaluation leaves the target's problems out."""
+    changes = {"target": "humaneval", "target_rows": 3}
+    outcome = clusterucb("warmup", *options(settings, **changes))
+    assert outcome.status == 0, outcome
+    found = read(f"{settings['out']}/warmup/checkpoint.json")["target_questions"]
+    asked = {q.digest: q.id for q in TASKS["humaneval"].questions(Path(settings["data_dir"]), 0)}
+    assert [asked[digest] for digest in found] == [
+        row["id"] for row in lines(f"{settings['out']}/target/humaneval.jsonl")
+    ]
+    assert len(found) == 3
+
+
+def test_an_adapter_for_a_file_names_no_question(finished_settings):
+    assert read(f"{finished_settings['out']}/adapter/checkpoint.json")["target_questions"] == []
+
+
+def test_every_subject_and_task_is_a_subtask_with_a_direction(settings):
+    changes = {"target": ["mmlu", "bbh"], "target_rows": None}
+    for step in ("warmup", "gradients"):
+        outcome = clusterucb(step, *options(settings, **changes))
+        assert outcome.status == 0, outcome
+    session = Session(load(Path(settings["out"]) / "config.yaml"))
+    assert session.target.subtasks == ["anatomy", "sorting", "sums", "world_religions"]
+    assert np.bincount(session.target.codes).tolist() == [2, 3, 3, 2]
+    directions = load_file(f"{settings['out']}/features/directions.safetensors")["directions"]
+    assert len(np.unique(directions, axis=0)) == 4
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_target_learns_what_follows_the_given_beginning_and_no_more(session, settings, name):
+    made = session(name)
+    questions = TASKS[name].targets(Path(settings["data_dir"]), None, 0)
+    assert made.targeted.ids == [f"{name}.jsonl:{n + 1}" for n in range(len(questions))]
+    for question, encoded in zip(questions, made.targeted.tokens, strict=True):
+        assert made.tokenizer.decode(encoded.ids[encoded.labels]) == f"{question.answer}<|im_end|>"
+        prompt = made.tokenizer.decode(encoded.ids[: encoded.labels.argmax()])
+        assert prompt.endswith(f"{question.ask}<|im_end|>\n<|im_start|>assistant\n{question.opening}")
+
+
+# --- What a person can get wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": ["gsm8k", "FILE"]}, "so neither files nor --subtask go with them; make two runs"),
+        ({"subtask": "subtask"}, "so neither files nor --subtask go with them; make two runs"),
+        ({"target": ["gsm8k", "gsm8k"]}, "gsm8k.jsonl: given twice; expected each file once"),
+        ({"target": "gsm8"}, "gsm8: no such file; check the path"),
+        ({"target_rows": 31}, "gsm8k: 31 target rows were asked for; expected 1 to 30"),
+        ({"target_rows": 0}, "target_rows is '0': input should be greater than or equal to 1"),
+        ({"data_dir": "NONE"}, "no such folder; expected one that holds gsm8k/train.jsonl"),
+        ({"data_dir": "EMPTY"}, "no train.jsonl for gsm8k (looked in gsm8k/, gsm/ and the folder itself)"),
+    ],
+)
+def test_a_target_that_cannot_be_is_one_line(settings, shared_settings, tmp_path, changes, said):
+    paths = {"FILE": shared_settings["target"][0], "NONE": tmp_path / "none", "EMPTY": tmp_path}
+    for key, value in changes.items():
+        if isinstance(value, list):
+            changes = {key: [str(paths.get(part, part)) for part in value]}
+        elif value in paths:
+            changes = {key: str(paths[value])}
+    assert said in clusterucb("run", *options(settings, **changes)).complaint
+    assert not (Path(settings["out"]) / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("option", "old", "new"), [("target_rows", 4, 5), ("seed", 0, 1)])
+def test_what_decides_the_target_may_not_change(begun, option, old, new):
+    flag = f"--{option.replace('_', '-')}"
+    said = clusterucb("gradients", "--out", begun, flag, new).complaint
+    assert said.startswith(f"{option}: this run directory was made with {old} (")
+
+
+def test_where_the_files_lie_and_what_is_evaluated_may_change(begun, tmp_path):
+    """The target stands by itself from its first run on, so its files may even be gone."""
+    target = (begun / "target/gsm8k.jsonl").read_bytes()
+    outcome = clusterucb("gradients", "--out", begun, "--data-dir", tmp_path / "gone", "--tasks", "gsm8k")
+    assert outcome.status == 0, outcome
+    assert (begun / "target/gsm8k.jsonl").read_bytes() == target
+    assert outcome.err.count("the pool was not checked against gsm8k when this run began") == 1
+
+
+def test_what_a_failed_beginning_left_is_made_again(settings):
+    """The settings are the run's only from where all of them have held."""
+    said = clusterucb("warmup", *options(settings, target_modules="query")).complaint
+    assert said.startswith("target_modules query: ")
+    out = Path(settings["out"])
+    assert (out / "target/gsm8k.jsonl").exists()
+    assert (out / "pool").exists()
+    outcome = clusterucb("warmup", *options(settings, target_rows=6))
+    assert outcome.status == 0, outcome
+    assert len(lines(out / "target/gsm8k.jsonl")) == 6
+    assert len(lines(out / "pool/excluded.jsonl")) == 6
+
+
+def test_a_runs_settings_replay_it(finished, tmp_path):
+    other = tmp_path / "other"
+    outcome = clusterucb("run", finished / "config.yaml", "--out", other)
+    assert outcome.status == 0, outcome
+    assert (other / "target/gsm8k.jsonl").read_bytes() == (finished / "target/gsm8k.jsonl").read_bytes()
+    assert result(other) == result(finished)
+
+
+def test_a_folder_of_the_benchmarks_name_does_not_stand_for_it(settings, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / "gsm8k").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    outcome = clusterucb("warmup", *options(settings))
+    assert outcome.status == 0, outcome
+    assert load(Path(settings["out"]) / "config.yaml").target == ["gsm8k"]
+    assert len(lines(f"{settings['out']}/target/gsm8k.jsonl")) == 4

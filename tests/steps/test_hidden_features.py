@@ -1,0 +1,246 @@
+"""Runs of dynamic whose clusters are of hidden states: no row's gradient is taken before one is drawn."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cli_helpers import clusterucb, lines, options, read, result
+from clusterucb.config import load
+from clusterucb.errors import InputError
+from clusterucb.features.influence import stored_influence
+from clusterucb.run.artifacts import directions_at, store
+from clusterucb.run.session import Session
+from clusterucb.steps.hidden import centred
+from clusterucb.training.model import load_adapter
+
+
+@pytest.fixture(scope="module")
+def settings(shared_settings, tmp_path_factory):
+    """A high rate, so that the warmup changes hidden states."""
+    out = str(tmp_path_factory.mktemp("hidden") / "run")
+    return {**shared_settings, "features": "hidden", "lr": 2e-2, "out": out}
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    """A finished run's directory: not to be changed."""
+    outcome = clusterucb("run", *options(settings))
+    assert outcome.status == 0, outcome
+    folder = Path(settings["out"])
+    (folder.parent / "screen.txt").write_text(outcome.out)
+    return folder
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The rows of each batch whose gradients are taken."""
+    from clusterucb.gradients.featurizer import row_gradients
+
+    taken = []
+
+    def counting(model, layers, batch, consume):
+        taken.append(len(batch.ids))
+        return row_gradients(model, layers, batch, consume)
+
+    monkeypatch.setattr("clusterucb.gradients.featurizer.row_gradients", counting)
+    return taken
+
+
+def test_no_gradient_is_taken_before_a_selection(settings, finished, gradients, tmp_path):
+    """And then those of the budget, and of the target; step by step it is the same as `run`."""
+    folder = tmp_path / "run"
+    for step in ("warmup", "gradients", "cluster"):
+        outcome = clusterucb(step, *options(settings, out=folder))
+        assert outcome.status == 0, outcome
+    assert gradients == []
+    assert clusterucb("select", "--out", folder).status == 0
+    assert sum(gradients) == 20 + 6  # floor(0.2 * 100) of the pool, and the target
+    assert clusterucb("train", "--out", folder).status == 0
+    assert sum(gradients) == 3 * (20 + 6)
+    assert clusterucb("evaluate", "--out", folder).status == 0
+    assert result(folder) == result(finished)
+
+
+def test_the_cost_is_a_forward_pass_of_each_row_and_the_budget_of_every_period(finished):
+    summary = read(finished / "summary.json")
+    total, steps = summary["total"], summary["steps"]
+    assert [found["drawn"] for found in summary["selected"]] == [20, 20, 20]
+    assert (total["pool_gradients"], total["pool_forwards"], total["target_gradients"]) == (60, 100, 18)
+    assert steps["gradients"]["pool_gradients"] == steps["gradients"]["target_gradients"] == 0
+    assert steps["gradients"]["pool_forwards"] == steps["gradients"]["rows"] == 100
+    assert summary["gradient_equivalents"] == pytest.approx(60 + 100 / 3)
+    assert summary["full"]["share_of_pool_gradients"] == 60 / 300
+    assert summary["full"]["share_of_cost"] == pytest.approx((60 + 100 / 3) / 300)
+    shown = (finished.parent / "screen.txt").read_text()
+    said = "60 pool gradients and 100 forward passes of pool rows, together 93 gradients' worth, 31% of the"
+    assert said in shown
+    assert "forwards" in shown
+
+
+def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(finished):
+    """Selecting there once more, as at any checkpoint, gives its rows."""
+    for n in (1, 2, 3):
+        draws = lines(finished / f"rounds/{n}/draws.jsonl")
+        assert sum(len(draw["ids"]) for draw in draws) == 20
+        assert any(draw["cold"] for draw in draws)
+    copy = shutil.copytree(finished, finished.parent / "copy")
+    outcome = clusterucb("select", "--out", copy, "--checkpoint", copy / "warmup")
+    assert outcome.status == 0, outcome
+    again = Path(outcome.out.strip()).parent
+    for name in ("selected.jsonl", "selected.ids.jsonl", "draws.jsonl"):
+        assert (again / name).read_bytes() == (finished / "rounds/1" / name).read_bytes()
+
+
+def slow_means(model, row):
+    """At two thirds of the two layers: the first."""
+    ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+    with torch.no_grad():
+        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[1][0].double().numpy()
+    weights = np.arange(1, len(hidden) + 1)
+    mean = weights @ hidden / weights.sum()
+    return mean / np.linalg.norm(mean)
+
+
+def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(finished):
+    session = Session(load(finished / "config.yaml"))
+
+    def expected():
+        pool, target = (
+            np.stack([slow_means(session.model, row) for row in rows])
+            for rows in (session.pooled.tokens, session.targeted.tokens)
+        )
+        apart = [rows - pool.mean(0) for rows in (pool, target)]
+        return pool, *(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in apart)
+
+    found = np.asarray(store(session).features, np.float64)
+    assert found.shape == (100, 32)
+    load_adapter(session.model, session.dir.initial)
+    assert np.abs(found - expected()[1]).max() > 0.02
+    load_adapter(session.model, session.dir.warmup)
+    raw, pool, target = expected()
+    np.testing.assert_allclose(found, pool, atol=5e-3)
+    off = ~np.eye(100, dtype=bool)
+    assert abs((found @ found.T)[off].mean()) < 0.02 < (raw @ raw.T)[off].mean()
+    codes = session.targeted.codes
+    directions = np.stack([target[codes == code].mean(0) for code in (0, 1)])
+    np.testing.assert_allclose(directions_at(session), directions, atol=5e-3)
+    # What is known of a row before it is drawn: its mean cosine to the rows of the subtask it is most like.
+    known = stored_influence(store(session).features, directions_at(session))
+    by_subtask = [(pool @ target[codes == code].T).mean(1) for code in (0, 1)]
+    np.testing.assert_allclose(known, np.max(by_subtask, axis=0), atol=5e-3)
+
+
+def test_a_budget_of_all_rows_selects_what_the_full_method_selects(settings, tmp_path):
+    """Also in period 1, bit for bit, and so does training on it give the same adapter."""
+    changes = {"budget": 1.0, "periods": 2}
+    whole = {"hidden": {**changes}, "full": {**changes, "features": None, "bandit": "none"}}
+    for name, own in whole.items():
+        outcome = clusterucb("run", *options(settings, out=tmp_path / name, **own))
+        assert outcome.status == 0, outcome
+    for n in (1, 2):
+        ours, theirs = (load_file(tmp_path / name / f"rounds/{n}/selection.safetensors") for name in whole)
+        np.testing.assert_array_equal(ours["rows"], theirs["rows"])
+        np.testing.assert_array_equal(ours["scores"], theirs["scores"])
+    adapters = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in whole]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "1bit"])
+def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "run")
+    for name in ("features", "rounds", "adapter"):
+        shutil.rmtree(copy / name)
+    for name in ("clusters.json", "clusters.safetensors", "config.yaml"):
+        (copy / name).unlink()
+    given = options(settings, out=copy, store_dtype=dtype)
+    for step in ("gradients", "cluster", "select"):
+        outcome = clusterucb(step, *given)
+        assert outcome.status == 0, outcome
+    kept = sum(path.stat().st_size for path in (copy / "features").glob("features.*"))
+    assert kept < (finished / "features/features.f16").stat().st_size
+    assert not (copy / "features/uncentred").exists()
+
+
+def test_features_of_another_kind_are_refused_with_both_named(finished, finished_settings, tmp_path):
+    gradients = Path(finished_settings["out"])
+    said = clusterucb("run", *options(finished_settings, features="hidden")).complaint
+    assert said == (
+        f"features: this run directory was made with 'gradients' ({gradients / 'config.yaml'}), now it is "
+        f"'hidden'; use another --out, or leave --features as it was"
+    )
+    copies = {}
+    for kind, folder in {"hidden": finished, "gradients": gradients}.items():
+        copies[kind] = shutil.copytree(folder, tmp_path / kind)
+        for name in ("rounds", "adapter"):
+            shutil.rmtree(copies[kind] / name)
+        shutil.rmtree(copies[kind] / "features")
+    for (kind, copy), other in zip(copies.items(), ("gradients", "hidden"), strict=True):
+        shutil.copytree({"hidden": finished, "gradients": gradients}[other] / "features", copy / "features")
+        assert clusterucb("select", "--out", copy).complaint == (
+            f"{copy / 'features'} was made with features {other!r}, this run has {kind!r}; "
+            f"use another run directory, or delete {copy / 'features'} to make it again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bandit": "none"}, "method dynamic with bandit none"),
+        ({"method": "less"}, "method less with bandit clusterucb"),
+    ],
+)
+def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, words, tmp_path):
+    said = clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint
+    assert said == (
+        f"features hidden: {words} takes the gradients of all rows anyway; leave --features out, or use "
+        f"--method dynamic with --bandit clusterucb"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_baseline_does_not_mind(settings, tmp_path):
+    assert clusterucb("select", *options(settings, method="random", out=tmp_path / "run")).status == 0
+
+
+def test_a_wrong_kind_is_refused(settings, tmp_path):
+    said = clusterucb("run", *options(settings, features="losses", out=tmp_path / "run")).complaint
+    assert "features is 'losses': input should be 'gradients' or 'hidden'" in said
+
+
+def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    row = {"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": "red sun"}]}
+    pool.write_text((json.dumps(row) + "\n") * 12)
+    given = options(settings, pool=[str(pool)], out=tmp_path / "run", k=2, budget=0.5)
+    said = clusterucb("run", *given).complaint
+    assert said == (
+        "pool.jsonl:1: its hidden states are the mean of the pool's, expected rows that differ; use "
+        "--features gradients, or a pool of more rows"
+    )
+
+
+def test_what_all_rows_have_in_common_does_not_matter():
+    rows = np.random.default_rng(0).normal(size=(6, 4))
+    mean = rows.mean(0)
+    found = centred(rows, mean)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
+    np.testing.assert_allclose(centred(rows + 100, mean + 100), found, atol=1e-12)
+    with pytest.raises(InputError, match=r"^row 2: its hidden states are the mean of the pool's"):
+        centred(rows, rows[2])
+
+
+def test_the_report_and_the_simulation_read_them(finished, tmp_path):
+    page = (finished / "report.html").read_text()
+    assert "60 gradients of pool rows and 100 forward passes of such rows, each counted as 0.33" in page
+    assert "31% of the 300" in page
+    assert "centred hidden states" in page
+    assert "likeness to the target" in page
+    assert "draws, period 1" in page
+    assert "Method dynamic with the bandit, clusters of hidden states, model" in page
+    outcome = clusterucb("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")
+    assert outcome.status == 0, outcome

@@ -1,0 +1,61 @@
+"""Cells of a comparison written by hand: what a run leaves of its result and its cost."""
+
+import csv
+import json
+import random
+
+from clusterucb.run.costs import Cost
+from clusterucb.run.methods import method_named
+from clusterucb.studies.compare.cells import Cell
+
+
+def cell(out, name, repeat=0):
+    return Cell(out, method_named(name), repeat)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def finish(run, seed, *, rows=4, usable=100, gradients=40, seconds=2.5, warmup=None):
+    """A run that has ended, with losses and costs by `seed`; returns its losses under base and adapter."""
+    numbers = random.Random(seed)
+    base = [2 + 0.1 * n for n in range(rows)]
+    adapter = [loss - numbers.random() for loss in base]
+    write(
+        run.evaluation,
+        {
+            "on": "holdout",
+            "rows": rows,
+            **{
+                name: {"loss": sum(losses) / rows, "standard_error": 0.1, "losses": losses}
+                for name, losses in (("base", base), ("adapter", adapter))
+            },
+        },
+    )
+    steps = {
+        "warmup": warmup or Cost(rows=3, tokens=30, seconds=1.0),
+        "select 1": Cost(rows=usable, tokens=10 * gradients, pool_gradients=gradients, seconds=seconds),
+        "evaluate": Cost(rows=2 * rows, tokens=80, seconds=0.25),
+    }
+    total = sum(steps.values(), Cost())
+    write(
+        run.summary,
+        {
+            "rows": usable,
+            "steps": {name: cost.to_json() for name, cost in steps.items()},
+            "total": total.to_json(),
+        },
+    )
+    return base, adapter
+
+
+def csv_lines(out):
+    with (out / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(out):
+    """comparison.csv without the time that it took."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in csv_lines(out)]

@@ -1,0 +1,222 @@
+"""The table says what the runs' own files say, with the uncertainties that it names."""
+
+import io
+import math
+import statistics
+
+import numpy as np
+import pytest
+from compare_helpers import cell, csv_lines, finish, write
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from clusterucb.cli.study_tables import show_comparison
+from clusterucb.config import Config
+from clusterucb.run.costs import Cost
+from clusterucb.studies.compare.cells import all_cells
+from clusterucb.studies.compare.results import compared, row_differences, spread, write_cells
+
+numbers = st.floats(-100, 100, allow_nan=False)
+
+
+@pytest.fixture
+def config():
+    return Config(model="m", out="o", pool=["p"], target=["t"], training={"periods": 2})
+
+
+@given(st.lists(numbers, min_size=2, max_size=6))
+def test_the_spread_is_the_sample_deviation(values):
+    found = spread(values)
+    assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+    assert found.error == pytest.approx(statistics.stdev(values), abs=1e-9)
+    assert found.over == "repetitions"
+
+
+@given(
+    st.lists(
+        st.tuples(st.tuples(numbers, numbers, numbers), st.tuples(numbers, numbers, numbers)),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_a_difference_is_row_by_row_over_the_mean_of_the_repetitions(rows):
+    ours, theirs = (np.array([row[side] for row in rows]).T for side in (0, 1))
+    slow = [sum(a) / 3 - sum(b) / 3 for a, b in rows]
+    found = row_differences(ours, theirs)
+    assert found.mean == pytest.approx(statistics.fmean(slow), abs=1e-9)
+    assert found.error == pytest.approx(statistics.stdev(slow) / math.sqrt(len(slow)), abs=1e-9)
+    assert found.over == "rows"
+
+
+def test_a_common_shift_of_all_rows_is_a_sure_difference():
+    losses = np.array([1.0, 5.0, 9.0])
+    found = row_differences(losses - 0.5, losses)
+    assert (found.mean, found.error) == (-0.5, 0.0)
+
+
+def test_one_number_has_no_error():
+    assert spread([3.0]).error is None
+    assert row_differences(np.array([1.0]), np.array([3.0])).error is None
+
+
+@pytest.fixture
+def table(tmp_path, config):
+    """Two methods with three and two repetitions, one failed, one that was killed."""
+    losses = {}
+    for name, repeats, gradients in (("clusterucb", 3, 80), ("dynamic", 2, 200)):
+        for repeat in range(repeats):
+            _, losses[name, repeat] = finish(
+                cell(tmp_path, name, repeat).run,
+                f"{name}{repeat}",
+                gradients=gradients,
+                seconds=gradients / 10,
+            )
+    cell(tmp_path, "random", 0).run.path.mkdir(parents=True)
+    cell(tmp_path, "random", 0).fail(ValueError("no luck"))
+    cell(tmp_path, "bm25", 0).run.path.mkdir(parents=True)
+    return tmp_path, losses, compared(all_cells(tmp_path), config)
+
+
+def test_losses_and_differences_are_those_of_the_runs(table):
+    _, losses, result = table
+    base = [2.0, 2.1, 2.2, 2.3]
+    ours = [losses["clusterucb", repeat] for repeat in range(3)]
+    row = result["methods"]["clusterucb"]
+    assert row["loss"]["mean"] == pytest.approx(statistics.fmean(map(statistics.fmean, ours)))
+    assert row["loss"]["error"] == pytest.approx(statistics.stdev(map(statistics.fmean, ours)))
+    falls = [sum(rows) / 3 - before for *rows, before in zip(*ours, base, strict=True)]
+    assert row["against_base"]["mean"] == pytest.approx(statistics.fmean(falls))
+    assert row["against_base"]["error"] == pytest.approx(statistics.stdev(falls) / 2)
+    assert row["against_reference"] is None
+    theirs = [losses["dynamic", repeat] for repeat in range(2)]
+    pairs = zip(*ours[:2], *theirs, strict=True)  # the third repetition has no counterpart
+    differences = [(c + d) / 2 - (a + b) / 2 for a, b, c, d in pairs]
+    against = result["methods"]["dynamic"]["against_reference"]
+    assert against["mean"] == pytest.approx(statistics.fmean(differences))
+    assert against["error"] == pytest.approx(statistics.stdev(differences) / 2)
+    assert against["repetitions"] == 2
+    assert result["base"]["loss"]["mean"] == pytest.approx(2.15)
+    assert result["base"]["loss"]["error"] == pytest.approx(statistics.stdev(base) / 2)
+
+
+def test_a_method_costs_what_it_takes_alone_without_evaluation(table):
+    _, _, result = table
+    ours, full = (result["methods"][name] for name in ("clusterucb", "dynamic"))
+    assert ours["cost"]["pool_gradients"] == 80
+    assert ours["cost"]["tokens"] == 30 + 800
+    assert ours["cost"]["seconds"] == pytest.approx(1 + 8)
+    assert ours["of_full_dynamic"]["pool_gradients"] == 80 / (2 * 100)  # two periods of 100 rows
+    assert ours["of_full_dynamic"]["seconds"] == pytest.approx(9 / 21)
+    assert full["of_full_dynamic"] == {"pool_gradients": 1, "cost": 1, "seconds": 1}
+
+
+def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path, config):
+    run = cell(tmp_path, "clusterucb_hidden").run
+    finish(run, 1, warmup=Cost(pool_forwards=90))
+    result = compared(all_cells(tmp_path), config)
+    row = result["methods"]["clusterucb_hidden"]
+    assert row["cost"]["pool_forwards"] == 90
+    assert row["of_full_dynamic"]["pool_gradients"] == 40 / 200
+    assert row["of_full_dynamic"]["cost"] == pytest.approx((40 + 90 / 3) / 200)
+    (line,) = [line for line in shown(result).splitlines() if "│ clusterucb_hidden" in line]
+    assert "35%" in line
+
+
+def test_what_was_shared_was_computed_once(tmp_path, config):
+    warmup = Cost(rows=5, tokens=50, pool_gradients=9, seconds=4.0)
+    for name in ("clusterucb", "dynamic"):
+        finish(cell(tmp_path, name).run, name, gradients=10, seconds=1.0, warmup=warmup)
+    told = {"warmup": {"from": "clusterucb/0", "cost": warmup.to_json()}, "pool": {"from": "x", "cost": None}}
+    write(cell(tmp_path, "dynamic").run.path / "shared.json", told)
+    computed = compared(all_cells(tmp_path), config)["computed"]
+    assert computed["pool_gradients"] == 9 + 10 + 10
+    assert computed["tokens"] == 50 + 100 + 100 + 80 + 80
+    assert computed["seconds"] == pytest.approx(4 + 1 + 1 + 0.25 + 0.25)
+
+
+def test_failed_and_unfinished_runs_are_told(table):
+    out, _, result = table
+    counts = {
+        name: [row[s] for s in ("finished", "failed", "unfinished")]
+        for name, row in result["methods"].items()
+    }
+    assert counts == {"clusterucb": [3, 0, 0], "dynamic": [2, 0, 0], "random": [0, 1, 0], "bm25": [0, 0, 1]}
+    write_cells(out / "comparison.csv", result["cells"])
+    last = {line["method"]: line for line in csv_lines(out)}
+    assert "ValueError: no luck" in last["random"]["failure"]
+    assert (last["bm25"]["state"], last["bm25"]["loss"]) == ("unfinished", "")
+
+
+def test_csv_and_json_agree_with_the_runs_own_files(table):
+    out, losses, result = table
+    write_cells(out / "comparison.csv", result["cells"])
+    finished = [line for line in csv_lines(out) if line["state"] == "finished"]
+    assert len(finished) == 5
+    for line, told in zip(finished, result["cells"], strict=False):
+        rows = losses[line["method"], int(line["repetition"])]
+        assert float(line["loss"]) == told["loss"] == pytest.approx(statistics.fmean(rows))
+        assert float(line["standard_error"]) == pytest.approx(statistics.stdev(rows) / 2)
+        assert int(line["pool_gradients"]) == {"clusterucb": 80, "dynamic": 200}[line["method"]]
+
+
+def test_one_repetition_has_the_error_over_rows(tmp_path, config):
+    _, losses = finish(cell(tmp_path, "less").run, 1)
+    result = compared(all_cells(tmp_path), config)
+    row = result["methods"]["less"]
+    assert row["loss"]["over"] == "rows"
+    assert row["loss"]["error"] == pytest.approx(statistics.stdev(losses) / 2)
+    assert row["of_full_dynamic"]["seconds"] is None  # dynamic was not run
+    assert result["reference"] == "less"
+    assert "(where there is one run, less, standard error over rows)" in shown(result)
+
+
+def test_benchmarks_are_averaged_over_repetitions(tmp_path, config):
+    for repeat, score in enumerate((0.25, 0.75)):
+        run = cell(tmp_path, "rds", repeat).run
+        finish(run, repeat)
+        values = {
+            "base": {"value": 0.1, "standard_error": 0.05},
+            "adapter": {"value": score, "standard_error": 0.2},
+        }
+        task = {"questions": 20, "metrics": {"exact_match": values}}
+        write(run.benchmarks / "results.json", {"benchmarks": {"gsm8k": task}})
+    result = compared(all_cells(tmp_path), config)
+    name = "gsm8k exact_match (20 questions)"
+    found = result["methods"]["rds"]["benchmarks"][name]
+    assert (found["mean"], found["error"]) == (0.5, pytest.approx(statistics.stdev([0.25, 0.75])))
+    assert result["base"]["benchmarks"][name]["mean"] == 0.1
+    assert [line[name] for line in result["cells"]] == [0.25, 0.75]
+    assert "50.0% ± 35.4%" in shown(result)
+    assert "10.0% ± 5.0%" in shown(result)
+
+
+def shown(result, width=None):
+    screen = io.StringIO()
+    show_comparison(result, Console(file=screen, width=width))
+    return screen.getvalue()
+
+
+def test_the_table_has_a_line_for_each_method_with_the_base_first(table):
+    _, _, result = table
+    text = shown(result)
+    body = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert body == ["base", "clusterucb", "dynamic", "bm25", "random"]
+    row = result["methods"]["dynamic"]
+    (line,) = [line for line in text.splitlines() if line.startswith("│ dynamic")]
+    assert f"{row['loss']['mean']:.4f} ± {row['loss']['error']:.4f}" in line
+    against = row["against_reference"]
+    assert f"{against['mean']:+.4f} ± {against['error']:.4f}" in line
+    assert all(text in line for text in ("200", "2,030", "21.0", "100%"))
+    assert "1 failed" in text
+    assert "random/0 failed: ValueError: no luck" in text
+    assert "on 4 held-out rows" in text
+    assert "their spread leaves out that part" in text
+    assert f"{3 * 80 + 2 * 200:,} pool gradients" in text
+
+
+def test_nothing_finished_is_a_table_too(tmp_path, config):
+    folder = cell(tmp_path, "random")
+    folder.run.path.mkdir(parents=True)
+    folder.fail(ValueError("no luck"))
+    assert "random/0 failed" in shown(compared(all_cells(tmp_path), config))

@@ -1,0 +1,93 @@
+"""Policies of one's own, by `module:callable`."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from clusterucb.errors import ConfigError
+from clusterucb.selection.bandit import select
+from clusterucb.selection.policies import UCBBeta
+from clusterucb.studies.simulate.custom import named_policies
+
+MODULE = """
+import numpy as np
+
+class Optimist:
+    def __init__(self, bonus=2.0):
+        self.bonus = bonus
+    def __call__(self, arms):
+        return arms.mean + self.bonus * arms.std
+
+class Needy:
+    def __init__(self, bonus):
+        pass
+
+def largest(arms):
+    return arms.largest
+
+def make():
+    return largest
+
+def short(arms):
+    return arms.mean[:1]
+
+def broken(arms):
+    return 1 / 0
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module in the working directory."""
+    (tmp_path / "my_policies_here.py").write_text(MODULE)
+    (tmp_path / "my_broken_module.py").write_text("x = 1\nimport numpy.nothing_of_the_kind\n")
+    (tmp_path / "my_syntax.py").write_text("def (\n")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    yield "my_policies_here"
+    assert sys.path == path
+    sys.modules.pop("my_policies_here", None)
+
+
+def drawn(policy):
+    rng = np.random.default_rng(0)
+    clusters, scores = rng.integers(0, 5, 200), rng.normal(size=200)
+    return select(clusters, lambda rows: scores[rows], policy, seed=1).drawn.tolist()
+
+
+def test_a_class_is_called_and_a_function_is_the_policy(mine):
+    found = named_policies([f"{mine}:Optimist", "ucb_beta", f"{mine}:largest"])
+    assert list(found) == [f"{mine}:Optimist", "ucb_beta", f"{mine}:largest"]
+    assert drawn(found[f"{mine}:Optimist"]) == drawn(UCBBeta(2.0))
+    assert drawn(found[f"{mine}:largest"]) == drawn(lambda arms: arms.largest)
+
+
+def test_an_installed_module_is_found_too(mine):
+    name = "clusterucb.selection.policies:UCB1"
+    assert drawn(named_policies([name])[name]) == drawn(named_policies(["ucb1"])["ucb1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ucb_betta", "did you mean 'ucb_beta'"),
+        ("no_such_module_x:P", "there is no module 'no_such_module_x', neither installed nor in "),
+        (":P", "importing '' failed"),
+        ("MINE:", "has no ''; it has Optimist, Needy, largest, make, short, broken"),
+        ("MINE:Optimust", "'MINE' has no 'Optimust'; it has Optimist"),
+        ("MINE:constant", "is a int; expected a class or a function"),
+        ("MINE:Needy", "calling the class without arguments failed"),
+        ("MINE:make", "scoring two arms failed .*TypeError: make"),
+        ("MINE:broken", r"my_policies_here.py:24 \(ZeroDivisionError: division by zero\)"),
+        ("MINE:short", r"returned shape \(1,\) for two arms: expected \(2,\)"),
+        ("my_broken_module:P", r"my_broken_module.py:2 \(ModuleNotFoundError: No module named 'numpy.no"),
+        ("my_syntax:P", "importing 'my_syntax' failed.*SyntaxError"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_one_line(mine, name, said):
+    with pytest.raises(ConfigError, match=said.replace("MINE", mine)) as caught:
+        named_policies(["ucb1", name.replace("MINE", mine)])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,259 @@
+"""What a simulation says, against slow references and against the bandit run by itself."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation_helpers import best_rows, problem
+
+import clusterucb as cu
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.selection.policies import POLICIES, policy
+from clusterucb.studies.simulate.outcomes import panels
+
+EVERY = {name: policy(name) for name in POLICIES}
+GRID = cu.Grid(budgets=(0.3, 0.15, 1.0), ks=(4, 7), csps=(0.0, 0.05), seeds=(3, 1), top_p=0.1, draw_batch=4)
+REFERENCES = ("uniform", "stale")
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """Problems and their outcomes."""
+    problems = [problem(0, name="a"), problem(1, name="b", shift=-9, stale=True)]
+    return {p.name: p for p in problems}, cu.simulate(problems, EVERY, GRID)
+
+
+def bandit(problems, outcome):
+    """The rows that `select` draws and keeps in the run of an outcome, at its own budget."""
+    problem = problems[outcome.problem]
+    labels = cu.spherical_kmeans(problem.features, outcome.k, seed=0).labels
+    return labels, cu.select(
+        labels,
+        lambda rows: problem.scores[rows],
+        EVERY[outcome.policy],
+        budget=outcome.budget,
+        cold_start=outcome.csp,
+        top_p=0.1,
+        draw_batch=4,
+        seed=outcome.seed,
+    )
+
+
+def test_every_combination_is_there_once_in_the_order_that_is_promised(solved):
+    _, outcomes = solved
+    runs = [o for o in outcomes if o.policy not in REFERENCES]
+    found = [(o.problem, o.k, o.csp, o.policy, o.seed, o.budget) for o in runs]
+    assert found == list(itertools.product("ab", (4, 7), (0.0, 0.05), POLICIES, (3, 1), (0.15, 0.3, 1.0)))
+
+
+def test_outcomes_are_those_of_the_bandit_run_at_each_budget_by_itself(solved):
+    """So a smaller budget may be read off a larger one's draws: they are its prefix, for every policy."""
+    problems, outcomes = solved
+    for outcome in [o for o in outcomes if o.policy not in REFERENCES and o.seed == 3]:
+        scores = problems[outcome.problem].scores
+        labels, selection = bandit(problems, outcome)
+        assert outcome.spent == selection.spent
+        assert outcome.draws.tolist() == [
+            np.count_nonzero(selection.drawn_clusters == c) for c in range(outcome.k)
+        ]
+        assert outcome.arms.sizes.tolist() == [np.count_nonzero(labels == c) for c in range(outcome.k)]
+        assert outcome.arms.influence == pytest.approx([scores[labels == c].mean() for c in range(outcome.k)])
+        best, chosen = best_rows(scores, 20), set(selection.rows.tolist())
+        assert outcome.recall == len(best & chosen) / 20
+        mean, top = scores[list(chosen)].mean(), scores[list(best)].mean()
+        assert outcome.advantage == pytest.approx((mean - scores.mean()) / (top - scores.mean()))
+        if top > 0:
+            assert outcome.captured == pytest.approx(mean / top)
+        else:
+            assert math.isnan(outcome.captured)
+    assert any(math.isnan(o.captured) for o in outcomes)  # problem b: no influence is above 0
+    assert any(not math.isnan(o.captured) for o in outcomes)
+
+
+def test_the_whole_pool_as_budget_finds_everything_exactly(solved):
+    _, outcomes = solved
+    whole = [o for o in outcomes if o.budget == 1.0]
+    assert {(o.recall, o.advantage) for o in whole} == {(1.0, 1.0)}
+    assert {o.captured for o in whole if not math.isnan(o.captured)} == {1.0}
+    assert all((o.draws == o.arms.sizes).all() for o in whole)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    name=st.sampled_from(POLICIES),
+    n=st.integers(40, 120),
+    k=st.integers(1, 6),
+    ties=st.booleans(),
+    draw_batch=st.integers(1, 9),
+)
+def test_nothing_found_is_lost_as_the_budget_grows(seed, name, n, k, ties, draw_batch):
+    random = problem(seed, n=n, shift=2)
+    if ties:
+        random = replace(random, scores=np.round(random.scores))
+    grid = cu.Grid(
+        budgets=np.linspace(0.2, 1, 9).tolist(), ks=(k,), seeds=(seed,), top_p=0.1, draw_batch=draw_batch
+    )
+    outcomes = cu.simulate([random], {name: policy(name)}, grid)
+    for which in (name, "uniform"):
+        run = [o for o in outcomes if o.policy == which]
+        for measure in ("spent", "recall", "captured", "advantage"):
+            values = [getattr(o, measure) for o in run]
+            assert values == sorted(values)
+        assert all((one.draws <= more.draws).all() for one, more in itertools.pairwise(run))
+
+
+def test_linear_ucb_is_run_for_each_budget_with_what_is_known_of_rows():
+    given = problem(3)
+    given = cu.Problem("p", given.scores, given.features, None, given.scores + 0.3)
+    grid = cu.Grid((0.1, 0.3), (4,), seeds=(0, 5), top_p=0.1)
+    found = [run for run in cu.simulate([given], {"rows": cu.LinearUCB()}, grid) if run.policy == "rows"]
+    labels = cu.spherical_kmeans(given.features, 4).labels
+    known = cu.Known(given.estimate, given.features, np.zeros(200, np.int64))
+    assert len(found) == 4
+    for run in found:
+        own = cu.linear_ucb(
+            labels, known, lambda r: given.scores[r], budget=run.budget, top_p=0.1, seed=run.seed
+        )
+        assert run.recall == np.isin(own.rows, list(best_rows(given.scores, 20))).mean()
+        assert run.spent == own.spent == run.draws.sum() == run.budget * 200
+        assert run.captured == pytest.approx(
+            given.scores[own.rows].mean() / np.sort(given.scores)[-20:].mean()
+        )
+
+
+def test_linear_ucb_is_refused_where_nothing_is_known_of_rows():
+    with pytest.raises(ConfigError, match=r"policy rows: needs what is known .* give --clusters-from"):
+        cu.simulate([problem()], {"rows": cu.LinearUCB()}, cu.Grid((0.1,), (4,)))
+
+
+def test_uniform_draws_find_the_budgets_share_of_the_best():
+    """Of `keep` best rows, a uniform draw without replacement holds a hypergeometric number."""
+    n, keep, seeds = 400, 40, 300
+    grid = cu.Grid(budgets=(0.1, 0.25, 0.5), ks=(1,), csps=(0,), seeds=range(seeds), top_p=keep / n)
+    outcomes = cu.simulate([problem(0, n=n)], {"alone": cu.UCB1()}, grid)
+    for budget in grid.budgets:
+        spent = n * budget
+        variance = spent * (keep / n) * (1 - keep / n) * (n - spent) / (n - 1)
+        error = math.sqrt(variance / seeds) / keep
+        for name in ("uniform", "alone"):  # one cluster: whatever the policy likes is drawn uniformly
+            recall = np.mean([o.recall for o in outcomes if o.policy == name and o.budget == budget])
+            assert abs(recall - budget) < 4 * error
+
+
+def test_stale_is_what_the_old_ranking_finds_without_a_look(solved):
+    problems, outcomes = solved
+    (stale,) = [o for o in outcomes if o.policy == "stale"]  # problem a has no stale scores
+    b = problems["b"]
+    best, chosen = best_rows(b.scores, 20), best_rows(b.stale_scores, 20)
+    assert (stale.problem, stale.budget, stale.spent, stale.k, len(stale.draws)) == ("b", 0.0, 0, 0, 0)
+    assert stale.recall == len(best & chosen) / 20
+    assert 0 < stale.recall < 1
+    fresh = cu.simulate([replace(b, stale_scores=b.scores)], {"r": cu.Random()}, GRID)
+    assert [(o.recall, o.advantage) for o in fresh if o.policy == "stale"] == [(1.0, 1.0)]
+
+
+def test_the_seed_changes_draws_and_not_clusters(solved):
+    _, outcomes = solved
+    one, other = ([o for o in outcomes if o.seed == seed and o.policy == "ucb1"] for seed in (3, 1))
+    assert all((a.arms.sizes == b.arms.sizes).all() for a, b in zip(one, other, strict=True))
+    assert [o.recall for o in one] != [o.recall for o in other]
+
+
+def test_the_same_grid_gives_the_same_outcomes(solved):
+    problems, outcomes = solved
+    again = cu.simulate(list(problems.values()), EVERY, GRID)
+    assert list(map(repr, again)) == list(map(repr, outcomes))
+    assert all((one.draws == two.draws).all() for one, two in zip(again, outcomes, strict=True))
+
+
+def test_equal_rows_leave_nothing_to_gain():
+    same = replace(problem(), scores=np.full(200, 0.1))
+    outcomes = cu.simulate([same], {"r": cu.Random()}, cu.Grid(budgets=(0.2,), seeds=(0,)))
+    assert {(o.captured, o.advantage) for o in outcomes} == {(1.0, 1.0)}
+
+
+def test_k_is_the_square_root_of_the_rows_unless_the_smallest_budget_is_too_small():
+    def ks(**more):
+        return {o.k for o in cu.simulate([problem()], {"r": cu.Random()}, cu.Grid(seeds=(0,), **more))}
+
+    assert ks(budgets=(0.4, 0.2)) == {14, 1}  # 1 is that of the reference
+    assert ks(budgets=(0.4, 0.05)) == {5, 1}
+    assert ks(budgets=(0.4,), ks=(None, 14)) == {14, 1}
+
+
+def test_spreads_are_means_and_deviations_over_seeds(solved):
+    _, outcomes = solved
+    found = panels(outcomes)
+    assert [tuple(panel.setting) for panel in found] == list(itertools.product("ab", (4, 7), (0.0, 0.05)))
+    assert {panel.seeds for panel in found} == {2}
+    for panel in found:
+        assert ("captured" in panel.spreads) == (panel.setting.problem == "a")
+        for name in POLICIES:
+            values = [
+                o.recall
+                for o in outcomes
+                if (o.problem, o.k, o.csp, o.policy, o.budget) == (*panel.setting, name, 0.3)
+            ]
+            spread = panel.spreads["recall"][name][0.3]
+            assert spread.mean == pytest.approx(sum(values) / 2)
+            assert spread.deviation == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+        assert list(panel.spreads["recall"]["uniform"]) == [0.15, 0.3, 1.0]
+        assert ("stale" in panel.spreads["recall"]) == (panel.setting.problem == "b")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"budgets": ()}, r"Grid\(budgets=\[\]\): must hold at least one value"),
+        ({"budgets": (0.2, 0.2)}, "none twice"),
+        ({"budgets": (0.2, 1.2)}, r"budget=1.2\): must be above 0 and at most 1"),
+        ({"budgets": (0.03,)}, "raise budget or lower top_p"),
+        ({"csps": (0.3,)}, "raise budget or lower cold_start"),
+        ({"ks": (0,)}, "must be at least 1"),
+        ({"seeds": (-1,)}, "must be 0 or more"),
+        ({"draw_batch": 0}, "at least 1 row a draw"),
+    ],
+)
+def test_a_grid_that_cannot_be_tried_is_refused_when_it_is_made(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        cu.Grid(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"ks": (30,)}, "the cold start takes 30.*raise budget or lower k"),
+        ({"ks": (201,)}, "at most the number of rows, 200"),
+        ({"top_p": 0.001}, "top_p 0.001: is less than one of the 200 rows of p"),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_problem_is_refused(grid, said):
+    with pytest.raises(ConfigError, match=said):
+        cu.simulate([problem()], EVERY, cu.Grid(**{"budgets": (0.1, 0.9), **grid}))
+
+
+def test_names_tell_problems_and_policies_apart():
+    with pytest.raises(ConfigError, match="'p' is there twice"):
+        cu.simulate([problem(), problem()], EVERY)
+    with pytest.raises(ConfigError, match="at least one"):
+        cu.simulate([problem()], {})
+    with pytest.raises(ConfigError, match="'stale' is the name of a reference"):
+        cu.simulate([problem()], {"stale": cu.UCB1()})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"scores": np.zeros(3)}, r"scores of shape \(3,\): expected \(200,\)"),
+        ({"stale_scores": np.zeros(3)}, r"stale_scores of shape \(3,\)"),
+        ({"scores": np.r_[np.zeros(7), np.nan, np.zeros(192)]}, "row 7 has scores nan"),
+    ],
+)
+def test_a_problem_has_one_finite_number_a_row(wrong, said):
+    with pytest.raises(InputError, match=f"problem p: .*{said}|{said}"):
+        replace(problem(), **wrong)

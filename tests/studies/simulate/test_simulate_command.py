@@ -1,0 +1,289 @@
+"""`clusterucb simulate` as a person types it: on a run of ours, on feature folders, on LESS's files."""
+
+import csv
+import html
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from simulation_helpers import write_less
+
+import clusterucb as cu
+from cli_helpers import clusterucb, lines
+from clusterucb.features.store import FeatureStore, FeatureWriter
+from clusterucb.selection.policies import POLICIES, policy
+
+SMALL = ("--seeds", 2, "--budgets", "0.2,0.5", "--k", 5, "--top-p", 0.1)
+
+
+def table(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def simulate(*arguments):
+    outcome = clusterucb("simulate", *arguments)
+    assert outcome.status == 0, outcome
+    return outcome
+
+
+def features(folder, rows=80, dim=24, seed=0, made_with=None):
+    """A feature folder of ours."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4, dim))[rng.integers(0, 4, rows)] + 0.5 * rng.normal(size=(rows, dim))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+    with FeatureWriter(folder, rows, dim, made_with or {"pool": "p"}) as writer:
+        writer.write(np.arange(rows), x, np.zeros(rows))
+        save_file(
+            {"directions": rng.normal(size=(2, dim)).astype(np.float32)}, folder / "directions.safetensors"
+        )
+        writer.finish({})
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    return features(tmp_path / "fresh")
+
+
+def expected(problem, policies=POLICIES, **more):
+    grid = cu.Grid(budgets=(0.2, 0.5), ks=(5,), seeds=(0, 1), top_p=0.1, **more)
+    return cu.simulate([problem], {name: policy(name) for name in policies}, grid)
+
+
+def ours(folder):
+    """Features and influence of a store, by numpy alone."""
+    x = np.asarray(FeatureStore(folder).features)
+    directions = load_file(folder / "directions.safetensors")["directions"]
+    return x, (x.astype(np.float64) @ directions.T.astype(np.float64)).max(1).astype(np.float32).astype(float)
+
+
+def check(path, outcomes):
+    """simulation.csv and draws.csv read back equal the outcomes."""
+    for line, o in zip(table(path / "simulation.csv"), outcomes, strict=True):
+        assert (line["problem"], line["policy"]) == (o.problem, o.policy)
+        assert tuple(int(line[name]) for name in ("k", "seed", "spent")) == (o.k, o.seed, o.spent)
+        for name in ("budget", "csp", "recall", "captured", "advantage"):
+            value = getattr(o, name)
+            assert line[name] == "" if math.isnan(value) else float(line[name]) == value
+    draws = iter(table(path / "draws.csv"))
+    for o in outcomes:
+        for arm in range(o.k):
+            line = next(draws)
+            assert (line["policy"], float(line["budget"]), int(line["seed"])) == (o.policy, o.budget, o.seed)
+            assert (int(line["arm"]), int(line["size"])) == (arm, o.arms.sizes[arm])
+            assert int(line["draws"]) == o.draws[arm]
+            assert float(line["mean_influence"]) == o.arms.influence[arm]
+    assert next(draws, None) is None
+
+
+def test_a_run_of_ours_is_a_store(finished_settings, tmp_path):
+    run = Path(finished_settings["out"])
+    shown = simulate(run, "--out", tmp_path / "out", *SMALL)
+    x, scores = ours(run / "features")
+    check(tmp_path / "out", expected(cu.Problem(str(run), scores, x)))
+    assert str(tmp_path / "out") in shown.out
+    kept = [line["score"] for line in lines(run / "rounds/1/selected.ids.jsonl")]  # by the run itself
+    assert sorted(kept) == sorted(scores)[-10:]
+
+
+def test_the_files_are_the_same_each_time_and_nothing_half_made_stays(store, tmp_path):
+    for name in ("a", "b"):
+        assert simulate(store, "--out", tmp_path / name, *SMALL, "--quiet")[1:] == ("", "")
+    for file in ("simulation.csv", "draws.csv", "simulation.html"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_several_stores_are_problems_of_their_own_with_every_k_and_csp(store, tmp_path):
+    other = features(tmp_path / "other", seed=1)
+    more = ("--k", "3,5", "--csp", "0,0.1", "--policies", "random", "--seeds", 1, "--top-p", 0.1)
+    shown = simulate(store, other, "--out", tmp_path / "out", *more, "--budgets", 0.5)
+    found = [line for line in table(tmp_path / "out/simulation.csv") if line["policy"] == "random"]
+    assert [(Path(x["problem"]).name, x["k"], x["csp"]) for x in found] == [
+        (name, k, csp) for name in ("fresh", "other") for k in "35" for csp in ("0.0", "0.1")
+    ]
+    assert shown.out.count("recall in %") == 8
+    page = (tmp_path / "out/simulation.html").read_text()
+    assert page.count('"method":"restyle"') == 8
+
+
+def test_clusters_from_an_older_store_and_its_ranking_as_stale(store, tmp_path):
+    old = features(tmp_path / "old", seed=1, dim=16)
+    shown = simulate(store, "--clusters-from", old, "--out", tmp_path / "out", *SMALL)
+    (_, scores), (x, stale) = ours(store), ours(old)
+    outcomes = expected(cu.Problem(str(store), scores, x, stale))
+    assert [o.policy for o in outcomes].count("stale") == 1
+    check(tmp_path / "out", outcomes)
+    assert "no draw" in shown.out
+
+
+@pytest.mark.parametrize("dim", [24, 16])
+def test_linear_ucb_knows_old_features_on_new_directions(store, tmp_path, dim):
+    """Or what the old ones say of themselves, where these directions do not fit them."""
+    old = features(tmp_path / "old", seed=1, dim=dim)
+    known_by = ("--clusters-from", old, "--policies", "linear_ucb")
+    simulate(store, *known_by, "--out", tmp_path / "out", *SMALL)
+    (_, scores), (x, stale) = ours(store), ours(old)
+    directions = load_file(store / "directions.safetensors")["directions"]
+    estimate = stale if dim == 16 else (x.astype(np.float64) @ directions.T).max(1).astype(np.float32)
+    known = cu.Known(estimate.astype(float), x.astype(np.float32), np.zeros(80, np.int64))
+    labels = cu.spherical_kmeans(x, 5).labels
+    found = [line for line in table(tmp_path / "out/simulation.csv") if line["policy"] == "linear_ucb"]
+    assert len(found) == 4
+    for line in found:
+        run = {"budget": float(line["budget"]), "top_p": 0.1, "seed": int(line["seed"])}
+        rows = cu.linear_ucb(labels, known, lambda r: scores[r], **run).rows
+        assert float(line["recall"]) == np.isin(np.argsort(-scores)[:8], rows).mean()
+
+
+def test_less_files_are_one_problem(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b, t, old = (rng.normal(size=(n, 16)) for n in (50, 30, 12, 80))
+    new, older = tmp_path / "grads", tmp_path / "older"
+    stores = [write_less(new / f"{name}-ckpt2-adam", x) for name, x in (("dolly", a), ("cot", b))]
+    olds = [
+        write_less(older / f"{name}-ckpt1-adam", x) for name, x in (("dolly", old[:50]), ("cot", old[50:]))
+    ]
+    target = write_less(new / "mmlu-ckpt2-sgd", t)
+    arguments = (*stores, "--target", target, "--subtasks", 3, "--out", tmp_path / "out", *SMALL)
+
+    def half(x):
+        x = x.astype(np.float16).astype(np.float64)
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    pool, task = half(np.concatenate([a, b])), half(t)
+    per_row = (pool @ task.T).reshape(80, 3, 4).mean(2).max(1)  # as LESS computes it: row by row, then means
+    simulate(*arguments)
+    found = table(tmp_path / "out/simulation.csv")
+    assert {line["problem"] for line in found} == {str(target)}
+    reference = expected(cu.Problem(str(target), per_row, pool.astype(np.float32)))
+    assert [float(line["recall"]) for line in found] == [o.recall for o in reference]
+    assert [float(line["advantage"]) for line in found] == pytest.approx([o.advantage for o in reference])
+
+    from_old = ("--clusters-from", olds[0], "--clusters-from", olds[1])
+    simulate(*arguments, *from_old)
+    assert "stale" not in {line["policy"] for line in table(tmp_path / "out/simulation.csv")}
+    simulate(*arguments, *from_old, "--clusters-target", target)
+    found = table(tmp_path / "out/simulation.csv")
+    stale = (half(old) @ task.T).reshape(80, 3, 4).mean(2).max(1)
+    reference = expected(cu.Problem(str(target), per_row, half(old).astype(np.float32), stale))
+    assert [float(line["recall"]) for line in found] == [o.recall for o in reference]
+    assert found[-1]["policy"] == "stale"
+
+
+def test_a_policy_of_ones_own_is_tried_beside_the_published(store, tmp_path, monkeypatch):
+    (tmp_path / "policy_of_mine.py").write_text(
+        "import clusterucb as cu\nclass Same(cu.UCBBeta):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    simulate(store, "--out", "out", *SMALL, "--policies", "ucb_beta, policy_of_mine:Same")
+    found = table("out/simulation.csv")
+    one, other = (
+        [line["recall"] for line in found if line["policy"] == name]
+        for name in ("ucb_beta", "policy_of_mine:Same")
+    )
+    assert one == other
+    assert len(one) == 4
+
+
+def test_the_plot_asks_nothing_of_the_network_and_shows_hostile_names_as_text(store, tmp_path):
+    hostile = tmp_path / "<img src=x onerror=alert(1)>&'\"<script>"
+    shutil.copytree(store, hostile)
+    simulate(hostile, store, "--out", tmp_path / "out", *SMALL, "--quiet")
+    page = (tmp_path / "out/simulation.html").read_text()
+    own = re.sub(r"<script[^>]*>/\*\*.*?</script>", "", page, flags=re.DOTALL)  # but plotly's library
+    assert len(own) < len(page) / 10
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", own)
+    assert "<script src" not in page
+    assert "<link" not in own
+    assert "default-src 'none'" in own
+    assert "<img" not in own
+    name = html.escape(str(hostile))
+    assert name.replace("<", "\\u003c").replace("/", "\\u002f").replace("&", "&") in own
+    assert str(hostile) in "".join(line["problem"] for line in table(tmp_path / "out/simulation.csv")[:1])
+
+
+def test_the_table_says_means_and_deviations(store, tmp_path):
+    shown = simulate(store, "--out", tmp_path / "out", *SMALL).out
+    recalls = [
+        float(line["recall"])
+        for line in table(tmp_path / "out/simulation.csv")
+        if (line["policy"], line["budget"]) == ("ucb1", "0.2")
+    ]
+    cell = f"{100 * np.mean(recalls):.1f}±{100 * np.std(recalls, ddof=1):.1f}"
+    assert re.search(rf"ucb1 +│ +{re.escape(cell)} ", shown)
+    assert "over 2 seeds" in shown
+    alone = simulate(store, "--out", tmp_path / "out", *SMALL, "--seeds", 1).out
+    assert "one seed" in alone
+    assert "±" not in alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "simulate needs STORE... and --out DIR; see --help"),
+        (("STORE",), "simulate needs STORE"),
+        (("--out", "o"), "simulate needs STORE"),
+        (("none", "--out", "o"), "none: no such file or folder; expected a run directory with features"),
+        ((".", "--out", "o"), ".: no store; expected"),
+        (("STORE", "--out", "o", "--budgets", "0.1,x"), "--budgets 0.1,x: expected numbers"),
+        (("STORE", "--out", "o", "--budgets", ","), "--budgets ',': expected at least one"),
+        (("STORE", "--out", "o", "--k", "5.5"), "--k 5.5: expected whole numbers"),
+        (("STORE", "--out", "o", "--k", "5,5"), "none twice"),
+        (("STORE", "--out", "o", "--csp", "0.5"), "lower cold_start"),
+        (("STORE", "--out", "o", "--top-p", "0"), "top_p=0.0): must be above 0"),
+        (("STORE", "--out", "o", "--k", "90"), "must be at most the number of rows, 80"),
+        (("STORE", "--out", "o", "--k", "40"), "raise budget or lower k"),
+        (("STORE", "--out", "o", "--policies", "ucb2"), "policy('ucb2'): must be one of"),
+        (("STORE", "--out", "o", "--policies", "nowhere_x:P"), "there is no module 'nowhere_x'"),
+        (("STORE", "STORE", "--out", "o"), "is there twice"),
+        (("STORE", "--out", "o", "--target", "LESS"), "has the target's directions in it"),
+        (("STORE", "LESS", "--out", "o"), "LESS's gradients, beside a store of ours"),
+        (("STORE", "--clusters-from", "LESS", "--out", "o"), "LESS's gradients, beside a store of ours"),
+        (("STORE", "--clusters-from", "SHORT", "--out", "o"), "SHORT: has 70 rows, STORE has 80"),
+        (("STORE", "--clusters-from", "OTHER", "--out", "o"), "was made with pool 'q', this run has 'p'"),
+        (("STORE", "--clusters-from", "OTHER", "--clusters-from", "OTHER", "--out", "o"), "more than once"),
+        (("DAMAGED", "--out", "o"), "is damaged"),
+        (("UNDIRECTED", "--out", "o"), "is damaged"),
+        (("LESS", "--out", "o"), "LESS's gradients need --target"),
+        (("LESS", "--target", "none", "--out", "o"), "none: expected LESS's gradients of a task"),
+        (("LESS", "--target", "WIDE", "--out", "o"), "rows of 6 dimensions, but those of"),
+        (("LESS", "--target", "LESS", "--subtasks", 7, "--out", "o"), "20 rows are not 7 subtasks"),
+        (("LESS", "--target", "LESS", "--clusters-from", "WIDE", "--out", "o"), "has 4 rows"),
+        (("LESS", "--target", "LESS", "--clusters-target", "LESS", "--out", "o"), "give both"),
+        (("STORE", "--out", "FILE"), "the run directory must be a folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features(tmp_path / "STORE")
+    features(tmp_path / "SHORT", rows=70)
+    features(tmp_path / "OTHER", made_with={"pool": "q"})
+    (features(tmp_path / "DAMAGED") / "features.f16").unlink()
+    (features(tmp_path / "UNDIRECTED") / "directions.safetensors").write_bytes(b"x")
+    write_less(tmp_path / "LESS", np.random.default_rng(0).normal(size=(20, 4)))
+    write_less(tmp_path / "WIDE", np.random.default_rng(0).normal(size=(4, 6)))
+    (tmp_path / "FILE").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert said in clusterucb("simulate", *arguments).complaint
+    left = [path.name for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert set(left) <= {"o", ".lock"}
+
+
+def test_a_store_named_as_a_command_is_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features(tmp_path / "run")
+    simulate("--policies", "random", "run", "--out", "out", *SMALL)
+    assert table("out/simulation.csv")[0]["problem"] == "run"
+
+
+def test_the_stores_are_not_changed(finished_settings, tmp_path):
+    run = Path(finished_settings["out"])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    simulate(run, "--out", tmp_path / "out", *SMALL, "-q")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
