@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from clusterucb.selection.bandit import DrawBatchArms, select
 from clusterucb.selection.policies import POLICIES, Policy, policy
-from clusterucb.selection.share import share
-from clusterucb.selection.top import top
+from clusterucb.selection.share import share, top
 
 Pool = tuple[NDArray[np.int64], NDArray[np.float64]]  # cluster and influence of each row
 

@@ -44,7 +44,8 @@ from clusterucb.gradients.batches import Batch, collate, plan
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
-from clusterucb.training.model import attach_adapter, load_model, pick_device, pick_dtype
+from clusterucb.training.adapter import attach_adapter
+from clusterucb.training.model import load_model, pick_device, pick_dtype
 
 PUBLISHED_BLOCK = 8
 SHAPES = {

@@ -34,12 +34,12 @@ from fidelity_pools import POOLS, PoolKind
 from fidelity_recall import recall_results
 from fidelity_report import report
 
+from clusterucb.cli.main import quiet_libraries
 from clusterucb.config import Common, Config, load, load_as
 from clusterucb.data.chat import chat_format
 from clusterucb.errors import ClusterUCBError, ConfigError
-from clusterucb.quiet import quiet_libraries
-from clusterucb.run.directory import publish
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import publish
 from clusterucb.runtime.processes import World, joined
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.simulate.grid import Grid

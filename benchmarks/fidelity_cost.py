@@ -14,7 +14,7 @@ import numpy as np
 from fidelity_rows import OF_HIDDEN
 
 from clusterucb.run.costs import FORWARD_SHARE
-from clusterucb.run.directory import publish
+from clusterucb.runtime.files import publish
 from clusterucb.selection.share import share
 
 Curve = Sequence[tuple[float, float]]

@@ -21,7 +21,7 @@ from clusterucb.data.chat import ChatFormat, encode, fingerprint
 from clusterucb.data.contamination import COMMON, Probe, ProbeIndex, contaminated
 from clusterucb.data.rows import Row, text_digest
 from clusterucb.errors import InputError
-from clusterucb.run.directory import check_made_with, publish, read_json, write_json
+from clusterucb.runtime.files import check_made_with, publish, read_json, write_json
 from clusterucb.runtime.screen import Screen
 
 PARTS = ("pool", "targets", "heldout")

@@ -26,13 +26,12 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
-from clusterucb.selection.share import share
-from clusterucb.selection.top import top
-from clusterucb.steps import features as steps
+from clusterucb.selection.share import share, top
+from clusterucb.steps import features, select, train
 from clusterucb.steps.hidden import hidden_features
+from clusterucb.training.adapter import fingerprint_tensors, load_adapter
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.finetune import finetune, optimizer_steps
-from clusterucb.training.model import fingerprint_tensors, load_adapter
 
 
 def fresh_periods(session: Session) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def take_features(session: Session) -> None:
     """All four stores, those that are there left as they are; killed at any moment, it goes on."""
     with session.owned():
         session.check_inputs()
-        for step in (steps.warmup, steps.gradients, steps.cluster, steps.select):
+        for step in (train.warmup, features.gradients, features.cluster, select.select):
             step(session)
         if not session.world.has(hidden_folder(session)):
             load_adapter(session.model, session.dir.warmup)
@@ -104,7 +103,7 @@ def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Momen
             weights = fingerprint_tensors(trainable_parameters(model))
             made_with = {**session.made_with, "weights": weights}
             title = f"all gradients, period {latest}"
-            steps.store_features(session, folder, model, moments(), made_with, title)
+            features.store_features(session, folder, model, moments(), made_with, title)
         store, directions = read_features(folder)
         count = share(session.config.selection.top_p, len(store))
         return np.sort(top(stored_influence(store.features, directions), count))

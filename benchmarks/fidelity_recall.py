@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
-from clusterucb.run.directory import check_made_with, read_json, write_json
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import check_made_with, read_json, write_json
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES, policy
 from clusterucb.selection.share import share

@@ -15,8 +15,8 @@ from fidelity_recall import MEASURES, STALE_FIRST
 from fidelity_rows import MEMORY, ROW_LEVEL
 
 from clusterucb.features.kmeans import default_k
-from clusterucb.run.directory import read_json
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import read_json
 from clusterucb.selection.policies import POLICIES
 from clusterucb.selection.share import share
 

@@ -29,7 +29,8 @@ from clusterucb.errors import InputError
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.sources.raw import open_raw, raw_rows
 from clusterucb.sources.source import Conversation
-from clusterucb.tasks import TASKS, Question
+from clusterucb.tasks import TASKS
+from clusterucb.tasks.task import Question
 
 CONSIDERED = 2_000
 """Training problems of GSM8K that its target is drawn from: most are too long."""

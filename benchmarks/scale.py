@@ -44,7 +44,8 @@ from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import CountSketch
 from clusterucb.selection.bandit import select
-from clusterucb.training.model import attach_adapter, load_model, load_tokenizer
+from clusterucb.training.adapter import attach_adapter
+from clusterucb.training.model import load_model, load_tokenizer
 
 ROWS = (100_000, 1_000_000, 10_000_000, 100_000_000)
 GPUS = (1, 8, 64)

@@ -25,7 +25,8 @@ from clusterucb.steps.features import number_of_clusters
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import Sizes, model_sizes
 from clusterucb.studies.plan.spending import Planned, planned_steps
-from clusterucb.training.model import attach_adapter, empty_model
+from clusterucb.training.adapter import attach_adapter
+from clusterucb.training.model import empty_model
 
 __all__ = ["TRAFFIC", "Assumptions", "Passes", "Stage", "host_memory", "llama_2_7b", "stages"]
 

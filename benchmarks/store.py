@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.store import FeatureStore, FeatureWriter
-from clusterucb.selection.top import top
+from clusterucb.selection.share import top
 
 
 def stored(features: Any, dtype: str, folder: Path, block: int = 1024) -> FeatureStore:

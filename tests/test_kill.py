@@ -23,8 +23,9 @@ KILLED = -signal.SIGKILL
 
 def be_ready(*more):
     """Import all that a command needs, and `more`, and say so: what is forked then has it."""
-    import clusterucb.cli.main
     import clusterucb.quiet
+
+    import clusterucb.cli.main
 
     for module in (
         *("bm25s", "clusterucb.recipes", "clusterucb.cli.tables", "clusterucb.run.session", "accelerate"),
@@ -32,7 +33,7 @@ def be_ready(*more):
         *more,
     ):
         importlib.import_module(module)
-    clusterucb.quiet.quiet_libraries()
+    clusterucb.cli.main.quiet_libraries()
     clusterucb.features.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
     print("ready", flush=True)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from clusterucb.data.pool import Pool
-from clusterucb.features.influence import ScoreLog
+from clusterucb.features.scores import ScoreLog
 from clusterucb.report.run_data import _read_round
 from clusterucb.run.costs import Cost
 from clusterucb.run.rounds import write_round
 from clusterucb.selection.bandit import _decks, select
-from clusterucb.selection.top import top
+from clusterucb.selection.share import top
 
 N, K = 20_000, 141
 RNG = np.random.default_rng(0)

@@ -165,8 +165,8 @@ def test_the_loss_after_a_period_is_that_of_the_model_then(settings, tmp_path, m
     """The adapter of each period's end, kept aside by this test, is evaluated afterwards as any is."""
     from clusterucb.config import load
     from clusterucb.run.session import Session
-    from clusterucb.steps import features as steps
-    from clusterucb.training.model import save_adapter
+    from clusterucb.steps import evaluate as steps
+    from clusterucb.training.adapter import save_adapter
 
     real, kept = steps._measured, []
 
@@ -355,9 +355,9 @@ def trained_elsewhere(finished, settings, tmp_path):
     """A Trainer's own checkpoints of the run's adapter, with optimizer.pt."""
     from clusterucb.config import load
     from clusterucb.run.session import Session
+    from clusterucb.training.adapter import load_adapter
     from clusterucb.training.data import SwappableRows
     from clusterucb.training.finetune import finetune
-    from clusterucb.training.model import load_adapter
 
     session = Session(load(finished / "config.yaml"))
     load_adapter(session.model, session.dir.initial)

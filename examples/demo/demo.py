@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterucb import Config, Session, dynamic
+from clusterucb.cli.main import quiet_libraries
 from clusterucb.cli.tables import show
 from clusterucb.errors import ClusterUCBError
-from clusterucb.quiet import quiet_libraries
-from clusterucb.run.directory import read_json, write_json
+from clusterucb.runtime.files import read_json, write_json
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.share import share
-from clusterucb.steps.features import evaluate_adapters, train_on
+from clusterucb.steps.evaluate import evaluate_adapters
+from clusterucb.steps.train import train_on
 from data import make, model_path
 
 SEED = 0

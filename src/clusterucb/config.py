@@ -23,18 +23,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from clusterucb.errors import ConfigError
 
-__all__ = [
-    "BENCHMARKS",
-    "Common",
-    "Config",
-    "Evaluation",
-    "Setting",
-    "load",
-    "load_as",
-    "reconcile",
-    "settings",
-]
-
 BENCHMARKS = ("mmlu", "bbh", "tydiqa", "gsm8k", "humaneval")
 """Targets and evaluations by name (see clusterucb.tasks)."""
 

@@ -14,16 +14,6 @@ Anything else that is raised is a defect of this package and keeps its traceback
 
 from __future__ import annotations
 
-__all__ = [
-    "BusyError",
-    "ClusterUCBError",
-    "ConfigError",
-    "InputError",
-    "LostError",
-    "MismatchError",
-    "StorageError",
-]
-
 
 class ClusterUCBError(Exception):
     """Base of all errors that are not defects of this package."""
@@ -51,3 +41,8 @@ class LostError(ClusterUCBError):
 
 class StorageError(ClusterUCBError):
     """The disk is full, or a file cannot be written."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line: its first, or its name if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,11 +6,13 @@ from typing import Any
 
 from clusterucb.report.page import report_run
 from clusterucb.run.session import Session
-from clusterucb.steps import features as steps
 from clusterucb.steps import less as less_steps
 from clusterucb.steps.baselines import BASELINES
-
-__all__ = ["baseline", "dynamic", "less", "procedure"]
+from clusterucb.steps.evaluate import benchmark, evaluate
+from clusterucb.steps.features import cluster, gradients
+from clusterucb.steps.select import select
+from clusterucb.steps.summary import summarise
+from clusterucb.steps.train import train, warmup
 
 
 def procedure(session: Session) -> dict[str, Any]:
@@ -30,12 +32,12 @@ def dynamic(session: Session) -> dict[str, Any]:
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
-    steps.warmup(session)  # a short training on random rows
-    steps.gradients(session)  # features of all rows there
+    warmup(session)  # a short training on random rows
+    gradients(session)  # features of all rows there
     if session.config.budgeted:
-        steps.cluster(session)  # the arms
-    steps.select(session)  # period 1: the plain top share
-    steps.train(session)  # from the initial adapter; each later period's start re-selects
+        cluster(session)  # the arms
+    select(session)  # period 1: the plain top share
+    train(session)  # from the initial adapter; each later period's start re-selects
     return _results(session)
 
 
@@ -49,9 +51,9 @@ def less(session: Session) -> dict[str, Any]:
     less_steps.warmup(session)  # epochs on a random share, a checkpoint after each
     less_steps.gradients(session)  # features of all rows: at the first, or at all without a bandit
     if session.config.budgeted:
-        steps.cluster(session)  # the arms, by the first checkpoint's features
+        cluster(session)  # the arms, by the first checkpoint's features
     less_steps.select(session)  # once, by the sum over checkpoints
-    steps.train(session)  # from the initial adapter, on the same rows in every period
+    train(session)  # from the initial adapter, on the same rows in every period
     return _results(session)
 
 
@@ -61,15 +63,15 @@ def baseline(session: Session) -> dict[str, Any]:
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
-    steps.select(session)  # once, for all periods
-    steps.train(session)
+    select(session)  # once, for all periods
+    train(session)
     return _results(session)
 
 
 def _results(session: Session) -> dict[str, Any]:
     """How good the adapter is, what all of it cost, and the page that shows both."""
-    steps.evaluate(session)
-    steps.benchmark(session)
-    summary = steps.summarise(session)
+    evaluate(session)
+    benchmark(session)
+    summary = summarise(session)
     session.world.lead(lambda: report_run(session.dir, session.pool))
     return summary

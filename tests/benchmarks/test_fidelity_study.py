@@ -23,15 +23,15 @@ from clusterucb.errors import InputError, MismatchError
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.featurizer import Featurizer
-from clusterucb.run.directory import read_json
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES
 from clusterucb.steps import features as steps
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.simulate import Problem
+from clusterucb.training.adapter import load_adapter
 from clusterucb.training.callbacks import last_whole_checkpoint
-from clusterucb.training.model import load_adapter
 from clusterucb.training.moments import import_moments
 
 QUIET = Screen(quiet=True)

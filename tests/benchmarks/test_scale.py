@@ -12,7 +12,7 @@ from scale_model import TRAFFIC, Assumptions, Passes, llama_2_7b, stages
 
 from builders import build_model
 from clusterucb.config import Lora
-from clusterucb.training.model import attach_adapter
+from clusterucb.training.adapter import attach_adapter
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 ROWS, LENGTH = 3, 96

@@ -475,8 +475,8 @@ WRITES = [
     ("clusterucb.features.store.os.fsync", "features"),
     ("clusterucb.features.kmeans.Clusters.save", "clusters.safetensors"),
     ("clusterucb.run.rounds.save_file", "rounds/1"),
-    ("clusterucb.features.influence.ScoreLog.add", "rounds/2"),
-    ("clusterucb.steps.features.evaluate_adapters", ""),
+    ("clusterucb.features.scores.ScoreLog.add", "rounds/2"),
+    ("clusterucb.steps.evaluate.evaluate_adapters", ""),
 ]
 
 

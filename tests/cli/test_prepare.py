@@ -6,7 +6,8 @@ import huggingface_hub
 import pytest
 
 from cli_helpers import clusterucb, lines, options, read
-from clusterucb.sources import SOURCES, prepare
+from clusterucb.sources.catalogue import SOURCES
+from clusterucb.sources.conversion import prepare
 
 PROBLEMS = [
     {

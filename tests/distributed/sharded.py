@@ -25,9 +25,9 @@ from clusterucb.gradients.projection import projection
 from clusterucb.run.session import Session
 from clusterucb.runtime.processes import ALONE, joined
 from clusterucb.runtime.sharding import alike, is_sharded, shard, whole_tensors
-from clusterucb.steps.features import reselection
+from clusterucb.steps.select import reselection
+from clusterucb.training.adapter import attach_adapter, fingerprint_base, set_adapter
 from clusterucb.training.callbacks import DynamicSelection
-from clusterucb.training.model import attach_adapter, fingerprint_base, set_adapter
 from clusterucb.training.moments import save_moments
 
 BATCH_TOKENS = 40

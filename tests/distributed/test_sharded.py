@@ -18,9 +18,9 @@ from clusterucb.config import load
 from clusterucb.errors import ConfigError
 from clusterucb.run.session import Session
 from clusterucb.runtime.sharding import refuse_other_shards
-from clusterucb.steps.features import reselection
+from clusterucb.steps.select import reselection
+from clusterucb.training.adapter import load_adapter
 from clusterucb.training.callbacks import DynamicSelection
-from clusterucb.training.model import load_adapter
 from clusterucb.training.moments import import_moments, load_moments
 
 SMALL = {"batch_tokens": 256, "dropout": 0.0, "micro_batch": 1, "save_steps": 2, "periods": 2}

@@ -8,8 +8,9 @@ import torch
 from threads import together
 
 from clusterucb.errors import ConfigError, MismatchError
-from clusterucb.features.influence import LiveInfluence, ScoreLog, influence, stored_influence
+from clusterucb.features.influence import influence, stored_influence
 from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.runtime.processes import ALONE, joined, leads
 from clusterucb.training.data import EvenBatches

@@ -9,7 +9,7 @@ from benchmark_helpers import ALL, TULU, write_data
 from builders import build_tokenizer
 from clusterucb.data.chat import Template, Tulu
 from clusterucb.data.rows import parse_messages
-from clusterucb.evaluation.documents import documents, drawn
+from clusterucb.evaluation.harness import documents, drawn
 from clusterucb.tasks import TASKS
 
 CHATS = [TULU, Tulu("</s>", bos="<s>"), Template(build_tokenizer())]

@@ -18,13 +18,13 @@ from builders import build_tokenizer
 from clusterucb.data.chat import Template, chat_format, encode
 from clusterucb.data.rows import Message
 from clusterucb.errors import ConfigError
-from clusterucb.evaluation.documents import documents
 from clusterucb.evaluation.harness import (
     TASK_FILES,
     VLLM,
     HuggingFace,
     adapter_for_vllm,
     ask,
+    documents,
     require_harness,
     stops,
 )

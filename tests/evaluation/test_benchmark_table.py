@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from clusterucb.report.benchmarks import show_benchmarks
+from clusterucb.cli.tables import show_benchmarks
 
 
 def numbers(value, error, questions=3):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clusterucb.config import load
-from clusterucb.sources import SOURCES
+from clusterucb.sources.catalogue import SOURCES
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clusterucb.clustering.nearest import nearest_by
 from clusterucb.errors import ConfigError
-from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.features.kmeans import nearest_by, spherical_kmeans
 
 keops = pytest.mark.skipif(
     importlib.util.find_spec("pykeops") is None, reason="PyKeOps is not installed (extra `keops`)"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tiny_adapters import adapter, rows
 
 from clusterucb.errors import InputError
-from clusterucb.features.influence import LiveInfluence, ScoreLog, influence, stored_influence
+from clusterucb.features.influence import influence, stored_influence
+from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import CountSketch

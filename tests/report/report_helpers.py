@@ -13,8 +13,9 @@ from clusterucb.config import Config
 from clusterucb.data.pool import Pool
 from clusterucb.features.store import FeatureWriter
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import RunDir, write_json
+from clusterucb.run.directory import RunDir
 from clusterucb.run.rounds import write_round
+from clusterucb.runtime.files import write_json
 from clusterucb.selection.selector import ClusterUCB, FullScoring
 
 SPELL = 'document.title="hacked"'

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.features.principal import principal_axes
 from clusterucb.report.course import course
 from clusterucb.report.examples import CHARACTERS, Example, explored, shown_rows
-from clusterucb.report.feature_map import map_features, principal_axes, sampled
+from clusterucb.report.feature_map import map_features, sampled
 from clusterucb.report.markup import escape, script_json, visible
 from clusterucb.report.trust import rank_correlation
 

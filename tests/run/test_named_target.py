@@ -14,7 +14,7 @@ from builders import sentence
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.run.session import Session
-from clusterucb.sources import prepare
+from clusterucb.sources.conversion import prepare
 from clusterucb.tasks import TASKS
 
 ROWS = 30  # of GSM8K's train file here

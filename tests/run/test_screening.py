@@ -12,8 +12,8 @@ from builders import sentence
 from cli_helpers import clusterucb, lines, options, read
 from clusterucb.evaluation import benchmarks
 from clusterucb.run import screening
-from clusterucb.steps import features as steps
-from clusterucb.tasks import installed
+from clusterucb.steps import evaluate as steps
+from clusterucb.tasks import files as installed
 
 RNG = np.random.default_rng(11)
 QUESTIONS = [sentence(RNG, 20, 21) for _ in range(6)]  # 13 runs of 8 words each

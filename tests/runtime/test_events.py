@@ -10,9 +10,8 @@ import pytest
 
 from cli_helpers import clusterucb, lines, read
 from clusterucb.errors import InputError, StorageError
-from clusterucb.events import EventLog, logged
 from clusterucb.runtime import screen as progress
-from clusterucb.runtime.screen import Screen
+from clusterucb.runtime.screen import EventLog, Screen, logged
 from clusterucb.version import __version__
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "logging.md"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.arms import Arms
+from clusterucb.selection.arms import Arms, Threshold
 from clusterucb.selection.policies import (
     POLICIES,
     UCB1,
@@ -21,7 +21,6 @@ from clusterucb.selection.policies import (
     UCBThreshNormal,
     policy,
 )
-from clusterucb.selection.threshold import Threshold
 
 ALL = (UCBBeta(), UCB1(), UCBThreshHard(), UCBThreshNormal(), Random())
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.selection.share import share, smallest_share
-from clusterucb.selection.top import top
+from clusterucb.selection.share import share, smallest_share, top
 
 
 @given(st.integers(0, 10**4), st.integers(0, 10**6))

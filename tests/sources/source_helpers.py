@@ -9,7 +9,9 @@ import pytest
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
-from clusterucb.sources import SOURCES, Conversation, Dropped, prepare
+from clusterucb.sources.catalogue import SOURCES
+from clusterucb.sources.conversion import prepare
+from clusterucb.sources.source import Conversation, Dropped
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the official files are not beside the repository")

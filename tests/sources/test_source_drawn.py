@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clusterucb.sources import prepare
+from clusterucb.sources.conversion import prepare
 
 
 @pytest.fixture

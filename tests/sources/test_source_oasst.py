@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from source_helpers import converted, prepared, refusal, write
 
 from clusterucb.errors import InputError
-from clusterucb.sources import prepare
+from clusterucb.sources.conversion import prepare
 
 FILE = "2023-04-12_oasst_ready.trees.jsonl.gz"
 

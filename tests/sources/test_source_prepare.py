@@ -11,8 +11,11 @@ import pytest
 from source_helpers import pair, prepared, read_out, refusal, write
 
 from clusterucb.errors import ConfigError, InputError, StorageError
-from clusterucb.sources import SOURCES, Report, Source, conversion, prepare
+from clusterucb.sources import conversion
+from clusterucb.sources.catalogue import SOURCES
+from clusterucb.sources.conversion import Report, prepare
 from clusterucb.sources.raw import open_raw
+from clusterucb.sources.source import Source
 
 RAW = {
     "flan_v2": [{"inputs": "Say a.", "targets": "a", "task": "t"}],

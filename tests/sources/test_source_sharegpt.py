@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from source_helpers import converted, pair, prepared
 
 from clusterucb.errors import InputError
-from clusterucb.sources.shared_text import clean
+from clusterucb.sources.sharegpt import clean
 
 FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
 

@@ -3,9 +3,9 @@ import json
 import pytest
 from source_helpers import REAL, converted, needs_real, pair, prepared
 
-from clusterucb.data.gsm8k import worked_answer
 from clusterucb.data.pool import Pool
-from clusterucb.sources import prepare
+from clusterucb.sources.conversion import prepare
+from clusterucb.tasks.gsm8k import worked_answer
 
 ALPACA = [
     {"instruction": " Add the numbers. ", "input": "2, 3\n", "output": "5 "},

@@ -248,7 +248,7 @@ def test_hidden_states_of_another_model_are_refused(baseline_settings, tmp_path,
                 raise KeyboardInterrupt
             return real(*args)
 
-        from clusterucb.features.hidden import forward_pool
+        from clusterucb.run.inputs import forward_pool
 
         with monkeypatch.context() as patch:
             patch.setattr(f"clusterucb.{module}.forward_pool", lambda *a: stopping(*a, real=forward_pool))

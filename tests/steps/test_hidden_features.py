@@ -16,7 +16,7 @@ from clusterucb.features.influence import stored_influence
 from clusterucb.run.artifacts import directions_at, store
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
-from clusterucb.training.model import load_adapter
+from clusterucb.training.adapter import load_adapter
 
 
 @pytest.fixture(scope="module")

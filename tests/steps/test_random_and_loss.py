@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from clusterucb.baselines.loss import loss_scores
-from clusterucb.baselines.random import random_scores
-from clusterucb.selection.top import top
+from clusterucb.selection.share import top
+from clusterucb.steps.baselines import loss_scores, random_scores
 
 
 def test_random_rows_are_drawn_uniformly():

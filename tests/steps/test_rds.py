@@ -6,12 +6,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from builders import build_model
-from clusterucb.baselines.rds import cosines
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.features.hidden import forward
-from clusterucb.forward.representations import representations
+from clusterucb.features.hidden import forward, representations
 from clusterucb.gradients.batches import collate
+from clusterucb.steps.baselines import cosines
 
 
 def other_model():

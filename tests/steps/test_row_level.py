@@ -54,7 +54,7 @@ def test_features_of_drawn_rows_are_kept_and_used_in_the_next_period(row_level):
     from clusterucb.features.drawn import DrawnFeatures
     from clusterucb.run.artifacts import store
     from clusterucb.run.session import Session
-    from clusterucb.steps.features import _knowledge
+    from clusterucb.steps.select import _knowledge
 
     assert sorted(drawn_rows(row_level, 2).tolist()) == sorted(selection(row_level, 2)["drawn"].tolist())
     session = Session(load(row_level / "config.yaml", {"out": str(row_level)}))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.tasks import installed
+from clusterucb.tasks import files as installed
 
 GSM8K_TRAIN = [
     {

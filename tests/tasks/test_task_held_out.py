@@ -6,7 +6,7 @@ import pytest
 
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS
-from clusterucb.tasks.held_out import held_out
+from clusterucb.tasks.task import held_out
 
 
 @pytest.fixture

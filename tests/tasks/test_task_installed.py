@@ -5,8 +5,8 @@ import pytest
 from task_helpers import refusal, write_harness
 
 from clusterucb.errors import ConfigError
-from clusterucb.tasks import installed
-from clusterucb.tasks.installed import harness_file, harness_files, humaneval_file, read_config, samples
+from clusterucb.tasks import files as installed
+from clusterucb.tasks.files import harness_file, harness_files, humaneval_file, read_config, samples
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
 from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError
-from clusterucb.tasks import TASKS, Question
+from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks.task import Question
 
 
 @pytest.fixture(scope="module")

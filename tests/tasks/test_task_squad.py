@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.tasks.squad import best_exact, best_f1, normalise
+from clusterucb.tasks.tydiqa import best_exact, best_f1, normalise
 
 TEXTS = st.lists(
     st.sampled_from(["the", "The", "cat", "Cat,", "dog", "a", "9", "кот", "。", "-"]), max_size=6

@@ -9,19 +9,15 @@ from training_helpers import adapted, base, same, settings_of, weights
 from clusterucb.config import Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.training.model import (
-    allow_tf32,
+from clusterucb.training.adapter import (
     attach_adapter,
     fingerprint_base,
     fingerprint_tensors,
     load_adapter,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
     read_adapter,
     save_adapter,
 )
+from clusterucb.training.model import allow_tf32, load_model, load_tokenizer, pick_device, pick_dtype
 
 SMALL = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 

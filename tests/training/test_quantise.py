@@ -14,8 +14,9 @@ from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, row_losses, trainable_parameters
 from clusterucb.studies.plan.memory import memory
 from clusterucb.studies.plan.sizes import Sizes, model_sizes, packed_bytes
-from clusterucb.training import quantise
-from clusterucb.training.model import attach_adapter, fingerprint_base, load_model
+from clusterucb.training import model as quantise
+from clusterucb.training.adapter import attach_adapter, fingerprint_base
+from clusterucb.training.model import load_model
 
 installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))

@@ -12,10 +12,9 @@ from transformers.integrations import integration_utils
 from cli_helpers import clusterucb, options
 from clusterucb.config import Training
 from clusterucb.errors import ConfigError
-from clusterucb.training import reporting
+from clusterucb.training import finetune as reporting
 from clusterucb.training.data import SwappableRows
-from clusterucb.training.finetune import finetune
-from clusterucb.training.reporting import check_reporter, reporters, run_name
+from clusterucb.training.finetune import check_reporter, finetune, reporters, run_name
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
-from clusterucb.training.model import attach_adapter
+from clusterucb.training.adapter import attach_adapter
 
 VOCABULARY = 320
 

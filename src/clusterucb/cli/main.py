@@ -2,6 +2,12 @@
 
 Every setting is an option of every step command (see options.py). The options are made for the command that
 is called, as making them takes longer than all the rest of a `--help`.
+
+The command `report`: its options, and what becomes of them. cli.py registers it.
+
+The command `export`: its options, and what becomes of them. cli.py registers it.
+
+Keeps the libraries' own bars, notes and warnings off the screen, which shows this program's.
 """
 
 from __future__ import annotations
@@ -10,19 +16,19 @@ import contextlib
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from clusterucb.cli.simulate import simulate
-from clusterucb.cli_export import export
-from clusterucb.cli_report import report
 from clusterucb.errors import ClusterUCBError, ConfigError
 from clusterucb.runtime.processes import ALONE, World, joined, leads
 
@@ -30,8 +36,6 @@ if TYPE_CHECKING:
     from clusterucb.config import Config
     from clusterucb.run.session import Session
     from clusterucb.runtime.screen import Screen
-
-__all__ = ["application", "main"]
 
 _Step = Callable[["Session", dict[str, Any]], None]
 _Function = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
@@ -165,32 +169,34 @@ def _run(session: Session, own: dict[str, Any]) -> None:
         show(session, summary)
 
 
-def _steps(session: Session) -> ModuleType:
-    """Where the steps are that the method has of its own: warmup, gradients, select."""
-    from clusterucb.steps import features as steps
-    from clusterucb.steps import less as less_steps
+def _own_step(session: Session, name: str) -> Callable[[Session], Any]:
+    """The step of this name that the method has of its own, or the one that methods share."""
+    from clusterucb.steps import features, less, select, train
 
-    return less_steps if session.config.method == "less" else steps
+    if session.config.method == "less":
+        found: Callable[[Session], Any] = getattr(less, name)
+        return found
+    return {"warmup": train.warmup, "gradients": features.gradients, "select": select.select}[name]
 
 
 @_step("warmup", "Train the adapter on random pool rows: a few steps, or for less some epochs.")
 def _warmup(session: Session, own: dict[str, Any]) -> None:
     session.check_inputs()
-    _steps(session).warmup(session)
+    _own_step(session, "warmup")(session)
     _done(session.dir.warmup, own)
 
 
 @_step("gradients", "Features of all pool rows and directions of the target, at the warmup's checkpoints.")
 def _gradients(session: Session, own: dict[str, Any]) -> None:
-    _steps(session).gradients(session)
+    _own_step(session, "gradients")(session)
     _done(session.dir.features, own)
 
 
 @_step("cluster", "Spherical k-means over the features.")
 def _cluster(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps import features as steps
+    from clusterucb.steps.features import cluster
 
-    steps.cluster(session)
+    cluster(session)
     _done(session.dir.clusters, own)
 
 
@@ -200,21 +206,21 @@ def _cluster(session: Session, own: dict[str, Any]) -> None:
     checkpoint="Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.",
 )
 def _select(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps import features as steps
+    from clusterucb.steps.select import reselect
 
     if own["checkpoint"]:
-        folder, _ = steps.reselect(session, Path(own["checkpoint"]))
+        folder, _ = reselect(session, Path(own["checkpoint"]))
     else:
-        _steps(session).select(session)
+        _own_step(session, "select")(session)
         folder = session.dir.round(1)
     _done(folder / "selected.jsonl", own)
 
 
 @_step("train", "Train the adapter period by period; dynamic re-selects at each period's start.")
 def _train(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps import features as steps
+    from clusterucb.steps.train import train
 
-    steps.train(session)
+    train(session)
     _done(session.dir.adapter, own)
 
 
@@ -223,12 +229,12 @@ def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) ->
         _evaluate_alone(options, own)
         return
     with _session(file, options, own) as session:
+        from clusterucb.cli.tables import show_benchmarks
         from clusterucb.evaluation.benchmarks import check_settings
-        from clusterucb.report.benchmarks import show_benchmarks
-        from clusterucb.steps import features as steps
+        from clusterucb.steps.evaluate import benchmark, evaluate
 
         check_settings(session.config)
-        loss, results = steps.evaluate(session), steps.benchmark(session)
+        loss, results = evaluate(session), benchmark(session)
         if not own["quiet"]:
             for name in ("base", "adapter"):
                 typer.echo(f"{name:<8} loss {loss[name]['loss']:.4f}  ({loss['on']}, {loss['rows']} rows)")
@@ -248,12 +254,11 @@ _commands["evaluate"] = _Command(
 
 def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
     """An adapter that is not the run directory's own: nothing of a run is needed."""
-    from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
+    from clusterucb.cli.tables import show_benchmarks
     from clusterucb.config import Common, load_as
     from clusterucb.evaluation.adapter import evaluate_adapter, with_base_model
-    from clusterucb.report.benchmarks import show_benchmarks
     from clusterucb.run.directory import RunDir
 
     config = load_as(Common, None, with_base_model(options))
@@ -273,7 +278,6 @@ def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> 
     methods = [method.name for method in methods_named(own["methods"] or DEFAULT)]
     seeds = repetitions(own["seeds"] or 3)
     config = _config(file, options, "comparison.yaml")
-    from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_comparison
@@ -304,10 +308,9 @@ def _plan(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> Non
     speed = _positive("--tokens-per-second", own["tokens_per_second"])
     seconds = _positive("--probe-seconds", own["probe_seconds"])
     config = _config(file, options)
-    from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
-    from clusterucb.report.plan import show_plan
+    from clusterucb.cli.study_tables import show_plan
     from clusterucb.studies.plan.plan import PROBE_SECONDS, plan
 
     found = plan(
@@ -370,16 +373,15 @@ def _prepare(
 ) -> None:
     """Convert the papers' instruction data sets to pool files of messages."""
     with _one_line_errors():
-        from clusterucb.report.sources import show_reports, show_sources
+        from clusterucb.cli.tables import show_reports, show_sources
 
         if show:
             show_sources()
             return
         if not (names and origin and out):
             raise ConfigError("prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list")
-        from clusterucb.quiet import quiet_libraries
         from clusterucb.runtime.screen import Screen
-        from clusterucb.sources import prepare, source_named
+        from clusterucb.sources.conversion import prepare, source_named
 
         quiet_libraries()
         for name in names:
@@ -415,7 +417,7 @@ def _screen(command: str, own: dict[str, Any]) -> Iterator[Screen]:
     if own["json_log"] is None:
         yield Screen(quiet=own["quiet"])
         return
-    from clusterucb.events import logged
+    from clusterucb.runtime.screen import logged
 
     with logged(own["json_log"], command) as log:
         yield Screen(quiet=own["quiet"], log=log)
@@ -441,7 +443,6 @@ def _profile(*, shown: bool) -> Iterator[None]:
 def _session(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> Iterator[Session]:
     """A session that owns its run directory, with settings from file, options and the directory itself."""
     config = _config(file, options)
-    from clusterucb.quiet import quiet_libraries
 
     quiet_libraries()
     from clusterucb.run.session import Session
@@ -488,3 +489,77 @@ def _one_line_errors(world: World | None = None) -> Iterator[None]:
         if world:
             world.speaks()  # a defect, whose traceback follows
         raise
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DIR...",
+            help="Run directories, finished or not; the directory of a comparison stands for its runs.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="The page; report.html in DIR unless there are several.", metavar="FILE"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+) -> None:
+    """One page of one run, or of several side by side: what was selected, how good, at what cost, and why."""
+    if not runs:
+        raise ConfigError("report needs DIR...; see --help")
+    from clusterucb.report.page import report as write
+
+    path = write([*map(Path, runs)], Path(out) if out else None)
+    if not quiet:
+        typer.echo(f"{path}")
+
+
+def export(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="DIR", help="A run directory, finished or not.", show_default=False),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Who is to read it: trl, llamafactory or axolotl.", metavar="FORMAT"),
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="Rows of this round; without it of all rounds, each row once."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The folder; exports/FORMAT in DIR without it.", metavar="FOLDER")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+) -> None:
+    """The selected rows as training data that trl, LLaMA-Factory or axolotl read as they are."""
+    if not (run and form):
+        raise ConfigError("export needs DIR and --format trl|llamafactory|axolotl; see --help")
+    from clusterucb.run.export import export as write
+
+    found = write(run, form, number=number, out=out)
+    if quiet:
+        return
+    if found.left_out:
+        name, why = next(iter(found.left_out.items()))
+        typer.echo(f"{len(found.left_out)} rows that {form} would skip are left out, first {name}: {why}")
+    if found.learnt:
+        typer.echo(f"{found.learnt} rows have a given beginning of an answer, which {form} will learn, too")
+    typer.echo(f"{found.folder}")
+
+
+def quiet_libraries() -> None:
+    """For the command line only: a library does not silence others."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before the libraries
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("accelerate", "bitsandbytes", "peft", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(accelerate|bitsandbytes|datasets|peft|torch|transformers)\b")

@@ -11,8 +11,6 @@ import typer
 
 from clusterucb.config import Common, Config, Setting, settings
 
-__all__ = ["EVERYWHERE", "SWITCHES", "parameters", "repeat_list_options"]
-
 EVERYWHERE = {"json_log": "Append what happens to this file, one JSON object a line (docs/logging.md)."}
 """Options of every command with settings that are no settings."""
 

@@ -7,8 +7,6 @@ from rich.table import Table
 
 from clusterucb.runtime.profiling import Profile
 
-__all__ = ["show_profile"]
-
 
 def show_profile(profile: Profile, console: Console | None = None) -> None:
     """Print each stage's seconds and share, the longest first; the sum is the wall time."""

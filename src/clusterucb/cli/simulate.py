@@ -10,8 +10,6 @@ import typer
 
 from clusterucb.errors import ConfigError
 
-__all__ = ["simulate"]
-
 Number = TypeVar("Number", int, float)
 
 
@@ -82,11 +80,10 @@ def simulate(
     )
     named = named_policies(_parts("--policies", policies))
 
-    from clusterucb.report.simulation import show_simulation
+    from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.simulation.files import write_draws, write_outcomes
-    from clusterucb.studies.simulate.outcomes import panels
+    from clusterucb.studies.simulate.outcomes import panels, write_draws, write_outcomes
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
     from clusterucb.studies.simulate.stores import Less, read_problems

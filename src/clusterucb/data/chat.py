@@ -19,19 +19,6 @@ import numpy.typing as npt
 from clusterucb.data.rows import Message
 from clusterucb.errors import ConfigError, InputError
 
-__all__ = [
-    "CHATS",
-    "ChatFormat",
-    "Encoded",
-    "Rendered",
-    "Template",
-    "Tulu",
-    "chat_format",
-    "encode",
-    "fingerprint",
-    "fit",
-]
-
 CHATS = ("auto", "tulu", "template")
 """The names that `chat_format` knows."""
 

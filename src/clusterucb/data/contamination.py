@@ -26,8 +26,6 @@ from clusterucb.data.rows import Row
 from clusterucb.data.words import plain_words
 from clusterucb.errors import ConfigError
 
-__all__ = ["COMMON", "MIN_WORDS", "Hit", "Probe", "ProbeIndex", "contaminated"]
-
 MIN_WORDS = 4
 """A text of fewer words is no probe: its words stand together by chance."""
 

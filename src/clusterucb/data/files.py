@@ -25,8 +25,6 @@ import numpy as np
 from clusterucb.data.json_array import read_array
 from clusterucb.errors import InputError, StorageError
 
-__all__ = ["HUB", "SUFFIXES", "Lines", "decode_object", "stem"]
-
 HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PARQUET_BATCH = 256  # rows decoded at a time

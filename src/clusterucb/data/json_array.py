@@ -13,8 +13,6 @@ from typing import Any, BinaryIO, NoReturn
 
 from clusterucb.errors import InputError
 
-__all__ = ["read_array"]
-
 _CHUNK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # a literal or an escape cut by the chunk's end fails at most this far before it

@@ -20,8 +20,6 @@ from clusterucb.data.files import HUB, Lines, decode_object, stem
 from clusterucb.data.rows import Row, digest8, parse_messages, shape_of, text_digest
 from clusterucb.errors import InputError, StorageError
 
-__all__ = ["Pool"]
-
 
 class Pool:
     """A sequence of `Row`. Make one with `Pool.read`."""

@@ -19,8 +19,6 @@ from typing import Any
 
 from clusterucb.errors import InputError
 
-__all__ = ["SHAPES", "Message", "Row", "digest8", "parse_messages", "shape_of", "text_digest"]
-
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt/completion": ("prompt", "completion"),

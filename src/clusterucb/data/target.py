@@ -18,8 +18,6 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message, Row, text_digest
 from clusterucb.errors import InputError
 
-__all__ = ["ONE_GROUP", "Target", "TextRows", "overlap"]
-
 ONE_GROUP = "target"
 """Name of the only subtask where no subtask column is named."""
 

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from clusterucb.data.chat import Encoded, fit
 from clusterucb.errors import InputError
 
-__all__ = ["FittedTokens", "Tokens"]
-
 
 class Tokens:
     """A sequence of `Encoded` rows in a folder, of which each is read when it is asked for.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["plain_words"]
-
 _UNSPACED = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "BOPOMOFO"),
     *("THAI", "LAO", "KHMER", "MYANMAR"),

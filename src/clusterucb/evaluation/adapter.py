@@ -17,17 +17,8 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.benchmarks import Benchmarks, MadeWith, check_settings
 from clusterucb.evaluation.harness import VLLM, Engine, HuggingFace
 from clusterucb.runtime.screen import Screen
-from clusterucb.training.model import (
-    fingerprint_base,
-    fingerprint_tensors,
-    load_model,
-    load_tokenizer,
-    model_source,
-    open_adapter,
-    read_adapter,
-)
-
-__all__ = ["benchmarks", "evaluate_adapter", "with_base_model"]
+from clusterucb.training.adapter import fingerprint_base, fingerprint_tensors, open_adapter, read_adapter
+from clusterucb.training.model import load_model, load_tokenizer, model_source
 
 
 def benchmarks(

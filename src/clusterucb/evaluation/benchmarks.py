@@ -22,16 +22,22 @@ from numpy.typing import NDArray
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
-from clusterucb.evaluation.documents import Document, documents
-from clusterucb.evaluation.harness import Answered, Engine, ask, harness_version, require_harness, stops
+from clusterucb.evaluation.harness import (
+    Answered,
+    Document,
+    Engine,
+    ask,
+    documents,
+    harness_version,
+    require_harness,
+    stops,
+)
 from clusterucb.evaluation.sandbox.programs import protections
 from clusterucb.evaluation.scores import by_subtask, mean
-from clusterucb.run.directory import publish, publish_folder, read_json, write_json
+from clusterucb.runtime.files import publish, publish_folder, read_json, write_json
 from clusterucb.runtime.screen import Screen
-from clusterucb.tasks import Task, Variant
 from clusterucb.tasks.chosen import chosen as chosen_variants
-
-__all__ = ["MODELS", "Benchmarks", "MadeWith", "check_settings"]
+from clusterucb.tasks.task import Task, Variant
 
 MODELS = ("base", "adapter")
 MadeWith = Mapping[str, Mapping[str, object]]

@@ -1,6 +1,16 @@
 """lm-evaluation-harness, asked with the documents and the task files of this package.
 
 The harness is the extra `eval`; this module is the only one that imports it.
+
+A benchmark's questions as the documents that lm-evaluation-harness asks: each with its whole prompt.
+
+The prompt is made by the chat format and the question that the target is made by, so both show a model
+the same text.
+
+What the YAML files beside this one call: documents from a file of ours, and the tasks' own scores.
+
+lm-evaluation-harness loads this file by its path. The documents come as JSON lines, prompts included; their
+path is the key `documents` of the harness's metadata.
 """
 
 from __future__ import annotations
@@ -12,36 +22,23 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from clusterucb.data.chat import ChatFormat
 from clusterucb.data.rows import Message
 from clusterucb.errors import ConfigError
-from clusterucb.evaluation.documents import Document
-from clusterucb.tasks import Variant
-
-__all__ = [
-    "TASK_FILES",
-    "VLLM",
-    "Answered",
-    "Engine",
-    "HuggingFace",
-    "adapter_for_vllm",
-    "ask",
-    "harness_version",
-    "require_harness",
-    "stops",
-]
+from clusterucb.tasks.task import Question, Task, Variant
 
 TASK_FILES = Path(__file__).parent / "tasks"
 Answered = dict[str, Any]
 """id, subtask, responses (texts, or log-likelihoods of the choices), and each metric's value."""
-
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -259,3 +256,51 @@ def _silent() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+Document = dict[str, Any]
+"""id, subtask, context (the prompt), answer, gold (JSON), choices, label (the right choice's place)."""
+
+
+def documents(
+    task: Task,
+    variant: Variant,
+    chat: ChatFormat,
+    data_dir: Path | None,
+    *,
+    leave_out: Iterable[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[list[Document], list[str]]:
+    """At most `limit` questions of each subtask, and the ids of those left out by their digests."""
+    unwanted, asked, left_out = set(leave_out), [], []
+    for question in task.questions(data_dir, variant.shots):
+        if question.digest in unwanted:
+            left_out.append(question.id)
+        else:
+            asked.append(question)
+    return [_document(question, variant, chat) for question in drawn(asked, limit, seed)], left_out
+
+
+def drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """At most `limit` questions of each subtask, drawn by `seed`, in their own order."""
+    if limit is None:
+        return list(questions)
+    places: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question.subtask, []).append(place)
+    rng = np.random.default_rng(seed)
+    kept = [rng.permutation(own)[:limit] for _, own in sorted(places.items())]
+    return [questions[i] for i in np.sort(np.concatenate(kept))]
+
+
+def _document(question: Question, variant: Variant, chat: ChatFormat) -> Document:
+    return {
+        "id": question.id,
+        "subtask": question.subtask,
+        "context": chat.prompt([Message("user", question.ask)]) + question.opening,
+        "answer": question.answer,
+        "gold": json.dumps(question.gold, ensure_ascii=False),
+        "choices": list(variant.choices),
+        "label": variant.choices.index(question.answer) if variant.choices else -1,
+    }

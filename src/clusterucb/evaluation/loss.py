@@ -13,8 +13,6 @@ from clusterucb.gradients.batches import collate, plan
 from clusterucb.gradients.per_sample import row_losses
 from clusterucb.runtime.processes import ALONE, World
 
-__all__ = ["losses"]
-
 
 def losses(
     model: nn.Module,

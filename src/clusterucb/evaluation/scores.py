@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mean", "by_subtask", "mean", "standard_error"]
-
 
 @dataclass(frozen=True)
 class Mean:

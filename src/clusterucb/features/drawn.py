@@ -14,8 +14,6 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DrawnFeatures", "DrawnWriter"]
-
 FEATURES, ROWS = ".f16", ".i64"
 
 

@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ENCODINGS", "Encoding"]
-
 Bytes = NDArray[np.uint8]
 SCALE = 4  # bytes of the float32 that begins a row of int8 and 1bit
 

@@ -1,23 +1,33 @@
-"""Rows through the model without gradients, one micro-batch at a time."""
+"""Rows through the model without gradients, one micro-batch at a time.
+
+A row as one vector: RDS+ (Ivison et al. 2025, arXiv 2503.01807), of the model's hidden states.
+
+The mean of a layer's hidden states, with weights that grow with the position, as in SGPT (Muennighoff 2022,
+arXiv 2202.08904):
+
+    sum_i i h_i / sum_i i, i from 1 over all T tokens of the row, prompt and answer
+
+RDS+ takes the last layer. Knows the model and one batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
-from clusterucb.run.costs import Cost
+from clusterucb.gradients.per_sample import eval_mode
 from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import is_sharded
-from clusterucb.steps.reselection import Pooled
-
-__all__ = ["forward", "forward_cost", "forward_pool"]
 
 Number = TypeVar("Number", bound=np.floating)
 Compute = Callable[[PeftModel, Batch], NDArray[Number]]
@@ -53,15 +63,50 @@ def forward(
     return np.concatenate(within_memory(computed, rows, describe, model.device, advice, halve=halve))
 
 
-def forward_pool(
-    compute: Compute[Number], model: PeftModel, pooled: Pooled, rows: NDArray[np.int64]
-) -> NDArray[Number]:
-    """The same of usable rows by their numbers, (B,)."""
-    numbers = rows.tolist()
-    return forward(compute, model, [pooled.tokens[i] for i in numbers], lambda b: pooled.describe(numbers[b]))
+def representations(model: PeftModel, batch: Batch, depth: float = 1.0) -> NDArray[np.float32]:
+    """The weighted mean of each row's hidden states at a share of the layers, of norm 1, (B, H).
+
+    At `depth` 1 they are those that the vocabulary head would get. Nothing behind them runs.
+    """
+    transformer = model.get_base_model().base_model
+    with torch.no_grad(), eval_mode(model):
+        hidden = _hidden_states(transformer, batch, depth)  # (B, T, H)
+        weights = batch.attention.cumsum(1) * batch.attention  # (B, T): 1, 2, ..., and 0 for padding
+        weights = weights / weights.sum(1, keepdim=True)
+        means = torch.bmm(weights[:, None].float(), hidden.float())[:, 0]  # (B, H)
+        found: NDArray[np.float32] = torch.nn.functional.normalize(means, dim=1).cpu().numpy()
+    return found
 
 
-def forward_cost(pooled: Pooled, seconds: float) -> Cost:
-    """Of one forward pass of every usable row."""
-    rows = len(pooled.rows)
-    return Cost(rows, int(pooled.lengths.sum()), seconds=seconds, pool_forwards=rows)
+class _ReachedError(Exception):
+    """The layer that was asked for has run."""
+
+
+def _hidden_states(transformer: nn.Module, batch: Batch, depth: float) -> torch.Tensor:
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
+    layers = _layers(transformer)
+    number = max(1, round(depth * len(layers)))
+    if number >= len(layers):
+        last: torch.Tensor = transformer(**inputs).last_hidden_state
+        return last
+    found: list[torch.Tensor] = []
+
+    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise _ReachedError
+
+    handle = layers[number - 1].register_forward_hook(stop)
+    try:
+        with suppress(_ReachedError):
+            transformer(**inputs)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _layers(transformer: nn.Module) -> nn.ModuleList | tuple[()]:
+    """The model's layers, one after the other; none where they are not kept as a list."""
+    config: Any = transformer.config
+    count = config.num_hidden_layers
+    lists = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
+    return next((layers for layers in lists if len(layers) == count), ())

@@ -7,6 +7,10 @@ is read block by block, one pass an iteration: about `block * d * 10 + k * d * 2
 Several processes each read rows of their own, and find the same to the bit as one: rows are cut into
 stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of
 two, and these add up exactly, in any order, in float64 (below 2^53 units).
+
+The nearest centroid of every row of a block: where k-means spends its time, by torch or by KeOps.
+
+Knows two tensors on one device; nothing of stores, iterations or empty clusters.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,11 +31,8 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clusterucb.clustering.nearest import Backend, Nearest, nearest_by
 from clusterucb.errors import ConfigError, InputError, StorageError
 from clusterucb.runtime.processes import ALONE, World
-
-__all__ = ["Clusters", "Features", "default_k", "spherical_kmeans"]
 
 SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
 FILE = "clusters.safetensors"
@@ -342,3 +343,42 @@ def _check(features: Features, k: int, iterations: int, block: int, seed: int) -
         )
     if seed < 0:
         raise ConfigError(f"spherical_kmeans(seed={seed}): must be 0 or more")
+
+
+Backend = Literal["torch", "keops"]
+Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(rows (b, d), centroids (k, d)) -> (largest inner product (b,), its centroid (b,), the first of equals)."""
+
+
+def require_backend(backend: Backend) -> None:
+    """Raise ConfigError where the package behind `backend` is not installed."""
+    if backend == "keops":
+        try:
+            import pykeops
+        except ImportError as error:
+            raise ConfigError(
+                f"--kmeans-backend keops needs PyKeOps ({error}): pip install 'clusterucb[keops]', "
+                f"or leave it at torch"
+            ) from None
+        pykeops.set_verbose(False)
+
+
+def nearest_by(backend: Backend) -> Nearest:
+    """The function of one backend. Raises ConfigError where its package is not installed."""
+    require_backend(backend)
+    return {"torch": _torch, "keops": _keops}[backend]
+
+
+def _torch(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """One matrix product, (b, k) in memory."""
+    values, nearest = (rows @ centroids.T).max(dim=1)
+    return values, nearest
+
+
+def _keops(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Products are reduced as they are made; at the first use of each d KeOps compiles, by g++ or CUDA."""
+    from pykeops.torch import LazyTensor
+
+    products = LazyTensor(rows[:, None, :]) | LazyTensor(centroids[None, :, :])  # (b, k), symbolic
+    values, nearest = products.max_argmax(dim=1)
+    return values.view(-1), nearest.view(-1)

@@ -20,8 +20,6 @@ from clusterucb.features.influence import Rows, influence, stored_influence
 from clusterucb.features.principal import principal
 from clusterucb.selection.known import Known
 
-__all__ = ["Knowledge"]
-
 DIM = 64
 
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from clusterucb.features.influence import Rows
 
-__all__ = ["principal"]
-
 SPARE = 16  # dimensions more than asked for, so that those asked for are found in few iterations
 
 
@@ -41,3 +39,26 @@ def principal(features: Rows, dim: int, *, iterations: int = 3, block: int = 102
     _, vectors = np.linalg.eigh(found.T.astype(np.float64) @ found)
     largest: NDArray[np.float32] = found @ vectors[:, : -dim - 1 : -1].astype(np.float32)
     return largest
+
+
+_BLOCK = 8
+_ITERATIONS = 15
+
+
+def principal_axes(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """The two unit vectors along which the rows (n, d), of mean 0, vary most, (d, 2), and their shares.
+
+    Each axis is turned so that its largest coordinate is positive.
+    """
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(centred.shape[1], min(_BLOCK, *centred.shape))).astype(np.float32)
+    for _ in range(_ITERATIONS):
+        basis, _upper = np.linalg.qr(centred.T @ (centred @ basis))
+    _left, lengths, right = np.linalg.svd(centred @ basis, full_matrices=False)
+    axes = np.zeros((centred.shape[1], 2), np.float32)
+    axes[:, : len(right)] = (basis @ right.T)[:, :2]
+    axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1, 1)
+    squares = np.zeros(2)
+    squares[: len(lengths)] = lengths[:2].astype(np.float64) ** 2
+    total = float(np.square(centred, dtype=np.float64).sum()) or 1.0
+    return axes, (float(squares[0] / total), float(squares[1] / total))

@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import MismatchError
 from clusterucb.features.encoding import ENCODINGS, Encoding
-from clusterucb.run.directory import check_made_with, read_json, write_json
+from clusterucb.runtime.files import check_made_with, read_json, write_json
 from clusterucb.runtime.processes import ALONE, World
-
-__all__ = ["FeatureStore", "FeatureWriter", "StoredFeatures"]
 
 FLUSH_SECONDS = 2.0
 

@@ -22,8 +22,6 @@ import torch
 
 from clusterucb.errors import MismatchError
 
-__all__ = ["Formula", "Moments", "adam_direction"]
-
 Formula = Literal["less", "adam"]
 
 

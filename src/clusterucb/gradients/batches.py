@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 
-__all__ = ["Batch", "Describe", "collate", "plan", "within_memory"]
-
 Describe = Callable[[int], str]
 """Names row i of a micro-batch in an error."""
 

@@ -21,8 +21,6 @@ from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import is_sharded
 
-__all__ = ["Featurizer", "Found", "one_ahead", "target_directions"]
-
 Found = tuple[NDArray[np.float16], NDArray[np.float64]]
 
 

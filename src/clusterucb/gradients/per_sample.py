@@ -24,15 +24,6 @@ from clusterucb.gradients.batches import Batch
 from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import reshard
 
-__all__ = [
-    "adapter_layers",
-    "canonical_name",
-    "eval_mode",
-    "row_gradients",
-    "row_losses",
-    "trainable_parameters",
-]
-
 Consumer = Callable[[str, torch.Tensor], None]
 
 _ADAPTERS_OWN = re.compile(r"(\.lora_[AB])\.[^.]+(?=\.weight$)")

@@ -10,8 +10,6 @@ from functools import cache
 
 import torch
 
-__all__ = ["SIGNS_A_COUNTER", "philox", "signs"]
-
 SIGNS_A_COUNTER = 128
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

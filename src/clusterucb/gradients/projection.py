@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from clusterucb.errors import ConfigError
 from clusterucb.gradients import philox
 
-__all__ = ["CountSketch", "Projection", "Rademacher", "projection"]
-
 
 class Projection(Protocol):
     """A linear map of named parameters' gradients into `dim` dimensions."""

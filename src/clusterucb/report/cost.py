@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.markup import count, plotted, seconds
 from clusterucb.report.run_data import RunData
-from clusterucb.report.section import Figure, Section
+from clusterucb.report.section import COLOURS, GREY, Figure, Section
 from clusterucb.run.costs import FORWARD_SHARE, Cost
-
-__all__ = ["cost", "full_name"]
 
 
 def cost(run: RunData, section: Section) -> None:

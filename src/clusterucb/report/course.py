@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Course", "course"]
-
 WINDOWS = 24
 ROWS = 4
 """Of a window, at least."""

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from clusterucb.data.rows import parse_messages
 from clusterucb.report.markup import script_json, visible
 
-__all__ = ["Example", "Scored", "chosen_rows", "example", "explored", "shown_rows"]
-
 SELECTED = 300
 """Rows of one selection at most, the most influential."""
 ENDS = 50

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.features.principal import principal_axes
 from clusterucb.features.store import StoredFeatures
 
-__all__ = ["FeatureMap", "map_features", "principal_axes", "sampled"]
-
 LIMIT = 5000
-_BLOCK = 8
-_ITERATIONS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,22 +76,3 @@ def sampled(clusters: NDArray[np.int64], selected: NDArray[np.int64], limit: int
     by_cluster = others[np.argsort(clusters[others], kind="stable")]
     even = np.linspace(0, len(by_cluster) - 1, limit - len(chosen)).astype(np.int64)
     return np.union1d(chosen, by_cluster[even])
-
-
-def principal_axes(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """The two unit vectors along which the rows (n, d), of mean 0, vary most, (d, 2), and their shares.
-
-    Each axis is turned so that its largest coordinate is positive.
-    """
-    rng = np.random.default_rng(0)
-    basis = rng.normal(size=(centred.shape[1], min(_BLOCK, *centred.shape))).astype(np.float32)
-    for _ in range(_ITERATIONS):
-        basis, _upper = np.linalg.qr(centred.T @ (centred @ basis))
-    _left, lengths, right = np.linalg.svd(centred @ basis, full_matrices=False)
-    axes = np.zeros((centred.shape[1], 2), np.float32)
-    axes[:, : len(right)] = (basis @ right.T)[:, :2]
-    axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1, 1)
-    squares = np.zeros(2)
-    squares[: len(lengths)] = lengths[:2].astype(np.float64) ** 2
-    total = float(np.square(centred, dtype=np.float64).sum()) or 1.0
-    return axes, (float(squares[0] / total), float(squares[1] / total))

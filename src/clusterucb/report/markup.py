@@ -11,19 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = [
-    "count",
-    "escape",
-    "number",
-    "paragraph",
-    "plotted",
-    "script_json",
-    "seconds",
-    "table",
-    "visible",
-    "with_error",
-]
-
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )

@@ -27,10 +27,9 @@ from clusterucb.report.selected import selected
 from clusterucb.report.several import several
 from clusterucb.report.trust import trust
 from clusterucb.report.why import why
-from clusterucb.run.directory import RunDir, publish
+from clusterucb.run.directory import RunDir
+from clusterucb.runtime.files import publish
 from clusterucb.version import __version__
-
-__all__ = ["page", "report", "report_run"]
 
 TITLES = {
     "selected": "What was selected",

@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.evaluation.scores import standard_error
-from clusterucb.report.colours import COLOURS
 from clusterucb.report.markup import count, number, with_error
 from clusterucb.report.run_data import RunData
-from clusterucb.report.section import Figure, Section
-
-__all__ = ["called", "loss_line", "paired", "quality"]
+from clusterucb.report.section import COLOURS, Figure, Section
 
 
 def quality(run: RunData, section: Section) -> None:

@@ -24,11 +24,11 @@ from clusterucb.errors import ClusterUCBError, InputError
 from clusterucb.features.store import FeatureStore
 from clusterucb.report.examples import Example, chosen_rows, example
 from clusterucb.report.feature_map import FeatureMap, map_features
-from clusterucb.run.costs import Cost, recorded_costs
-from clusterucb.run.directory import RunDir, read_json
+from clusterucb.run.costs import Cost
+from clusterucb.run.directory import RunDir
+from clusterucb.runtime.files import read_json
+from clusterucb.steps.summary import recorded_costs
 from clusterucb.tasks import TASKS
-
-__all__ = ["RoundData", "RunData", "Sources", "read_run"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""A section of the page as it is being written: HTML, figures and the data of both."""
+"""A section of the page as it is being written: HTML, figures and the data of both.
+
+Colours of lines and points, shared by all pages.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clusterucb.report.markup import escape, paragraph, table
-
-__all__ = ["Choice", "Figure", "Section"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,8 @@ class Section:
             f'<section id="{self.key}" aria-labelledby="{self.key}-title">'
             f'<h2 id="{self.key}-title">{escape(self.title)}</h2>\n{body}\n</section>'
         )
+
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a6fd1", "#e69f00")
+"""Told apart by colour-blind eyes, and on white as on black (after Okabe and Ito, 2008)."""
+GREY = "#888888"

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.examples import explored
 from clusterucb.report.markup import count, plotted
 from clusterucb.report.run_data import RunData
-from clusterucb.report.section import Figure, Section
-
-__all__ = ["main_source", "selected"]
+from clusterucb.report.section import COLOURS, GREY, Figure, Section
 
 
 def selected(run: RunData, section: Section, allowed: int) -> None:

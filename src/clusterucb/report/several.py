@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.markup import count, number, plotted, seconds, with_error
 from clusterucb.report.quality import paired
 from clusterucb.report.run_data import RunData
-from clusterucb.report.section import Figure, Section
-
-__all__ = ["several"]
+from clusterucb.report.section import COLOURS, GREY, Figure, Section
 
 
 def several(runs: Sequence[RunData], section: Section) -> None:

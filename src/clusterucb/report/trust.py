@@ -17,8 +17,6 @@ from clusterucb.report.run_data import RoundData, RunData
 from clusterucb.report.section import Section
 from clusterucb.version import __version__
 
-__all__ = ["rank_correlation", "trust"]
-
 SHOWN = 50
 PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors", "datasets", "lm-eval", "plotly")
 

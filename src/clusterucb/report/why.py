@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.report.colours import COLOURS, GREY
 from clusterucb.report.course import Course, course
 from clusterucb.report.feature_map import FeatureMap
 from clusterucb.report.markup import count, number, plotted
 from clusterucb.report.run_data import RoundData, RunData
-from clusterucb.report.section import Choice, Figure, Section
+from clusterucb.report.section import COLOURS, GREY, Choice, Figure, Section
 from clusterucb.report.selected import main_source
-
-__all__ = ["why"]
 
 ARROWS = 12
 FAINT = "rgba(136,136,136,0.35)"

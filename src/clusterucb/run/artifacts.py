@@ -15,22 +15,10 @@ from clusterucb.features.kmeans import Clusters
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.adam import Moments
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import check_made_with, publish_folder, write_json
 from clusterucb.run.session import Session
-from clusterucb.training.model import adapter_weights, fingerprint_tensors, read_adapter, save_adapter
+from clusterucb.runtime.files import check_made_with, publish_folder, write_json
+from clusterucb.training.adapter import adapter_weights, fingerprint_tensors, read_adapter, save_adapter
 from clusterucb.training.moments import save_moments
-
-__all__ = [
-    "already_trained",
-    "check_features",
-    "checkpoint_fingerprint",
-    "directions_at",
-    "labels",
-    "made_of",
-    "need",
-    "publish_checkpoint",
-    "store",
-]
 
 
 def need(session: Session, path: Path, step: str) -> Path:

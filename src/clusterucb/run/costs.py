@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clusterucb.run.directory import RunDir, read_json
-
-__all__ = ["FORWARD_SHARE", "Cost", "numbered", "recorded_costs"]
-
 FORWARD_SHARE = 1 / 3
 """What a forward pass of a row takes, in gradients of a row."""
-# A forward pass takes 2 operations per token and weight; a gradient takes those, and 2 more backward
-# through the activations, but none for the frozen weights themselves: by these alone a half. The gradient
-# has more: the vocabulary head both ways, attention's backward pass (2.5 forward ones where its matrix is
-# computed again), 2 operations per token and weight of the adapter, and once a row Adam's direction and the
-# projection of all of these weights, which wait for memory. How much more depends on model, lengths and
-# rank; a third is what holds for training, where backward is twice forward.
 
 
 @dataclass(frozen=True)
@@ -51,31 +41,6 @@ class Cost:
     def from_json(cls, content: Mapping[str, Any]) -> Cost:
         """What `to_json` wrote."""
         return cls(**content)
-
-
-def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
-    """What each step that is finished has cost, in their order.
-
-    Args:
-        run: the run directory.
-        checkpoints: numbers of the warmup's checkpoints.
-        rounds: numbers of the selections.
-    """
-    numbers = list(checkpoints)
-    files = {
-        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
-        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
-        "cluster": [run.path / "clusters.json"],
-        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
-        "train": [run.adapter / "checkpoint.json"],
-        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
-    }
-    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
-    return {
-        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
-        for step, found in there.items()
-        if found
-    }
 
 
 def numbered(step: str, number: int) -> str:

@@ -23,9 +23,8 @@ import yaml
 
 from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.run.directory import RunDir, publish_folder, write_json
-
-__all__ = ["FORMATS", "Exported", "export"]
+from clusterucb.run.directory import RunDir
+from clusterucb.runtime.files import publish_folder, write_json
 
 FORMATS = ("trl", "llamafactory", "axolotl")
 """Programs that can be exported for."""

@@ -13,17 +13,6 @@ from pathlib import Path
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 
-__all__ = [
-    "DEFAULT",
-    "METHODS",
-    "Method",
-    "in_order",
-    "method_named",
-    "methods_named",
-    "neutral",
-    "repetitions",
-]
-
 
 @dataclass(frozen=True)
 class Method:

@@ -25,10 +25,8 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb.data.pool import Pool
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import read_json, write_json
+from clusterucb.runtime.files import read_json, write_json
 from clusterucb.selection.bandit import Draw, Selection
-
-__all__ = ["Round", "read_round", "write_round"]
 
 
 @dataclass(frozen=True)

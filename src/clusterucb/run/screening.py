@@ -25,13 +25,13 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Row
 from clusterucb.data.target import Target
 from clusterucb.errors import InputError
-from clusterucb.run.directory import RunDir, check_made_with, read_json, write_json
+from clusterucb.run.directory import RunDir
+from clusterucb.runtime.files import check_made_with, read_json, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.tasks import TASKS, Task
+from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
-
-__all__ = ["Screening", "screened", "unchecked"]
+from clusterucb.tasks.task import Task
 
 _CALLED = {"target": "the target", "holdout": "the held-out rows"}
 

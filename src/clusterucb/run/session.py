@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb.clustering.nearest import require_backend
 from clusterucb.config import Config, load, reconcile
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
@@ -26,10 +25,13 @@ from clusterucb.data.target import Target, TextRows, overlap
 from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.benchmarks import check_settings
+from clusterucb.features.kmeans import require_backend
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection, projection
-from clusterucb.run.directory import (
-    RunDir,
+from clusterucb.run.directory import RunDir
+from clusterucb.run.inputs import Pooled, Targeted
+from clusterucb.run.screening import Screening, screened, unchecked
+from clusterucb.runtime.files import (
     check_made_with,
     publish,
     publish_folder,
@@ -37,7 +39,6 @@ from clusterucb.run.directory import (
     storage_errors,
     write_json,
 )
-from clusterucb.run.screening import Screening, screened, unchecked
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.screen import Screen
@@ -46,23 +47,11 @@ from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
 from clusterucb.selection.share import share
-from clusterucb.steps.reselection import Pooled, Targeted
-from clusterucb.tasks import TASKS, Question
-from clusterucb.tasks.held_out import held_out
-from clusterucb.training.finetune import accumulation_steps
-from clusterucb.training.model import (
-    attach_adapter,
-    fingerprint_base,
-    load_adapter,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    save_adapter,
-)
-from clusterucb.training.quantise import check_quantisation
-from clusterucb.training.reporting import check_reporter
-
-__all__ = ["Session"]
+from clusterucb.tasks import TASKS
+from clusterucb.tasks.task import Question, held_out
+from clusterucb.training.adapter import attach_adapter, fingerprint_base, load_adapter, save_adapter
+from clusterucb.training.finetune import accumulation_steps, check_reporter
+from clusterucb.training.model import check_quantisation, load_model, load_tokenizer, pick_device
 
 _LASTING = (
     *("pool", "target", "target_questions", "holdout", "screening", "unchecked", "tokenizer", "chat"),

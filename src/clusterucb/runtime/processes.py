@@ -33,8 +33,6 @@ from clusterucb.errors import ConfigError, LostError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "World", "joined", "leads"]
-
 T = TypeVar("T")
 Item = TypeVar("Item")
 

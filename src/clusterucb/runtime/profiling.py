@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["OTHER", "Profile", "profiled", "stage"]
-
 OTHER = "other"
 
 

@@ -20,8 +20,6 @@ from clusterucb.runtime.processes import World
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["alike", "fill", "is_sharded", "refuse_other_shards", "reshard", "shard", "whole", "whole_tensors"]
-
 
 def shard(model: nn.Module, device: torch.device) -> None:
     """Spread a transformers model that is in the host's memory over the devices of all processes.

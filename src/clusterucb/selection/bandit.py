@@ -23,11 +23,8 @@ from clusterucb.selection.checks import (
     check_settings,
 )
 from clusterucb.selection.policies import Policy, UCBBeta
-from clusterucb.selection.share import cold_draws, share
+from clusterucb.selection.share import cold_draws, share, top
 from clusterucb.selection.shortlist import Shortlist
-from clusterucb.selection.top import top
-
-__all__ = ["Draw", "DrawBatchArms", "Influence", "Selection", "select"]
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.selection.share import smallest_share
 
-__all__ = ["check_counts", "check_estimate", "check_labels", "check_scores", "check_settings"]
-
 
 def check_scores(returned: ArrayLike, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """What `influence` returned for `rows`, as float64[b], or InputError that names a row."""

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from clusterucb.errors import ConfigError
 from clusterucb.selection.checks import check_estimate
 
-__all__ = ["Known"]
-
 
 @dataclass(frozen=True, eq=False)
 class Known:

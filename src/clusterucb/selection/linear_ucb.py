@@ -26,10 +26,7 @@ from clusterucb.selection.bandit import Draw, Influence, Selection
 from clusterucb.selection.checks import check_labels, check_scores
 from clusterucb.selection.known import Known
 from clusterucb.selection.regression import Regression
-from clusterucb.selection.share import share, smallest_share
-from clusterucb.selection.top import top
-
-__all__ = ["LinearUCB", "linear_ucb"]
+from clusterucb.selection.share import share, smallest_share, top
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]

@@ -24,17 +24,6 @@ from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
 from clusterucb.selection.shortlist import HORIZON, Ceiling
 
-__all__ = [
-    "POLICIES",
-    "UCB1",
-    "Policy",
-    "Random",
-    "UCBBeta",
-    "UCBThreshHard",
-    "UCBThreshNormal",
-    "policy",
-]
-
 Scores = NDArray[np.float64]
 Policy = Callable[[Arms], Scores]
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Posterior", "Regression"]
-
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 

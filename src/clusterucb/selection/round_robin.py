@@ -10,8 +10,6 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["round_robin"]
-
 Similarities = NDArray[np.float32]
 
 

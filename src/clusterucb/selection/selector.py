@@ -21,10 +21,7 @@ from clusterucb.selection.checks import check_scores
 from clusterucb.selection.known import Known
 from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
-from clusterucb.selection.share import share
-from clusterucb.selection.top import top
-
-__all__ = ["Asks", "ClusterUCB", "DrawOrder", "FullScoring", "RowUCB", "Selector", "named_policy"]
+from clusterucb.selection.share import share, top
 
 OnDraw = Callable[[Draw], None]
 DrawOrder = Literal["uniform", "stale"]

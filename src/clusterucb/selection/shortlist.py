@@ -21,8 +21,6 @@ from clusterucb.selection.arms import Arms
 if TYPE_CHECKING:
     from clusterucb.selection.policies import Policy
 
-__all__ = ["HORIZON", "Ceiling", "Shortlist"]
-
 SIZE = 256  # arms of a list: a numpy call on fewer is hardly faster
 ALL = 512  # so many arms are scored all
 HORIZON = 128  # draws that a ceiling should outlast: a longer one is looser

@@ -17,8 +17,6 @@ from clusterucb.sources.single_turn import (
 )
 from clusterucb.sources.source import Source
 
-__all__ = ["SOURCES"]
-
 _ALPACA = ("instruction", "input", "output")
 _PROMPT = ("inputs", "targets")
 _TULU_FILES = "https://huggingface.co/datasets/hamishivi/tulu_mix_store"

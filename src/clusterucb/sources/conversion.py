@@ -17,14 +17,11 @@ from pathlib import Path
 from clusterucb.data.files import HUB
 from clusterucb.data.rows import digest8
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.run.directory import publish, write_json
+from clusterucb.runtime.files import publish, write_json
 from clusterucb.runtime.screen import Advance
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.sources.locate import files_in, hub_file
-from clusterucb.sources.raw import RawFile, open_raw, raw_rows
+from clusterucb.sources.raw import RawFile, files_in, hub_file, open_raw, raw_rows
 from clusterucb.sources.source import Conversation, Dropped, RawRows, Source
-
-__all__ = ["Report", "Track", "prepare", "source_named"]
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
 """How progress is shown: `Screen.track`."""

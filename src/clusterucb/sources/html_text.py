@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-__all__ = ["html_to_text"]
-
 _PARAGRAPHS = {"p", "div", "ul", "ol", "table", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6"}
 _LINES = {"br", "tr", "li"}
 _MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "code": "`"}

@@ -12,10 +12,7 @@ from typing import Any
 
 from clusterucb.data.rows import Message
 from clusterucb.errors import InputError
-from clusterucb.sources.keys import Seen, UniqueKeys
-from clusterucb.sources.source import Conversation, Dropped, RawRows
-
-__all__ = ["FLAT_COLUMNS", "TREE_COLUMNS", "convert_oasst"]
+from clusterucb.sources.source import Conversation, Dropped, RawRows, Seen, UniqueKeys
 
 TREE_COLUMNS = ("message_tree_id", "prompt")
 FLAT_COLUMNS = ("message_tree_id", "message_id", "parent_id", "text", "role")

@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clusterucb.data.gsm8k import worked_answer
 from clusterucb.data.rows import Message
 from clusterucb.sources.source import Conversation, Converter, Dropped, RawRows, raw_text
-
-__all__ = ["chain_of_thought", "instruction", "single_turn", "worked_problem", "written_prompt"]
+from clusterucb.tasks.gsm8k import worked_answer
 
 _Row = Mapping[str, Any]
 _Pair = tuple[str, str] | Dropped

@@ -2,6 +2,16 @@
 
 Each method is a function from the session, and the folder in which a killed command finds what it had, to
 a selection and its cost. None computes a gradient.
+
+The baseline `loss`: the rows that the model finds hardest, or easiest, to predict.
+
+Perplexity is exp(loss), so both give the same order.
+
+The baseline `random`: rows drawn uniformly.
+
+The baseline `rds`: rows whose hidden states are like those of the target, by the cosine.
+
+RDS+ (Ivison et al. 2025, arXiv 2503.01807); what stands for a row is in forward/representations.py.
 """
 
 from __future__ import annotations
@@ -12,22 +22,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.baselines.loss import loss_scores
-from clusterucb.baselines.random import random_scores
-from clusterucb.baselines.rds import cosines
 from clusterucb.data.rows import Row
-from clusterucb.features.hidden import forward_cost, forward_pool
-from clusterucb.features.influence import ScoreLog
+from clusterucb.errors import ConfigError
+from clusterucb.features.scores import ScoreLog
 from clusterucb.gradients.batches import plan
 from clusterucb.gradients.per_sample import row_losses
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import publish_folder
+from clusterucb.run.inputs import forward_cost, forward_pool
 from clusterucb.run.rounds import Round, read_round, write_round
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import publish_folder
 from clusterucb.runtime.profiling import stage
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import round_robin
@@ -35,9 +44,7 @@ from clusterucb.selection.selector import FullScoring
 from clusterucb.selection.share import share
 from clusterucb.steps.bm25 import bm25_scores
 from clusterucb.steps.hidden import represent_pool, represent_target
-from clusterucb.training.model import fingerprint_base, load_adapter
-
-__all__ = ["BASELINES", "select_baseline"]
+from clusterucb.training.adapter import fingerprint_base, load_adapter
 
 BLOCK = 1024
 """Rows whose hidden states are in memory at once."""
@@ -146,3 +153,35 @@ def _top(session: Session, scores: NDArray[np.float64]) -> Selection:
 
 def _text(row: Row) -> str:
     return "\n".join(message.content for message in row.messages)
+
+
+def _refuse_baseline(session: Session, step: str) -> None:
+    if session.config.method in BASELINES:
+        raise ConfigError(
+            f"method {session.config.method} has no step {step}, as it needs no gradient: "
+            f"run `clusterucb select --out {session.dir.path}`"
+        )
+
+
+Perplexity = Literal["highest", "lowest"]
+
+
+def loss_scores(losses: NDArray[np.float64], perplexity: Perplexity) -> NDArray[np.float64]:
+    """Scores (N,) by which the largest are selected: the losses (N,), negative for `lowest`."""
+    return losses if perplexity == "highest" else -losses
+
+
+def random_scores(rows: int, seed: int) -> NDArray[np.float64]:
+    """One number a row, uniform in [0, 1), (N,): its largest are a uniform draw without replacement."""
+    return np.random.default_rng(seed).random(rows)
+
+
+def cosines(rows: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Similarities (n, b) of n target rows (n, H) to b rows (b, H), both of norm 1.
+
+    Computed in float64 and rounded, so that a row's do not depend on the rows beside it.
+    """
+    products: NDArray[np.float32] = (targets.astype(np.float64) @ rows.T.astype(np.float64)).astype(
+        np.float32
+    )
+    return products

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from clusterucb.data.words import plain_words
 from clusterucb.errors import InputError
 
-__all__ = ["bm25_scores"]
-
 
 def bm25_scores(
     documents: Iterable[str],

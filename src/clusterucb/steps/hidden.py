@@ -19,17 +19,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from clusterucb.errors import InputError
-from clusterucb.features.hidden import forward, forward_cost, forward_pool
+from clusterucb.features.hidden import forward, representations
 from clusterucb.features.influence import Rows
 from clusterucb.features.store import FeatureStore, FeatureWriter
-from clusterucb.forward.representations import representations
 from clusterucb.gradients.batches import Describe, plan
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import publish_folder
+from clusterucb.run.inputs import forward_cost, forward_pool
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import publish_folder
 from clusterucb.runtime.processes import World
-
-__all__ = ["centred", "hidden_features", "represent_pool", "represent_target"]
 
 DEPTH = 2 / 3
 """Share of the layers that the features' pass goes through."""

@@ -33,20 +33,20 @@ from clusterucb.run.artifacts import (
     store,
 )
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import check_made_with, publish, publish_folder, read_json
 from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import check_made_with, publish, publish_folder, read_json
 from clusterucb.selection.known import Known
 from clusterucb.selection.share import share
 from clusterucb.steps import features as steps
+from clusterucb.steps import select as selecting
+from clusterucb.steps import train as training
 from clusterucb.steps.reselection import Reselection
+from clusterucb.training.adapter import read_adapter, set_adapter
 from clusterucb.training.callbacks import EpochCheckpoints, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import optimizer_steps, training_clock
-from clusterucb.training.model import read_adapter, set_adapter
 from clusterucb.training.moments import load_moments
-
-__all__ = ["gradients", "select", "warmup", "weights"]
 
 
 def warmup(session: Session) -> None:
@@ -56,13 +56,13 @@ def warmup(session: Session) -> None:
         return
     settings, seed = session.config, session.config.seed
     total = len(session.training_tokens)
-    rows = steps.random_rows(total, max(1, share(settings.less.less_warmup, total)), seed)
+    rows = training.random_rows(total, max(1, share(settings.less.less_warmup, total)), seed)
     _check_schedule(session, len(rows))
     clock = training_clock(states, session.world)
     one_epoch = optimizer_steps(len(rows), 1, settings.training)
     epochs = EpochCheckpoints(one_epoch, _Keep(session, rows, clock))
     dataset = SwappableRows(session.training_tokens, rows)
-    steps.train_from_initial(session, "warm up", dataset, states, last, clock, seed, (epochs,))
+    training.train_from_initial(session, "warm up", dataset, states, last, clock, seed, (epochs,))
     session.world.lead(lambda: shutil.rmtree(states))
 
 
@@ -82,7 +82,7 @@ def select(session: Session) -> Round:
         else:
             features = EndToEnd([store(session, n).features for n in numbers])
             directions = [directions_at(session, n) for n in numbers]
-            steps.rank(session, features, weighted_directions(directions, weights(session)))
+            selecting.rank(session, features, weighted_directions(directions, weights(session)))
     return read_round(folder)
 
 
@@ -146,7 +146,7 @@ class _Checkpoint:
 def _select_fresh(session: Session, folder: Path) -> None:
     """Let the bandit draw: features are stored at the first checkpoint, at the others made for its rows."""
     check_features(session)
-    first, pooled, reselection = store(session), session.pooled, steps.reselection(session, folder.parent)
+    first, pooled, reselection = store(session), session.pooled, selecting.reselection(session, folder.parent)
     later = [_Checkpoint.read(session, number) for number in session.config.checkpoints[1:]]
 
     def features(rows: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -13,18 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from clusterucb.data.chat import Encoded
-from clusterucb.data.pool import Pool
 from clusterucb.features.drawn import DrawnWriter
-from clusterucb.features.influence import LiveInfluence, ScoreLog
 from clusterucb.features.knowledge import Knowledge
+from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.gradients.adam import Formula, Moments
-from clusterucb.gradients.featurizer import Featurizer, target_directions
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import publish_folder
+from clusterucb.run.inputs import Pooled, Targeted
 from clusterucb.run.rounds import Round, read_round, write_round
+from clusterucb.runtime.files import publish_folder
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.screen import Screen
@@ -32,75 +31,7 @@ from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
-from clusterucb.training.model import fingerprint_tensors
-
-__all__ = ["Pooled", "Reselection", "Targeted", "round_seed"]
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """The usable rows of a pool as tokens for gradients.
-
-    Attributes:
-        pool: where they come from.
-        rows: the pool row of each usable row, (N,).
-        tokens: of each usable row, cut to the gradient length.
-        lengths: tokens of each, (N,).
-    """
-
-    pool: Pool
-    rows: NDArray[np.int64]
-    tokens: Sequence[Encoded]
-    lengths: NDArray[np.int64]
-
-    def describe(self, row: int) -> str:
-        """The id of a usable row."""
-        return self.pool.id(int(self.rows[row]))
-
-    def features(
-        self, featurize: Featurizer, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float16], NDArray[np.float64]]:
-        """Features (b, d) and losses (b,) of one micro-batch of usable rows."""
-        numbers = rows.tolist()
-        return featurize([self.tokens[row] for row in numbers], lambda b: self.describe(numbers[b]))
-
-
-@dataclass(frozen=True)
-class Targeted:
-    """The target's rows as tokens.
-
-    Attributes:
-        ids: of the rows.
-        tokens: of each row, cut to the target length.
-        codes: subtask of each row, (n,).
-    """
-
-    ids: Sequence[str]
-    tokens: Sequence[Encoded]
-    codes: NDArray[np.int64]
-
-    def directions(
-        self,
-        model: nn.Module,
-        projection: Projection,
-        batch_tokens: int,
-        screen: Screen,
-        world: World = ALONE,
-    ) -> tuple[NDArray[np.float32], Cost]:
-        """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
-        started = time.monotonic()
-        with screen.track("target directions", len(self.ids), "rows") as advance:
-            directions = target_directions(
-                Featurizer(model, projection),
-                self.tokens,
-                self.codes,
-                batch_tokens,
-                lambda i: self.ids[i],
-                advance,
-                world,
-            )
-        tokens, seconds = sum(len(row.ids) for row in self.tokens), time.monotonic() - started
-        return directions, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
+from clusterucb.training.adapter import fingerprint_tensors
 
 
 @dataclass(frozen=True)

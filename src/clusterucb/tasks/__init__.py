@@ -8,11 +8,8 @@ from clusterucb.tasks.bbh import TASK as BBH
 from clusterucb.tasks.gsm8k import TASK as GSM8K
 from clusterucb.tasks.humaneval import TASK as HUMANEVAL
 from clusterucb.tasks.mmlu import TASK as MMLU
-from clusterucb.tasks.question import Question
-from clusterucb.tasks.task import Task, Variant
+from clusterucb.tasks.task import Task
 from clusterucb.tasks.tydiqa import TASK as TYDIQA
-
-__all__ = ["TASKS", "Question", "Task", "Variant"]
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (MMLU, BBH, TYDIQA, GSM8K, HUMANEVAL)}
 """Every benchmark, by name."""

@@ -14,13 +14,17 @@ from typing import Any
 
 from clusterucb.data.files import Lines
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.tasks.choice import check_shots, draw
-from clusterucb.tasks.files import Official, list_field, read_json, read_text, text_field
-from clusterucb.tasks.installed import harness_files, read_config, samples
-from clusterucb.tasks.question import Question
-from clusterucb.tasks.task import Task, Variant
-
-__all__ = ["TASK", "final_answer", "questions", "score", "targets"]
+from clusterucb.tasks.files import (
+    Official,
+    harness_files,
+    list_field,
+    read_config,
+    read_json,
+    read_text,
+    samples,
+    text_field,
+)
+from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "bbh",

@@ -9,8 +9,6 @@ from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.task import Task, Variant
 
-__all__ = ["chosen"]
-
 
 def chosen(names: Iterable[str]) -> dict[str, tuple[Task, Variant]]:
     """Variants by name, each with its task; a task's name means all of its variants.

@@ -1,6 +1,8 @@
 """GSM8K: school arithmetic, answered in steps (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
 
 The shots are the eight of Wei et al. (2022, https://arxiv.org/abs/2201.11903), read from lm-eval.
+
+The form of a GSM8K solution: steps with calculator marks, then a last line `#### 72`.
 """
 
 from __future__ import annotations
@@ -12,15 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.data.files import Lines
-from clusterucb.data.gsm8k import worked_answer
 from clusterucb.errors import InputError
-from clusterucb.tasks.choice import check_shots, draw
-from clusterucb.tasks.files import Official, text_field
-from clusterucb.tasks.installed import harness_file, samples
-from clusterucb.tasks.question import Question
-from clusterucb.tasks.task import Task, Variant
-
-__all__ = ["TASK", "last_number", "questions", "score", "targets"]
+from clusterucb.tasks.files import Official, harness_file, samples, text_field
+from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "gsm8k",
@@ -117,3 +113,18 @@ TASK = Task(
     variants={"gsm8k": Variant(shots=8, metrics=("exact_match",), max_new_tokens=512, stop=_STOP)},
     score=score,
 )
+_FINAL = "####"
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+def worked_answer(answer: str) -> str:
+    """The solution as a person would write it: no calculator marks, and a last line "The answer is 72."
+
+    Commas in the final number are left out ("1,080" becomes "1080"); the steps keep theirs.
+    Raises ValueError if there is no `####` with something after it.
+    """
+    steps, mark, number = answer.rpartition(_FINAL)
+    number = number.strip().replace(",", "")
+    if not mark or not number:
+        raise ValueError(f"no final answer: expected a last line '{_FINAL} <number>'")
+    return f"{_CALCULATOR.sub('', steps).strip()}\nThe answer is {number}.".lstrip()

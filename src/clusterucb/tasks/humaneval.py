@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.data.files import Lines
-from clusterucb.tasks.choice import check_shots, draw
-from clusterucb.tasks.files import Official, text_field
-from clusterucb.tasks.installed import humaneval_file
-from clusterucb.tasks.question import Question
-from clusterucb.tasks.task import Task, Variant
-
-__all__ = ["TASK", "pass_at_k", "program", "questions", "targets"]
+from clusterucb.tasks.files import Official, humaneval_file, text_field
+from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "humaneval",

@@ -9,12 +9,8 @@ from pathlib import Path
 
 from clusterucb.data.files import Lines
 from clusterucb.errors import InputError
-from clusterucb.tasks.choice import check_shots, draw
 from clusterucb.tasks.files import Official, list_field, text_field
-from clusterucb.tasks.question import Question
-from clusterucb.tasks.task import Task, Variant
-
-__all__ = ["TASK", "questions", "targets"]
+from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "mmlu",

@@ -1,15 +1,72 @@
-"""What a benchmark is to the rest of the package: where its questions come from, how it is evaluated."""
+"""What a benchmark is to the rest of the package: where its questions come from, how it is evaluated.
+
+One question of a benchmark as the text that a model is shown.
+
+The target of a selection and the evaluation are both made of these, so both show the same text. Knows
+nothing of files, models or chat formats.
+
+Which of a task's questions make the target, and how many shots a question may have.
+
+Questions of an evaluation with their right answers, on whose loss an adapter can be compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clusterucb.tasks.question import Question
+import numpy as np
 
-__all__ = ["Questions", "Score", "Targets", "Task", "Variant"]
+from clusterucb.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, ready to be asked: user turn `ask`, then an assistant turn that begins with `opening`."""
+
+    id: str
+    """Task, place in the official file, 0-based: "gsm8k/test/17"; the official id where there is one."""
+    subtask: str
+    """What results are grouped by: a subject, a language, or the task's own name."""
+    ask: str
+    """The user's turn, shots included, without space around it."""
+    opening: str
+    """How the assistant's turn begins: given to the model, never generated or learnt."""
+    answer: str
+    """The rest of a right answer, right as it follows `opening`; "" where the data has none to show."""
+    core: str
+    """The question alone, with its choices or its passage, to look for it among training rows."""
+    gold: Mapping[str, Any]
+    """What the scorer needs; JSON can hold it."""
+
+    @property
+    def digest(self) -> str:
+        """Equal for the same question in another split or place; space and case do not count."""
+        plain = " ".join(self.core.casefold().split())
+        return hashlib.blake2b(f"{self.task}\n{plain}".encode(), digest_size=8).hexdigest()
+
+    @property
+    def task(self) -> str:
+        """Name of the benchmark."""
+        return self.id.split("/", 1)[0]
+
+    def to_row(self) -> dict[str, Any]:
+        """The question as a row to learn from; `given` is the part of the content that is not learnt."""
+        return {
+            "id": self.id,
+            "dataset": self.task,
+            "subtask": self.subtask,
+            "messages": [
+                {"role": "user", "content": self.ask},
+                {"role": "assistant", "content": self.opening + self.answer, "given": self.opening},
+            ],
+            "core": self.core,
+            "digest": self.digest,
+        }
+
 
 Targets = Callable[[Path | None, int | None, int], list[Question]]
 """Official files (None: the hub), number of rows (None: the task's own), seed -> questions to select for."""
@@ -57,3 +114,43 @@ class Task:
     """What can be evaluated, by name."""
     score: Score | None = None
     """None where the answer is chosen (MMLU) or has to be run (HumanEval)."""
+
+
+def draw(task: str, there: int, rows: int | None, seed: int, usual: int | None = None) -> list[int]:
+    """`rows` of the indices 0 to `there` - 1, drawn by the seed, sorted.
+
+    For None as many as are `usual`, if there are that many; all of them where no number is.
+    Raises ConfigError if there are not `rows`.
+    """
+    if rows is None:
+        rows = there if usual is None else min(usual, there)
+    if not 1 <= rows <= there:
+        raise ConfigError(f"{task}: {rows} target rows were asked for; expected 1 to {there}")
+    drawn = np.random.default_rng(seed).choice(there, rows, replace=False)
+    return [int(i) for i in np.sort(drawn)]
+
+
+def check_shots(task: str, shots: int, most: int) -> None:
+    """Raise ConfigError unless a question of the task can have that many shots."""
+    if not 0 <= shots <= most:
+        expected = f"0 to {most}" if most else "0"
+        raise ConfigError(f"{task}: {shots} shots were asked for; expected {expected}")
+
+
+def held_out(
+    task: Task, data_dir: Path | None, rows: int, seed: int, unwanted: Container[str]
+) -> list[Question]:
+    """At most `rows` questions, drawn by `seed`, without shots; none whose digest is `unwanted`.
+
+    Raises:
+        ConfigError: the benchmark gives no worked answers (BBH), or only such as are in the target.
+    """
+    known = [
+        question
+        for question in task.questions(data_dir, 0)
+        if question.answer.strip() and question.digest not in unwanted
+    ]
+    if not known:
+        raise ConfigError(f"holdout {task.name}: has no question with a worked answer to hold out")
+    chosen = np.random.default_rng(seed).permutation(len(known))[:rows]
+    return [known[i] for i in np.sort(chosen)]

@@ -1,6 +1,8 @@
 """Callbacks of transformers' Trainer: re-selection at each period's start, whole checkpoints, progress.
 
 `DynamicSelection` works in any Trainer whose train_dataset is its `dataset`.
+
+Settings of another person's Trainer under which the rows that are selected would not be trained on.
 """
 
 from __future__ import annotations
@@ -25,18 +27,8 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance
 from clusterucb.runtime.sharding import refuse_other_shards
-from clusterucb.training.compatibility import refuse_arguments
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
-
-__all__ = [
-    "DynamicSelection",
-    "EpochCheckpoints",
-    "PeriodEnds",
-    "ShowProgress",
-    "WholeCheckpoints",
-    "last_whole_checkpoint",
-]
 
 _WHOLE = "whole.json"
 
@@ -242,3 +234,30 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """One step more, or all steps of a resumed checkpoint."""
         self._advance(state.global_step - self._shown, self._loss)
         self._shown = state.global_step
+
+
+_REFUSED = {
+    "dataloader_persistent_workers": "such workers never see the swapped rows; leave it False",
+    "auto_find_batch_size": "a second attempt would go on with what was selected in the first; "
+    "leave it False, and set per_device_train_batch_size",
+    "packing": "packed sequences are made once, of the first period's rows; leave it False",
+    "group_by_length": "lengths are taken once, of the first period's rows; leave it False",
+    "deepspeed": "a row's gradient needs whole weights and Adam's moments; use FSDP 2",
+}
+_ORDERS = ("group_by_length", "batch_rebalance")
+
+
+def refuse_arguments(arguments: Any) -> None:
+    """Refuse training arguments, of transformers or trl, under which a swap does nothing or harm.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name, reason in _REFUSED.items():
+        if value := getattr(arguments, name, None):
+            raise ConfigError(f"{name}={value}: {reason}")
+    order = getattr(arguments, "train_sampling_strategy", None)
+    if order in _ORDERS:
+        raise ConfigError(
+            f"train_sampling_strategy={order}: lengths are taken once, of the first period's rows; use random"
+        )

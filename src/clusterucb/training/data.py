@@ -13,8 +13,6 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from clusterucb.data.chat import Encoded
 
-__all__ = ["EvenBatches", "SwappableRows", "WithIdleRow", "collate_for_training"]
-
 IGNORED = -100  # what transformers' losses leave out
 
 

@@ -1,4 +1,10 @@
-"""Training an adapter with transformers' Trainer, resumable from its last whole checkpoint."""
+"""Training an adapter with transformers' Trainer, resumable from its last whole checkpoint.
+
+Where the Trainer logs each optimizer step: to TensorBoard, Weights & Biases or MLflow, if that is wanted.
+
+TensorBoard's files are kept in the run directory, or in TENSORBOARD_LOGGING_DIR; the Trainer would write them
+into its own states, which are dropped at the end. The other two are set up as their own documents say.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from clusterucb.config import Training
@@ -27,9 +35,6 @@ from clusterucb.runtime.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
 from clusterucb.training.moments import moments_of
-from clusterucb.training.reporting import reporters, run_name
-
-__all__ = ["Finetuned", "accumulation_steps", "finetune", "optimizer_steps", "training_clock"]
 
 
 @dataclass(frozen=True)
@@ -225,3 +230,41 @@ def _sharding(model: nn.Module) -> dict[str, Any]:
 def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
     """A clock that goes on from the last whole checkpoint in `folder`."""
     return WholeCheckpoints(world.lead(lambda: last_whole_checkpoint(folder)[1]), world)
+
+
+def check_reporter(name: str) -> None:
+    """Refuse what is not installed.
+
+    Raises:
+        ConfigError: the package of that name is missing.
+    """
+    if name != "none" and find_spec(name) is None:
+        raise ConfigError(
+            f"report_to {name}: the package {name} is not installed; `pip install {name}`, "
+            "or use --report-to none"
+        )
+
+
+def reporters(name: str, states: Path) -> tuple[str, list[TrainerCallback]]:
+    """What the Trainer's own `report_to` becomes, and the callbacks that stand for the rest.
+
+    Args:
+        name: the setting.
+        states: the folder of the trainer's states.
+    """
+    check_reporter(name)
+    if name != "tensorboard":
+        return name, []
+    tensorboard = TensorBoardCallback()
+    tensorboard.logging_dir = tensorboard.logging_dir or str(log_folder(states))
+    return "none", [tensorboard]
+
+
+def log_folder(states: Path) -> Path:
+    """Where TensorBoard's files of a training are kept: `logs/training` beside the states `training`."""
+    return states.parent / "logs" / states.name.removesuffix(".states")
+
+
+def run_name(states: Path) -> str:
+    """How a training is called where several runs are seen side by side."""
+    return f"{states.absolute().parent.name}/{log_folder(states).name}"

@@ -1,50 +1,30 @@
-"""A causal language model with its tokenizer and a LoRA adapter: loading, saving, fingerprints."""
+"""A causal language model with its tokenizer and a LoRA adapter: loading, saving, fingerprints.
+
+Base models whose linear layers bitsandbytes keeps in 8 bits (LLM.int8(), Dettmers et al. 2022, arXiv
+2208.07339) or in 4 (QLoRA's NF4 with doubly quantised scales, Dettmers et al. 2023, arXiv 2305.14314).
+
+The adapter's layers stay plain ones in float32, whose per-row gradients are taken as ever. All else is as in
+a base that is not quantised: norms and embeddings keep the model's dtype, which the layers compute in, too.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from clusterucb.config import Common, Lora
-from clusterucb.errors import ConfigError, InputError, MismatchError
-from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.run.directory import publish_folder
-from clusterucb.runtime.sharding import fill, whole, whole_tensors
-from clusterucb.training.quantise import keep_packing, loading
-
-__all__ = [
-    "adapter_weights",
-    "allow_tf32",
-    "attach_adapter",
-    "empty_model",
-    "fingerprint_base",
-    "fingerprint_tensors",
-    "load_adapter",
-    "load_model",
-    "load_tokenizer",
-    "model_source",
-    "open_adapter",
-    "pick_device",
-    "pick_dtype",
-    "read_adapter",
-    "read_adapter_shapes",
-    "save_adapter",
-    "set_adapter",
-]
+from clusterucb.config import Common
+from clusterucb.errors import ConfigError, InputError, reason
+from clusterucb.runtime.files import publish_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_SAMPLES = 64  # elements of each base tensor that enter its fingerprint
 
 
 def pick_device(name: str) -> torch.device:
@@ -91,7 +71,7 @@ def load_tokenizer(config: Common) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{config.model}: its tokenizer cannot be loaded ({_reason(error)})") from None
+        raise InputError(f"{config.model}: its tokenizer cannot be loaded ({reason(error)})") from None
 
 
 def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
@@ -115,7 +95,7 @@ def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
-            f"{config.model}: cannot be loaded as a causal language model ({_reason(error)}); "
+            f"{config.model}: cannot be loaded as a causal language model ({reason(error)}); "
             f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
         ) from None
     keep_packing(model)  # also of a model that is stored quantised
@@ -132,129 +112,10 @@ def empty_model(config: Common) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(shape, dtype=dtype, **trusted)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"{config.model}: cannot be loaded as a causal language model ({_reason(error)}); "
+            f"{config.model}: cannot be loaded as a causal language model ({reason(error)}); "
             f"expected a folder with config.json, a GGUF file or a hub id"
         ) from None
     return model.requires_grad_(False)
-
-
-def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None = None) -> PeftModel:
-    """The model with a new adapter whose weights depend on `seed` alone, or with an existing one.
-
-    Raises:
-        ConfigError: no layer has the name of a target module.
-        InputError: `adapter` is not a folder with a LoRA adapter in safetensors.
-    """
-    if adapter is not None:
-        return open_adapter(model, Path(adapter), is_trainable=True)
-    targets: str | list[str] = lora.target_modules
-    if targets == ["all-linear"]:
-        targets = "all-linear"
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-    torch.manual_seed(seed)
-    try:
-        return get_peft_model(model, settings)
-    except ValueError as error:
-        raise ConfigError(
-            f"target_modules {' '.join(lora.target_modules)}: {_reason(error)}; "
-            f"this model's linear layers are called {', '.join(linears)}, or use all-linear"
-        ) from None
-
-
-def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False) -> PeftModel:
-    """The model with the adapter in a folder that peft wrote.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors, or it does not fit the model.
-    """
-    _check_adapter(adapter)
-    try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
-    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"{adapter}: does not fit this model ({_reason(error)})") from None
-
-
-def save_adapter(model: PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write the adapter's configuration and weights, as they are or as given, as a folder that peft loads."""
-    model.save_pretrained(str(folder), state_dict=weights)
-
-
-def adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All of the adapter's weights, by the model's own names; of a sharded model that takes all processes."""
-    return whole_tensors({name: p for name, p in model.named_parameters() if p.requires_grad})
-
-
-def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by canonical name, on the host."""
-    tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
-    return tensors
-
-
-def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """The shapes of its tensors, without reading them.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors.
-    """
-    _check_adapter(folder)
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def _check_adapter(folder: Path) -> None:
-    if not (folder / "adapter_model.safetensors").exists():
-        raise InputError(
-            f"{folder}: expected a folder with adapter_config.json and adapter_model.safetensors"
-        )
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Set the model's adapter to the weights in `folder`."""
-    set_adapter(model, read_adapter(folder), folder)
-
-
-def set_adapter(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Set the model's adapter to weights that were read from `folder`."""
-    parameters = trainable_parameters(model)
-    found = {(name, tensor.shape) for name, tensor in tensors.items()}
-    if odd := sorted(found ^ {(name, p.shape) for name, p in parameters.items()}):
-        raise MismatchError(
-            f"{folder}: this adapter and the run's differ, first in {odd[0][0]}; was --rank changed?"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            fill(parameter, tensors[name])
-
-
-def fingerprint_base(model: nn.Module) -> str:
-    """A hash of the frozen weights: names, shapes, types and evenly spaced elements of each tensor."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            continue
-        flat = whole(parameter.detach()).reshape(-1)
-        step = max(1, flat.numel() // _SAMPLES)
-        own_name = name.removeprefix("base_model.model.").replace("base_layer.", "")  # as without an adapter
-        digest.update(f"{own_name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(np.ascontiguousarray(flat[::step].float().cpu().numpy()).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of all elements of named tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().float().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -298,7 +159,7 @@ def _converted(gguf: Path) -> Path:
             f"{gguf}: GGUF files need one more package: pip install 'clusterucb[gguf]'"
         ) from None
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{gguf}: cannot be read as a GGUF model ({_reason(error)})") from None
+        raise InputError(f"{gguf}: cannot be read as a GGUF model ({reason(error)})") from None
     _forget_quantisation(model)
     with publish_folder(folder) as part:
         model.save_pretrained(str(part))
@@ -315,5 +176,42 @@ def _forget_quantisation(model: Any) -> None:
             delattr(model, name)
 
 
-def _reason(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def check_quantisation(load_in: str, device: torch.device) -> None:
+    """Refuse what cannot be loaded here.
+
+    Raises:
+        ConfigError: the package is missing, or the device is not one that it knows.
+    """
+    if load_in == "dtype":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"load_in {load_in}: needs one more package: pip install 'clusterucb[quant]'")
+    if device.type not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"load_in {load_in}: a quantised base runs on cuda or, slowly, on cpu, and the device is "
+            f"{device.type}; leave --load-in out"
+        )
+
+
+def loading(load_in: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What from_pretrained is given to quantise a model while it is loaded, straight to its device."""
+    check_quantisation(load_in, device)
+    if load_in == "dtype":
+        return {}
+    place = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device
+    if load_in == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": place}}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": settings, "device_map": {"": place}}
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights in the form that has gradients: some CPUs repack them at the first evaluation."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -23,10 +23,8 @@ from transformers import Trainer
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import canonical_name, trainable_parameters
-from clusterucb.run.directory import publish
+from clusterucb.runtime.files import publish
 from clusterucb.runtime.sharding import whole
-
-__all__ = ["import_moments", "load_moments", "moments_of", "save_moments"]
 
 
 def moments_of(optimizer: Any, model: nn.Module) -> Moments:

@@ -8,9 +8,6 @@ from compare_helpers import csv_lines
 from cli_helpers import clusterucb, options, read
 from clusterucb.run.methods import METHODS
 
-pytest.importorskip("clusterucb.baselines", reason="the baselines are not there yet")
-pytest.importorskip("clusterucb.steps.less", reason="LESS is not there yet")
-
 
 @pytest.fixture(scope="module")
 def comparison(shared_settings, tmp_path_factory):

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from cli_helpers import clusterucb, options, read
+from clusterucb.cli.study_tables import show_plan
 from clusterucb.config import load
 from clusterucb.features.kmeans import default_k
 from clusterucb.gradients.projection import CountSketch
-from clusterucb.report.plan import show_plan
 from clusterucb.run.methods import METHODS
 from clusterucb.run.session import Session
 from clusterucb.studies.plan import facts as facts_module

@@ -14,20 +14,6 @@ import stat
 import struct
 import sys
 
-__all__ = [
-    "CLONE",
-    "CLONE3",
-    "DENIED",
-    "FIRST_UNKNOWN",
-    "MACHINES",
-    "deny",
-    "deny_calls",
-    "filter_program",
-    "install_filter",
-    "main",
-    "restrict_files",
-]
-
 TYPE_CHECKING = False  # typing, json and signal would take longer to import than all the rest takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -33,8 +33,6 @@ from typing import IO, TypeAlias
 
 from clusterucb.errors import ConfigError, StorageError
 
-__all__ = ["Limits", "Verdict", "protections", "run_program", "run_programs"]
-
 _SUPPORTED = os.name == "posix"
 _CHILD = Path(__file__).with_name("child.py")
 _NEEDED_TO_START = ("LD_LIBRARY_PATH",)

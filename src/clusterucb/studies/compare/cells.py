@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from clusterucb.config import Config
 from clusterucb.errors import ClusterUCBError
-from clusterucb.run.directory import RunDir, read_json, write_json
+from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import METHODS, Method, in_order, method_named
-
-__all__ = ["Cell", "State", "all_cells", "cells"]
+from clusterucb.runtime.files import read_json, write_json
 
 State = Literal["finished", "failed", "unfinished"]
 

@@ -16,16 +16,15 @@ from typing import Any
 from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import BusyError, ClusterUCBError, ConfigError, StorageError
 from clusterucb.recipes import procedure
-from clusterucb.run.directory import RunDir, publish, storage_errors, write_json
+from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import DEFAULT, methods_named, neutral, repetitions
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import publish, storage_errors, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.compare.cells import Cell, all_cells, cells
 from clusterucb.studies.compare.results import compared, write_cells
 from clusterucb.studies.compare.sharing import adopt
-
-__all__ = ["compare"]
 
 
 def compare(

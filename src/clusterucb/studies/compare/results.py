@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import publish, read_json
+from clusterucb.runtime.files import publish, read_json
 from clusterucb.studies.compare.cells import Cell
 from clusterucb.studies.compare.sharing import shared_cost
-
-__all__ = ["Estimate", "compared", "row_differences", "spread", "write_cells"]
 
 _REFERENCE = "clusterucb"
 _FULL = "dynamic"

@@ -14,11 +14,9 @@ from typing import Any
 
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost
-from clusterucb.run.directory import publish, read_json, write_json
 from clusterucb.run.methods import Method
+from clusterucb.runtime.files import publish, read_json, write_json
 from clusterucb.studies.compare.cells import Cell
-
-__all__ = ["adopt", "shared_cost"]
 
 Group = tuple[str, ...]
 """Artifacts that only go together."""

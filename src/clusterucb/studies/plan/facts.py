@@ -12,8 +12,6 @@ from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.run.session import Session
 
-__all__ = ["SAMPLE", "Facts", "read_facts"]
-
 SAMPLE = 1000
 """Pool rows that are tokenised for a quick plan."""
 

@@ -16,8 +16,6 @@ from clusterucb.studies.plan.probe import Activations
 from clusterucb.studies.plan.sizes import FLOAT, Sizes
 from clusterucb.studies.plan.spending import stored_dim
 
-__all__ = ["memory"]
-
 COPIES = 4
 """Of a micro-batch's gradients of one layer: as they are, through Adam's moments, padded and gathered."""
 

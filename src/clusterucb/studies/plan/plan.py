@@ -22,8 +22,6 @@ from clusterucb.studies.plan.probe import Activations, Speed, given_speed, probe
 from clusterucb.studies.plan.sizes import model_sizes
 from clusterucb.studies.plan.spending import Planned, kept_before, planned_steps, stored_dim
 
-__all__ = ["PROBE_SECONDS", "plan"]
-
 PROBE_SECONDS = 20.0
 
 

@@ -31,10 +31,9 @@ from clusterucb.steps.features import number_of_clusters
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import hidden_size
 from clusterucb.studies.plan.spending import stored_dim
+from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.data import collate_for_training
-from clusterucb.training.model import attach_adapter, load_model, pick_device
-
-__all__ = ["Activations", "Speed", "given_speed", "probe"]
+from clusterucb.training.model import load_model, pick_device
 
 ROWS = 256
 """Rows of the pool that the micro-batches are made of."""

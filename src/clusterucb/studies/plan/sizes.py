@@ -15,9 +15,8 @@ from torch import nn
 
 from clusterucb.config import Config
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.training.model import attach_adapter, empty_model, read_adapter_shapes
-
-__all__ = ["Sizes", "hidden_size", "model_sizes", "packed_bytes"]
+from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
+from clusterucb.training.model import empty_model
 
 FLOAT = 4
 

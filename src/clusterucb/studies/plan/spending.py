@@ -14,11 +14,10 @@ from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.run.costs import Cost, numbered
 from clusterucb.selection.share import share
-from clusterucb.steps.features import number_of_clusters, random_rows
+from clusterucb.steps.features import number_of_clusters
+from clusterucb.steps.train import random_rows
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import FLOAT, Sizes
-
-__all__ = ["Planned", "kept_before", "planned_steps", "stored_dim"]
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 

@@ -19,8 +19,6 @@ from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
 
-__all__ = ["named_policies"]
-
 
 def named_policies(names: Sequence[str]) -> dict[str, Policy | LinearUCB]:
     """The policies of these names, each one of `POLICIES`, linear_ucb or `module:callable`.

@@ -9,8 +9,6 @@ from clusterucb.errors import ConfigError
 from clusterucb.selection.checks import check_settings
 from clusterucb.selection.policies import Random
 
-__all__ = ["Grid"]
-
 
 @dataclass(frozen=True)
 class Grid:

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from clusterucb.errors import ConfigError, InputError
 
-__all__ = ["LessFeatures", "less_directions", "less_file"]
-
 FILE = "all_orig.pt"
 BLOCK = 1024
 

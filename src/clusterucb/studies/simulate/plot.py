@@ -14,13 +14,11 @@ from typing import Any
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
-from clusterucb.report.colours import COLOURS, GREY
-from clusterucb.run.directory import publish
+from clusterucb.report.section import COLOURS, GREY
+from clusterucb.runtime.files import publish
 from clusterucb.studies.simulate.outcomes import Panel, Spread
 from clusterucb.studies.simulate.simulate import STALE, UNIFORM
 from clusterucb.studies.simulate.truth import MEASURES
-
-__all__ = ["write_plot"]
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -27,8 +27,6 @@ from clusterucb.selection.share import cold_draws, share
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.truth import Truth
 
-__all__ = ["STALE", "UNIFORM", "Outcome", "Problem", "SimulatedArms", "simulate"]
-
 STALE = "stale"
 UNIFORM = "uniform"
 

@@ -15,11 +15,9 @@ from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.kmeans import Features
 from clusterucb.features.store import FeatureStore
-from clusterucb.run.directory import check_made_with
+from clusterucb.runtime.files import check_made_with
 from clusterucb.studies.simulate.less_store import LessFeatures, less_directions, less_file
 from clusterucb.studies.simulate.simulate import Problem
-
-__all__ = ["Less", "read_problems"]
 
 SAME_ROWS = ("pool", "rows kept out")
 

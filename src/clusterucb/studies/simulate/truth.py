@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MEASURES", "Found", "Truth"]
-
 MEASURES = {
     "recall": "share of the full method's top rows that were found",
     "captured": "mean influence of the chosen rows over that of the best",
