@@ -115,7 +115,7 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
     """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
 
     def call(**given: Any) -> None:
-        keys = (*command.own, *command.flags, "quiet", "profile", "json_log")
+        keys = (*command.own, *command.flags, "quiet", "json_log")
         own = {key: given.pop(key) for key in keys}
         file = given.pop("config", None)
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
@@ -128,8 +128,8 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
             _one_line_errors(own["world"]),
         ):
             if not own["world"].leads:
-                own |= {"quiet": True, "profile": False, "json_log": None}
-            with _profile(shown=own["profile"]), _screen(name, own) as own["screen"]:
+                own |= {"quiet": True, "json_log": None}
+            with _screen(name, own) as own["screen"]:
                 command.function(file, options, own)
 
     options: list[inspect.Parameter] = []
@@ -421,22 +421,6 @@ def _screen(command: str, own: dict[str, Any]) -> Iterator[Screen]:
 
     with logged(own["json_log"], command) as log:
         yield Screen(quiet=own["quiet"], log=log)
-
-
-@contextlib.contextmanager
-def _profile(*, shown: bool) -> Iterator[None]:
-    """Show where the block's time went, if that is wanted."""
-    if not shown:
-        yield
-        return
-    import torch
-
-    from clusterucb.cli.profile import show_profile
-    from clusterucb.runtime.profiling import profiled
-
-    with profiled(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None) as profile:
-        yield
-    show_profile(profile)
 
 
 @contextlib.contextmanager

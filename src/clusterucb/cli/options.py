@@ -14,10 +14,7 @@ from clusterucb.config import Common, Config, Setting, settings
 EVERYWHERE = {"json_log": "Append what happens to this file, one JSON object a line (docs/logging.md)."}
 """Options of every command with settings that are no settings."""
 
-SWITCHES = {
-    "quiet": "Show nothing but errors.",
-    "profile": "Show at the end where the time went, by stage.",
-}
+SWITCHES = {"quiet": "Show nothing but errors."}
 """The same without a value."""
 
 _LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}

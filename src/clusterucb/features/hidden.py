@@ -26,7 +26,6 @@ from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
 from clusterucb.gradients.per_sample import eval_mode
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import is_sharded
 
 Number = TypeVar("Number", bound=np.floating)
@@ -48,8 +47,7 @@ def forward(
     """
 
     def computed(rows: Sequence[Encoded], describe: Describe) -> NDArray[Number]:
-        with stage("forward"):
-            found = compute(model, collate(rows, model.device))
+        found = compute(model, collate(rows, model.device))
         usable = np.isfinite(found.reshape(len(rows), -1)).all(1)
         if not usable.all():
             raise InputError(

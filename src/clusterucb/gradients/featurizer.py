@@ -18,7 +18,6 @@ from clusterucb.gradients.batches import Describe, collate, plan, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.runtime.processes import ALONE, World
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import is_sharded
 
 Found = tuple[NDArray[np.float16], NDArray[np.float64]]
@@ -84,10 +83,9 @@ class Featurizer:
         batch = collate(rows, self.device)
 
         def consume(name: str, gradients: torch.Tensor) -> None:
-            with stage("map and project"):
-                if self.moments is not None:
-                    gradients = adam_direction(gradients, name, self.moments, self.formula)
-                self.projection.add_to(sketch, name, gradients)
+            if self.moments is not None:
+                gradients = adam_direction(gradients, name, self.moments, self.formula)
+            self.projection.add_to(sketch, name, gradients)
 
         label_losses = row_gradients(self.model, self.layers, batch, consume)
         lengths = torch.linalg.vector_norm(sketch, dim=1)

@@ -21,7 +21,6 @@ from torch import nn
 
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.sharding import reshard
 
 Consumer = Callable[[str, torch.Tensor], None]
@@ -120,16 +119,14 @@ def row_gradients(
             handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran))
             stack.callback(handle.remove)
         with torch.enable_grad():
-            with stage("forward"):
-                losses = _label_losses(model, batch)
+            losses = _label_losses(model, batch)
             if idle := layers.keys() - ran:
                 raise ConfigError(
                     f"layer {min(idle)}: is trainable and takes no part in the model's forward pass, so it "
                     "has no gradient; activate its adapter (model.set_adapter), or freeze it"
                 )
             weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
-            with stage("backward"):
-                (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+            (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
     return losses.detach()
 
 

@@ -40,7 +40,6 @@ from clusterucb.runtime.files import (
     write_json,
 )
 from clusterucb.runtime.processes import ALONE, World
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
 from clusterucb.selection.linear_ucb import LinearUCB
@@ -238,7 +237,7 @@ class Session:
             load_adapter(lent, self.dir.initial)
             return lent.eval()
         self.screen.say(f"load {self.config.model}")
-        with stage("load"), torch.random.fork_rng():
+        with torch.random.fork_rng():
             base = load_model(self.config, on_host=self.sharded)
             model = attach_adapter(base, self.config.lora, self.config.seed, self.config.adapter)
         adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
@@ -349,7 +348,7 @@ class Session:
             self._drop_stale(folder)
         if folder.exists():
             return
-        with stage("tokenise"), publish_folder(folder) as part:
+        with publish_folder(folder) as part:
             usable: list[int] = []
             excluded: list[dict[str, object]] = []
             every = range(len(self.pool))

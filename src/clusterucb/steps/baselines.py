@@ -37,7 +37,6 @@ from clusterucb.run.inputs import forward_cost, forward_pool
 from clusterucb.run.rounds import Round, read_round, write_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish_folder
-from clusterucb.runtime.profiling import stage
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import round_robin
 from clusterucb.selection.selector import FullScoring
@@ -87,7 +86,7 @@ def _bm25(session: Session, _part: Path) -> tuple[Selection, Cost]:
 def _counted(session: Session) -> tuple[Selection, Cost]:
     rows = session.pooled.rows
     started = time.monotonic()
-    with stage("decide"), session.screen.track("words of the pool", len(rows), "rows") as advance:
+    with session.screen.track("words of the pool", len(rows), "rows") as advance:
         documents = (_text(session.pool[row]) for row in rows.tolist())
         queries = [_text(row) for row in session.target]
         selection = _top(session, bm25_scores(documents, queries, session.target.codes, advance))
@@ -118,7 +117,7 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     store = represent_pool(session, part / "hidden", targets.shape[1], made_with, world)
     nearest = np.empty(len(store))
     started = time.monotonic()
-    with stage("decide"), session.screen.track("similarities", len(store), "rows") as advance:
+    with session.screen.track("similarities", len(store), "rows") as advance:
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             for start in range(0, len(store), BLOCK):

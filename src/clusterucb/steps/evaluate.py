@@ -21,7 +21,6 @@ from clusterucb.run.artifacts import need
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json, write_json
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.screen import Advance
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.callbacks import PeriodEnds, WholeCheckpoints
@@ -42,7 +41,7 @@ def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, 
     """Mean loss with its standard error, and each row's loss, for every adapter by name."""
     rows, encoded, result = _evaluated_rows(session)
     started, total = time.monotonic(), len(adapters) * len(encoded)
-    with stage("evaluate"), session.screen.track("evaluate", total, "rows") as advance:
+    with session.screen.track("evaluate", total, "rows") as advance:
         for name, folder in adapters.items():
             load_adapter(session.model, folder)
             result[name] = _measured(session, rows, encoded, f"the {name} model", advance)
@@ -84,7 +83,6 @@ def _watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
         started = time.monotonic()
         target, encoded, facts = held_out()
         with (
-            stage("evaluate"),
             session.screen.track(f"evaluate, period {period}", len(encoded), "rows") as advance,
         ):
             result = _measured(session, target, encoded, f"the model after period {period}", advance)
@@ -125,5 +123,4 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.chat,
         session.screen,
     )
-    with stage("benchmarks"):
-        return session.world.at("benchmarks").lead(asked.run)
+    return session.world.at("benchmarks").lead(asked.run)

@@ -31,7 +31,6 @@ from clusterucb.run.artifacts import (
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish, publish_folder, write_json
-from clusterucb.runtime.profiling import stage
 from clusterucb.selection.checks import check_counts
 from clusterucb.selection.share import cold_draws, share
 from clusterucb.steps.baselines import _refuse_baseline
@@ -96,8 +95,7 @@ def store_features(
             """The number of new rows in each of the batches, which are in the store by then."""
             for rows, found in one_ahead(featurize, pooled.tokens, batches, pooled.describe):
                 new = len(rows) - int(writer.done[rows].sum())
-                with stage("write"):
-                    writer.write(rows, *found)
+                writer.write(rows, *found)
                 yield new
 
         for rows, new in world.share(missing, written, each=16):
@@ -123,7 +121,7 @@ def cluster(session: Session) -> None:
     settings = session.config.clustering
     k, iterations = number_of_clusters(session.config, len(features)), settings.iterations
     started = time.monotonic()
-    with stage("cluster"), session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
+    with session.screen.track(f"k-means, k {k}", iterations, "iterations") as advance:
         clusters = spherical_kmeans(
             features,
             k,

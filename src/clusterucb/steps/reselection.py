@@ -25,7 +25,6 @@ from clusterucb.run.inputs import Pooled, Targeted
 from clusterucb.run.rounds import Round, read_round, write_round
 from clusterucb.runtime.files import publish_folder
 from clusterucb.runtime.processes import ALONE, World
-from clusterucb.runtime.profiling import stage
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw
@@ -135,7 +134,6 @@ class Reselection:
         """
         drawn: list[Draw] = []
         with (
-            stage("decide"),
             ScoreLog(part / "scores.jsonl", weights, self.world) as log,
             self.screen.track(f"select, round {number}", self.selector.spend, "rows") as advance,
         ):

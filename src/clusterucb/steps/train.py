@@ -13,7 +13,6 @@ from clusterucb.run.artifacts import already_trained, check_features, need, publ
 from clusterucb.run.costs import Cost
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
-from clusterucb.runtime.profiling import stage
 from clusterucb.steps.baselines import _refuse_baseline
 from clusterucb.steps.evaluate import _watch
 from clusterucb.steps.select import reselection
@@ -121,7 +120,7 @@ def train_from_initial(
     settings = session.config.training
     load_adapter(session.model, session.dir.initial)
     steps = optimizer_steps(len(dataset), epochs, settings)
-    with stage("train"), session.screen.track(label, steps, "steps") as advance:
+    with session.screen.track(label, steps, "steps") as advance:
         return finetune(
             session.model,
             dataset,
