@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.steps.features import number_of_clusters
+from clusterucb.run.session import number_of_clusters
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import Sizes, model_sizes
 from clusterucb.studies.plan.spending import Planned, planned_steps

@@ -251,7 +251,7 @@ def _feature_map(
     if not (run.features / "manifest.json").exists():
         return None
     features = FeatureStore(run.features).features
-    directions = load_file(run.features / "directions.safetensors")["directions"]
+    directions = load_file(run.directions_at(1))["directions"]
     groups = np.zeros(len(features), np.int64) if clusters is None else clusters
     selected = np.concatenate([np.empty(0, np.int64), *(found.rows for found in rounds)])
     return map_features(features, directions, groups, selected)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+
+from clusterucb.runtime.files import read_json
 
 FORWARD_SHARE = 1 / 3
 """What a forward pass of a row takes, in gradients of a row."""
@@ -42,7 +48,11 @@ class Cost:
         """What `to_json` wrote."""
         return cls(**content)
 
-
-def numbered(step: str, number: int) -> str:
-    """The name of a step at checkpoint `number`, from 1."""
-    return step if number == 1 else f"{step} {number}"
+    @classmethod
+    def recorded(cls, path: Path) -> Cost:
+        """What was written down with an artifact, in a JSON or a safetensors file; none in some old ones."""
+        if path.suffix == ".json":
+            return cls.from_json(read_json(path)["cost"])
+        with safe_open(path, "numpy") as file:
+            facts = file.metadata() or {}
+        return cls.from_json(json.loads(facts["cost"])) if "cost" in facts else cls()

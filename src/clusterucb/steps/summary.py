@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from clusterucb.run.costs import Cost, numbered
-from clusterucb.run.directory import RunDir
+from clusterucb.run.costs import Cost
+from clusterucb.run.directory import RunDir, numbered
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import read_json, write_json
-
-
-def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
-    """What each step that is finished has cost, in their order.
-
-    Args:
-        run: the run directory.
-        checkpoints: numbers of the warmup's checkpoints.
-        rounds: numbers of the selections.
-    """
-    numbers = list(checkpoints)
-    files = {
-        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
-        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
-        "cluster": [run.path / "clusters.json"],
-        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
-        "train": [run.adapter / "checkpoint.json"],
-        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
-    }
-    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
-    return {
-        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
-        for step, found in there.items()
-        if found
-    }
+from clusterucb.runtime.files import write_json
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -43,17 +19,16 @@ def summarise(session: Session) -> dict[str, Any]:
 
 
 def _summarise(session: Session) -> dict[str, Any]:
-    run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
-    last = session.config.training.periods if session.config.method == "dynamic" else 1
-    rounds = [read_round(run.round(n + 1)) for n in range(last)]
-    steps = recorded_costs(run, session.config.checkpoints, range(1, last + 1))
+    run, method, counts = session.dir, session.method, session.inputs.counts
+    numbers = method.rounds(session.config.training.periods)
+    steps = recorded_costs(run, method.numbers, numbers)
     total = sum(steps.values(), Cost())
     summary = {
-        "method": session.config.method,
-        "bandit": session.config.bandit if session.config.budgeted else "none",
-        "rows": pool["usable"],
-        "excluded": pool["excluded"],
-        "selected": [r.summary for r in rounds],
+        "method": method.name,
+        "bandit": method.bandit,
+        "rows": counts["usable"],
+        "excluded": counts["excluded"],
+        "selected": [read_round(run.round(number)).summary for number in numbers],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": total.to_json(),
         "gradient_equivalents": total.gradient_equivalents,
@@ -69,17 +44,48 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
 
     `share_of_cost` has forward passes in it, in gradients.
     """
-    config = session.config
-    times = {"dynamic": config.training.periods, "less": len(config.checkpoints)}.get(config.method)
-    if times is None:
+    times = session.method.full(session.config.training.periods)
+    if not times:
         return {}
-    full = times * len(session.pooled.rows)
+    pooled = session.inputs.pooled
+    full = times * len(pooled)
     return {
         "full": {
-            "method": config.method,
+            "method": session.method.name,
             "pool_gradients": full,
-            "pool_tokens": times * int(session.pooled.lengths.sum()),
+            "pool_tokens": times * int(pooled.lengths.sum()),
             "share_of_pool_gradients": total.pool_gradients / full,
             "share_of_cost": total.gradient_equivalents / full,
         }
     }
+
+
+def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
+    """What each step that is finished has cost, in their order.
+
+    Args:
+        run: the run directory.
+        checkpoints: numbers of the warmup's checkpoints.
+        rounds: numbers of the selections.
+    """
+    files = recorded_files(run, checkpoints, rounds)
+    return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
+
+
+def recorded_files(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, list[Path]]:
+    """The files in which costs are written down, by step."""
+    found: dict[str, list[Path]] = {}
+    numbers = list(checkpoints)
+    for number in numbers:
+        found[numbered("warmup", number, " ")] = [run.checkpoint(number) / "checkpoint.json"]
+    for number in numbers:
+        if run.features_at(number).exists():
+            files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
+            found[numbered("gradients", number, " ")] = files
+    found["cluster"] = [run.clusters.with_suffix(".json")]
+    for number in rounds:
+        found[f"select {number}"] = [run.round(number) / "summary.json"]
+    found["train"] = [run.adapter / "checkpoint.json"]
+    found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
+    there = {step: [file for file in files if file.exists()] for step, files in found.items()}
+    return {step: files for step, files in there.items() if files}

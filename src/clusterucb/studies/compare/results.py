@@ -8,21 +8,23 @@ subtracted, and the error is the sample deviation of these differences over sqrt
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.config import Config
+from clusterucb.config import Config, load
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.run.costs import Cost
+from clusterucb.run.methods import method_of
 from clusterucb.runtime.files import publish, read_json
+from clusterucb.steps.summary import recorded_files
 from clusterucb.studies.compare.cells import Cell
-from clusterucb.studies.compare.sharing import shared_cost
 
 _REFERENCE = "clusterucb"
 _FULL = "dynamic"
@@ -81,11 +83,12 @@ class _Finished:
         steps = {name: cost for name, cost in self.summary["steps"].items() if name != "evaluate"}
         return sum(map(Cost.from_json, steps.values()), Cost())
 
-    @cached_property
-    def really(self) -> Cost:
-        """Of what this run itself computed, evaluation included."""
-        whole, shared = (Cost.from_json(self.summary["total"]), shared_cost(self.cell))
-        return Cost(**{name: value - asdict(shared)[name] for name, value in asdict(whole).items()})
+    def recorded(self) -> Iterator[Path]:
+        """The files in which it is written down what its steps took, of which runs may share some."""
+        config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
+        method = method_of(config)
+        rounds = method.rounds(config.training.periods)
+        yield from chain.from_iterable(recorded_files(self.cell.run, method.numbers, rounds).values())
 
     def scores(self, model: str) -> dict[str, Estimate]:
         """Results of benchmarks, if there are any; other questions are another benchmark."""
@@ -98,6 +101,14 @@ class _Finished:
             for name, task in found.items()
             for metric, values in task["metrics"].items()
         }
+
+
+def _together(runs: Iterable[_Finished]) -> Cost:
+    """What these runs took, with what they share counted once, be it one file or several links to it."""
+    files = {
+        (stat.st_dev, stat.st_ino): path for run in runs for path in run.recorded() for stat in [path.stat()]
+    }
+    return sum(map(Cost.recorded, files.values()), Cost())
 
 
 @dataclass
@@ -144,7 +155,7 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
     cells = list(cells)
     rows: dict[str, _Row] = {}
     for cell in cells:
-        row = rows.setdefault(cell.method.name, _Row(cell.method.name))
+        row = rows.setdefault(cell.preset.name, _Row(cell.preset.name))
         row.states.append(cell.state)
         if cell.state == "finished":
             row.finished.append(_Finished(cell))
@@ -156,7 +167,7 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
         "reference": reference,
         "methods": {name: _method(row, rows, reference, config) for name, row in rows.items()},
         "cells": [_line(cell) for cell in cells],
-        "computed": sum((run.really for run in finished), Cost()).to_json(),
+        "computed": _together(finished).to_json(),
     }
 
 
@@ -206,7 +217,7 @@ def _benchmarks(row: _Row) -> dict[str, Any]:
 
 def _line(cell: Cell) -> dict[str, Any]:
     """One line of comparison.csv."""
-    facts: dict[str, Any] = {"method": cell.method.name, "repetition": cell.repeat, "state": cell.state}
+    facts: dict[str, Any] = {"method": cell.preset.name, "repetition": cell.repeat, "state": cell.state}
     if cell.state != "finished":
         return {**facts, "failure": cell.failure}
     run = _Finished(cell)

@@ -71,35 +71,33 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
     Raises:
         InputError, ConfigError: what the run itself would refuse.
     """
-    total = len(session.pool)
+    total = len(session.inputs.pool)
     chosen: Sequence[int] = range(total)
     if quick:
         rng = np.random.default_rng(session.config.seed)
         chosen = np.sort(rng.choice(total, min(SAMPLE, total), replace=False)).tolist()
         session.check_plan(total)
-        _ = session.policy, session.target, session.holdout
+        session.check_settings()
     else:
         session.check_inputs()
     usable: list[int] = []
     excluded: list[dict[str, object]] = []
-    kept_out = {} if quick else session.screening.kept_out
-    lengths = _lengths(list(session.usable_rows(chosen, kept_out, usable, excluded)))
+    kept_out = {} if quick else session.inputs.screening.kept_out
+    lengths = _lengths(list(session.inputs.usable_rows(chosen, kept_out, usable, excluded)))
     if not usable:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
     rows = max(1, round(total * len(usable) / len(chosen)))
     session.check_plan(rows)
     settings = session.config
-    evaluated = session.encode_all(
-        session.holdout or session.target, settings.training.train_length, "--train-length"
-    )
+    evaluated = session.inputs.evaluation_tokens
     return Facts(
         rows=rows,
         excluded=total - rows,
         numbers=np.array(usable, np.int64),
         gradient_lengths=np.minimum(lengths, settings.gradients.gradient_length),
         training_lengths=np.minimum(lengths, settings.training.train_length),
-        target_lengths=_lengths(session.targeted.tokens),
-        subtasks=len(session.target.subtasks),
+        target_lengths=_lengths(session.inputs.targeted.tokens),
+        subtasks=len(session.inputs.target.subtasks),
         evaluated_lengths=_lengths(evaluated),
     )
 

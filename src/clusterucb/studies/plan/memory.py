@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from clusterucb.config import Config
-from clusterucb.gradients.batches import plan
-from clusterucb.steps.features import number_of_clusters
+from clusterucb.gradients.batches import micro_batches
+from clusterucb.run.session import number_of_clusters
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.probe import Activations
 from clusterucb.studies.plan.sizes import FLOAT, Sizes
@@ -46,7 +46,7 @@ def _gradients(config: Config, facts: Facts, sizes: Sizes, activations: Activati
     batches = [
         lengths[batch]
         for lengths in (facts.gradient_lengths, facts.target_lengths)
-        for batch in plan(lengths, settings.batch_tokens)
+        for batch in micro_batches(lengths, settings.batch_tokens)
     ]
     most = max(map(len, batches))
     padded = max(len(lengths) * int(lengths.max()) for lengths in batches)

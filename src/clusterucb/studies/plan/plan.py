@@ -12,10 +12,9 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import METHODS
-from clusterucb.run.session import Session
+from clusterucb.run.presets import PRESETS
+from clusterucb.run.session import Session, number_of_clusters
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.steps.features import number_of_clusters
 from clusterucb.studies.plan.facts import read_facts
 from clusterucb.studies.plan.memory import memory
 from clusterucb.studies.plan.probe import Activations, Speed, given_speed, probe
@@ -74,7 +73,7 @@ def plan(
     before = kept_before(facts, sizes)
     totals = {
         name: _total(steps_of(other), before)
-        for name, method in METHODS.items()
+        for name, method in PRESETS.items()
         if (other := _as(method.name, config)) is not None
     }
     steps = steps_of(config)
@@ -137,7 +136,7 @@ def _total(steps: Mapping[str, Mapping[str, Any]], before: Mapping[str, int]) ->
 def _as(name: str, config: Config) -> Config | None:
     """The settings of another method, or none if they contradict each other."""
     try:
-        return METHODS[name].config(config, config.repeat, Path(config.out))
+        return PRESETS[name].config(config, config.repeat, Path(config.out))
     except ConfigError:
         return None
 

@@ -22,12 +22,11 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded, encode, fit
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
-from clusterucb.run.session import Session
-from clusterucb.steps.features import number_of_clusters
+from clusterucb.run.session import Session, number_of_clusters
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import hidden_size
 from clusterucb.studies.plan.spending import stored_dim
@@ -132,7 +131,7 @@ class _Chunks:
     config: Config
 
     def by_tokens(self, lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
-        return plan(lengths, min(tokens, self.config.gradients.batch_tokens))
+        return micro_batches(lengths, min(tokens, self.config.gradients.batch_tokens))
 
     def by_rows(self, lengths: NDArray[np.int64], _tokens: int) -> list[NDArray[np.int64]]:
         size = self.config.training.micro_batch
@@ -200,8 +199,8 @@ def _encoded(session: Session, facts: Facts) -> Iterator[Encoded]:
     """Some usable rows, evenly spread over the pool."""
     places = np.unique(np.linspace(0, len(facts.numbers) - 1, ROWS).astype(np.int64))
     for number in facts.numbers[places].tolist():
-        row = session.pool[number]
-        yield encode(row.messages, session.tokenizer, session.chat, row.id)
+        row = session.inputs.pool[number]
+        yield encode(row.messages, session.inputs.tokenizer, session.inputs.chat, row.id)
 
 
 def _fitted(rows: Rows, length: int) -> list[Encoded]:

@@ -12,9 +12,10 @@ from typing import Literal
 
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
-from clusterucb.run.costs import Cost, numbered
+from clusterucb.run.costs import Cost
+from clusterucb.run.directory import numbered
+from clusterucb.run.session import number_of_clusters
 from clusterucb.selection.share import share
-from clusterucb.steps.features import number_of_clusters
 from clusterucb.steps.train import random_rows
 from clusterucb.studies.plan.facts import Facts
 from clusterucb.studies.plan.sizes import FLOAT, Sizes
@@ -78,10 +79,10 @@ def _less(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Pla
     tokens = _random_tokens(config, facts, rows)
     for number in numbers:
         epoch = Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
-        yield numbered("warmup", number), epoch
+        yield numbered("warmup", number, " "), epoch
     for number in numbers:
         if number == 1 or not config.budgeted:
-            yield numbered("gradients", number), _gradients(config, facts)
+            yield numbered("gradients", number, " "), _gradients(config, facts)
     if config.budgeted:
         yield "cluster", _cluster(config, facts, sizes)
     if config.budgeted and len(numbers) > 1:

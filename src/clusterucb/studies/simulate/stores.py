@@ -15,6 +15,7 @@ from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.kmeans import Features
 from clusterucb.features.store import FeatureStore
+from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import check_made_with
 from clusterucb.studies.simulate.less_store import LessFeatures, less_directions, less_file
 from clusterucb.studies.simulate.simulate import Problem
@@ -81,7 +82,7 @@ def read_problems(
 
 def _features_folder(path: Path) -> Path | None:
     """The folder of a store of ours, None for LESS's gradients; InputError for anything else."""
-    for folder in (path / "features", path):
+    for folder in (RunDir(path).features, path):
         if (folder / "manifest.json").is_file():
             return folder
     if less_file(path) is None:
@@ -96,7 +97,7 @@ def _features_folder(path: Path) -> Path | None:
 def _own(path: Path) -> _Store:
     folder = _features_folder(path)
     assert folder is not None
-    file = folder / "directions.safetensors"
+    file = _directions_file(path, folder)
     try:
         store, directions = FeatureStore(folder), load_file(file)["directions"]
     except (OSError, SafetensorError, KeyError) as error:
@@ -104,6 +105,14 @@ def _own(path: Path) -> _Store:
         raise MismatchError(f"{folder}: is damaged ({said}); make it again by `gradients`") from None
     scores = stored_influence(store.features, directions)
     return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
+
+
+def _directions_file(path: Path, folder: Path) -> Path:
+    """The target's directions: a run's, or those beside a folder of features or in the run that it is of."""
+    if folder != path:
+        return RunDir(path).directions_at(1)
+    beside = folder / "directions.safetensors"
+    return beside if beside.exists() else RunDir(folder.parent).directions_at(1)
 
 
 def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: Less) -> Problem:
