@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from test_kill import be_ready, child
+from forks import be_ready, child
 
 
 def serve():
