@@ -237,10 +237,10 @@ class Session:
     @property
     def planned_with(self) -> dict[str, object]:
         """What features of pool rows depend on, as far as it is known without loading the model."""
-        known = {"features": self.config.clustering.features, **self.inputs.tokens_made_with}
-        if not self.method.hidden:
-            known |= {"projection": str(self.projection), "formula": self.config.gradients.formula}
-        return known
+        known = self.inputs.tokens_made_with
+        if self.method.hidden:
+            return {"features": "hidden", **known}
+        return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
 
     @property
     def made_with(self) -> dict[str, object]:
