@@ -187,12 +187,13 @@ class Session:
         check_counts(rows, first, spend, keep, budget=chosen.cap, cold_start=chosen.csp, top_p=chosen.top_p)
 
     def begin(self) -> None:
-        """Load the model and make the settings the run's: all have held for the inputs.
-
-        From here on another `owned` refuses other settings.
-        """
+        """Load the model and make the settings the run's: all have held for the inputs."""
         self.check_plan(self.inputs.counts["usable"])
         self.inputs.load_model()
+        self.settle()
+
+    def settle(self) -> None:
+        """Make the settings the run's: from here on `owned` refuses others."""
         self.world.once(self.dir.config, self._publish_settings)
 
     def _publish_settings(self) -> None:

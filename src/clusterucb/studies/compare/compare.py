@@ -93,7 +93,7 @@ def _settings(out: Path) -> Path:
 
 
 def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: World) -> Inputs:
-    """What all runs read, after every method's settings have held for it."""
+    """What all runs read, after every method's settings have held for it, and for the model."""
     out = RunDir(Path(config.out) / SHARED)
     inputs = Inputs(config, out, screen, world, settled=_settings(Path(config.out)))
     sessions = [Session(cell.config(config), screen, world, inputs) for cell in asked if cell.repeat == 0]
@@ -101,6 +101,8 @@ def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: Worl
         session.check_inputs()
     for session in sessions:
         session.check_plan(inputs.counts["usable"])
+    if not world.has(out.initial):
+        inputs.load_model()
     return inputs
 
 
@@ -112,6 +114,7 @@ def _run(cell: Cell, inputs: Inputs, config: Config) -> None:
     try:
         with session.owned():
             world.lead(cell.retry)
+            session.settle()
             procedure(session)
     except (StorageError, BusyError):  # would fail the others, too, or is over soon
         raise
