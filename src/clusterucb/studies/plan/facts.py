@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
@@ -145,19 +144,13 @@ def model_sizes(config: Config) -> Sizes:
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = empty_model(config)
-        hidden = _hidden_size(model)
+        hidden: int = model.get_output_embeddings().in_features  # type: ignore[operator]
         if config.adapter is not None:
             shapes: list[Sequence[int]] = [*read_adapter_shapes(Path(config.adapter)).values()]
         else:
             adapted = attach_adapter(model, config.lora, config.seed)
             shapes = [parameter.shape for parameter in trainable_parameters(adapted).values()]
     return Sizes(FLOAT * sum(map(math.prod, shapes)), hidden)
-
-
-def _hidden_size(model: nn.Module) -> int:
-    """As the vocabulary head gets it."""
-    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
-    return head.in_features
 
 
 def _lengths(rows: Sequence[Encoded]) -> Lengths:
