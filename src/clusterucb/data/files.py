@@ -171,7 +171,7 @@ def read_errors(name: str) -> Iterator[None]:
             raise StorageError(
                 f"{name}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR to a larger folder"
             ) from error
-        raise InputError(f"{name}: cannot be read ({_short_reason(error)})") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror or _short_reason(error)})") from error
 
 
 def is_hub(source: str | Path) -> bool:
