@@ -46,18 +46,20 @@ def make(folder, suffix):
 
 
 @pytest.mark.parametrize(
-    "suffix", [".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".parquet.gz", ".JSONL"]
-)
-def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix):
+    ("suffix", "unit"),
+    [(".jsonl", "line"), (".json", "row"), (".parquet", "row"), (".jsonl.gz", "line"), (".json.gz", "row"),
+     (".parquet.gz", "row"), (".JSONL", "line")],
+)  # fmt: skip
+def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix, unit):
     lines = Lines.open(make(tmp_path, suffix))
     assert [lines.record(i) for i in reversed(range(len(lines)))] == RECORDS[::-1]
     assert [json.loads(line) for line in lines] == RECORDS
+    assert lines.where(2) == f"{tmp_path}/pool{suffix}, {unit} 3"
 
 
 def test_json_lines_named_json_are_read_as_lines(tmp_path):
     lines = Lines.open(write_lines(tmp_path / "a.json", RECORDS))
-    assert [lines.record(i) for i in range(5)] == RECORDS
-    assert lines.where(4).endswith("a.json, line 5")
+    assert [where for _, where in lines.records()] == [f"{tmp_path}/a.json, line {i}" for i in range(1, 6)]
 
 
 def test_numbers_are_those_of_the_persons_file(tmp_path):
@@ -177,32 +179,25 @@ def test_a_missing_file_a_directory_and_an_unknown_suffix_are_refused(tmp_path):
         assert ".jsonl, .json, .parquet" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", ".parquet.gz"])
-def test_a_damaged_gzip_file_is_refused(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:60] + b"\xff" * 40]
+)
+@pytest.mark.parametrize(
+    ("suffix", "said"),
+    [(".jsonl.gz", "gzip"), (".json.gz", "gzip"), (".parquet.gz", "gzip"), (".parquet", "corrupt parquet")],
+)
+def test_a_damaged_file_is_refused(tmp_path, suffix, said, damage):
     path = make(tmp_path, suffix)
-    data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], b"no gzip at all", data[:40] + b"\xff\xff" + data[42:]):
-        path.write_bytes(damaged)
-        assert "gzip" in refusal(path)
+    path.write_bytes(damage(path.read_bytes()) or b"nothing of its kind")
+    assert said in refusal(path)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz"])
-def test_a_damaged_parquet_file_is_refused(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    data = make(tmp_path, ".parquet").read_bytes()
-    for damaged in (data[: len(data) // 2], b"", data[:60] + b"\xff" * 40 + data[100:]):
-        path.write_bytes(gzip.compress(damaged) if suffix.endswith("gz") else damaged)
-        assert "corrupt parquet" in refusal(path)
-
-
-def test_a_parquet_file_without_rows_is_empty(tmp_path):
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), path)
-    assert "empty" in refusal(path)
-
-
-def test_a_parquet_row_is_named_as_a_row(tmp_path):
-    assert Lines.open(make(tmp_path, ".parquet")).where(2).endswith("pool.parquet, row 3")
+def test_a_packed_parquet_file_is_damaged_where_what_is_packed_is_and_may_be_empty(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"no table"))
+    assert "corrupt parquet" in refusal(tmp_path / "a.parquet.gz")
+    empty = pyarrow.table({"messages": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, tmp_path / "a.parquet")
+    assert "empty" in refusal(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet", ".parquet.gz"])

@@ -1,7 +1,6 @@
 import errno
 import gzip
 import json
-import subprocess
 import sys
 import tracemalloc
 from types import SimpleNamespace
@@ -151,16 +150,6 @@ def test_a_damaged_or_useless_file_is_refused_by_name_and_line(tmp_path, name, f
     message = refusal(name, tmp_path / file)
     assert file in message
     assert said in message
-
-
-def test_importing_the_sources_costs_no_heavy_import():
-    code = (
-        "import sys, clusterucb.sources\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'huggingface_hub'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_refused_file_leaves_an_earlier_result_alone(tmp_path):
