@@ -38,10 +38,15 @@ class Lines:
     reads share one file position. The file is closed with the object.
     """
 
-    def __init__(self, name: str, file: BinaryIO, unit: str) -> None:
+    def __init__(self, name: str, file: BinaryIO, unit: str, places: Iterable[tuple[int, int]]) -> None:
         self.name, self._file, self._unit = name, file, unit
         self._starts, self._numbers = array("q"), array("q")
         weakref.finalize(self, file.close)
+        for start, number in places:
+            self._starts.append(start)
+            self._numbers.append(number)
+        if not len(self):
+            raise InputError(f"{name}: empty, no row in it; expected at least one")
 
     @classmethod
     def open(cls, source: str | Path, name: str | None = None) -> Lines:
@@ -61,28 +66,8 @@ class Lines:
 
         Raises InputError if there are none, OSError if there is no room.
         """
-        lines, at = cls(name, _temporary(), unit), 0
-        for number, line in rows:
-            lines._add(at, number)
-            at += lines._file.write(line.removesuffix(b"\n") + b"\n")
-        lines._file.flush()  # a full disk shows itself here, not at a later read
-        return lines._with_rows()
-
-    @classmethod
-    def _in_place(cls, path: Path, name: str) -> Lines:
-        lines = cls(name, path.open("rb"), "line")
-        for start, number, _ in _numbered(lines._file):
-            lines._add(start, number)
-        return lines._with_rows()
-
-    def _add(self, start: int, number: int) -> None:
-        self._starts.append(start)
-        self._numbers.append(number)
-
-    def _with_rows(self) -> Lines:
-        if not len(self):
-            raise InputError(f"{self.name}: empty, no row in it; expected at least one")
-        return self
+        file = _temporary()
+        return cls(name, file, unit, _written(rows, file))
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -202,7 +187,8 @@ def _open_file(path: Path, name: str) -> Lines:
         met = "".join(path.suffixes[-2:]) or "none"
         raise InputError(f"{path}: unknown suffix ({met}); known: {', '.join(SUFFIXES)}, each also with .gz")
     if kind == ".jsonl" and not _is_packed(path):
-        return Lines._in_place(path, name)
+        file = path.open("rb")
+        return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
     with unpacked(path) as stream:
         if kind == ".parquet":
             return Lines.spooled(_parquet(stream, _is_packed(path), name), name, "row")
@@ -221,6 +207,15 @@ def _numbered(stream: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
         if text and not text.isspace():
             yield at + mark, number, text
         at += len(line)
+
+
+def _written(rows: Iterable[tuple[int, bytes]], file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Write the lines, and say where each begins, with its number."""
+    at = 0
+    for number, line in rows:
+        yield at, number
+        at += file.write(line.removesuffix(b"\n") + b"\n")
+    file.flush()  # a full disk shows itself here, not at a later read
 
 
 def _dumped(records: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
