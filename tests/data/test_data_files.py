@@ -155,8 +155,8 @@ ONE_A_LINE = "Write one whole object a line; a file that holds one array is name
 LINES = {
     b'{"a": 1}\n{"a": }\n': "a.jsonl, line 2: broken JSON at column 7: Expecting value",
     b'{"a": 1}\n[1]\n': f"a.jsonl, line 2: a JSON list, expected an object {{...}}. {ONE_A_LINE}",
-    b'[\n {\n  "prompt": "a"\n }\n]': f"line 1: broken JSON at column 2: Expecting value. {ONE_A_LINE}",
-    b'{\n "prompt": "a"\n}': ONE_A_LINE,
+    b'[\n {\n  "prompt": "a"\n }\n]': f"line 1: unfinished JSON at column 2: Expecting value. {ONE_A_LINE}",
+    b'{\n "prompt": "a"\n}': "a.jsonl, line 1: unfinished JSON at column 2",
     b'{"a": 1}\n\n{"a": "\xff"}\n': "a.jsonl, line 3: not UTF-8 (byte 0xff at 8)",
     b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
     b'{"a": 1}\n{"a": ' + b"[" * 200_000 + b"}": "a.jsonl, line 2: JSON that cannot be read",

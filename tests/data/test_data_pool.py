@@ -108,7 +108,7 @@ def test_ids_of_equal_hash_are_told_apart(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{", "broken JSON"),
+        (b"{", "unfinished JSON"),
         (b'{"text": "x"}', "unknown columns 'text'"),
         (b'{"messages": 3}', "messages is 3"),
         (b'{"prompt": "", "completion": "x"}', "column prompt is empty"),

@@ -111,12 +111,14 @@ def decode_object(raw: bytes, where: str) -> dict[str, Any]:
 
 def decode(raw: bytes, where: str, advice: str = "Fetch it again") -> Any:
     """Parse JSON. Raises InputError naming `where`, ending in `advice`, if it is not UTF-8 or broken."""
+    text = decode_text(raw, where)
     try:
-        return json.loads(decode_text(raw, where))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        kind = "broken" if error.pos < len(text.rstrip()) else "unfinished"
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(
-            f"{where}: broken JSON at {line}column {error.colno}: {error.msg}. {advice}"
+            f"{where}: {kind} JSON at {line}column {error.colno}: {error.msg}. {advice}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: JSON that cannot be read: {error}. {advice}") from error

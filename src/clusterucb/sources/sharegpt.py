@@ -21,6 +21,14 @@ _ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "assistant"), "assistant"),
 }
 _REFUSED = {sender: f"{sender} turn" for sender in ("system", "bing", "bard")}
+# Zero-width space, word joiner, byte order mark. The joiners U+200C and U+200D carry meaning.
+_INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")
+_EXPORTED = re.compile(r'<div class="[^"]*\b(markdown|prose|whitespace-pre-wrap)\b')
+_MARKUP = re.compile(r"<(div|p)[\s>].*</(div|p|ul|ol|pre|table|blockquote|h[1-6])>", re.DOTALL)
+_FENCED = re.compile(r"^([ \t]*```)(.*?)(?=^[ \t]*```|\Z)(^[ \t]*```)?", re.DOTALL | re.MULTILINE)
+_LANGUAGE = r"[A-Za-z][\w+#.-]{0,23}?"
+_BUTTON_IN_FENCE = re.compile(rf"\A\s*({_LANGUAGE})?\n?Copy code\n?")
+_BUTTON_BELOW_LANGUAGE = re.compile(rf"^([ \t]*{_LANGUAGE})\n?Copy code[ \t]*$", re.MULTILINE)
 
 
 def convert_sharegpt(rows: RawRows) -> Iterator[Conversation | Dropped]:
@@ -102,19 +110,11 @@ def _key(record: Mapping[str, Any], number: int) -> str:
     return str(own) if isinstance(own, (str, int)) and str(own) else str(number)
 
 
-# Zero-width space, word joiner, byte order mark. The joiners U+200C and U+200D carry meaning.
-_INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")
-_EXPORTED = re.compile(r'<div class="[^"]*\b(markdown|prose|whitespace-pre-wrap)\b')
-_MARKUP = re.compile(r"<(div|p)[\s>].*</(div|p|ul|ol|pre|table|blockquote|h[1-6])>", re.DOTALL)
-_FENCED = re.compile(r"^([ \t]*```)(.*?)(?=^[ \t]*```|\Z)(^[ \t]*```)?", re.DOTALL | re.MULTILINE)
-_LANGUAGE = r"[A-Za-z][\w+#.-]{0,23}?"
-_BUTTON_IN_FENCE = re.compile(rf"\A\s*({_LANGUAGE})?\n?Copy code\n?")
-_BUTTON_BELOW_LANGUAGE = re.compile(rf"^([ \t]*{_LANGUAGE})\n?Copy code[ \t]*$", re.MULTILINE)
-
-
 def _is_page(text: str, role: str) -> bool:
-    """Whether the turn is HTML of a web page: by the class of ChatGPT's own page or, from the assistant,
-    as all of it is one (`<div` or `<p` at its start, an end tag at its end). Other tags are somebody's code.
+    """Whether the turn is HTML of a web page; other tags are somebody's code.
+
+    It is by the class of ChatGPT's own page or, from the assistant, if all of it is one element after the
+    other (`<div` or `<p` at its start, an end tag at its end).
     """
     return bool(_EXPORTED.match(text) or (role == "assistant" and _MARKUP.fullmatch(text)))
 
