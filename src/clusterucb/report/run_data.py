@@ -26,6 +26,7 @@ from clusterucb.report.examples import Example, chosen_rows, example
 from clusterucb.report.feature_map import FeatureMap, map_features
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
+from clusterucb.run.methods import method_of
 from clusterucb.runtime.files import read_json
 from clusterucb.steps.summary import recorded_costs
 from clusterucb.tasks import TASKS
@@ -187,7 +188,7 @@ def read_run(path: str | Path, name: str | None = None, pool: Pool | None = None
         settings=run.config.read_text(encoding="utf-8"),
         rows=manifest.get("usable"),
         excluded=manifest.get("excluded"),
-        steps=recorded_costs(run, config.checkpoints, numbers),
+        steps=recorded_costs(run, method_of(config), numbers),
         full=(_json(run.summary) or {}).get("full"),
         rounds=rounds,
         periods=_periods(run, config),

@@ -84,6 +84,7 @@ class Session:
         sharded = world.size > 1 and self.config.training.shard == "fsdp"
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
+        self._settled = False
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
@@ -193,17 +194,26 @@ class Session:
         """
         self.check_plan(self.inputs.counts["usable"])
         self.inputs.load_model()
-        self.world.once(self.dir.config, self._publish_settings)
+        self._settle()
 
-    def _publish_settings(self) -> None:
-        if not self.dir.config.exists():
-            with publish(self.dir.config) as part:
-                part.write_text(self.config.to_yaml(), encoding="utf-8")
+    def _settle(self) -> None:
+        """Publish the settings, at the first use of the model."""
+
+        def keep() -> None:
+            if not self.dir.config.exists():
+                with publish(self.dir.config) as part:
+                    part.write_text(self.config.to_yaml(), encoding="utf-8")
+
+        if not self._settled:
+            self.world.once(self.dir.config, keep)
+            self._settled = True
 
     @property
     def model(self) -> PeftModel:
         """The base model with the adapter, which a step gives the weights that it wants."""
-        return self.inputs.model
+        model = self.inputs.model
+        self._settle()
+        return model
 
     @property
     def index(self) -> Index:

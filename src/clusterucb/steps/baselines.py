@@ -31,7 +31,7 @@ from clusterucb.selection.selector import FullScoring
 from clusterucb.selection.share import share
 from clusterucb.steps.bm25 import bm25_scores
 from clusterucb.steps.hidden import represent_pool, represent_target
-from clusterucb.training.adapter import fingerprint_base
+from clusterucb.training.adapter import fingerprint_base, load_adapter
 
 BLOCK = 1024
 """Rows whose hidden states are in memory at once."""
@@ -44,6 +44,7 @@ def select_by_scores(session: Session) -> Round:
     def rank(part: Path) -> None:
         session.check_inputs()
         session.begin()
+        load_adapter(session.model, session.dir.initial)
         selection, cost = SCORES[session.method.name](session, part)
         if session.world.leads:
             pooled = session.inputs.pooled

@@ -8,6 +8,7 @@ from typing import Any
 
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir, numbered
+from clusterucb.run.methods import Method
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import write_json
@@ -21,7 +22,7 @@ def summarise(session: Session) -> dict[str, Any]:
 def _summarise(session: Session) -> dict[str, Any]:
     run, method, counts = session.dir, session.method, session.inputs.counts
     numbers = method.rounds(session.config.training.periods)
-    steps = recorded_costs(run, method.numbers, numbers)
+    steps = recorded_costs(run, method, numbers)
     total = sum(steps.values(), Cost())
     summary = {
         "method": method.name,
@@ -60,29 +61,21 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
     }
 
 
-def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
-    """What each step that is finished has cost, in their order.
-
-    Args:
-        run: the run directory.
-        checkpoints: numbers of the warmup's checkpoints.
-        rounds: numbers of the selections.
-    """
-    files = recorded_files(run, checkpoints, rounds)
+def recorded_costs(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[str, Cost]:
+    """What each finished step of a run has cost, in their order; `rounds` numbers its selections."""
+    files = recorded_files(run, method, rounds)
     return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
 
 
-def recorded_files(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, list[Path]]:
-    """The files in which costs are written down, by step."""
+def recorded_files(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[str, list[Path]]:
+    """The files in which that is written down, by step."""
     found: dict[str, list[Path]] = {}
-    numbers = list(checkpoints)
-    for number in numbers:
+    for number in method.numbers:
         found[numbered("warmup", number, " ")] = [run.checkpoint(number) / "checkpoint.json"]
-    for number in numbers:
-        if run.features_at(number).exists():
-            files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
-            found[numbered("gradients", number, " ")] = files
-    found["cluster"] = [run.clusters.with_suffix(".json")]
+    for number in range(1, method.stored + 1):
+        files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
+        found[numbered("gradients", number, " ")] = files
+    found["cluster"] = [run.clusters.with_suffix(".json")] if method.budgeted else []
     for number in rounds:
         found[f"select {number}"] = [run.round(number) / "summary.json"]
     found["train"] = [run.adapter / "checkpoint.json"]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from cli_helpers import clusterucb, options, read
 from clusterucb.cli.study_tables import show_plan
 from clusterucb.config import load
-from clusterucb.run.methods import METHODS
+from clusterucb.run.presets import PRESETS
 from clusterucb.run.session import Session
 from clusterucb.studies.plan import facts as facts_module
 from clusterucb.studies.plan.facts import model_sizes, read_facts
@@ -42,9 +42,9 @@ def facts(config, tmp_path_factory):
 def spent(settings):
     """The directory of each method's run, after all were run."""
     given = options(settings)
-    outcome = clusterucb("compare", "--methods", ",".join(METHODS), "--seeds", 1, *given)
+    outcome = clusterucb("compare", "--methods", ",".join(PRESETS), "--seeds", 1, *given)
     assert outcome.status == 0, outcome
-    return {name: Path(settings["out"]) / name / "0" for name in METHODS}
+    return {name: Path(settings["out"]) / name / "0" for name in PRESETS}
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def changed(config, section, **settings):
     return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, spent):
     """What a selection decides is an expectation, between the tokens of the shortest and longest rows."""
-    steps = planned_steps(METHODS[name].config(config, 0, spent[name]), facts)
+    steps = planned_steps(PRESETS[name].config(config, 0, spent[name]), facts)
     summary = read(spent[name] / "summary.json")
     assert list(steps) == list(summary["steps"])
     for step, found in summary["steps"].items():
@@ -190,7 +190,7 @@ def test_a_quick_plan_speaks_for_all_rows_by_some(config, monkeypatch, planned):
 def test_a_method_that_the_settings_rule_out_is_left_out(config):
     narrow = changed(config, "selection", top_p=0.5).model_copy(update={"method": "random"})
     found = plan(narrow, tokens_per_second=SPEED)  # top_p is above the budget
-    assert set(found["methods"]) == set(METHODS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
+    assert set(found["methods"]) == set(PRESETS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
     assert "full" not in found
 
 

@@ -89,7 +89,7 @@ class _Finished:
         config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
         method = method_of(config)
         rounds = method.rounds(config.training.periods)
-        yield from chain.from_iterable(recorded_files(self.cell.run, method.numbers, rounds).values())
+        yield from chain.from_iterable(recorded_files(self.cell.run, method, rounds).values())
 
     def scores(self, model: str) -> dict[str, Estimate]:
         """Results of benchmarks, if there are any; other questions are another benchmark."""
