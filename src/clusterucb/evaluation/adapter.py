@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, chat_format
-from clusterucb.errors import ConfigError, InputError
+from clusterucb.errors import ConfigError, InputError, reason
 from clusterucb.evaluation.benchmarks import Benchmarks, check_settings
 from clusterucb.evaluation.harness import VLLM, HuggingFace
 from clusterucb.runtime.screen import Screen
@@ -57,7 +58,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
     check_settings(config)
     tokenizer = load_tokenizer(config)
 
-    def model() -> PeftModel:
+    def load() -> PeftModel:
         screen.say(f"load {config.model}")
         # Trainable, as in a run: so the base's fingerprint, and with it its answers, are the same in both.
         found = open_adapter(load_model(config), adapter, is_trainable=True)
@@ -66,7 +67,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
 
     folder = Path(config.out) / "benchmarks"
     chat = chat_format(config.chat, tokenizer)
-    return benchmarks(config, adapter, folder, model, tokenizer, chat, screen).run()
+    return benchmarks(config, adapter, folder, load, tokenizer, chat, screen).run()
 
 
 def with_base_model(options: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,11 @@ def _check_layers(model: PeftModel, adapter: Path, name: str) -> None:
 def _fingerprint_adapter(adapter: Path) -> str:
     """A hash of the weights and of the settings that say what they mean (alpha, for one)."""
     settings = {**_adapter_settings(adapter), "base_model_name_or_path": None, "inference_mode": None}
-    text = f"{fingerprint_tensors(read_adapter(adapter))} {json.dumps(settings, sort_keys=True)}"
+    try:
+        weights = fingerprint_tensors(read_adapter(adapter))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{adapter}: cannot be read ({reason(error)}); copy the adapter again") from None
+    text = f"{weights} {json.dumps(settings, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
