@@ -217,7 +217,11 @@ BOUNDED = {  # a program, its limits, and what its verdict says
     "time": ("while True: pass", {"seconds": 0.3}, "timed out"),
     "CPU time": ("while True: pass", {"cpu_seconds": 1}, "timed out"),
     "a large list": ("x = [0] * 10 ** 10", {}, "out of memory"),
-    "large objects": (f"{FOREVER}x = bytearray(n * 10 ** 6)", {"memory_bytes": 1 << 27}, "out of memory"),
+    "large objects": (
+        "x = []\nwhile True: x.append(bytearray(10 ** 6))",
+        {"memory_bytes": 1 << 27},
+        "out of memory",
+    ),
     "many objects": ("x = []\nwhile True: x.append([x])", {"memory_bytes": 1 << 27}, "out of memory"),
     "a file": ("open('x', 'wb').write(bytes(1 << 29))", {}, "failed: OSError"),
     "a file with a hole": ("open('x', 'wb').truncate(1 << 29)", {}, "failed: OSError"),
@@ -492,9 +496,7 @@ def test_verdicts_are_in_the_order_of_the_programs():
     assert run_programs([]) == []
 
 
-def test_bad_settings_and_no_room_are_one_clear_line(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match=r"Limits\(seconds=0\): must be more than 0"):
-        Limits(seconds=0)
+def test_a_strange_system_and_no_room_are_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(StorageError, match=r"temporary files: .*; make room, or set TMPDIR"):
         run("pass")

@@ -84,6 +84,8 @@ class _Sheet:
     """Tokens of each prompt, (n,)."""
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
+    facts: Mapping[str, object]
+    """What the answers depend on besides the model."""
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Benchmarks:
         }
 
     def _model(self, who: str) -> dict[str, object]:
-        """What the answers of a model depend on, besides its questions."""
+        """What the answers of a model depend on besides what it is asked."""
         own = {"adapter": self.adapter} if who == "adapter" else {}
         return {**self.engine.base, **own}
 
@@ -176,27 +178,23 @@ class Benchmarks:
         ids = self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = np.array([len(prompt) for prompt in ids], np.int64)
         chunks = list(_chunks(lengths, variant, settings.eval_batch))
-        return _Sheet(name, task, variant, found, left_out, lengths, chunks)
-
-    def _folder(self, sheet: _Sheet, who: str) -> Path:
-        """Where a model's answers go."""
         facts = {
-            **self._model(who),
-            "documents": [[document["context"], document["choices"]] for document in sheet.documents],
-            "variant": repr(sheet.variant),
-            "until": stops(sheet.variant, self.chat),
-            "chunks": [[len(places), batch] for places, batch in sheet.chunks],
+            "documents": [[document["context"], document["choices"]] for document in found],
+            "variant": repr(variant),
+            "until": stops(variant, self.chat),
+            "chunks": [[len(places), batch] for places, batch in chunks],
             "seed": self.config.seed,
-            "engine": self.config.evaluation.engine,
+            "engine": settings.engine,
             "lm_eval": harness_version(),
             "tokenizer": fingerprint(self.tokenizer, self.chat),
         }
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        return self.folder / f"{sheet.name}-{who}-{key}"
+        return _Sheet(name, task, variant, found, left_out, lengths, chunks, facts)
 
     def _answers(self, sheet: _Sheet, who: str) -> Path:
         """The folder of one model's answers, which are asked for if they are not there."""
-        folder = self._folder(sheet, who)
+        facts = json.dumps({**sheet.facts, **self._model(who)}, sort_keys=True)
+        key = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        folder = self.folder / f"{sheet.name}-{who}-{key}"
         if not folder.exists():
             with publish_folder(folder, resume=True) as part:
                 cut = self._cut(sheet)

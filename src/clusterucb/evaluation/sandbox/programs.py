@@ -64,11 +64,6 @@ class Limits:
     threads: int = 64
     """Counted on Linux only."""
 
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise ConfigError(f"Limits({name}={value!r}): must be more than 0")
-
 
 _DEFAULT = Limits()
 
