@@ -15,10 +15,13 @@ from builders import build_model, build_tokenizer
 from clusterucb.config import Common, load_as
 from clusterucb.data.chat import Tulu
 from clusterucb.evaluation.benchmarks import Benchmarks
+from clusterucb.evaluation.documents import documents
+from clusterucb.runtime.screen import Screen
 from clusterucb.tasks import TASKS
 
 ALL = ["mmlu", "bbh", "tydiqa", "gsm8k", "humaneval"]
 TULU = Tulu("<|im_end|>")
+TOKENIZER = build_tokenizer()
 
 
 def write_data(folder):
@@ -124,18 +127,18 @@ def common(data, out, tasks, **changes):
     return load_as(Common, None, {**given, "allow_code_execution": True, **changes})
 
 
-def evaluation(config, engine, chat=TULU, tokenizer=None, made_with=None, **options):
-    """The benchmarks of `config`, asked of an engine that is there already."""
-    made_with = made_with or {"base": {"model": "m"}, "adapter": {"model": "m", "adapter": "a"}}
-    return Benchmarks(
-        config=config,
-        engine=lambda: engine,
-        made_with=lambda: made_with,
-        tokenizer=tokenizer or build_tokenizer(),
-        chat=chat,
-        folder=Path(config.out) / "benchmarks",
-        **options,
-    )
+def evaluation(config, engine, chat=TULU, tokenizer=None, adapter="a", leave_out=()):
+    """The benchmarks of `config`, asked of an engine."""
+    tokenizer, folder = tokenizer or TOKENIZER, Path(config.out) / "benchmarks"
+    unwanted = frozenset(leave_out)
+    return Benchmarks(config, engine, adapter, tokenizer, chat, folder, unwanted, Screen(quiet=True))
+
+
+def of_variant(name, data, chat=TULU):
+    """A benchmark by the name of its variant: the task, the variant, and its questions as documents."""
+    task = next(task for task in TASKS.values() if name in task.variants)
+    found, _ = documents(task, task.variants[name], chat, data)
+    return task, task.variants[name], found
 
 
 class FakeEngine:
@@ -144,9 +147,9 @@ class FakeEngine:
     Of choices, the one that the function gives is the likeliest.
     """
 
-    def __init__(self, reply, window=10**6):
-        self.reply, self.window = reply, window
-        self.batches, self.prompts, self.failures = [], [], iter(())
+    def __init__(self, reply=lambda _who, _prompt, _times: " A", window=10**6, failures=()):
+        self.reply, self.window, self.base = reply, window, {"model": "m"}
+        self.batches, self.prompts, self.failures = [], [], iter(failures)
 
     @contextmanager
     def asked(self, who, batch):

@@ -2,21 +2,13 @@
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from benchmark_helpers import (
-    ALL,
-    TULU,
-    FakeEngine,
-    common,
-    evaluation,
-    short,
-    wide_model,
-    with_adapter,
-    write_data,
-)
+from benchmark_helpers import TULU, FakeEngine, common, evaluation, wide_model, with_adapter
 
 from builders import build_tokenizer
 from clusterucb.data.chat import Template
@@ -25,15 +17,7 @@ from clusterucb.evaluation import benchmarks as module
 from clusterucb.evaluation.harness import HuggingFace
 from clusterucb.tasks import TASKS
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("official"))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    short(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small")
 
 
 @pytest.fixture
@@ -50,7 +34,7 @@ def guess(who, prompt, _times):
 
 
 def folders(out):
-    return sorted(path for path in (out / "benchmarks").iterdir() if path.is_dir())
+    return {path for path in (out / "benchmarks").iterdir() if path.is_dir()}
 
 
 def contents(out):
@@ -103,94 +87,100 @@ def test_bbh_and_tydiqa_weigh_their_subtasks_alike_and_mmlu_its_questions(data, 
 
 
 def test_base_and_adapter_are_asked_the_same_questions_within_the_limit(data, tmp_path):
-    asked = {}
+    asked = set()
     for seed in range(4):
-        engine = FakeEngine(lambda _who, _prompt, _times: " A")
+        engine = FakeEngine()
         config = common(data, tmp_path / str(seed), ["mmlu_0shot"], limit=1, seed=seed)
         results = evaluation(config, engine).run()
-        by_model = [{p for w, p in engine.prompts if w == who} for who in ("base", "adapter")]
-        assert by_model[0] == by_model[1]
-        assert results["benchmarks"]["mmlu_0shot"]["questions"] == len(by_model[0]) == 2
-        asked[seed] = by_model[0]
-    assert len({frozenset(prompts) for prompts in asked.values()}) > 1
+        base, adapter = (frozenset(p for w, p in engine.prompts if w == who) for who in ("base", "adapter"))
+        assert base == adapter
+        assert results["benchmarks"]["mmlu_0shot"]["questions"] == len(base) == 2
+        asked.add(base)
+    assert len(asked) > 1
 
 
 def test_questions_of_the_target_are_not_asked_and_the_results_say_which(data, tmp_path):
-    taken, _ = TASKS["humaneval"].targets(data, 2, 0)
-    engine = FakeEngine(lambda _who, _prompt, _times: "    pass\n")
+    taken, kept = TASKS["humaneval"].targets(data, 2, 0)
+    engine = FakeEngine()
     config = common(data, tmp_path, ["humaneval_pass1"], samples=1)
-    found = evaluation(config, engine, leave_out=frozenset([taken.digest])).run()["benchmarks"]
-    assert found["humaneval_pass1"]["left_out"] == [taken.id]
-    assert found["humaneval_pass1"]["questions"] == 1
+    found = evaluation(config, engine, leave_out=[taken.digest]).run()["benchmarks"]["humaneval_pass1"]
+    assert (found["left_out"], found["questions"]) == ([taken.id], 1)
     assert not any(taken.core in prompt for _, prompt in engine.prompts)
-    assert set(found["humaneval_pass1"]["sandbox"]) >= {"network", "files"}
-
-
-def test_a_target_that_took_all_questions_is_one_line(data, tmp_path):
-    digests = frozenset(question.digest for question in TASKS["humaneval"].targets(data, 2, 0))
-    found = evaluation(common(data, tmp_path, ["humaneval"]), FakeEngine(guess), leave_out=digests)
+    assert set(found["sandbox"]) >= {"network", "files"}
+    nothing_left = evaluation(config, FakeEngine(), leave_out=[taken.digest, kept.digest])
     with pytest.raises(ConfigError, match=r"humaneval_pass1: no question is left .* lower --target-rows"):
-        found.run()
+        nothing_left.run()
 
 
 def test_the_models_are_not_asked_for_before_the_questions_are_read(tmp_path):
-    def never():
-        raise AssertionError("loaded")
-
-    config = common(tmp_path / "nothing", tmp_path / "out", ["gsm8k"])
-    found = evaluation(config, FakeEngine(guess))
-    found.made_with = never
+    engine = SimpleNamespace()  # has nothing to tell
     with pytest.raises(InputError, match=r"gsm8k/test\.jsonl"):
-        found.run()
+        evaluation(common(tmp_path / "nothing", tmp_path / "out", ["gsm8k"]), engine).run()
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 6])
-def test_stopped_after_some_chunks_it_goes_on_and_ends_with_the_same_bytes(
-    stop_at, data, tmp_path, one_by_one
+def publishing(monkeypatch, stop_at=None, when="before"):
+    """What gets its name by being renamed; stops before or after one of these times."""
+    replace, done = Path.replace, []
+
+    def replacing(path, target):
+        done.append(path)
+        if len(done) == stop_at and when == "before":
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[:9])  # as a kill within a write leaves it
+            raise KeyboardInterrupt
+        replace(path, target)
+        if len(done) == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    return done
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_stopped_at_any_publication_it_goes_on_and_ends_with_the_same_bytes(
+    when, data, tmp_path, one_by_one, monkeypatch
 ):
-    """Three chunks a model; no answered question is asked again."""
+    """Three chunks a model. Only a question whose answer was not on the disk yet is asked again."""
     whole = FakeEngine(guess)
-    evaluation(common(data, tmp_path / "whole", ["gsm8k"], eval_batch=1), whole).run()
-    assert len(whole.prompts) == 6
-    config = common(data, tmp_path / "out", ["gsm8k"], eval_batch=1)
-    first, second = FakeEngine(guess), FakeEngine(guess)
-    first.failures = iter([None] * (stop_at - 1) + [KeyboardInterrupt()])
-    with pytest.raises(KeyboardInterrupt):
-        evaluation(config, first).run()
-    evaluation(config, second).run()
-    assert first.prompts + second.prompts == whole.prompts
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert list((tmp_path / "out").rglob("*.part")) == []
+    with monkeypatch.context() as patch:
+        times = publishing(patch)
+        evaluation(common(data, tmp_path / "whole", ["gsm8k"], eval_batch=1), whole).run()
+    assert (len(whole.prompts), len(times)) == (6, 11)
+    for moment in range(1, 12):
+        out, first, second = tmp_path / str(moment), FakeEngine(guess), FakeEngine(guess)
+        config = common(data, out, ["gsm8k"], eval_batch=1)
+        with monkeypatch.context() as patch:
+            publishing(patch, moment, when)
+            with pytest.raises(KeyboardInterrupt):
+                evaluation(config, first).run()
+        evaluation(config, second).run()
+        lost = when == "before" and "chunk" in times[moment - 1].name
+        assert first.prompts[: len(first.prompts) - lost] + second.prompts == whole.prompts
+        assert contents(out) == contents(tmp_path / "whole")
+        assert list(out.rglob("*.part")) == []
 
 
 def test_an_evaluation_that_is_there_is_not_asked_again(data, tmp_path):
-    config = common(data, tmp_path, ALL)
-    first = FakeEngine(lambda _who, _prompt, _times: " A")
-    evaluation(config, first).run()
+    config = common(data, tmp_path, ["mmlu", "bbh", "tydiqa", "humaneval_pass1"], samples=2)
+    evaluation(config, FakeEngine()).run()
     before = contents(tmp_path)
-    again = FakeEngine(guess)
+    again = FakeEngine()
     evaluation(config, again).run()
     assert (again.prompts, again.batches) == ([], [])
     assert contents(tmp_path) == before
 
 
-CHANGES = {
-    "limit": {"limit": 1},
-    "seed": {"seed": 1},
-    "engine": {"engine": "vllm"},
-    "batch": {"eval_batch": 1},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [{"limit": 1}, {"seed": 1}, {"engine": "vllm"}, {"eval_batch": 1}], ids=str
+)
 def test_other_settings_have_other_folders_and_lose_nothing(change, data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "require_harness", lambda _engine: None)
     evaluation(common(data, tmp_path, ["gsm8k"]), FakeEngine(guess)).run()
     before = folders(tmp_path)
     engine = FakeEngine(guess)
-    evaluation(common(data, tmp_path, ["gsm8k"], **CHANGES[change]), engine).run()
+    evaluation(common(data, tmp_path, ["gsm8k"], **change), engine).run()
+    assert before < folders(tmp_path)
     assert len(folders(tmp_path)) == 4
-    assert set(before) < set(folders(tmp_path))
     assert {who for who, _ in engine.prompts} == {"base", "adapter"}
 
 
@@ -205,17 +195,6 @@ def test_another_chat_or_tokenizer_has_another_folder(data, tmp_path):
     assert len(folders(tmp_path)) == 6
 
 
-def test_another_adapter_is_asked_anew_and_its_base_is_not(data, tmp_path):
-    config, base = common(data, tmp_path, ["gsm8k"]), {"model": "m"}
-    for adapter, expected in (("a", {"base", "adapter"}), ("b", {"adapter"})):
-        engine = FakeEngine(guess)
-        made_with = {"base": base, "adapter": {**base, "adapter": adapter}}
-        results = evaluation(config, engine, made_with=made_with).run()
-        assert {who for who, _ in engine.prompts} == expected
-        assert results["made_with"]["adapter"]["adapter"] == adapter
-    assert len(folders(tmp_path)) == 3
-
-
 def test_answers_and_documents_are_kept_in_the_order_of_the_questions(data, tmp_path):
     """They are asked in another: the longest first, which are Finnish here."""
     engine = FakeEngine(lambda _who, prompt, _times: f" {prompt}")
@@ -227,8 +206,10 @@ def test_answers_and_documents_are_kept_in_the_order_of_the_questions(data, tmp_
     )
     ids = [question.id for question in TASKS["tydiqa"].questions(data, 1)]
     assert [s["id"] for s in samples] == [d["id"] for d in documents] == ids
+    assert [s["subtask"] for s in samples] == [d["subtask"] for d in documents]
     prompts = [document["context"] for document in documents]
     assert [s["responses"] for s in samples] == [[f" {prompt}"] for prompt in prompts]
+    assert {"f1", "exact_match"} < set(samples[0])
     asked = [prompt for who, prompt in engine.prompts if who == "adapter"]
     assert sorted(asked) == sorted(prompts)
     assert asked != prompts
@@ -236,58 +217,42 @@ def test_answers_and_documents_are_kept_in_the_order_of_the_questions(data, tmp_
 
 def test_out_of_memory_the_batch_is_halved_until_it_fits(data, tmp_path, monkeypatch):
     """And stays so for the chunks that follow, of this model and benchmark."""
+    error = torch.OutOfMemoryError("CUDA out of memory")
+
+    def batches(name, *failures):
+        engine = FakeEngine(guess, failures=failures)
+        evaluation(common(data, tmp_path / name, ["gsm8k"], eval_batch=8), engine).run()
+        return engine.batches
+
     monkeypatch.setattr(module, "_SMALLEST_CHUNK", 1)
-    whole = FakeEngine(guess)
-    evaluation(common(data, tmp_path / "whole", ["gsm8k"], eval_batch=8), whole).run()
-    engine, error = FakeEngine(guess), torch.OutOfMemoryError("CUDA out of memory")
-    engine.failures = iter([error, error])
-    config = common(data, tmp_path / "out", ["gsm8k"], eval_batch=8)
-    evaluation(config, engine).run()
-    assert whole.batches == [8, 8]
-    assert engine.batches == [8, 4, 2, 8]
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert batches("whole") == [8, 8]
+    assert batches("halved", error, error) == [8, 4, 2, 8]
+    assert contents(tmp_path / "halved") == contents(tmp_path / "whole")
     monkeypatch.setattr(module, "_CHUNK_BATCHES", 0)
-    engine = FakeEngine(guess)
-    engine.failures = iter([error])
-    evaluation(common(data, tmp_path / "chunks", ["gsm8k"], eval_batch=8), engine).run()
-    assert engine.batches == [8, 4, 4, 4, 8, 8, 8]
-
-
-def test_out_of_memory_with_one_question_is_one_line(data, tmp_path):
-    engine = FakeEngine(guess)
-    engine.failures = iter([torch.OutOfMemoryError("CUDA out of memory")] * 9)
+    assert batches("chunks", error) == [8, 4, 4, 4, 8, 8, 8]
     with pytest.raises(ConfigError, match=r"gsm8k/test/\d: out of memory with a single question"):
-        evaluation(common(data, tmp_path, ["gsm8k"], eval_batch=4), engine).run()
-    assert engine.batches == [4, 2, 1]
+        batches("none fits", *[error] * 4)
 
 
 def test_prompts_that_are_longer_than_the_window_are_counted(data, tmp_path):
-    tokenizer = build_tokenizer()
-    config = common(data, tmp_path, ["gsm8k", "mmlu_0shot"])
-    engine = FakeEngine(lambda _who, _prompt, _times: " A")
-    evaluation(config, engine).run()
-    room = 6
-    lengths = sorted(
-        len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        for who, prompt in engine.prompts
-        if who == "base" and "Question: " in prompt
-    )
-    assert len(lengths) == 3
-    for window, cut in ((lengths[-1] + room, 0), (lengths[-1] + room - 1, None), (room + 1, 3)):
-        narrow = FakeEngine(lambda _who, _prompt, _times: " A", window=window)
-        found = evaluation(common(data, tmp_path / str(window), ["gsm8k"]), narrow).run()
-        expected = sum(n + room > window for n in lengths) if cut is None else cut
-        assert found["benchmarks"]["gsm8k"]["cut"] == expected
-    assert expected == 3
-
-
-def test_a_window_that_has_no_room_for_an_answer_is_one_line(data, tmp_path):
-    engine = FakeEngine(guess, window=6)
+    tokenizer, engine, room = build_tokenizer(), FakeEngine(), 6
+    evaluation(common(data, tmp_path, ["gsm8k"]), engine).run()
+    asked = [prompt for who, prompt in engine.prompts if who == "base"]
+    lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
+    longest = max(lengths)
+    for window, cut in (
+        (longest + room, 0),
+        (longest + room - 1, lengths.count(longest)),
+        (room + 1, 3),
+    ):
+        config = common(data, tmp_path / str(window), ["gsm8k"])
+        found = evaluation(config, FakeEngine(window=window)).run()
+        assert found["benchmarks"]["gsm8k"]["cut"] == cut
     with pytest.raises(ConfigError, match="gsm8k: an answer may have 6 tokens, but the model holds 6"):
-        evaluation(common(data, tmp_path, ["gsm8k"]), engine).run()
+        evaluation(common(data, tmp_path / "none", ["gsm8k"]), FakeEngine(window=room)).run()
 
 
-def test_batches_and_chunks_depend_on_the_lengths_of_their_prompts(monkeypatch):
+def test_batches_and_chunks_depend_on_the_lengths_of_their_prompts():
     """A long prompt does not make the batches of short ones small."""
     lengths = np.array([100] * 300 + [8000] * 2)
     variant = TASKS["mmlu"].variants["mmlu_0shot"]
@@ -296,11 +261,8 @@ def test_batches_and_chunks_depend_on_the_lengths_of_their_prompts(monkeypatch):
     assert [len(places) for places, _ in chunks] == [16, 256, 30]
     assert sorted(np.concatenate([places for places, _ in chunks]).tolist()) == list(range(302))
     assert {batch for _, batch in module._chunks(lengths, variant, 5)} == {5}
-
-
-def test_programs_count_in_the_size_of_a_chunk():
-    variant = TASKS["humaneval"].variants["humaneval_pass10"]
-    chunks = list(module._chunks(np.array([100] * 30), variant, 20))
+    programs = TASKS["humaneval"].variants["humaneval_pass10"]
+    chunks = list(module._chunks(lengths[:30], programs, 20))
     assert {len(places) for places, _ in chunks[:-1]} == {4}  # 80 programs, 20 a question
 
 
@@ -309,21 +271,29 @@ def test_a_real_model_is_asked_and_a_tokenizer_without_a_padding_token_stays_the
     tokenizer, model = build_tokenizer(), with_adapter(wide_model())
     tokenizer.pad_token = None
     config = common(data, tmp_path, ["gsm8k", "mmlu_0shot"])
-    engine = HuggingFace(model, tokenizer, TULU)
+    engine = HuggingFace(lambda: model, tokenizer, TULU)
     first = evaluation(config, engine, tokenizer=tokenizer).run()
-    assert len(folders(tmp_path)) == 4
-    again = evaluation(config, None, tokenizer=tokenizer).run()  # no engine: nothing is asked
+    assert tokenizer.pad_token is None
+    silent = SimpleNamespace(base=engine.base)  # cannot be asked
+    again = evaluation(config, silent, tokenizer=tokenizer).run()
     assert again["benchmarks"] == first["benchmarks"]
 
 
-def test_what_cannot_be_evaluated_is_refused(data, tmp_path):
-    for changes, said in (
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"allow_code_execution": False}, "in a sandbox; .* --allow-code-execution"),
         ({"samples": 9}, "samples is 9: pass@10 needs at least 10; raise --samples"),
         ({"tasks": ["gsm8"]}, "unknown benchmark 'gsm8'; did you mean 'gsm8k'"),
         ({"tasks": ["zzz"]}, "unknown benchmark 'zzz'; there are mmlu, bbh"),
-    ):
+        ({"tasks": ["humaneval_pass1"], "samples": 1}, None),
+        ({"tasks": [], "allow_code_execution": False}, None),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(changes, said, data, tmp_path):
+    config = common(data, tmp_path, **{"tasks": ["humaneval"], **changes})
+    if said is None:
+        module.check_settings(config)
+    else:
         with pytest.raises(ConfigError, match=said):
-            module.check_settings(common(data, tmp_path, **{"tasks": ["humaneval"], **changes}))
-    module.check_settings(common(data, tmp_path, ["humaneval_pass1"], samples=1))
-    module.check_settings(common(data, tmp_path, [], allow_code_execution=False))
+            module.check_settings(config)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,20 @@ from numpy.typing import NDArray
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
-from clusterucb.evaluation.harness import (
-    Answered,
-    Document,
-    Engine,
-    ask,
-    documents,
-    harness_version,
-    require_harness,
-    stops,
-)
+from clusterucb.evaluation.documents import Document, documents
+from clusterucb.evaluation.harness import Engine, ask, harness_version, require_harness, stops
 from clusterucb.evaluation.sandbox.programs import protections
-from clusterucb.evaluation.scores import by_subtask, mean
+from clusterucb.evaluation.scores import by_subtask, mean, score
 from clusterucb.runtime.files import publish, publish_folder, read_json, write_json
 from clusterucb.runtime.screen import Screen
-from clusterucb.tasks.chosen import chosen as chosen_variants
+from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task, Variant
 
 MODELS = ("base", "adapter")
-MadeWith = Mapping[str, Mapping[str, object]]
-"""What the answers of each of `MODELS` depend on."""
+Answered = dict[str, Any]
+"""id, subtask, responses (texts, or log-likelihoods of the choices), and each metric's value."""
 
+_SAMPLES = "samples.jsonl"
 _BATCH_TOKENS = 16384
 _LARGEST_BATCH = 64
 _CHUNK_BATCHES = 4
@@ -56,7 +48,7 @@ def check_settings(config: Common) -> None:
         ConfigError: an unknown benchmark, a missing package, HumanEval without leave to run programs.
     """
     settings = config.evaluation
-    variants = chosen_variants(settings.tasks)
+    variants = chosen(settings.tasks)
     if not variants:
         return
     require_harness(settings.engine)
@@ -71,7 +63,7 @@ def check_settings(config: Common) -> None:
             f"{runs_code[0]} runs programs that the model writes, in a sandbox; "
             "if you agree to that, give --allow-code-execution"
         )
-    needed = max((variant.k for _, variant in variants.values()), default=1)
+    needed = max(variant.k for _, variant in variants.values())
     if runs_code and settings.samples < needed:
         raise ConfigError(
             f"samples is {settings.samples}: pass@{needed} needs at least {needed}; raise --samples"
@@ -90,10 +82,10 @@ class _Sheet:
     """Ids of the questions that the adapter was selected for."""
     lengths: NDArray[np.int64]
     """Tokens of each prompt, (n,)."""
-    folders: Mapping[str, Path]
-    """Where the answers of each model go."""
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
+    facts: Mapping[str, object]
+    """What the answers depend on besides the model."""
 
 
 @dataclass
@@ -102,8 +94,8 @@ class Benchmarks:
 
     Args:
         config: which benchmarks, and how.
-        engine: made when the first question is asked.
-        made_with: called once the questions are read.
+        engine: what runs the two.
+        adapter: what the adapter's answers depend on, besides the base.
         tokenizer: the model's.
         chat: its format, the target's too.
         folder: where answers and results go.
@@ -112,13 +104,13 @@ class Benchmarks:
     """
 
     config: Common
-    engine: Callable[[], Engine]
-    made_with: Callable[[], MadeWith]
+    engine: Engine
+    adapter: str
     tokenizer: Any
     chat: ChatFormat
     folder: Path
-    leave_out: frozenset[str] = frozenset()
-    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
+    leave_out: frozenset[str]
+    screen: Screen
 
     def run(self) -> dict[str, Any]:
         """Ask what has not been answered yet; publish and return results.json.
@@ -129,37 +121,30 @@ class Benchmarks:
         """
         check_settings(self.config)
         started = time.monotonic()
-        questions = {name: self._questions(name) for name in self._variants}
-        made_with = self.made_with()
-        sheets = [self._sheet(name, *found, made_with) for name, found in questions.items()]
-        answers: dict[str, dict[str, list[Answered]]] = {sheet.name: {} for sheet in sheets}
-        for who in MODELS:
-            for sheet in sheets:
-                answers[sheet.name][who] = self._answers(sheet, who)
+        sheets = [self._sheet(name, *found) for name, found in self._variants().items()]
+        folders = {who: [self._answers(sheet, who) for sheet in sheets] for who in MODELS}
         results = {
-            "benchmarks": {sheet.name: _compared(sheet, answers[sheet.name]) for sheet in sheets},
-            "made_with": {**made_with, **self._settings()},
+            "benchmarks": {
+                sheet.name: _result(sheet, base, adapter)
+                for sheet, base, adapter in zip(sheets, folders["base"], folders["adapter"], strict=True)
+            },
+            "made_with": self._made_with(),
             "seconds": time.monotonic() - started,
         }
         write_json(self.folder / "results.json", results)
         return results
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return self.engine()
-
-    @cached_property
     def _variants(self) -> dict[str, tuple[Task, Variant]]:
         settings = self.config.evaluation
         return {
             name: (task, replace(variant, samples=settings.samples) if variant.samples > 1 else variant)
-            for name, (task, variant) in chosen_variants(settings.tasks).items()
+            for name, (task, variant) in chosen(settings.tasks).items()
         }
 
-    def _settings(self) -> dict[str, object]:
-        """What the results depend on besides models and questions."""
+    def _made_with(self) -> dict[str, object]:
         settings = self.config.evaluation
         return {
+            **{who: self._model(who) for who in MODELS},
             "chat": self.chat.name,
             "engine": settings.engine,
             "seed": self.config.seed,
@@ -168,15 +153,20 @@ class Benchmarks:
             "lm_eval": harness_version(),
         }
 
-    def _questions(self, name: str) -> tuple[list[Document], list[str]]:
-        task, variant = self._variants[name]
+    def _model(self, who: str) -> dict[str, object]:
+        """What the answers of a model depend on besides what it is asked."""
+        own = {"adapter": self.adapter} if who == "adapter" else {}
+        return {**self.engine.base, **own}
+
+    def _sheet(self, name: str, task: Task, variant: Variant) -> _Sheet:
+        settings = self.config.evaluation
         found, left_out = documents(
             task,
             variant,
             self.chat,
             self.config.data_folder,
             leave_out=self.leave_out,
-            limit=self.config.evaluation.limit,
+            limit=settings.limit,
             seed=self.config.seed,
         )
         if not found:
@@ -184,47 +174,40 @@ class Benchmarks:
                 f"{name}: no question is left to evaluate on, as the target took all of them; "
                 "lower --target-rows"
             )
-        return found, left_out
-
-    def _sheet(
-        self, name: str, found: Sequence[Document], left_out: Sequence[str], made_with: MadeWith
-    ) -> _Sheet:
-        task, variant = self._variants[name]
-        contexts = [document["context"] for document in found]
-        ids = self.tokenizer(contexts, add_special_tokens=False, verbose=False)["input_ids"]
+        prompts = [document["context"] for document in found]
+        ids = self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = np.array([len(prompt) for prompt in ids], np.int64)
-        chunks = list(_chunks(lengths, variant, self.config.evaluation.eval_batch))
+        chunks = list(_chunks(lengths, variant, settings.eval_batch))
         facts = {
             "documents": [[document["context"], document["choices"]] for document in found],
             "variant": repr(variant),
             "until": stops(variant, self.chat),
             "chunks": [[len(places), batch] for places, batch in chunks],
             "seed": self.config.seed,
-            "engine": self.config.evaluation.engine,
+            "engine": settings.engine,
             "lm_eval": harness_version(),
             "tokenizer": fingerprint(self.tokenizer, self.chat),
         }
-        folders = {who: self.folder / f"{name}-{who}-{_key({**facts, **made_with[who]})}" for who in MODELS}
-        return _Sheet(name, task, variant, found, left_out, lengths, folders, chunks)
+        return _Sheet(name, task, variant, found, left_out, lengths, chunks, facts)
 
-    def _answers(self, sheet: _Sheet, who: str) -> list[Answered]:
-        """One model's answers, in the documents' order."""
-        folder = sheet.folders[who]
-        path = folder / "samples.jsonl"
-        if not path.exists():
+    def _answers(self, sheet: _Sheet, who: str) -> Path:
+        """The folder of one model's answers, which are asked for if they are not there."""
+        facts = json.dumps({**sheet.facts, **self._model(who)}, sort_keys=True)
+        key = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        folder = self.folder / f"{sheet.name}-{who}-{key}"
+        if not folder.exists():
             with publish_folder(folder, resume=True) as part:
                 cut = self._cut(sheet)
-                samples = self._asked(sheet, who, part)
-                write_json(part / "asked.json", {"cut": cut, "window": self._engine.window})
+                _write_lines(part / _SAMPLES, self._asked(sheet, who, part))
                 _write_lines(part / "documents.jsonl", sheet.documents)
-                _write_lines(part / path.name, samples)
-                for chunk in part.glob("chunk-*.jsonl"):
-                    chunk.unlink()
-        return _read_lines(path)
+                write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
+        for chunk in folder.glob("chunk-*.jsonl"):  # only now: without them all would be asked again
+            chunk.unlink()
+        return folder
 
     def _cut(self, sheet: _Sheet) -> int:
         """Prompts that are too long for the model; the harness drops their beginning."""
-        window, room = self._engine.window, sheet.variant.max_new_tokens
+        window, room = self.engine.window, sheet.variant.max_new_tokens
         if room >= window:
             raise ConfigError(
                 f"{sheet.name}: an answer may have {room} tokens, but the model holds {window}, prompt "
@@ -251,12 +234,14 @@ class Benchmarks:
     def _chunk(self, sheet: _Sheet, who: str, number: int, batch: int) -> tuple[list[Answered], int]:
         """Answers to one chunk, and the batch that fitted into memory."""
         chunk = [sheet.documents[place] for place in sheet.chunks[number][0]]
+        prompts = [document["context"] for document in chunk]
         seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
         until = stops(sheet.variant, self.chat)
         while True:
             try:
-                with self._engine.asked(who, batch) as lm:
-                    return ask(lm, sheet.task.name, sheet.variant, chunk, until, seed), batch
+                with self.engine.asked(who, batch) as lm:
+                    found = ask(lm, sheet.variant, prompts, until, seed)
+                return [_answered(sheet, *pair) for pair in zip(chunk, found, strict=True)], batch
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise ConfigError(
@@ -267,30 +252,32 @@ class Benchmarks:
             batch //= 2
 
 
-def _compared(sheet: _Sheet, answers: Mapping[str, Sequence[Answered]]) -> dict[str, Any]:
-    """Every metric for both models, and their difference question by question."""
+def _answered(sheet: _Sheet, document: Document, responses: Sequence[Any]) -> Answered:
+    scores = score(sheet.task, sheet.variant, document, responses)
+    return {"id": document["id"], "subtask": document["subtask"], "responses": responses, **scores}
+
+
+def _result(sheet: _Sheet, base: Path, adapter: Path) -> dict[str, Any]:
+    """Every metric for both models by their folders, and their difference question by question."""
+    folders = {"base": base, "adapter": adapter}
+    answers = {who: _read_lines(folder / _SAMPLES) for who, folder in folders.items()}
     subtasks = [document["subtask"] for document in sheet.documents]
-    result: dict[str, Any] = {
+    metrics, parts = {}, {}
+    for metric in sheet.variant.metrics:
+        values = {who: np.array([answered[metric] for answered in answers[who]]) for who in MODELS}
+        values["difference"] = values["adapter"] - values["base"]
+        metrics[metric] = {what: mean(v, subtasks, macro=sheet.variant.macro) for what, v in values.items()}
+        parts[metric] = {what: by_subtask(v, subtasks) for what, v in values.items()}
+    return {
         "questions": len(sheet.documents),
         "shots": sheet.variant.shots,
         "left_out": list(sheet.left_out),
-        "cut": read_json(sheet.folders[MODELS[0]] / "asked.json")["cut"],
-        "metrics": {},
-        "by_subtask": {},
-        "answers": {who: folder.name for who, folder in sheet.folders.items()},
+        "cut": read_json(base / "asked.json")["cut"],
+        "metrics": metrics,
+        "by_subtask": parts,
+        "answers": {who: folder.name for who, folder in folders.items()},
+        **({"sandbox": protections()} if sheet.task.name == "humaneval" else {}),
     }
-    if sheet.task.name == "humaneval":
-        result["sandbox"] = protections()
-    for metric in sheet.variant.metrics:
-        values = {who: np.array([a[metric] for a in answers[who]], np.float64) for who in MODELS}
-        values["difference"] = values["adapter"] - values["base"]
-        result["metrics"][metric] = {
-            what: mean(v, subtasks, macro=sheet.variant.macro).to_json() for what, v in values.items()
-        }
-        result["by_subtask"][metric] = {
-            what: {s: m.to_json() for s, m in by_subtask(v, subtasks).items()} for what, v in values.items()
-        }
-    return result
 
 
 def _chunks(
@@ -308,10 +295,6 @@ def _chunks(
 
 def _batch(longest: int) -> int:
     return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
-
-
-def _key(facts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,9 +1,9 @@
 """Run programs that a language model wrote, without trusting them.
 
-Each program gets a process of its own (child.py), with only the standard library, an empty
-environment, an empty working directory that is deleted afterwards, and limits on time, memory and disk. On
-Linux it can also neither read nor write other files, nor start processes, nor use the network. `protections`
-says what this system prevents. Knows programs, not the task that they solve.
+Each program gets a process of its own (child.py), with only the standard library, an empty environment, an
+empty working directory that is deleted afterwards, and limits on time, memory and disk. On Linux it can also
+neither read nor write other files, nor start processes, nor use the network. `protections` says what this
+system prevents. Knows programs, not the task that they solve.
 
 A program passes when its last statement was reached: only then does the child send a random token back. Exit
 status and output count for nothing. Program and tests share one interpreter, so a program that searches the
@@ -12,6 +12,7 @@ interpreter's memory for the token, or answers every comparison with True, can p
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import selectors
@@ -21,14 +22,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import IO, TypeAlias
 
 from clusterucb.errors import ConfigError, StorageError
@@ -63,11 +63,6 @@ class Limits:
     open_files: int = 64
     threads: int = 64
     """Counted on Linux only."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise ConfigError(f"Limits({name}={value!r}): must be more than 0")
 
 
 _DEFAULT = Limits()
@@ -107,70 +102,46 @@ def _protections() -> dict[str, str]:
     return in_force
 
 
-def run_program(program: str, limits: Limits = _DEFAULT) -> Verdict:
-    """Run the whole text of a program: definitions, tests and the call of the tests.
-
-    Raises:
-        ConfigError: on Windows.
-        StorageError: there is no room for temporary files.
-    """
-    return run_programs([program], limits, workers=1)[0]
-
-
-def run_programs(
-    programs: Iterable[str],
-    limits: Limits = _DEFAULT,
-    workers: int | None = None,
-    progress: Callable[[int], None] = lambda _programs: None,
-) -> list[Verdict]:
-    """Run several programs, `workers` at a time (default: one a CPU); the verdicts in the programs' order.
+def run_programs(programs: Iterable[str], limits: Limits = _DEFAULT) -> list[Verdict]:
+    """Run whole texts, definitions, tests and the call of the tests, one a CPU at a time.
 
     When this process is interrupted or killed, the programs end with it; only one that is killed leaves the
     working directories behind.
 
     Args:
-        programs: whole texts, each with its tests and the call of the tests.
+        programs: each with its tests and the call of the tests.
         limits: of each program.
-        workers: how many run at once; each may use all of `limits`.
-        progress: told 1 for each program that ended.
+
+    Returns:
+        The verdicts in the programs' order.
 
     Raises:
-        ConfigError: on Windows, or no worker.
+        ConfigError: on Windows.
         StorageError: there is no room for temporary files.
     """
     _check_system()
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers={workers}: must be at least 1")
     stop = threading.Event()
     # Only the main thread is interrupted, at any point: so none of it owns a process or a folder.
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
         futures = [pool.submit(_run, program, limits, stop) for program in programs]
-        for future in _as_they_end(futures):
-            future.result()
-            progress(1)
+        _wait(futures)
         return [future.result()[1] for future in futures]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _as_they_end(futures: Sequence[Future[_Ran]]) -> Iterator[Future[_Ran]]:
-    """The futures in the order of their ends, in short waits: Python acts on an interrupt between them.
+def _wait(futures: Sequence[Future[_Ran]]) -> None:
+    """Until all have ended or one has failed, in short waits: Python acts on an interrupt between them.
 
     One that comes just before a wait without end, or that another thread receives, would wait for its end.
     """
-    ended: SimpleQueue[Future[_Ran]] = SimpleQueue()
-    for future in futures:
-        future.add_done_callback(ended.put)
-    waiting = len(futures)
+    waiting = set(futures)
     while waiting:
-        try:
-            future = ended.get(timeout=_POLL_SECONDS)
-        except Empty:
-            continue
-        waiting -= 1
-        yield future
+        ended, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+        for future in ended:
+            future.result()
 
 
 def _check_system() -> None:
@@ -228,8 +199,8 @@ def _environment() -> dict[str, str]:
 def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The started process and the pipe it answers through; dead at the end, with all of its group."""
     channel, end = os.pipe()
-    try:
-        try:
+    with io.FileIO(channel):
+        with io.FileIO(end, "w"):
             process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-B", "-X", "utf8", str(_CHILD), str(end)],
                 stdin=request,
@@ -240,16 +211,12 @@ def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[
                 pass_fds=[end],
                 start_new_session=True,
             )
-        finally:
-            os.close(end)
         try:
             yield process, channel
         finally:
             with suppress(ProcessLookupError, PermissionError):  # macOS forbids it where all are dead
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    finally:
-        os.close(channel)
 
 
 def _watch(
@@ -289,12 +256,12 @@ def _verdict(answer: bytes, token: bytes, stopped: str, status: int) -> Verdict:
         return Verdict(False, stopped)
     if secrets.compare_digest(answer, token):
         return Verdict(True, "passed")
-    if answer == b"MemoryError":
+    told = answer.decode("utf-8", "replace")
+    if told == "MemoryError":
         return Verdict(False, "out of memory")
-    if answer.startswith(b"SystemExit"):
-        return Verdict(False, _line(f"ended early ({answer.decode('utf-8', 'replace')})"))
-    if answer:
-        return Verdict(False, _line(f"failed: {answer.decode('utf-8', 'replace')}"))
+    if told:
+        early = told.startswith("SystemExit")
+        return Verdict(False, _line(f"ended early ({told})" if early else f"failed: {told}"))
     if status == -signal.SIGXCPU:
         return Verdict(False, "timed out")
     return Verdict(False, f"killed by signal {-status}" if status < 0 else f"ended early (status {status})")
