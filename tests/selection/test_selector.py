@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusterucb.errors import InputError
 from clusterucb.selection.bandit import select
 from clusterucb.selection.policies import UCB1
 from clusterucb.selection.selector import ClusterUCB, FullScoring
@@ -66,10 +65,3 @@ def test_the_bandit_as_a_value_is_select_with_its_settings():
     assert same(found, select(clusters, Scores(values), UCB1(), seed=7, on_draw=expected.append, **given))
     assert [draw.rows.tolist() for draw in draws] == [draw.rows.tolist() for draw in expected]
     assert value.spend == found.spent == 45
-
-
-def test_a_score_that_is_no_number_is_named():
-    values = np.ones(6)
-    values[4] = np.nan
-    with pytest.raises(InputError, match="row 4 scored nan"):
-        FullScoring(np.zeros(6, np.int64), 0.5)(Scores(values))

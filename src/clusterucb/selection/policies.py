@@ -2,10 +2,6 @@
 
 A policy is any function from `Arms` to one number an open arm, the larger the better; of equal arms the
 first in id order is drawn. Formulas: ClusterUCB (Wang et al., Findings of EMNLP 2025, arXiv 2506.10288).
-An arm without a draw comes first, except with `Random`.
-
-A policy may have a ceiling: what the score of an arm cannot exceed while others are drawn. Then not every
-arm is scored for every draw (shortlist.py), and the arms drawn are the same.
 """
 
 # ruff: noqa: D102  (a policy has its formula in the docstring of its class)
@@ -22,7 +18,6 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
-from clusterucb.selection.shortlist import HORIZON, Ceiling
 
 Scores = NDArray[np.float64]
 Policy = Callable[[Arms], Scores]
@@ -42,11 +37,7 @@ class UCBBeta:
             raise ConfigError(f"UCBBeta(beta={self.beta}): must be a finite number, 0 or more")
 
     def __call__(self, arms: Arms) -> Scores:
-        return _undrawn_first(arms, arms.mean + self.beta * arms.std)
-
-    def ceiling(self, arms: Arms) -> Ceiling:
-        """The score itself: it changes with draws of the arm only."""
-        return Ceiling(self(arms))
+        return arms.mean + self.beta * arms.std
 
 
 @dataclass(frozen=True)
@@ -54,16 +45,8 @@ class UCB1:
     """`mean + sqrt(2 ln T / n)`, T the draws of all arms (Auer, Cesa-Bianchi and Fischer, 2002)."""
 
     def __call__(self, arms: Arms) -> Scores:
-        return self._at(arms, arms.total)
-
-    def ceiling(self, arms: Arms) -> Ceiling:
-        """The score some draws from now, as it rises with T."""
-        last = arms.total + HORIZON
-        return Ceiling(self._at(arms, last), lambda _: () if arms.total <= last else None)
-
-    def _at(self, arms: Arms, total: int) -> Scores:
-        n = np.maximum(arms.n, 1) if arms.undrawn else arms.n
-        return _undrawn_first(arms, arms.mean + np.sqrt(2 * math.log(max(total, 1)) / n))
+        bonus: Scores = np.sqrt(2 * math.log(arms.total) / arms.n)
+        return arms.mean + bonus
 
 
 @dataclass(frozen=True)
@@ -76,22 +59,11 @@ class UCBThreshHard:
     ucb_p: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_ucb_p(self, self.ucb_p)
+        _check_ucb_p(self)
 
     def __call__(self, arms: Arms) -> Scores:
         reached = arms.share_above(self.ucb_p)
-        return _undrawn_first(arms, reached if np.count_nonzero(reached) else arms.largest)
-
-    def ceiling(self, arms: Arms) -> Ceiling:
-        """The score itself: without a draw of the arm, it rises only where tau sinks to earlier ones."""
-        some_reached = np.count_nonzero(arms.reach(self.ucb_p))
-
-        def above(score: float) -> list[int] | None:
-            if some_reached and not np.count_nonzero(arms.reach(self.ucb_p)):
-                return None  # the policy would compare largest draws now
-            return arms.passed(self.ucb_p, score if some_reached else 0.0)
-
-        return Ceiling(self(arms), above)
+        return reached if reached.any() else arms.largest
 
 
 @dataclass(frozen=True)
@@ -106,19 +78,10 @@ class UCBThreshNormal:
     ucb_p: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_ucb_p(self, self.ucb_p)
+        _check_ucb_p(self)
 
     def __call__(self, arms: Arms) -> Scores:
-        return self._at(arms, arms.threshold(self.ucb_p))
-
-    def ceiling(self, arms: Arms) -> Ceiling:
-        """The score at a tau as low as some draws hardly bring it: a draw moves it by a deviation over T."""
-        tau = arms.threshold(self.ucb_p)
-        lowest = tau - (arms.mean.std() + arms.std.mean()) * HORIZON / arms.total
-        return Ceiling(self._at(arms, lowest), lambda _: () if arms.threshold(self.ucb_p) >= lowest else None)
-
-    def _at(self, arms: Arms, tau: float) -> Scores:
-        return _undrawn_first(arms, (arms.mean - tau) / np.maximum(arms.std, STD_FLOOR))
+        return (arms.mean - arms.threshold(self.ucb_p)) / np.maximum(arms.std, STD_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -153,10 +116,6 @@ def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25, names: Sequence
     raise ConfigError(f"policy({name!r}): must be one of {', '.join(names)}{hint}")
 
 
-def _undrawn_first(arms: Arms, scores: Scores) -> Scores:
-    return np.where(arms.n == 0, np.inf, scores) if arms.undrawn else scores
-
-
-def _check_ucb_p(value: UCBThreshHard | UCBThreshNormal, ucb_p: float) -> None:
-    if not 0 < ucb_p <= 1:
-        raise ConfigError(f"{type(value).__name__}(ucb_p={ucb_p}): must be between 0 and 1, and not 0")
+def _check_ucb_p(value: UCBThreshHard | UCBThreshNormal) -> None:
+    if not 0 < value.ucb_p <= 1:
+        raise ConfigError(f"{type(value).__name__}(ucb_p={value.ucb_p}): must be between 0 and 1, and not 0")
