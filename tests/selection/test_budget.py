@@ -40,16 +40,20 @@ def test_by_row_a_budget_may_be_less_than_what_is_kept_and_than_one_row_of_each_
     assert (budget.spend(100), budget.keep(100)) == (1, 5)
 
 
+RANGE = "must be above 0 and at most 1, of the pool"
+ROOM = "0.02 (--csp) of each of k={k} clusters, at least 1; raise budget or lower k"
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: Budget(0.0), "budget is 0.0: must be above 0 and at most 1, a share of the pool"),
-        (lambda: Budget(1.5), "budget is 1.5: must be above 0 and at most 1, a share of the pool"),
-        (lambda: Budget(math.nan), "budget is nan: must be above 0 and at most 1, a share of the pool"),
-        (lambda: Budget(top_p=-0.1), "top_p is -0.1: must be above 0 and at most 1, a share of the pool"),
+        (lambda: Budget(0.0), f"Budget(budget=0.0): {RANGE}"),
+        (lambda: Budget(1.5), f"Budget(budget=1.5): {RANGE}"),
+        (lambda: Budget(math.nan), f"Budget(budget=nan): {RANGE}"),
+        (lambda: Budget(top_p=-0.1), f"Budget(top_p=-0.1): {RANGE}"),
         (
             lambda: Budget(cold_start=1.1),
-            "cold_start (--csp) is 1.1: must be between 0 and 1, a share of every cluster",
+            "Budget(cold_start=1.1): must be between 0 and 1, of every cluster (--csp)",
         ),
         (
             lambda: Budget(0.1, cold_start=0.2),
@@ -66,13 +70,11 @@ def test_by_row_a_budget_may_be_less_than_what_is_kept_and_than_one_row_of_each_
         (lambda: Budget().keep(0), "top_p is 0.05: selects none of 0 rows; raise it to 1.0"),
         (
             lambda: Budget().cold_draws([3] * 30 + [10, 0]),
-            "budget 0.2 is 20 of 100 rows, but the cold start takes 31: "
-            "0.02 (--csp) of each of k=31 clusters, at least 1; raise budget or lower k",
+            f"budget 0.2 is 20 of 100 rows, but the cold start takes 31: {ROOM.format(k=31)}",
         ),
         (
             lambda: Budget().check_clusters(21, 100),
-            "budget 0.2 is 20 of 100 rows, but the cold start takes 21: "
-            "0.02 (--csp) of each of k=21 clusters, at least 1; raise budget or lower k",
+            f"budget 0.2 is 20 of 100 rows, but the cold start takes 21: {ROOM.format(k=21)}",
         ),
         (
             lambda: Budget(by_row=True).check_clusters(101, 100),

@@ -10,7 +10,7 @@ from clusterucb.selection.bandit import select
 from clusterucb.selection.known import Known
 from clusterucb.selection.linear_ucb import LinearUCB, _Belief, _first, linear_ucb
 from clusterucb.selection.policies import UCBBeta
-from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, named_policy
+from clusterucb.selection.selector import ClusterUCB, RowUCB, named_policy
 
 
 class Pool:
@@ -192,6 +192,12 @@ def test_the_same_seed_gives_the_same_selection_and_another_seed_other_draws():
     assert one.drawn.tolist() == again.drawn.tolist() != other.drawn.tolist()
 
 
+def constant(n, score, **shares):
+    """linear_ucb where all rows are alike."""
+    known = Known.estimates(np.zeros(n))
+    return linear_ucb(np.zeros(n, int), known, lambda rows: np.full(len(rows), score), **shares)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -203,10 +209,8 @@ def test_the_same_seed_gives_the_same_selection_and_another_seed_other_draws():
         (lambda: Known(np.zeros(3), np.zeros((2, 4)), np.zeros(3, int)), r"must be \(3, D\) and \(3,\)"),
         (lambda: Known(np.zeros(1), np.full((1, 2), np.inf), np.zeros(1, int)), r"row 0 has a number"),
         (lambda: linear_ucb([0, 1], Known.estimates(np.zeros(3)), len), r"clusters of 2 rows, known of 3"),
-        (
-            lambda: linear_ucb(np.zeros(9, int), Known.estimates(np.zeros(9)), len, budget=0.1),
-            r"budget is 0\.1: draws none of 9 rows; raise it to 0\.12",
-        ),
+        (lambda: constant(9, 0, budget=0.1), r"budget is 0\.1: draws none of 9 rows; raise it to 0\.12"),
+        (lambda: constant(20, np.inf), r"influence of row \d+ is inf"),
         (lambda: RowUCB(np.zeros(20, int))(len), r"RowUCB: needs features of all rows; give what is known"),
         (lambda: ClusterUCB(np.zeros(20, int), draw_order="stale")(len), r"needs estimates of all rows"),
         (lambda: named_policy("linear_usb"), r"must be one of .*linear_ucb; did you mean 'linear_ucb'\?"),
@@ -216,16 +220,3 @@ def test_a_mistake_is_one_line_that_names_it(make, message):
     with pytest.raises((ConfigError, InputError), match=message) as error:
         make()
     assert "\n" not in str(error.value)
-
-
-def test_a_failing_row_is_named():
-    scores = np.zeros(40)
-    scores[7] = np.inf
-    with pytest.raises(InputError, match="influence of row 7 is inf"):
-        linear_ucb(np.zeros(40, int), Known.estimates(-np.arange(40.0)), lambda r: scores[r], budget=0.9)
-
-
-def test_a_budget_of_all_rows_is_the_full_method():
-    pool = Pool(0)
-    full, ours = FullScoring(pool.clusters)(pool), RowUCB(pool.clusters, budget=1.0)(pool)
-    assert (ours.rows.tolist(), ours.scores.tolist()) == (full.rows.tolist(), full.scores.tolist())

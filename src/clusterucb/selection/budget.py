@@ -35,10 +35,10 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in (("budget", self.budget), ("top_p", self.top_p)):
             if not 0 < value <= 1:
-                raise ConfigError(f"{name} is {value}: must be above 0 and at most 1, a share of the pool")
+                raise ConfigError(f"Budget({name}={value}): must be above 0 and at most 1, of the pool")
         if not 0 <= self.cold_start <= 1:
             raise ConfigError(
-                f"cold_start (--csp) is {self.cold_start}: must be between 0 and 1, a share of every cluster"
+                f"Budget(cold_start={self.cold_start}): must be between 0 and 1, of every cluster (--csp)"
             )
         if self.by_row:
             return
