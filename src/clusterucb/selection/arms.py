@@ -7,11 +7,11 @@ are thresholds, which two heaps of the distinct draws on either side of a quanti
 
 from __future__ import annotations
 
+import copy
 import math
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping
-from copy import copy
 from heapq import heappop, heappush
 from typing import Any
 
@@ -74,7 +74,7 @@ class Arms:
 
     def copy(self) -> Arms:
         """The same arms, in which draws can be imagined."""
-        twin = copy(self)
+        twin = copy.copy(self)
         twin._show(**{name: column.copy() for name, column in self._columns.items()})
         return twin
 

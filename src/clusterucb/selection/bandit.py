@@ -120,10 +120,10 @@ def select(
             if on_draw is not None:
                 on_draw(Draw(next(steps), arm, rows, own, cold))
 
+    choose = _best_arm if draw_batch_arms == "one" else _best_arms
     draw(first, cold=True)
     while (left := spend - arms.total) > 0:
-        size = min(draw_batch, left)
-        draw({_best(policy, arms): size} if draw_batch_arms == "one" else _best_each(policy, arms, size))
+        draw(choose(policy, arms, min(draw_batch, left)))
     in_pool_order = np.argsort(drawn)
     kept = in_pool_order[top(drawn_scores[in_pool_order], keep)]
 
@@ -152,7 +152,11 @@ def _best(policy: Policy, arms: Arms) -> int:
     return int(arms.ids[at])
 
 
-def _best_each(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
+def _best_arm(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
+    return {_best(policy, arms): draws}
+
+
+def _best_arms(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
     """Arm -> rows to draw from it, `draws` in all: the best arms as if each draw had scored its arm's mean.
 
     That changes no mean but makes the arm surer, so arms share a batch, as Gaussian processes' points do in

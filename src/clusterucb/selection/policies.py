@@ -50,35 +50,35 @@ class UCB1:
 
 
 @dataclass(frozen=True)
-class UCBThreshHard:
-    """The fraction of the arm's draws >= tau, the top-`ucb_p` quantile of all draws so far.
-
-    Where the fraction of every open arm is zero: the arm's largest single draw.
-    """
+class _Thresholded:
+    """What a policy by threshold has."""
 
     ucb_p: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_ucb_p(self)
+        if not 0 < self.ucb_p <= 1:
+            name = type(self).__name__
+            raise ConfigError(f"{name}(ucb_p={self.ucb_p}): must be between 0 and 1, and not 0")
+
+
+class UCBThreshHard(_Thresholded):
+    """The fraction of the arm's draws >= tau, the top-`ucb_p` quantile of all draws so far.
+
+    Where the fraction of every open arm is zero: the arm's largest single draw.
+    """
 
     def __call__(self, arms: Arms) -> Scores:
         reached = arms.share_above(self.ucb_p)
         return reached if reached.any() else arms.largest
 
 
-@dataclass(frozen=True)
-class UCBThreshNormal:
+class UCBThreshNormal(_Thresholded):
     """The chance `1 - Phi(z)` of a draw above tau, `z = (tau - mean) / std`, if the arm's draws were normal.
 
     Returned is `-z`. `1 - Phi` falls strictly with z, so both order the arms alike; but in floats it is
     exactly 0 or 1 for any z beyond 38 or below -8, where `-z` still tells arms apart. The std of an arm
     of equal draws, such as a single one, is taken as `STD_FLOOR`.
     """
-
-    ucb_p: float = 0.25
-
-    def __post_init__(self) -> None:
-        _check_ucb_p(self)
 
     def __call__(self, arms: Arms) -> Scores:
         return (arms.mean - arms.threshold(self.ucb_p)) / np.maximum(arms.std, STD_FLOOR)
@@ -114,8 +114,3 @@ def policy(name: str, *, beta: float = 1.0, ucb_p: float = 0.25, names: Sequence
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"policy({name!r}): must be one of {', '.join(names)}{hint}")
-
-
-def _check_ucb_p(value: UCBThreshHard | UCBThreshNormal) -> None:
-    if not 0 < value.ucb_p <= 1:
-        raise ConfigError(f"{type(value).__name__}(ucb_p={value.ucb_p}): must be between 0 and 1, and not 0")
