@@ -62,7 +62,7 @@ class Arms:
 
     def record(self, arm: int, scores: NDArray[np.float64]) -> None:
         """Count draws of the open arm with id `arm`; `scores` is float[b], 1 <= b <= its unseen rows."""
-        at, moments, values = self._at[arm], self._moments[arm], scores.tolist()
+        at, moments, values = self.ids.searchsorted(arm), self._moments[arm], scores.tolist()
         moments.add(values)
         self._scores.extend(values)
         self._slots.extend([self._columns["slot"][at]] * len(values))
@@ -84,13 +84,13 @@ class Arms:
         So `n`, `unseen` and `total` count it, the mean stays and the deviation shrinks. What is known of
         real draws only stays: the largest draw, thresholds, and the draws that reach them.
         """
-        at = self._at[arm]
+        at = self.ids.searchsorted(arm)
         n = self._columns["n"][at]
         self._columns["std"][at] *= math.sqrt(n / (n + 1))
         self.total += 1
         self._count(at, 1)
 
-    def _count(self, at: int, draws: int) -> None:
+    def _count(self, at: np.intp, draws: int) -> None:
         columns = self._columns
         columns["n"][at] += draws
         columns["unseen"][at] -= draws
@@ -100,7 +100,6 @@ class Arms:
     def _show(self, **columns: NDArray[Any]) -> None:
         """Public arrays are read-only views, so that a policy cannot change what it is shown."""
         self._columns = columns
-        self._at = {arm: at for at, arm in enumerate(columns["ids"].tolist())}
         for name in ("ids", "n", "unseen", "mean", "std", "largest"):
             view = columns[name].view()
             view.flags.writeable = False
