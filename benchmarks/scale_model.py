@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.run.session import number_of_clusters
+from clusterucb.run.methods import number_of_clusters
 from clusterucb.studies.plan.facts import Facts, Sizes, model_sizes
 from clusterucb.studies.plan.spending import Planned, planned_steps
 from clusterucb.training.adapter import attach_adapter

@@ -297,7 +297,7 @@ class Config(Common):
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
-        chosen, spent = self.selection, f"budget {self.selection.cap}"
+        chosen = self.selection
         weights, checkpoints = self.less.less_weights, self.less.less_checkpoints
         if weights and (len(weights) != checkpoints or not sum(weights)):
             raise ConfigError(
@@ -315,18 +315,6 @@ class Config(Common):
             raise ConfigError(
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
                 f"use --policy linear_ucb, or a share such as --budget 0.2"
-            )
-        if not self.budgeted or chosen.by_row:
-            return
-        if chosen.cap < chosen.csp:
-            raise ConfigError(
-                f"{spent} is below csp {chosen.csp}: the cold start is part of the budget; "
-                f"raise --budget or lower --csp"
-            )
-        if chosen.cap < chosen.top_p:
-            raise ConfigError(
-                f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
-                f"raise --budget or lower --top-p"
             )
 
     def _check_features(self) -> None:

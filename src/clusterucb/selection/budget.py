@@ -5,11 +5,12 @@ Its shares are checked when it is made, before a pool is known; what they are in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.share import cold_draws, share, smallest_share
+from clusterucb.selection.share import share, smallest_share
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Budget:
         """
         if self.by_row:
             return [0] * len(sizes)
-        first = [cold_draws(self.cold_start, size) if size else 0 for size in sizes]
+        first = [max(1, share(self.cold_start, size)) if size else 0 for size in sizes]
         self._check_cold_start(sum(first), sum(map(bool, sizes)), sum(sizes))
         return first
 
@@ -88,6 +89,11 @@ class Budget:
                 f"budget {self.budget} is {spend} of {rows} rows, but the cold start takes {draws}: "
                 f"{self.cold_start} (--csp) of each of k={k} clusters, at least 1; raise budget or lower k"
             )
+
+
+def default_k(n: int, budget_rows: int) -> int:
+    """`sqrt(n)` clusters, rounded; at most half the rows of the budget, as each costs a cold-start draw."""
+    return max(1, min(round(math.sqrt(n)), budget_rows // 2))
 
 
 def _at_least_one(name: str, value: float, does: str, rows: int) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.selection.budget import Budget
 
 
 def check_scores(returned: ArrayLike, rows: NDArray[np.int64], of: str = "influence") -> NDArray[np.float64]:
@@ -60,37 +58,3 @@ def check_draws(policy: object, draw_batch: int, draw_batch_arms: object) -> Non
         raise ConfigError(f"draw_batch is {draw_batch}: must be at least 1 row a draw")
     if draw_batch_arms not in ("one", "many"):
         raise ConfigError(f"draw_batch_arms is {draw_batch_arms!r}: must be 'one' or 'many'")
-
-
-# What steps and studies ask until they hold a Budget.
-
-
-def check_settings(
-    policy: object,
-    budget: float,
-    cold_start: float,
-    top_p: float,
-    draw_batch: int,
-    draw_batch_arms: object,
-    seed: int,
-) -> None:
-    """ConfigError for a setting out of range or at odds with another, whatever the pool."""
-    Budget(budget, cold_start, top_p)
-    check_draws(policy, draw_batch, draw_batch_arms)
-    check_seed(seed)
-
-
-def check_counts(
-    n: int,
-    first: Mapping[int, int],
-    _spend: int,
-    _keep: int,
-    *,
-    budget: float,
-    cold_start: float,
-    top_p: float,
-) -> None:
-    """ConfigError where the shares of `n` rows leave nothing to keep, or no room for the cold start."""
-    shares = Budget(budget, cold_start, top_p)
-    shares.keep(n)
-    shares._check_cold_start(sum(first.values()), len(first), n)

@@ -16,7 +16,8 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
-from clusterucb.run.session import Session, number_of_clusters
+from clusterucb.run.methods import number_of_clusters
+from clusterucb.run.session import Session
 from clusterucb.runtime.files import made, write_json
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
@@ -114,7 +115,7 @@ def cluster(session: Session) -> Clusters:
                 progress=lambda _i, _of, mean: step.advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),
                 world=step.world,
             )
-            session.check_cold_start(found.sizes)
+            session.budget.cold_draws(found.sizes.tolist())
             if session.world.leads:
                 facts = {"k": k, "objective": found.objective, "cost": step.cost(len(rows)).to_json()}
                 write_json(session.dir.clusters.with_suffix(".json"), facts)

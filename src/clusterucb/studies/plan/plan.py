@@ -12,9 +12,9 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import Method, method_of
+from clusterucb.run.methods import Method, method_of, number_of_clusters
 from clusterucb.run.presets import PRESETS
-from clusterucb.run.session import Session, number_of_clusters
+from clusterucb.run.session import Session
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.studies.plan.facts import Facts, read_facts
 from clusterucb.studies.plan.probe import Speed, given_speed, probe

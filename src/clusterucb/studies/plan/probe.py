@@ -24,7 +24,8 @@ from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
-from clusterucb.run.session import Session, number_of_clusters
+from clusterucb.run.methods import number_of_clusters
+from clusterucb.run.session import Session
 from clusterucb.studies.plan.facts import Facts, Lengths
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.data import collate_for_training

@@ -14,9 +14,7 @@ from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import numbered
-from clusterucb.run.methods import Method, method_of
-from clusterucb.run.session import number_of_clusters
-from clusterucb.selection.share import share
+from clusterucb.run.methods import Method, budget_of, method_of, number_of_clusters
 from clusterucb.steps.train import random_rows, warmup_rows
 from clusterucb.studies.plan.facts import FLOAT, Facts
 
@@ -94,7 +92,7 @@ class _Steps:
         yield "select 1", Planned(Cost(rows, tokens, pool_forwards=rows), "forward", not self.facts.exact)
 
     def train(self) -> Planned:
-        settings, rows = self.config.training, share(self.config.selection.top_p, self.facts.rows)
+        settings, rows = self.config.training, budget_of(self.config).keep(self.facts.rows)
         trained = settings.periods * settings.epochs_per_period * rows
         cost = Cost(trained, self.facts.training_tokens(trained))
         every_row = rows == self.facts.rows and self.facts.exact
@@ -139,7 +137,7 @@ class _Steps:
     def _select(self, checkpoints: int = 1) -> Planned:
         """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
         config, facts = self.config, self.facts
-        rows = share(config.selection.cap, facts.rows) if self.method.budgeted else facts.rows
+        rows = budget_of(config).spend(facts.rows)
         once = Cost(rows, facts.gradient_tokens(rows), rows) + self._target
         cost = sum([once] * checkpoints, Cost())
         disk = checkpoints * self._directions(config.gradients.dim) if not self.method.reselects else 0

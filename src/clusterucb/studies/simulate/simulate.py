@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.features.kmeans import Features, default_k, spherical_kmeans
+from clusterucb.features.kmeans import Features, spherical_kmeans
 from clusterucb.features.knowledge import DIM
 from clusterucb.features.principal import principal
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.bandit import select
-from clusterucb.selection.checks import check_counts
+from clusterucb.selection.budget import Budget, default_k
 from clusterucb.selection.known import Known
 from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import Policy
-from clusterucb.selection.share import cold_draws, share
+from clusterucb.selection.share import share
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.truth import Truth
 
@@ -234,11 +234,8 @@ class _Runner:
 
     def _check_cold_starts(self, sizes: Rows) -> None:
         """Of the smallest budget: the others have more room."""
-        n, budget, top_p = len(self.scores), self.budgets[0], self.grid.top_p
         for csp in self.grid.csps:
-            first = {arm: cold_draws(csp, size) for arm, size in enumerate(sizes.tolist()) if size}
-            spend = share(budget, n)
-            check_counts(n, first, spend, self.truth.keep, budget=budget, cold_start=csp, top_p=top_p)
+            Budget(self.budgets[0], csp, self.grid.top_p).cold_draws(sizes.tolist())
 
     def _taken(self, labels: Rows, policy: Policy | LinearUCB, csp: float, seed: int) -> Iterator[Taken]:
         grid, scores = self.grid, self.scores
