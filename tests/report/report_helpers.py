@@ -158,7 +158,7 @@ class Page(HTMLParser):
     @property
     def words(self):
         """All text outside of scripts and styles."""
-        return " ".join(self.text)
+        return " ".join(" ".join(self.text).split())
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))

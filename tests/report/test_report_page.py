@@ -13,19 +13,19 @@ from report_helpers import HOSTILE, Page, records, write_run
 from cli_helpers import clusterucb, lines, read
 from clusterucb.data.pool import Pool
 from clusterucb.report.page import page, report
-from clusterucb.report.run_data import read_run
+from clusterucb.report.run_data import RunData
 
 TITLES = {"selected", "quality", "cost", "why", "trust"}
 
 
 @pytest.fixture(scope="module")
 def plain(plain_run):
-    return Page(page([read_run(plain_run)]))
+    return Page(page([RunData(plain_run)]))
 
 
 @pytest.fixture(scope="module")
 def hostile(hostile_run):
-    return Page(page([read_run(hostile_run)]))
+    return Page(page([RunData(hostile_run)]))
 
 
 def cells(page, caption):
@@ -103,7 +103,7 @@ def test_clusters_are_those_of_the_draws(plain, plain_run):
 
 def test_rows_are_shown_with_their_text_and_scores(plain, plain_run):
     found = plain.data["examples"]["selected"]
-    pool = Pool.read(read_run(plain_run).config.pool)
+    pool = Pool.read(RunData(plain_run).config.pool)
     texts = {pool.id(i): [[m.role, m.content] for m in pool[i].messages] for i in range(len(pool))}
     assert all(texts[text["id"]] == text["turns"] for text in found["texts"])
     for n in (1, 2, 3):

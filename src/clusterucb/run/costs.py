@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from clusterucb.run.directory import RunDir
+from clusterucb.runtime.files import read_json
 
 FORWARD_SHARE = 1 / 3
 """What a forward pass of a row takes, in gradients of a row."""
@@ -46,3 +49,28 @@ class Cost:
 def numbered(step: str, number: int) -> str:
     """The name of a step at checkpoint `number`, from 1."""
     return step if number == 1 else f"{step} {number}"
+
+
+def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
+    """What each step that is finished has cost, in their order.
+
+    Args:
+        run: the run directory.
+        checkpoints: numbers of the warmup's checkpoints.
+        rounds: numbers of the selections.
+    """
+    numbers = list(checkpoints)
+    files = {
+        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
+        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
+        "cluster": [run.path / "clusters.json"],
+        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
+        "train": [run.adapter / "checkpoint.json"],
+        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
+    }
+    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
+    return {
+        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
+        for step, found in there.items()
+        if found
+    }

@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from clusterucb.run.costs import Cost, numbered
-from clusterucb.run.directory import RunDir
+from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json, write_json
-
-
-def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
-    """What each step that is finished has cost, in their order.
-
-    Args:
-        run: the run directory.
-        checkpoints: numbers of the warmup's checkpoints.
-        rounds: numbers of the selections.
-    """
-    numbers = list(checkpoints)
-    files = {
-        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
-        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
-        "cluster": [run.path / "clusters.json"],
-        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
-        "train": [run.adapter / "checkpoint.json"],
-        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
-    }
-    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
-    return {
-        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
-        for step, found in there.items()
-        if found
-    }
 
 
 def summarise(session: Session) -> dict[str, Any]:
