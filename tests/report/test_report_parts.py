@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.features.principal import principal_axes
 from clusterucb.data.rows import Message, Row
+from clusterucb.features.principal import principal_axes
 from clusterucb.report.feature_map import map_features, sampled
 from clusterucb.report.page import environment
 from clusterucb.report.run_data import RoundData

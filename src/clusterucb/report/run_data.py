@@ -23,7 +23,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Row, parse_messages
 from clusterucb.data.target import Target
 from clusterucb.errors import ClusterUCBError, InputError
-from clusterucb.features.store import FeatureStore, StoredFeatures
+from clusterucb.features.store import FeatureStore
 from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.directory import RunDir
 from clusterucb.run.rounds import Round, Scored, read_round, read_scored, read_sidecar
@@ -69,12 +69,20 @@ class RoundData:
 
 
 class RunData:
-    """One run; each part of it is read when it is first asked for.
+    """One run; what is large of it is read when it is first asked for.
 
     Args:
         path: the run directory.
         name: how the page calls it; the directory's own name if none is given.
         pool: the run's pool, if it is open already; otherwise its files are read, if they are there.
+
+    Attributes:
+        settings: as the YAML text that was saved.
+        counts: rows of the pool, usable and excluded ones, and its fingerprint; None before it is read.
+        contamination: the content of contamination.json.
+        evaluation: that of evaluation.json, with which a run is finished.
+        benchmarks: that of benchmarks/results.json.
+        full: the method without a budget, from summary.json.
 
     Raises:
         InputError: no run is there.
@@ -87,12 +95,13 @@ class RunData:
         self.path = self.dir.path.absolute()
         self.name = name or self.path.name
         self.config = load(self.dir.config, {"out": str(path)})
+        self.settings = self.dir.config.read_text(encoding="utf-8")
+        self.counts = _json(self.dir.pool / "manifest.json")
+        self.contamination = _json(self.dir.contamination)
+        self.evaluation = _json(self.dir.evaluation)
+        self.benchmarks = _json(self.dir.benchmarks / "results.json")
+        self.full: Json | None = (_json(self.dir.summary) or {}).get("full")
         self._given = pool
-
-    @property
-    def settings(self) -> str:
-        """The YAML text that was saved."""
-        return self.dir.config.read_text(encoding="utf-8")
 
     @property
     def gradients(self) -> bool:
@@ -110,11 +119,6 @@ class RunData:
         bandit = " with the bandit" if self.config.budgeted else ""
         return f"{self.config.method}{bandit}{', clusters of hidden states' if self.hidden else ''}"
 
-    @cached_property
-    def counts(self) -> Json | None:
-        """Rows of the pool, usable and excluded ones, and its fingerprint; None before it is read."""
-        return _json(self.dir.pool / "manifest.json")
-
     @property
     def usable(self) -> int:
         """Rows that can be chosen, as far as they are known."""
@@ -127,21 +131,6 @@ class RunData:
             return []
         with (self.dir.pool / "excluded.jsonl").open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
-
-    @cached_property
-    def contamination(self) -> Json | None:
-        """The content of contamination.json."""
-        return _json(self.dir.contamination)
-
-    @cached_property
-    def evaluation(self) -> Json | None:
-        """The content of evaluation.json, with which a run is finished."""
-        return _json(self.dir.evaluation)
-
-    @cached_property
-    def benchmarks(self) -> Json | None:
-        """That of benchmarks/results.json."""
-        return _json(self.dir.benchmarks / "results.json")
 
     @cached_property
     def periods(self) -> dict[int, Json]:
@@ -176,11 +165,6 @@ class RunData:
         """Of all steps."""
         return sum(self.steps.values(), Cost())
 
-    @cached_property
-    def full(self) -> Json | None:
-        """The method without a budget, from summary.json."""
-        return (_json(self.dir.summary) or {}).get("full")
-
     @property
     def share_of_full(self) -> float | None:
         """Cost as a share of that of the method without a budget, in gradients; None before the run's end."""
@@ -209,19 +193,10 @@ class RunData:
         return [cluster for cluster in order if self.sizes[cluster]]
 
     @cached_property
-    def _store(self) -> FeatureStore | None:
+    def store(self) -> FeatureStore | None:
+        """Features of the usable rows at the first checkpoint."""
         there = (self.dir.features / "manifest.json").exists()
         return FeatureStore(self.dir.features) if there else None
-
-    @property
-    def features(self) -> StoredFeatures | None:
-        """Of the usable rows at the first checkpoint, (N, d)."""
-        return self._store.features if self._store else None
-
-    @property
-    def made_with(self) -> Json:
-        """Fingerprints of what the features were made with."""
-        return self._store.manifest["made_with"] if self._store else {}
 
     @cached_property
     def directions(self) -> NDArray[np.float32]:
@@ -255,7 +230,7 @@ class RunData:
         if self.counts is None:
             return None, "the pool is not read yet"
         try:
-            pool = self._given or Pool.read(self.config.pool)
+            pool = Pool.read(self.config.pool) if self._given is None else self._given
         except ClusterUCBError as error:
             return None, str(error)
         if pool.fingerprint != self.counts["made_with"]["pool"]:
@@ -271,7 +246,7 @@ class RunData:
     @cached_property
     def sources(self) -> tuple[list[str], NDArray[np.int32]] | None:
         """Names of sources, and the number of each usable row's, (N,); None without the pool."""
-        return (self.pool.sources, self.pool.source_codes[self._places]) if self.pool else None
+        return (self.pool.sources, self.pool.source_codes[self._places]) if self.pool is not None else None
 
     @cached_property
     def mostly(self) -> dict[int, str]:
@@ -288,11 +263,11 @@ class RunData:
 
     def id(self, row: int) -> str | None:
         """The id of a usable row, where it is known."""
-        return self.pool.id(int(self._places[row])) if self.pool else None
+        return self.pool.id(int(self._places[row])) if self.pool is not None else None
 
     def read(self, rows: Iterable[int]) -> dict[int, Row]:
         """Usable rows with their text: those in the pool or, without it, those that were selected."""
-        if self.pool:
+        if self.pool is not None:
             return {row: self.pool[int(self._places[row])] for row in rows}
         wanted = set(rows)
         return {row: text for found in self.rounds for row, text in self._written(found, wanted)}
@@ -311,5 +286,5 @@ def _read_round(folder: Path) -> RoundData:
     return RoundData(read_round(folder), read_scored(folder), ids, sources)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> Json | None:
     return read_json(path) if path.exists() else None

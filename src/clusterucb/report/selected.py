@@ -57,15 +57,10 @@ def _by_source(run: RunData) -> list[dict[str, Any]]:
     per_round = [Counter(found.sources) for found in run.rounds]
 
     def line(name: str) -> dict[str, Any]:
-        share = total[name] / total.total()
+        share, rows = total[name] / total.total(), [found[name] for found in per_round]
+        own = {"name": name, "rows": rows, "selected": total[name], "share": share}
         fair = pool[name] / pool.total() if pool else 0
-        own = {"rows": [found[name] for found in per_round], "selected": total[name], "share": share}
-        return {
-            "name": name,
-            "pool": pool[name] if pool else None,
-            **own,
-            "lift": share / fair if fair else None,
-        }
+        return {**own, "pool": pool[name] if pool else None, "lift": share / fair if fair else None}
 
     return [line(name) for name in [*_by_rows(total), *(name for name in pool if name not in total)]]
 

@@ -22,11 +22,11 @@ COLUMNS = 4
 
 def why(run: RunData) -> Section:
     """The section."""
-    if not run.gradients or run.features is None:
+    if not run.gradients or run.store is None:
         return Section()
-    found = map_features(run.features, run.directions, run.selected)
+    found = map_features(run.store.features, run.directions, run.selected)
     figures = {"map": map_figure(run, found)}
-    drawn = [found for found in run.rounds if len(found.scored.arms)]
+    drawn = [found for found in run.rounds if len(found.scored.arms) and run.clusters is not None]
     if drawn:
         leading = run.leading[: len(COLOURS)]
         courses = {found.period: course(found, leading) for found in drawn}
