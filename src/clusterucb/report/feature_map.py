@@ -133,7 +133,7 @@ def _rings(run: RunData, found: FeatureMap) -> list[Trace]:
     chosen = np.isin(found.rows, run.selected)
     if not chosen.any():
         return []
-    size, width = (10, 1.5) if chosen.sum() < 300 else (7, 1)
+    size, width = (10, 1.5) if chosen.sum() < 300 else (6, 0.75)
     ring = {"symbol": "circle-open", "size": size, "color": GREY, "line": {"width": width}}
     return [
         {**_scatter("selected", found.points[chosen]), "marker": ring, "hoverinfo": "skip", "meta": "ink"}
