@@ -40,7 +40,7 @@ from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.adam import Moments, adam_direction
-from clusterucb.gradients.batches import Batch, collate, plan
+from clusterucb.gradients.batches import Batch, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
@@ -62,7 +62,7 @@ def main() -> None:
     model = _model(options, device)
     rows = _rows(options.rows, *options.lengths, vocabulary=model.config.vocab_size, seed=0)
     lengths = np.array([len(row) for row in rows], np.int64)
-    batches = plan(lengths, options.batch_tokens)
+    batches = micro_batches(lengths, options.batch_tokens)
     featurize = Featurizer(model, CountSketch(0, options.dim), _moments(model))
     with tempfile.TemporaryDirectory() as folder:
         writer = FeatureWriter(Path(folder), len(rows), options.dim, {"model": "benchmark"})

@@ -71,7 +71,7 @@ def _train(session: Session) -> None:
     """Train through all periods, with the features taken on the way."""
     settings = session.config.training
     dynamic = DynamicSelection(
-        session.training_tokens,
+        session.inputs.training_tokens,
         read_round(session.dir.round(1)).rows,
         _selection(session),
         epochs_per_period=settings.epochs_per_period,

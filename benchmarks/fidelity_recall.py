@@ -87,7 +87,7 @@ def cases(session: Session) -> Iterator[Case]:
     hidden, hidden_directions = read_features(hidden_folder(session))
     for period in fresh_periods(session):
         fresh, directions = read_features(fresh_folder(session, period))
-        for code, target in enumerate(session.target.subtasks):
+        for code, target in enumerate(session.inputs.target.subtasks):
             direction = directions[code : code + 1]
             problem = Problem(
                 f"{target}, period {period}",

@@ -65,7 +65,7 @@ class Checkpoint:
 def row_level(session: Session, grid: Grid, screen: Screen) -> Iterator[dict[str, Any]]:
     """A run for each target, later checkpoint, policy, budget and seed."""
     stale, hidden = read_features(session.dir.features)[0].features, read_features(hidden_folder(session))
-    rows, targets = len(stale), session.target.subtasks
+    rows, targets = len(stale), session.inputs.target.subtasks
     k = default_k(rows, share(min(grid.budgets), rows))
     clusters, of_hidden = (
         spherical_kmeans(features, k, iterations=grid.iterations, seed=grid.cluster_seed).labels

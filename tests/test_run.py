@@ -361,7 +361,7 @@ def trained_elsewhere(finished, settings, tmp_path):
 
     session = Session(load(finished / "config.yaml"))
     load_adapter(session.model, session.dir.initial)
-    rows = SwappableRows(session.training_tokens, np.arange(8))
+    rows = SwappableRows(session.inputs.training_tokens, np.arange(8))
     finetune(session.model, rows, tmp_path / "states", session.config.training, seed=5, epochs=2)
     return tmp_path / "states" / "checkpoint-4"
 

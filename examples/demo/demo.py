@@ -60,7 +60,7 @@ def main(out: Path) -> None:
 
 def compare(session: Session, summary: dict[str, Any], console: Console) -> None:
     """Train on a random subset of the same size and steps, and evaluate all on the held-out rows."""
-    usable = len(session.pooled.rows)
+    usable = len(session.inputs.pooled.rows)
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.choice(usable, share(session.config.selection.top_p, usable), replace=False))
     baseline = session.dir.path / "random"

@@ -351,6 +351,19 @@ class Config(Common):
         if found and self.training.shard == "fsdp":
             raise ConfigError(f"shard fsdp: does not go with {found[0]}; leave one of the two out")
 
+    def with_settings(self, given: Mapping[str, Any]) -> Config:
+        """These settings with others, by their names, put over them.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        tree = self.model_dump()
+        for setting in settings():
+            if setting.name in given:
+                room = tree[setting.section] if setting.section else tree
+                room[setting.name] = given[setting.name]
+        return Config.model_validate(tree)
+
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
 

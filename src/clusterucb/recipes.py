@@ -6,8 +6,6 @@ from typing import Any
 
 from clusterucb.report.page import report_run
 from clusterucb.run.session import Session
-from clusterucb.steps import less as less_steps
-from clusterucb.steps.baselines import BASELINES
 from clusterucb.steps.evaluate import benchmark, evaluate
 from clusterucb.steps.features import cluster, gradients
 from clusterucb.steps.select import select
@@ -20,12 +18,11 @@ def procedure(session: Session) -> dict[str, Any]:
 
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
-    procedures = {"dynamic": dynamic, "less": less, **dict.fromkeys(BASELINES, baseline)}
-    return procedures[session.config.method](session)
+    return {"dynamic": dynamic, "less": less}.get(session.method.name, baseline)(session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:
-    """Dynamic-ClusterUCB (Wang et al. 2025, arXiv 2506.10288), from a pool and a target to an adapter.
+    """Dynamic-ClusterUCB (arXiv 2506.10288), from a pool and a target to an adapter.
 
     With `bandit: none` it is Dynamic (doi 10.1016/j.knosys.2025.114144): all rows are scored in every period.
 
@@ -34,7 +31,7 @@ def dynamic(session: Session) -> dict[str, Any]:
     session.check_inputs()
     warmup(session)  # a short training on random rows
     gradients(session)  # features of all rows there
-    if session.config.budgeted:
+    if session.method.budgeted:
         cluster(session)  # the arms
     select(session)  # period 1: the plain top share
     train(session)  # from the initial adapter; each later period's start re-selects
@@ -48,11 +45,11 @@ def less(session: Session) -> dict[str, Any]:
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
-    less_steps.warmup(session)  # epochs on a random share, a checkpoint after each
-    less_steps.gradients(session)  # features of all rows: at the first, or at all without a bandit
-    if session.config.budgeted:
+    warmup(session)  # epochs on a random share, a checkpoint after each
+    gradients(session)  # features of all rows: at the first, or at all without a bandit
+    if session.method.budgeted:
         cluster(session)  # the arms, by the first checkpoint's features
-    less_steps.select(session)  # once, by the sum over checkpoints
+    select(session)  # once, by the sum over checkpoints
     train(session)  # from the initial adapter, on the same rows in every period
     return _results(session)
 
@@ -73,5 +70,5 @@ def _results(session: Session) -> dict[str, Any]:
     evaluate(session)
     benchmark(session)
     summary = summarise(session)
-    session.world.lead(lambda: report_run(session.dir, session.pool))
+    session.world.lead(lambda: report_run(session.dir, session.inputs.pool))
     return summary

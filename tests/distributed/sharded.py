@@ -18,7 +18,7 @@ from clusterucb.cli.main import main
 from clusterucb.config import Lora, load
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer, target_directions
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.gradients.projection import projection
@@ -80,7 +80,7 @@ def moments_for(model):
 def computed(model, world=ALONE, count=15):
     """Features of rows with losses, and directions of a target."""
     pool, sketch, world = rows(count), projection("countsketch", 64, 0), alike(world, model)
-    batches = plan(np.array([len(row.ids) for row in pool]), BATCH_TOKENS)
+    batches = micro_batches(np.array([len(row.ids) for row in pool]), BATCH_TOKENS)
     featurize = Featurizer(model, sketch, moments_for(model))
 
     def compute(items):
@@ -133,7 +133,7 @@ def alone(arguments):
     with joined() as world:
         session = Session(load(None, json.loads(arguments[0])), world=world)
         assert is_sharded(session.model)
-        batch = session.targeted.tokens[0].ids[None].astype(np.int64)
+        batch = session.inputs.targeted.tokens[0].ids[None].astype(np.int64)
         with torch.no_grad():
             sharded = session.model(input_ids=torch.from_numpy(batch)).logits
             by_itself = session.alone()
@@ -168,7 +168,7 @@ def trained(session, states, **arguments):
         save_moments(found, path)
         return select(period, model, lambda: found)
 
-    dynamic = DynamicSelection(session.training_tokens, np.arange(10), reselect)
+    dynamic = DynamicSelection(session.inputs.training_tokens, np.arange(10), reselect)
     trainer = Trainer(
         session.model,
         TrainingArguments(

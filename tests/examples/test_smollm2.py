@@ -60,8 +60,8 @@ def session(demo, tmp_path_factory):
 
 def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
     """Padded together against one by one, with the model's own full logits."""
-    chosen = [session.pool[row] for row in (0, 20, 41)]
-    rows = [fit(encode(r.messages, session.tokenizer, session.chat, r.id), 96) for r in chosen]
+    chosen = [session.inputs.pool[row] for row in (0, 20, 41)]
+    rows = [fit(encode(r.messages, session.inputs.tokenizer, session.inputs.chat, r.id), 96) for r in chosen]
     parameters = trainable_parameters(session.model)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -85,8 +85,8 @@ def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
 def test_the_sketch_keeps_inner_products_of_the_real_models_gradients(session):
     """Unbiased, and as close as independent signs would be, though channels of a real model line up."""
     rows = [
-        fit(encode(r.messages, session.tokenizer, session.chat, r.id), 64)
-        for r in map(session.pool.__getitem__, (3, 10, 24, 38))
+        fit(encode(r.messages, session.inputs.tokenizer, session.inputs.chat, r.id), 64)
+        for r in map(session.inputs.pool.__getitem__, (3, 10, 24, 38))
     ]
     found = {}
     row_gradients(session.model, adapter_layers(session.model), collate(rows), found.__setitem__)

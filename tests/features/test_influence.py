@@ -11,7 +11,7 @@ from tiny_adapters import adapter, rows
 from clusterucb.errors import InputError
 from clusterucb.features.influence import influence, stored_influence
 from clusterucb.features.scores import LiveInfluence, ScoreLog
-from clusterucb.gradients.batches import plan
+from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import CountSketch
 
@@ -74,7 +74,7 @@ def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_pat
     featurize, batch = live
     lengths, directions = lengths_of(batch), random_directions(3)
     store = np.empty((len(batch), DIM), np.float16)
-    for places in plan(lengths, 90):
+    for places in micro_batches(lengths, 90):
         store[places], _ = featurize([batch[i] for i in places])
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
         found = score(featurize, batch, directions, 90, log)(np.arange(len(batch)))

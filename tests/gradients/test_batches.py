@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_adapters import rows
 
-from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.batches import collate, micro_batches
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40).map(lambda lengths: np.array(lengths, np.int64))
 
@@ -13,7 +13,7 @@ LENGTHS = st.lists(st.integers(1, 50), max_size=40).map(lambda lengths: np.array
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 200))
 def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, bound):
-    batches = plan(lengths, bound)
+    batches = micro_batches(lengths, bound)
     whole = np.concatenate([np.empty(0, np.int64), *batches])
     assert sorted(whole.tolist()) == list(range(len(lengths)))
     assert (np.diff(lengths[whole]) <= 0).all()
@@ -27,8 +27,8 @@ def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 200))
 def test_a_plan_depends_on_lengths_and_bound_alone(lengths, bound):
-    again = plan(lengths.copy(), bound)
-    assert [b.tolist() for b in plan(lengths, bound)] == [b.tolist() for b in again]
+    again = micro_batches(lengths.copy(), bound)
+    assert [b.tolist() for b in micro_batches(lengths, bound)] == [b.tolist() for b in again]
 
 
 @settings(deadline=None)

@@ -95,8 +95,9 @@ def _write_features(run, rng, count, dim, k, periods, fingerprint):
     first, drift = rng.normal(size=(2, dim)).astype(np.float32), rng.normal(size=(periods, 2, dim))
     with FeatureWriter(run.features, count, dim, {"pool": fingerprint, "model": "<m>"}) as writer:
         writer.write(np.arange(count), x, np.zeros(count))
-        save_file({"directions": first}, run.features / "directions.safetensors")
         writer.finish({"cost": Cost(count, 10 * count, count, 2, 60.0).to_json()})
+    run.directions_at(1).parent.mkdir()
+    save_file({"directions": first}, run.directions_at(1))
     return labels, np.stack([(x @ (first + 0.5 * n * drift[n]).T).max(1) for n in range(periods)])
 
 

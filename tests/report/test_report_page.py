@@ -208,10 +208,11 @@ def test_every_method_has_a_page(tmp_path, settings, said, figures):
     assert any("cluster" in caption for caption in found.tables) == ("arms" in figures)
 
 
-STAGES = ["summary.json", "evaluation.json periods", "rounds", "features clusters.safetensors", "pool"]
+STAGES = ["summary.json", "evaluation.json periods", "rounds clusters.safetensors", "directions"]
+STAGES += ["features", "pool"]
 
 
-@pytest.mark.parametrize("stage", range(1, 6), ids=lambda stage: f"without {STAGES[stage - 1]}")
+@pytest.mark.parametrize("stage", range(1, 7), ids=lambda stage: f"without {STAGES[stage - 1]}")
 def test_an_unfinished_run_has_a_page_of_what_is_there(plain_run, tmp_path, stage):
     copy = shutil.copytree(plain_run, tmp_path / "run")
     missing = " ".join(STAGES[:stage]).split()

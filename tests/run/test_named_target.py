@@ -199,8 +199,8 @@ def test_every_subject_and_task_is_a_subtask_with_a_direction(settings):
         outcome = clusterucb(step, *options(settings, **changes))
         assert outcome.status == 0, outcome
     session = Session(load(Path(settings["out"]) / "config.yaml"))
-    assert session.target.subtasks == ["anatomy", "sorting", "sums", "world_religions"]
-    assert np.bincount(session.target.codes).tolist() == [2, 3, 3, 2]
+    assert session.inputs.target.subtasks == ["anatomy", "sorting", "sums", "world_religions"]
+    assert np.bincount(session.inputs.target.codes).tolist() == [2, 3, 3, 2]
     directions = load_file(f"{settings['out']}/features/directions.safetensors")["directions"]
     assert len(np.unique(directions, axis=0)) == 4
 

@@ -67,7 +67,7 @@ def test_the_rows_with_the_largest_scores_are_kept(finished_baseline, method):
 def test_losses_are_each_rows_own_cross_entropy(finished_baseline, session_of, baseline_settings, tmp_path):
     session = session_of("loss")
     model, expected = session.model.eval(), []
-    for row in session.pooled.tokens:
+    for row in session.inputs.pooled.tokens:
         assert len(row) <= 40
         ids = torch.from_numpy(row.ids.astype(np.int64))
         labels = ids.where(torch.from_numpy(np.array(row.labels)), -100)
@@ -90,7 +90,9 @@ def test_bm25_scores_are_those_of_the_rows_texts(finished_baseline, session_of):
     def words(rows):
         return [plain_words("\n".join(message.content for message in row.messages)) for row in rows]
 
-    scores = slow_scores(words(session.pool), words(session.target), session.target.codes.tolist())
+    scores = slow_scores(
+        words(session.inputs.pool), words(session.inputs.target), session.inputs.target.codes.tolist()
+    )
     arrays = selection(finished_baseline("bm25"))
     np.testing.assert_allclose(arrays["drawn_scores"], np.array(scores)[arrays["drawn"]], rtol=1e-5)
 
@@ -98,8 +100,8 @@ def test_bm25_scores_are_those_of_the_rows_texts(finished_baseline, session_of):
 def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_baseline, session_of):
     """Kept as float16, hidden states differ by 1 in 2000."""
     session = session_of("rds")
-    pool = [slow_representation(session.model, row) for row in session.pooled.tokens]
-    target = [slow_representation(session.model, row) for row in session.targeted.tokens]
+    pool = [slow_representation(session.model, row) for row in session.inputs.pooled.tokens]
+    target = [slow_representation(session.model, row) for row in session.inputs.targeted.tokens]
     similarities = np.array(target) @ np.array(pool).T
     expected = dict(slow_round_robin(similarities, 10))
     arrays = selection(finished_baseline("rds"))

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clusterucb.run.artifacts import directions_at, store
 from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
-from clusterucb.run.artifacts import directions_at, store
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
 from clusterucb.training.adapter import load_adapter
@@ -112,7 +112,7 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
     def expected():
         pool, target = (
             np.stack([slow_means(session.model, row) for row in rows])
-            for rows in (session.pooled.tokens, session.targeted.tokens)
+            for rows in (session.inputs.pooled.tokens, session.inputs.targeted.tokens)
         )
         apart = [rows - pool.mean(0) for rows in (pool, target)]
         return pool, *(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in apart)
@@ -126,7 +126,7 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
     np.testing.assert_allclose(found, pool, atol=5e-3)
     off = ~np.eye(100, dtype=bool)
     assert abs((found @ found.T)[off].mean()) < 0.02 < (raw @ raw.T)[off].mean()
-    codes = session.targeted.codes
+    codes = session.inputs.targeted.codes
     directions = np.stack([target[codes == code].mean(0) for code in (0, 1)])
     np.testing.assert_allclose(directions_at(session), directions, atol=5e-3)
     # What is known of a row before it is drawn: its mean cosine to the rows of the subtask it is most like.

@@ -110,14 +110,14 @@ class Slow:
     def __init__(self, folder, model):
         self.folder, self.session = folder, Session(load(folder / "config.yaml"))
         self.base = model
-        self.rows = [self.session.pooled.tokens[row] for row in SLOW_ROWS]
+        self.rows = [self.session.inputs.pooled.tokens[row] for row in SLOW_ROWS]
 
     def scores(self, given):
         summed = 0
         for name, weight in zip(warmups(), given, strict=True):
             model = self.model(name)
             tensors = load_tensors(self.folder / name / "moments.safetensors")
-            targeted = self.session.targeted
+            targeted = self.session.inputs.targeted
             plain = self.units([gradients(model, row) for row in targeted.tokens])
             directions = np.array([plain[targeted.codes == s].mean(0) for s in range(2)])
             features = self.units([adam(gradients(model, row), tensors) for row in self.rows])

@@ -169,26 +169,20 @@ def _run(session: Session, own: dict[str, Any]) -> None:
         show(session, summary)
 
 
-def _own_step(session: Session, name: str) -> Callable[[Session], Any]:
-    """The step of this name that the method has of its own, or the one that methods share."""
-    from clusterucb.steps import features, less, select, train
-
-    if session.config.method == "less":
-        found: Callable[[Session], Any] = getattr(less, name)
-        return found
-    return {"warmup": train.warmup, "gradients": features.gradients, "select": select.select}[name]
-
-
 @_step("warmup", "Train the adapter on random pool rows: a few steps, or for less some epochs.")
 def _warmup(session: Session, own: dict[str, Any]) -> None:
+    from clusterucb.steps.train import warmup
+
     session.check_inputs()
-    _own_step(session, "warmup")(session)
+    warmup(session)
     _done(session.dir.warmup, own)
 
 
 @_step("gradients", "Features of all pool rows and directions of the target, at the warmup's checkpoints.")
 def _gradients(session: Session, own: dict[str, Any]) -> None:
-    _own_step(session, "gradients")(session)
+    from clusterucb.steps.features import gradients
+
+    gradients(session)
     _done(session.dir.features, own)
 
 
@@ -206,12 +200,12 @@ def _cluster(session: Session, own: dict[str, Any]) -> None:
     checkpoint="Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.",
 )
 def _select(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.select import reselect
+    from clusterucb.steps.select import reselect, select
 
     if own["checkpoint"]:
         folder, _ = reselect(session, Path(own["checkpoint"]))
     else:
-        _own_step(session, "select")(session)
+        select(session)
         folder = session.dir.round(1)
     _done(folder / "selected.jsonl", own)
 
@@ -271,11 +265,11 @@ def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-    from clusterucb.run.methods import DEFAULT, methods_named, repetitions
+    from clusterucb.run.presets import DEFAULT, presets_named, repetitions
 
     if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & options.keys():
         raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
-    methods = [method.name for method in methods_named(own["methods"] or DEFAULT)]
+    methods = [method.name for method in presets_named(own["methods"] or DEFAULT)]
     seeds = repetitions(own["seeds"] or 3)
     config = _config(file, options, "comparison.yaml")
 
@@ -339,7 +333,7 @@ def _positive(flag: str, text: str | None) -> float | None:
 
 
 _commands["plan"] = _Command(
-    "What a run with these settings would cost in gradients, tokens, time, disk and memory; nothing is run.",
+    "What a run with these settings would cost in gradients, tokens, time and disk; nothing is run.",
     "Config",
     {
         "tokens_per_second": "Tokens of gradients a second on the machine that the run is for; without it, "

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb.data.chat import Encoded
-from clusterucb.gradients.batches import collate, plan
+from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.per_sample import row_losses
 from clusterucb.runtime.processes import ALONE, World
 
@@ -29,7 +29,7 @@ def losses(
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float64]]:
         return (row_losses(model, collate([rows[i] for i in batch.tolist()], device)) for batch in batches)
 
-    for batch, found in world.share(plan(lengths, batch_tokens), compute):
+    for batch, found in world.share(micro_batches(lengths, batch_tokens), compute):
         out[batch] = found
         progress(len(batch))
     return out

@@ -108,3 +108,9 @@ def _layers(transformer: nn.Module) -> nn.ModuleList | tuple[()]:
     count = config.num_hidden_layers
     lists = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
     return next((layers for layers in lists if len(layers) == count), ())
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Numbers of a token's last hidden state, as the vocabulary head gets it."""
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return head.in_features

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clusterucb.runtime.processes import ALONE, World
 
 
-class Rows(Protocol):
+class Vectors(Protocol):
     """Features (N, d), float16 or float32, read by row slices: an array, or FeatureStore.features."""
 
     def __len__(self) -> int: ...
@@ -34,7 +34,7 @@ def influence(features: NDArray[Any], directions: NDArray[np.floating]) -> NDArr
 
 
 def stored_influence(
-    features: Rows, directions: NDArray[np.floating], block: int = 1024, world: World = ALONE
+    features: Vectors, directions: NDArray[np.floating], block: int = 1024, world: World = ALONE
 ) -> NDArray[np.float64]:
     """Scores of all N stored rows, `block` rows in memory at a time."""
 
@@ -52,7 +52,7 @@ class EndToEnd:
         stores: of the same N rows, one a checkpoint.
     """
 
-    def __init__(self, stores: Sequence[Rows]) -> None:
+    def __init__(self, stores: Sequence[Vectors]) -> None:
         self._stores = stores
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.features.drawn import DrawnFeatures
-from clusterucb.features.influence import Rows, influence, stored_influence
+from clusterucb.features.influence import Vectors, influence, stored_influence
 from clusterucb.features.principal import principal
 from clusterucb.selection.known import Known
 
@@ -32,7 +32,7 @@ class Knowledge:
             target's directions at another checkpoint do not fit them.
     """
 
-    def __init__(self, features: Rows, likeness: NDArray[np.float64] | None = None) -> None:
+    def __init__(self, features: Vectors, likeness: NDArray[np.float64] | None = None) -> None:
         self._features, self._likeness = features, likeness
         self._components: NDArray[np.float32] | None = None
 

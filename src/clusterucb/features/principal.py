@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.features.influence import Rows
+from clusterucb.features.influence import Vectors
 
 SPARE = 16  # dimensions more than asked for, so that those asked for are found in few iterations
 
 
-def principal(features: Rows, dim: int, *, iterations: int = 3, block: int = 1024) -> NDArray[np.float32]:
+def principal(features: Vectors, dim: int, *, iterations: int = 3, block: int = 1024) -> NDArray[np.float32]:
     """Rows (N, d) as their `dim` largest components, or all d if these are fewer, (N, min(d, dim)).
 
     Memory: `block` rows, and (d, dim + 16) twice.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.features.influence import influence
-from clusterucb.gradients.batches import plan
+from clusterucb.gradients.batches import micro_batches
 from clusterucb.runtime.files import check_made_with
 from clusterucb.runtime.processes import ALONE, World
 
@@ -150,7 +150,9 @@ class LiveInfluence:
         def compute(rows: NDArray[np.int64]) -> NDArray[np.float64]:
             return influence(self.features(rows), self.directions)
 
-        for batch, found in self.log.each(rows, plan(self.lengths[rows], self.batch_tokens), compute):
+        for batch, found in self.log.each(
+            rows, micro_batches(self.lengths[rows], self.batch_tokens), compute
+        ):
             scores[batch] = found
             self.progress(len(batch), int(self.lengths[rows[batch]].sum()))
         return scores

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,9 +101,29 @@ class FeatureWriter:
         """Time spent on the rows so far, earlier attempts included."""
         return time.monotonic() - self._started
 
-    def missing(self, batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-        """The batches of rows, of which not all are finished."""
-        return [rows for rows in batches if not self.done[rows].all()]
+    def fill(
+        self,
+        batches: Sequence[NDArray[np.int64]],
+        compute: Callable[[Sequence[NDArray[np.int64]]], Iterable[tuple[NDArray[Any], NDArray[np.float64]]]],
+        advance: Callable[[int, int], object] = lambda _new, _row: None,
+    ) -> None:
+        """Write what is missing of the batches of rows, as `compute` finds it; the processes share them.
+
+        Args:
+            batches: rows, (B,) each.
+            compute: of some batches, one after the other, features (B, d) and losses (B,).
+            advance: told how many rows of a batch are new, and the last of its rows.
+        """
+
+        def written(batches: Sequence[NDArray[np.int64]]) -> Iterator[int]:
+            for rows, found in zip(batches, compute(batches), strict=True):
+                new = len(rows) - int(self.done[rows].sum())
+                self.write(rows, *found)
+                yield new
+
+        missing = [rows for rows in batches if not self.done[rows].all()]
+        for rows, new in self._world.share(missing, written, each=16):
+            advance(new, int(rows[-1]))
 
     def write(
         self, rows: NDArray[np.int64], features: NDArray[np.float16], losses: NDArray[np.float64]
@@ -178,6 +198,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             self.manifest = _read_header(folder / "manifest.json")
         except (FileNotFoundError, json.JSONDecodeError):

@@ -23,7 +23,7 @@ Describe = Callable[[int], str]
 Result = TypeVar("Result")
 
 
-def plan(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
+def micro_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
     """Split rows into batches of like length, the longest rows first.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.adam import Formula, Moments, adam_direction
-from clusterucb.gradients.batches import Describe, collate, plan, within_memory
+from clusterucb.gradients.batches import Describe, collate, micro_batches, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.runtime.processes import ALONE, World
@@ -113,19 +113,17 @@ def one_ahead(
     rows: Sequence[Encoded],
     batches: Iterable[NDArray[np.int64]],
     describe: Describe = "row {}".format,
-) -> Iterator[tuple[NDArray[np.int64], Found]]:
-    """Each batch of places in `rows` with what was found; the device is at the next one meanwhile."""
-    begun: tuple[NDArray[np.int64], Callable[[], Found]] | None = None
+) -> Iterator[Found]:
+    """What is found of each batch of places in `rows`; the device is at the next one meanwhile."""
+    begun: Callable[[], Found] | None = None
     for batch in batches:
         places = batch.tolist()
-        waiting, begun = (
-            begun,
-            (batch, featurize.begin([rows[i] for i in places], lambda b, p=places: describe(p[b]))),  # type: ignore[misc]
-        )
+        names = [describe(place) for place in places]
+        waiting, begun = begun, featurize.begin([rows[i] for i in places], names.__getitem__)
         if waiting:
-            yield waiting[0], waiting[1]()
+            yield waiting()
     if begun:
-        yield begun[0], begun[1]()
+        yield begun()
 
 
 def _to_host(*tensors: torch.Tensor) -> Callable[[], list[NDArray[Any]]]:
@@ -166,11 +164,11 @@ def target_directions(
     """
 
     def features(batches: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float16]]:
-        return (found for _, (found, _) in one_ahead(featurize, rows, batches, describe))
+        return (found for found, _ in one_ahead(featurize, rows, batches, describe))
 
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     sums = np.zeros((int(codes.max()) + 1, featurize.projection.dim), np.float64)
-    for batch, found in world.share(plan(lengths, batch_tokens), features, each=8):
+    for batch, found in world.share(micro_batches(lengths, batch_tokens), features, each=8):
         np.add.at(sums, codes[batch], found.astype(np.float64))
         progress(len(batch))
     return (sums / np.bincount(codes)[:, None]).astype(np.float32)

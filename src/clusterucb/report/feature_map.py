@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.features.influence import Rows, influence
+from clusterucb.features.influence import Vectors, influence
 from clusterucb.features.principal import principal_axes
 from clusterucb.report.run_data import RunData
 from clusterucb.report.section import COLOURS, FAINT, GREY, Figure, Trace, axis, plotted, rounded
@@ -43,7 +43,7 @@ class FeatureMap:
 
 
 def map_features(
-    features: Rows, directions: NDArray[np.floating], selected: NDArray[np.int64], limit: int = LIMIT
+    features: Vectors, directions: NDArray[np.floating], selected: NDArray[np.int64], limit: int = LIMIT
 ) -> FeatureMap:
     """Map at most `limit` of the rows (N, d), the `selected` among them, and directions (S, d)."""
     rows = sampled(len(features), selected, limit)
@@ -68,7 +68,7 @@ def sampled(rows: int, selected: NDArray[np.int64], limit: int) -> NDArray[np.in
 
 def map_figure(run: RunData, found: FeatureMap) -> Figure:
     """The map, to be coloured by cluster, source or influence, with rings around the selected rows."""
-    measure = "likeness to the target" if run.hidden else "influence"
+    measure = "likeness to the target" if run.method.hidden else "influence"
     words = [
         _described(run, row, f"{measure} {score:.4f}")
         for row, score in zip(found.rows.tolist(), found.influence.tolist(), strict=True)

@@ -26,6 +26,7 @@ from clusterucb.errors import ClusterUCBError, InputError
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.directory import RunDir
+from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import Round, Scored, read_round, read_scored, read_sidecar
 from clusterucb.runtime.files import read_json
 from clusterucb.tasks import TASKS
@@ -77,7 +78,8 @@ class RunData:
         pool: the run's pool, if it is open already; otherwise its files are read, if they are there.
 
     Attributes:
-        settings: as the YAML text that was saved.
+        config, settings: as values, and as the YAML text that was saved.
+        method: that they name.
         counts: rows of the pool, usable and excluded ones, and its fingerprint; None before it is read.
         contamination: the content of contamination.json.
         evaluation: that of evaluation.json, with which a run is finished.
@@ -95,6 +97,7 @@ class RunData:
         self.path = self.dir.path.absolute()
         self.name = name or self.path.name
         self.config = load(self.dir.config, {"out": str(path)})
+        self.method = method_of(self.config)
         self.settings = self.dir.config.read_text(encoding="utf-8")
         self.counts = _json(self.dir.pool / "manifest.json")
         self.contamination = _json(self.dir.contamination)
@@ -104,20 +107,10 @@ class RunData:
         self._given = pool
 
     @property
-    def gradients(self) -> bool:
-        """Whether the method computes gradients of pool rows."""
-        return self.config.method in ("dynamic", "less")
-
-    @property
-    def hidden(self) -> bool:
-        """Whether the stored features are of hidden states."""
-        return self.config.method == "dynamic" and self.config.clustering.features == "hidden"
-
-    @property
-    def method(self) -> str:
-        """As a person says it."""
-        bandit = " with the bandit" if self.config.budgeted else ""
-        return f"{self.config.method}{bandit}{', clusters of hidden states' if self.hidden else ''}"
+    def method_name(self) -> str:
+        """The method as a person says it."""
+        bandit = " with the bandit" if self.method.budgeted else ""
+        return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
 
     @property
     def usable(self) -> int:
@@ -141,8 +134,7 @@ class RunData:
     @cached_property
     def rounds(self) -> list[RoundData]:
         """The selections that are there."""
-        last = self.config.training.periods if self.config.method == "dynamic" else 1
-        folders = [self.dir.round(n) for n in range(1, last + 1)]
+        folders = map(self.dir.round, self.method.rounds(self.config.training.periods))
         return [_read_round(folder) for folder in folders if folder.exists()]
 
     @cached_property
@@ -158,7 +150,7 @@ class RunData:
     @cached_property
     def steps(self) -> dict[str, Cost]:
         """What each finished step has cost."""
-        return recorded_costs(self.dir, self.config.checkpoints, [found.number for found in self.rounds])
+        return recorded_costs(self.dir, self.method.numbers, [found.number for found in self.rounds])
 
     @cached_property
     def total(self) -> Cost:
@@ -173,7 +165,7 @@ class RunData:
     @cached_property
     def clusters(self) -> NDArray[np.int64] | None:
         """The cluster of each usable row, (N,), where there is a bandit."""
-        there = self.config.budgeted and self.dir.clusters.exists()
+        there = self.method.budgeted and self.dir.clusters.exists()
         return load_file(self.dir.clusters)["labels"] if there else None
 
     def in_clusters(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -199,10 +191,10 @@ class RunData:
         return FeatureStore(self.dir.features) if there else None
 
     @cached_property
-    def directions(self) -> NDArray[np.float32]:
-        """Of the target's subtasks, beside the features, (S, d)."""
-        found: NDArray[np.float32] = load_file(self.dir.features / "directions.safetensors")["directions"]
-        return found
+    def directions(self) -> NDArray[np.float32] | None:
+        """Of the target's subtasks at that checkpoint, (S, d)."""
+        path = self.dir.directions_at(1)
+        return load_file(path)["directions"] if path.exists() else None
 
     @cached_property
     def subtasks(self) -> list[str]:

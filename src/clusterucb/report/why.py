@@ -22,7 +22,7 @@ COLUMNS = 4
 
 def why(run: RunData) -> Section:
     """The section."""
-    if not run.gradients or run.store is None:
+    if not run.method.takes_gradients or run.store is None or run.directions is None:
         return Section()
     found = map_features(run.store.features, run.directions, run.selected)
     figures = {"map": map_figure(run, found)}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from clusterucb.run.directory import RunDir
+from safetensors import safe_open
+
+from clusterucb.run.directory import RunDir, numbered
 from clusterucb.runtime.files import read_json
 
 FORWARD_SHARE = 1 / 3
@@ -45,10 +49,14 @@ class Cost:
         """What `to_json` wrote."""
         return cls(**content)
 
-
-def numbered(step: str, number: int) -> str:
-    """The name of a step at checkpoint `number`, from 1."""
-    return step if number == 1 else f"{step} {number}"
+    @classmethod
+    def recorded(cls, path: Path) -> Cost:
+        """What was written down with an artifact, in a JSON or a safetensors file; none in some old ones."""
+        if path.suffix == ".json":
+            return cls.from_json(read_json(path)["cost"])
+        with safe_open(path, "numpy") as file:
+            facts = file.metadata() or {}
+        return cls.from_json(json.loads(facts["cost"])) if "cost" in facts else cls()
 
 
 def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
@@ -59,18 +67,24 @@ def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int
         checkpoints: numbers of the warmup's checkpoints.
         rounds: numbers of the selections.
     """
+    files = recorded_files(run, checkpoints, rounds)
+    return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
+
+
+def recorded_files(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, list[Path]]:
+    """The files in which costs are written down, by step."""
+    found: dict[str, list[Path]] = {}
     numbers = list(checkpoints)
-    files = {
-        **{numbered("warmup", n): [run.checkpoint(n) / "checkpoint.json"] for n in numbers},
-        **{numbered("gradients", n): [run.features_at(n) / "manifest.json"] for n in numbers},
-        "cluster": [run.path / "clusters.json"],
-        **{f"select {n}": [run.round(n) / "summary.json"] for n in rounds},
-        "train": [run.adapter / "checkpoint.json"],
-        "evaluate": [*sorted(run.period(1).parent.glob("*.json")), run.evaluation],
-    }
-    there = {step: [file for file in found if file.exists()] for step, found in files.items()}
-    return {
-        step: sum((Cost.from_json(read_json(file)["cost"]) for file in found), Cost())
-        for step, found in there.items()
-        if found
-    }
+    for number in numbers:
+        found[numbered("warmup", number, " ")] = [run.checkpoint(number) / "checkpoint.json"]
+    for number in numbers:
+        if run.features_at(number).exists():
+            files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
+            found[numbered("gradients", number, " ")] = files
+    found["cluster"] = [run.clusters.with_suffix(".json")]
+    for number in rounds:
+        found[f"select {number}"] = [run.round(number) / "summary.json"]
+    found["train"] = [run.adapter / "checkpoint.json"]
+    found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
+    there = {step: [file for file in files if file.exists()] for step, files in found.items()}
+    return {step: files for step, files in there.items() if files}

@@ -1,24 +1,48 @@
-"""What a run reads: the pool's usable rows and the target's as tokens."""
+"""What a run reads, each part when it is first asked for: pool, target, held-out rows, tokens, the model.
+
+Several runs with the same inputs share one `Inputs`. What is made of the inputs lies in its run directory.
+"""
 
 from __future__ import annotations
 
+import gc
+import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 
-from clusterucb.data.chat import Encoded
+from clusterucb.config import Config
+from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
 from clusterucb.data.pool import Pool
-from clusterucb.features.hidden import Compute, Number, forward
+from clusterucb.data.target import Target, TextRows, overlap
+from clusterucb.data.tokens import FittedTokens, Tokens
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.featurizer import Featurizer, target_directions
+from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
+from clusterucb.run.directory import RunDir
+from clusterucb.run.screening import Screening, screened, unchecked
+from clusterucb.runtime.files import check_made_with, made, read_json, told, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
+from clusterucb.runtime.sharding import shard
+from clusterucb.tasks import TASKS
+from clusterucb.tasks.task import Question, held_out
+from clusterucb.training.adapter import attach_adapter, load_adapter, save_adapter
+from clusterucb.training.model import load_model, load_tokenizer, pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,16 +61,26 @@ class Pooled:
     tokens: Sequence[Encoded]
     lengths: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def describe(self, row: int) -> str:
         """The id of a usable row."""
         return self.pool.id(int(self.rows[row]))
 
-    def features(
-        self, featurize: Featurizer, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float16], NDArray[np.float64]]:
-        """Features (b, d) and losses (b,) of one micro-batch of usable rows."""
+    def batch(self, rows: NDArray[np.int64]) -> tuple[list[Encoded], Callable[[int], str]]:
+        """Tokens of usable rows, (b,), and what names the b-th of them."""
         numbers = rows.tolist()
-        return featurize([self.tokens[row] for row in numbers], lambda b: self.describe(numbers[b]))
+        return [self.tokens[row] for row in numbers], lambda b: self.describe(numbers[b])
+
+    def cost(self, seconds: float, *, gradients: int = 0, forwards: int = 0) -> Cost:
+        """Of going through all usable rows, with so many gradients or forward passes of each."""
+        rows, tokens = len(self.rows), int(self.lengths.sum())
+        return Cost(rows, tokens, gradients * rows, seconds=seconds, pool_forwards=forwards * rows)
+
+    def features(self, featurize: Featurizer, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Features (b, d) of one micro-batch of usable rows."""
+        return featurize(*self.batch(rows))[0]
 
 
 @dataclass(frozen=True)
@@ -63,6 +97,11 @@ class Targeted:
     tokens: Sequence[Encoded]
     codes: NDArray[np.int64]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, (n,)."""
+        return np.array([len(row.ids) for row in self.tokens], np.int64)
+
     def directions(
         self,
         model: nn.Module,
@@ -72,30 +111,299 @@ class Targeted:
         world: World = ALONE,
     ) -> tuple[NDArray[np.float32], Cost]:
         """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
-        started = time.monotonic()
+        started, featurize = time.monotonic(), Featurizer(model, projection)
         with screen.track("target directions", len(self.ids), "rows") as advance:
-            directions = target_directions(
-                Featurizer(model, projection),
-                self.tokens,
-                self.codes,
-                batch_tokens,
-                lambda i: self.ids[i],
-                advance,
-                world,
+            name = self.ids.__getitem__
+            found = target_directions(featurize, self.tokens, self.codes, batch_tokens, name, advance, world)
+        tokens, seconds = int(self.lengths.sum()), time.monotonic() - started
+        return found, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
+
+
+class Inputs:
+    """What a run reads.
+
+    Args:
+        config: all settings.
+        run: the directory where rows of benchmarks, tokens and the initial adapter are kept.
+        screen: where progress is shown.
+        world: the processes that read it, of which the one that leads writes.
+        settled: the file from whose existence on the settings are those of the directory; its config.yaml.
+    """
+
+    def __init__(
+        self, config: Config, run: RunDir, screen: Screen, world: World = ALONE, settled: Path | None = None
+    ) -> None:
+        self.config, self.dir, self.screen, self.world = config, run, screen, world
+        self.sharded = world.size > 1 and config.training.shard == "fsdp"
+        self._settled = settled or run.config
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows to choose from, checked."""
+        return Pool.read(self.config.pool)
+
+    @cached_property
+    def target(self) -> Target:
+        """The task's rows, checked; none of them may be held out."""
+        config = self.config
+        names = [name for name in config.target if name in TASKS]
+        if not names:
+            return Target.read(config.target, config.subtask)
+        if len(names) < len(config.target) or config.subtask:
+            raise ConfigError(
+                f"target {' '.join(config.target)}: benchmarks have subtasks of their own, so neither "
+                "files nor --subtask go with them; make two runs"
             )
-        tokens, seconds = sum(len(row.ids) for row in self.tokens), time.monotonic() - started
-        return directions, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
 
+        def drawn(name: str) -> Sequence[Question]:
+            return TASKS[name].targets(config.data_folder, config.target_rows, config.seed)
 
-def forward_pool(
-    compute: Compute[Number], model: PeftModel, pooled: Pooled, rows: NDArray[np.int64]
-) -> NDArray[Number]:
-    """The same of usable rows by their numbers, (B,)."""
-    numbers = rows.tolist()
-    return forward(compute, model, [pooled.tokens[i] for i in numbers], lambda b: pooled.describe(numbers[b]))
+        return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask")
 
+    @cached_property
+    def target_questions(self) -> list[str]:
+        """Digests of the benchmark questions in the target, which no evaluation may ask."""
+        rows = (json.loads(row.raw) for row in self.target) if self.config.target[0] in TASKS else ()
+        return [row["digest"] for row in rows]
 
-def forward_cost(pooled: Pooled, seconds: float) -> Cost:
-    """Of one forward pass of every usable row."""
-    rows = len(pooled.rows)
-    return Cost(rows, int(pooled.lengths.sum()), seconds=seconds, pool_forwards=rows)
+    @cached_property
+    def holdout(self) -> Target | None:
+        """The task's rows that only the evaluation sees, if any were given."""
+        config = self.config
+        if not config.holdout:
+            return None
+
+        def drawn(name: str) -> Sequence[Question]:
+            unwanted = self.target_questions
+            return held_out(TASKS[name], config.data_folder, config.holdout_rows, config.seed, unwanted)
+
+        folder = self.dir.holdout
+        paths = [self._drawn(folder, name, drawn) if name in TASKS else name for name in config.holdout]
+        holdout = Target.read(paths)
+        self._refuse_overlap(holdout, "target", self.target, "")
+        if not config.decontaminate:
+            self._refuse_overlap(holdout, "pool", self.pool, ", or keep such rows out with --decontaminate")
+        return holdout
+
+    def _refuse_overlap(self, holdout: Target, name: str, rows: TextRows, way_out: str) -> None:
+        if common := overlap(rows, holdout):
+            raise InputError(
+                f"{common[0][1]}: this held-out row is also in the {name} ({common[0][0]}, {len(common)} "
+                f"such rows in all); evaluate on rows that selection and training never see{way_out}"
+            )
+
+    @property
+    def evaluated(self) -> tuple[Target, str]:
+        """The rows that models are evaluated on, and how these are called."""
+        return (self.holdout, "holdout") if self.holdout else (self.target, "target")
+
+    def _drawn(self, folder: Path, name: str, drawn: Callable[[str], Sequence[Question]]) -> Path:
+        """A benchmark's rows as a file of the run, which stands by itself from here on."""
+
+        def make(part: Path) -> None:
+            rows = (json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in drawn(name))
+            part.write_text("".join(rows), encoding="utf-8")
+
+        return self._made(folder / f"{name}.jsonl", make, lambda path: path)
+
+    def _made(
+        self,
+        path: Path,
+        make: Callable[[Path], object],
+        read: Callable[[Path], T],
+        made_with: Mapping[str, object] | None = None,
+    ) -> T:
+        """An artifact of the inputs, made by rank 0 whenever it is first asked for.
+
+        Until the run has its settings, what a beginning with others has left is dropped.
+        """
+
+        def act() -> None:
+            if path.exists() and not self._settled.exists() and (not made_with or told(path) != made_with):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            made(path, make, read, made_with)
+
+        self.world.once(path, act)
+        if made_with:
+            check_made_with(told(path), made_with, str(path))
+        return read(path)
+
+    @cached_property
+    def screening(self) -> Screening:
+        """The pool rows that are kept out of the run; the person is told of them once."""
+        config, pool, target, holdout = self.config, self.pool, self.target, self.holdout
+        made_with = {
+            "pool": pool.fingerprint,
+            "target": target.fingerprint,
+            "holdout": holdout.fingerprint if holdout else None,
+            "decontaminate": config.decontaminate,
+        }
+
+        def make(part: Path) -> None:
+            found = screened(config, pool, target, holdout, self.screen)
+            write_json(part, {"made_with": made_with, **found})
+
+        path = self.dir.contamination
+        found = Screening(self._made(path, make, read_json, made_with))
+        for line in found.report():
+            self.screen.say(f"{line}; each is in {path}")
+        self.tell_unchecked()
+        return found
+
+    def tell_unchecked(self) -> None:
+        """Tell the person of benchmarks that the pool was not checked against."""
+        if found := unchecked(self.dir, self.config):
+            self.screen.say(f"the pool was not checked against {', '.join(found)} when this run began")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.config)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """One format for pool, target and evaluation."""
+        return chat_format(self.config.chat, self.tokenizer)
+
+    def read(self) -> None:
+        """Read and check pool, target, held-out rows and chat format, so that what is wrong shows now."""
+        for part in (self.pool, self.target, self.holdout, self.screening, self.chat):
+            del part
+
+    @cached_property
+    def tokens_made_with(self) -> dict[str, object]:
+        """What the pool's tokens depend on."""
+        return {
+            "pool": self.pool.fingerprint,
+            "rows kept out": self.screening.fingerprint,
+            "tokenizer and chat": fingerprint(self.tokenizer, self.chat),
+            "gradient_length": self.config.gradients.gradient_length,
+            "train_length": self.config.training.train_length,
+        }
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Rows of the pool: `rows` in all, `usable` and `excluded`."""
+        folder = self.dir.pool
+        self._made(folder, self._tokenise, Tokens.open, self.tokens_made_with)
+        manifest = read_json(folder / "manifest.json")
+        if manifest["excluded"]:
+            self.screen.say(
+                f"{manifest['excluded']} of {manifest['rows']} pool rows cannot be used; "
+                f"each is listed with its reason in {folder / 'excluded.jsonl'}"
+            )
+        if not manifest["usable"]:
+            raise InputError(
+                f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}"
+            )
+        return manifest
+
+    def _tokenise(self, part: Path) -> None:
+        """Write the tokens of the usable rows, and the others with their reasons."""
+        usable: list[int] = []
+        excluded: list[dict[str, object]] = []
+        kept_out = self.screening.kept_out
+        Tokens.write(part, self.usable_rows(range(len(self.pool)), kept_out, usable, excluded))
+        np.save(part / "rows.npy", np.array(usable, np.int64))
+        with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
+        counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
+        write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
+
+    def usable_rows(
+        self,
+        rows: Sequence[int],
+        kept_out: Mapping[int, str],
+        usable: list[int],
+        excluded: list[dict[str, object]],
+    ) -> Iterator[Encoded]:
+        """Tokens of those pool `rows` that can be used, one at a time, cut to the longer of both lengths.
+
+        Args:
+            rows: by their numbers.
+            kept_out: rows that are not used for another reason, which is given.
+            usable: gets the numbers of the rows that come out.
+            excluded: gets the ids of the others, with the reason.
+        """
+        gradient, training = self.config.gradients.gradient_length, self.config.training.train_length
+        with self.screen.track("tokenise the pool", len(rows), "rows") as advance:
+            for number in rows:
+                row = self.pool[number]
+                encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
+                short = kept_out.get(number) or fit(encoded, min(gradient, training))
+                if isinstance(short, str):
+                    excluded.append({"id": row.id, "reason": short})
+                else:
+                    usable.append(number)
+                    longest = fit(encoded, max(gradient, training))
+                    yield longest if isinstance(longest, Encoded) else short
+                advance(1, row.id)
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        """Tokens of the usable rows, made at the first use."""
+        assert self.counts["usable"]
+        return Tokens.open(self.dir.pool)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The usable rows, cut for gradients."""
+        fitted = FittedTokens(self._tokens, self.config.gradients.gradient_length)
+        return Pooled(self.pool, np.load(self.dir.pool / "rows.npy"), fitted, fitted.lengths)
+
+    @cached_property
+    def training_tokens(self) -> FittedTokens:
+        """The usable rows, cut for training."""
+        return FittedTokens(self._tokens, self.config.training.train_length)
+
+    @cached_property
+    def targeted(self) -> Targeted:
+        """The target's rows, cut for gradients; all must be usable."""
+        return Targeted(
+            [row.id for row in self.target.rows],
+            self.encode_all(self.target, self.config.gradients.target_length, "--target-length"),
+            self.target.codes,
+        )
+
+    @cached_property
+    def evaluation_tokens(self) -> Sequence[Encoded]:
+        """The rows that models are evaluated on, cut for training; all must be usable."""
+        return self.encode_all(self.evaluated[0], self.config.training.train_length, "--train-length")
+
+    def encode_all(self, rows: Target, length: int, option: str) -> Sequence[Encoded]:
+        """Rows cut to `length`, or an error that names the first which does not fit."""
+        encoded = []
+        for row in rows.rows:
+            fitted = fit(encode(row.messages, self.tokenizer, self.chat, row.id), length)
+            if isinstance(fitted, str):
+                raise InputError(f"{row.id}: {fitted}; raise {option} or take the row out")
+            encoded.append(fitted)
+        return encoded
+
+    @cached_property
+    def model(self) -> PeftModel:
+        """The base model with an adapter, which each step gives the weights that it wants."""
+        return self.load_model()
+
+    def load_model(self) -> PeftModel:
+        """Load it, if that is not done yet, and keep the adapter before training."""
+        if "model" in vars(self):
+            return self.model
+        config = self.config
+        self.screen.say(f"load {config.model}")
+        with torch.random.fork_rng():
+            base = load_model(config, on_host=self.sharded)
+            model = attach_adapter(base, config.lora, config.seed, config.adapter)
+        adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
+        self._made(self.dir.initial, lambda part: save_adapter(model, part), lambda path: path)
+        if self.sharded:
+            shard(model, pick_device(config.device))
+        load_adapter(model, self.dir.initial)
+        return model
+
+    def release_model(self) -> None:
+        """Free the model's memory; it is loaded again when it is asked for."""
+        vars(self).pop("model", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

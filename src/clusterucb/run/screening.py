@@ -26,8 +26,7 @@ from clusterucb.data.rows import Row
 from clusterucb.data.target import Target
 from clusterucb.errors import InputError
 from clusterucb.run.directory import RunDir
-from clusterucb.runtime.files import check_made_with, read_json, write_json
-from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
@@ -62,47 +61,13 @@ class Screening:
 
 
 def screened(
-    run: RunDir,
-    config: Config,
-    pool: Pool,
-    target: Target,
-    holdout: Target | None,
-    screen: Screen,
-    world: World = ALONE,
-) -> Screening:
-    """The run's screening, made if it is not there, of several processes by rank 0.
-
-    Raises:
-        MismatchError: it is there, but pool, target or held-out rows have changed since.
-        InputError: a target row of the person's own is a question of the evaluation.
-    """
-    made_with = {
-        "pool": pool.fingerprint,
-        "target": target.fingerprint,
-        "holdout": holdout.fingerprint if holdout else None,
-        "decontaminate": config.decontaminate,
-    }
-
-    def make() -> None:
-        if not (run.contamination.exists() and run.config.exists()):
-            found = _checked(config, pool, target, holdout, screen)
-            write_json(run.contamination, {"made_with": made_with, **found})
-
-    world.once(run.contamination, make)
-    found = read_json(run.contamination)
-    check_made_with(found["made_with"], made_with, str(run.contamination))
-    return Screening(found)
-
-
-def unchecked(run: RunDir, config: Config) -> list[str]:
-    """Benchmarks to evaluate on that the run's pool was not checked against when it began."""
-    checked = read_json(run.contamination)["checked_against"] if run.contamination.exists() else {}
-    return [name for name in _asked(config) if name not in checked]
-
-
-def _checked(
     config: Config, pool: Pool, target: Target, holdout: Target | None, screen: Screen
 ) -> dict[str, Any]:
+    """Look through the pool: the content of contamination.json.
+
+    Raises:
+        InputError: a target row of the person's own is a question of the evaluation.
+    """
     own_target = not set(config.target) <= set(TASKS)
     unseen = [_unseen("target", target, config.decontaminate or not own_target)]
     if holdout is not None:
@@ -122,6 +87,12 @@ def _checked(
         "too_short_or_common": {texts.name: texts.index.skipped for texts in unseen},
         "hits": [{**hit, "id": pool.id(row)} for row, hit in sorted(_hits(pool, unseen, screen).items())],
     }
+
+
+def unchecked(run: RunDir, config: Config) -> list[str]:
+    """Benchmarks to evaluate on that the run's pool was not checked against when it began."""
+    checked = read_json(run.contamination)["checked_against"] if run.contamination.exists() else {}
+    return [name for name in _asked(config) if name not in checked]
 
 
 def _asked(config: Config) -> dict[str, tuple[Task, int]]:

@@ -1,4 +1,10 @@
-"""Files that appear whole: written under a `.part` name and renamed when complete; what disks can say."""
+"""Artifacts: files and folders that appear whole. Written under a `.part` name, renamed when complete.
+
+    made(path, make, read, made_with)     what is read of `path`, which is made first where it is not there
+
+What was made with something else than is wanted now is refused by `check_made_with`. What a disk can say
+becomes one line by `storage_errors`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +12,17 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from clusterucb.errors import InputError, MismatchError, StorageError
 from clusterucb.runtime.processes import ALONE, World
+
+T = TypeVar("T")
 
 _FULL_BYTES = 1 << 20
 _KEPT = "what was finished is kept: make room and run the same command again"
@@ -42,16 +50,66 @@ def _is_full(path: Path) -> bool:
     return shutil.disk_usage(existing).free < _FULL_BYTES
 
 
+def made(
+    path: Path,
+    make: Callable[[Path], object],
+    read: Callable[[Path], T],
+    made_with: Mapping[str, object] | None = None,
+    *,
+    resume: bool = False,
+    world: World = ALONE,
+) -> T:
+    """What `read` makes of `path`, an artifact that is made first where it is not there.
+
+    Args:
+        path: a file, if its name has a suffix, or a folder.
+        make: writes it under the name that it is given, an empty folder's or a file's. All processes call it
+            together; the one that leads, or for a folder all, write.
+        read: of the finished artifact.
+        made_with: what it depends on, as was written down in it: in a folder's manifest.json, or in a JSON
+            file itself.
+        resume: keep what an unfinished attempt has left in the folder, for `make` to go on with.
+        world: the processes that make it.
+
+    Raises:
+        MismatchError: it is there, and was made with something else.
+    """
+    if not world.has(path):
+        publishing = publish(path, world) if path.suffix else publish_folder(path, resume=resume, world=world)
+        with publishing as part:
+            make(part)
+    if made_with is not None:
+        check_made_with(told(path), made_with, str(path))
+    return read(path)
+
+
+def told(path: Path) -> dict[str, object]:
+    """What an artifact says that it was made with: a JSON file, a safetensors file or a folder."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "numpy") as file:
+            facts = file.metadata() or {}
+        return json.loads(facts["made_with"]) if "made_with" in facts else told(path.parent)
+    content = read_json(path if path.suffix else path / "manifest.json")
+    return dict(content["made_with"])
+
+
 @contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """A temporary path for a file that becomes `path` when the block ends well."""
+def publish(path: Path, world: World = ALONE) -> Iterator[Path]:
+    """A temporary path for a file that becomes `path` when the block ends well.
+
+    All processes of the `world` that is given enter the block; the one that leads writes.
+    """
     part = path.with_name(path.name + ".part")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
+
+    def end() -> None:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+
+    with storage_errors(path):
+        world.lead(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        yield part
+        world.lead(end)
 
 
 @contextmanager

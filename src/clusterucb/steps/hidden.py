@@ -10,85 +10,80 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from clusterucb.errors import InputError
-from clusterucb.features.hidden import forward, representations
-from clusterucb.features.influence import Rows
-from clusterucb.features.store import FeatureStore, FeatureWriter
-from clusterucb.gradients.batches import Describe, plan
+from clusterucb.features.hidden import forward, hidden_size, representations
+from clusterucb.features.influence import Vectors
+from clusterucb.features.store import FeatureStore
+from clusterucb.gradients.batches import Describe, micro_batches
+from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
-from clusterucb.run.inputs import forward_cost, forward_pool
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import publish_folder
 from clusterucb.runtime.processes import World
 
 DEPTH = 2 / 3
 """Share of the layers that the features' pass goes through."""
 BLOCK = 1024
 """Rows that are centred at once."""
+MEAN = "mean.npy"
+"""The mean of the pool's hidden states, beside the features, for targets to come."""
 
 
-def hidden_features(session: Session, folder: Path, made_with: Mapping[str, object]) -> None:
-    """Publish features of all usable rows, (N, H), and the target's directions, (S, H), in `folder`.
-
-    A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
-    rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
+def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -> None:
+    """Write a feature of every usable row's hidden states, (N, H), at the model as it is now.
 
     Args:
         session: whose model has the weights of the checkpoint.
-        folder: as the gradients' features have it; a killed command goes on.
+        part: the store's folder; a killed command goes on with what is there.
         made_with: fingerprints of all that they depend on.
     """
-    world = session.world.at("gradients")
-    _ = session.pooled
-    with publish_folder(folder, resume=True, world=world) as part:
-        as_they_are = part / "uncentred"
-        if not world.has(part / "manifest.json"):
-            targets, cost = represent_target(session, world, DEPTH)
-            pool = represent_pool(session, as_they_are, targets.shape[1], made_with, world, DEPTH)
-            mean = _mean(pool.features)
-            codes, found = session.targeted.codes, centred(targets, mean, session.targeted.ids.__getitem__)
-            directions = np.stack([found[codes == code].mean(0) for code in range(codes.max() + 1)])
-            if world.leads:
-                save_file({"directions": directions.astype(np.float32)}, part / "directions.safetensors")
-            cost += Cost.from_json(pool.manifest["cost"])
-            _write_centred(session, pool, mean, part, made_with, cost, world)
-        if world.leads and as_they_are.exists():  # large, and of no use any more
-            shutil.rmtree(as_they_are)
+    as_they_are = part / "uncentred"
+    if not session.world.has(part / "manifest.json"):
+        pool = represent_pool(session, as_they_are, made_with, DEPTH)
+        mean = _mean(pool.features)
+        if session.world.leads:
+            np.save(part / MEAN, mean)
+        _write_centred(session, pool, mean, part, made_with)
+    if session.world.leads and as_they_are.exists():  # large, and of no use any more
+        shutil.rmtree(as_they_are)
 
 
 def _write_centred(
     session: Session,
     pool: FeatureStore,
     mean: NDArray[np.float64],
-    folder: Path,
+    part: Path,
     made_with: Mapping[str, object],
-    cost: Cost,
-    world: World,
 ) -> None:
-    rows, dtype = len(pool), session.config.gradients.store_dtype
-    with (
-        FeatureWriter(folder, rows, len(mean), made_with, dtype, world) as writer,
-        session.screen.track("centre the hidden states", rows, "rows") as advance,
-    ):
+    def compute(blocks: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+        for block in blocks:
+            names = [session.inputs.pooled.describe(row) for row in block.tolist()]
+            found = centred(pool.features[block[0] : block[-1] + 1], mean, names.__getitem__)
+            yield found.astype(np.float16), np.full(len(block), np.nan)
 
-        def write(start: int) -> int:
-            block = np.arange(start, min(rows, start + BLOCK))
-            names = [session.pooled.describe(row) for row in block.tolist()]
-            found = centred(pool.features[start : start + BLOCK], mean, names.__getitem__)
-            writer.write(block, found.astype(np.float16), np.full(len(block), np.nan))
-            return len(block)
+    blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
+    with session.store(part, len(mean), made_with, "centre the hidden states") as (writer, advance):
+        writer.fill(blocks, compute, advance)
+        writer.finish({"cost": pool.manifest["cost"]})
 
-        for _, count in world.share(range(0, rows, BLOCK), partial(map, write), each=16):
-            advance(count)
-        writer.finish({"cost": cost.to_json()})
+
+def hidden_directions(session: Session) -> tuple[NDArray[np.float32], Cost]:
+    """The target's directions, (S, H), at the model as it is now, and their cost.
+
+    A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
+    rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
+    """
+    target = session.inputs.targeted
+    states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
+    found = centred(states, np.load(session.dir.features / MEAN), target.ids.__getitem__)
+    means = [found[target.codes == code].mean(0) for code in range(target.codes.max() + 1)]
+    return np.stack(means).astype(np.float32), cost
 
 
 def centred(
@@ -110,7 +105,7 @@ def centred(
     return found
 
 
-def _mean(rows: Rows) -> NDArray[np.float64]:
+def _mean(rows: Vectors) -> NDArray[np.float64]:
     """Over all rows, (H,)."""
     starts = range(0, len(rows), BLOCK)
     total = np.sum([rows[start : start + BLOCK].astype(np.float64).sum(0) for start in starts], axis=0)
@@ -120,10 +115,7 @@ def _mean(rows: Rows) -> NDArray[np.float64]:
 
 def represent_target(session: Session, world: World, depth: float = 1.0) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
-    target = session.targeted
-    started = time.monotonic()
-    lengths = np.array([len(row.ids) for row in target.tokens], np.int64)
-
+    target, started = session.inputs.targeted, time.monotonic()
     compute = partial(representations, depth=depth)
 
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -131,35 +123,24 @@ def represent_target(session: Session, world: World, depth: float = 1.0) -> tupl
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
         return forward(compute, session.model, rows, ids.__getitem__)
 
-    batches = plan(lengths, session.config.gradients.batch_tokens)
+    batches = micro_batches(target.lengths, session.config.gradients.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
-    cost = Cost(tokens=int(lengths.sum()), seconds=time.monotonic() - started)
+    cost = Cost(tokens=int(target.lengths.sum()), seconds=time.monotonic() - started)
     return found[np.argsort(np.concatenate(batches))], cost
 
 
 def represent_pool(
-    session: Session,
-    folder: Path,
-    dim: int,
-    made_with: Mapping[str, object],
-    world: World,
-    depth: float = 1.0,
+    session: Session, folder: Path, made_with: Mapping[str, object], depth: float = 1.0
 ) -> FeatureStore:
-    """Of all usable rows, (N, dim), in a store with which a killed command goes on; it has no losses."""
-    pooled, total = session.pooled, len(session.pooled.rows)
-    with (
-        FeatureWriter(folder, total, dim, made_with, world=world) as writer,
-        session.screen.track("hidden states of the pool", total, "rows") as advance,
-    ):
+    """Of all usable rows, (N, H), in a store with which a killed command goes on; it has no losses."""
+    pooled, width = session.inputs.pooled, hidden_size(session.model)
+    represent = partial(forward, partial(representations, depth=depth), session.model)
 
-        def write(rows: NDArray[np.int64]) -> int:
-            found = forward_pool(partial(representations, depth=depth), session.model, pooled, rows)
-            writer.write(rows, found.astype(np.float16), np.full(len(rows), np.nan))
-            return len(rows)
+    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+        for rows in batches:
+            yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
-        missing = writer.missing(plan(pooled.lengths, session.config.gradients.batch_tokens))
-        advance(total - sum(map(len, missing)))
-        for rows, count in world.share(missing, partial(map, write), each=16):
-            advance(count, pooled.describe(int(rows[-1])))
-        writer.finish({"cost": forward_cost(pooled, writer.seconds).to_json()})
+    with session.store(folder, width, made_with, "hidden states of the pool", "float16") as (writer, advance):
+        writer.fill(micro_batches(pooled.lengths, session.config.gradients.batch_tokens), compute, advance)
+        writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

@@ -1,11 +1,14 @@
-"""One re-selection at a live model: target directions, then a selection by fresh gradients."""
+"""Selecting by fresh features: whose are computed, a selector decides; the round they make is kept.
+
+`Drawing` is the one way to draw. `Reselection` draws at a live model at the start of a training period.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,117 @@ from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.inputs import Pooled, Targeted
 from clusterucb.run.rounds import Round, read_round, write_round
-from clusterucb.runtime.files import publish_folder
+from clusterucb.runtime.files import made
 from clusterucb.runtime.processes import ALONE, World
-from clusterucb.runtime.screen import Screen
+from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
 from clusterucb.training.adapter import fingerprint_tensors
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Features that are computed when they are asked for, and what they are compared with.
+
+    Attributes:
+        features: of one micro-batch of usable rows, (b,) to (b, d).
+        directions: of the subtasks, (S, d).
+        weights: fingerprint of the weights that the features are taken at.
+        cost: of the directions.
+        gradients: how many the features of one row take.
+    """
+
+    features: Callable[[NDArray[np.int64]], NDArray[Any]]
+    directions: NDArray[np.floating]
+    weights: str
+    cost: Cost
+    gradients: int = 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws by fresh features, and writes the round.
+
+    Attributes:
+        pooled: rows to select from.
+        selector: `ClusterUCB` or `RowUCB` with its clusters and budget, or `FullScoring`.
+        batch_tokens: bound of a micro-batch.
+        seed: each round draws by one of its own, made of this.
+        screen: where progress is shown.
+        world: processes that draw together.
+    """
+
+    pooled: Pooled
+    selector: Selector
+    batch_tokens: int
+    seed: int
+    screen: Screen
+    world: World = ALONE
+
+    def __call__(self, part: Path, number: int, fresh: Fresh, known: Known | None = None) -> None:
+        """Select, and write round `number` into `part`, where scores of a killed attempt are looked up first.
+
+        `known` is what is known of the rows before they are drawn.
+        """
+        draws: list[Draw] = []
+        spend, title = self.selector.spend, f"select, round {number}"
+        with (
+            ScoreLog(part / "scores.jsonl", fresh.weights, self.world) as log,
+            self.screen.track(title, spend, "rows") as advance,
+        ):
+            shown = _Shown(self.screen, number, draws, advance)
+            influence = LiveInfluence(
+                fresh.features, self.pooled.lengths, fresh.directions, self.batch_tokens, log, shown.scored
+            )
+            selection = self.selector(influence, round_seed(self.seed, number), shown.drawn, known)
+            seconds = log.seconds
+        if selection.spent < spend:
+            self.screen.say(
+                f"{title}: ended at {selection.spent} of {spend} rows, as "
+                f"{selection.expected_change:.1%} of the selection is expected to change by drawing all"
+            )
+        rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
+        times = fresh.gradients
+        cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
+        if self.world.leads:
+            summary = write_round(part, number, selection, draws, self.pooled.pool, self.pooled.rows, cost)
+            self.screen.tell("selected", **summary)
+
+
+@dataclass
+class _Shown:
+    """Tells of a selection while it is made."""
+
+    screen: Screen
+    number: int
+    draws: list[Draw]
+    advance: Advance
+    mean: float = 0.0
+
+    def scored(self, rows: int, _tokens: int) -> None:
+        """So many rows more have a score."""
+        if not self.draws:
+            self.advance(rows)
+            return
+        note = f"draw {len(self.draws)}, cluster {self.draws[-1].arm}, mean influence {self.mean:.3f}"
+        self.advance(rows, note, mean_influence=self.mean)
+
+    def drawn(self, draw: Draw) -> None:
+        """The selector has decided on a draw, and knows its scores."""
+        self.draws.append(draw)
+        self.mean += (float(draw.scores.mean()) - self.mean) / len(self.draws)
+        self.screen.tell(
+            "draw",
+            round=self.number,
+            draw=draw.step,
+            cluster=draw.arm,
+            cold=draw.cold,
+            rows=len(draw.rows),
+            mean=float(draw.scores.mean()),
+            largest=float(draw.scores.max()),
+        )
 
 
 @dataclass(frozen=True)
@@ -76,110 +182,44 @@ class Reselection:
     def round(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> Round:
         """The selection of `period`, computed or read."""
         self.world.check_complete()
-        folder = self.folder / str(period)
-        if not self.world.has(folder):
+
+        def select(part: Path) -> None:
             started = time.monotonic()
-            with publish_folder(folder, resume=True, world=self.world) as part:
-                there = replace(self, world=alike(self.world, model))
-                there._select(period, model, moments(), part)
+            self._select(period, model, moments(), part, alike(self.world, model))
             self.spent(time.monotonic() - started)
-        return read_round(folder)
 
-    def known(self, directions: NDArray[np.floating], rounds: Sequence[Path] = ()) -> Known | None:
-        """What the selector asks to be told of rows, for directions (S, d) and by these earlier rounds."""
-        asks = self.selector.asks
-        if self.knowledge is None or asks == "nothing":
-            return None
-        return self.knowledge.at(directions, rounds, features=asks == "features")
+        return made(self.folder / str(period), select, read_round, resume=True, world=self.world)
 
-    def _select(self, period: int, model: nn.Module, moments: Moments, part: Path) -> None:
-        directions, target_cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen, self.world
+    def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
+        directions, cost = self.targeted.directions(
+            model, self.projection, self.batch_tokens, self.screen, world
         )
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
         featurize = Featurizer(model, self.projection, moments, self.formula)
-        known = self.known(directions, [self.folder / str(number) for number in range(1, period)])
-        with DrawnWriter(part, self.projection.dim, self.world.rank) if known else nullcontext() as kept:
+        earlier = [self.folder / str(number) for number in range(1, period)]
+        known = known_to(self.selector, self.knowledge, directions, earlier)
+        with DrawnWriter(part, self.projection.dim, world.rank) if known else nullcontext() as kept:
 
             def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
-                found = self.pooled.features(featurize, rows)[0]
+                found = self.pooled.features(featurize, rows)
                 if kept:
                     kept.add(rows, found)
                 return found
 
-            self.write(part, period, features, directions, weights, target_cost, known=known)
+            draw = Drawing(self.pooled, self.selector, self.batch_tokens, self.seed, self.screen, world)
+            draw(part, period, Fresh(features, directions, weights, cost), known)
 
-    def write(
-        self,
-        part: Path,
-        number: int,
-        features: Callable[[NDArray[np.int64]], NDArray[Any]],
-        directions: NDArray[np.floating],
-        weights: str,
-        target_cost: Cost,
-        gradients: int = 1,
-        known: Known | None = None,
-    ) -> None:
-        """Select by features that are computed when they are asked for, and write the round into `part`.
 
-        Args:
-            part: a folder that the caller publishes; scores of a killed attempt in it are not computed again.
-            number: of the round.
-            features: of one micro-batch of usable rows, (b,) to (b, d).
-            directions: of the subtasks, (S, d).
-            weights: fingerprint of the weights that the features are taken at.
-            target_cost: of the directions.
-            gradients: how many the features of one row take.
-            known: of the rows before they are drawn.
-        """
-        drawn: list[Draw] = []
-        with (
-            ScoreLog(part / "scores.jsonl", weights, self.world) as log,
-            self.screen.track(f"select, round {number}", self.selector.spend, "rows") as advance,
-        ):
-            mean = 0.0
-
-            def progress(rows: int, _tokens: int) -> None:
-                if drawn:
-                    note = f"draw {len(drawn)}, cluster {drawn[-1].arm}, mean influence {mean:.3f}"
-                    advance(rows, note, mean_influence=mean)
-                else:
-                    advance(rows)
-
-            def on_draw(draw: Draw) -> None:
-                nonlocal mean
-                drawn.append(draw)
-                mean += (float(draw.scores.mean()) - mean) / len(drawn)
-                self._tell(number, draw)
-
-            influence = LiveInfluence(
-                features, self.pooled.lengths, directions, self.batch_tokens, log, progress
-            )
-            selection = self.selector(influence, round_seed(self.seed, number), on_draw, known)
-            seconds = log.seconds
-        if selection.spent < self.selector.spend:
-            self.screen.say(
-                f"select, round {number}: ended at {selection.spent} of {self.selector.spend} rows, as "
-                f"{selection.expected_change:.1%} of the selection is expected to change by drawing all"
-            )
-        rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
-        cost = Cost(gradients * rows, gradients * tokens, gradients * rows, 0, seconds) + target_cost
-        if not self.world.leads:
-            return
-        summary = write_round(part, number, selection, drawn, self.pooled.pool, self.pooled.rows, cost)
-        self.screen.tell("selected", **summary)
-
-    def _tell(self, number: int, draw: Draw) -> None:
-        self.screen.tell(
-            "draw",
-            round=number,
-            draw=draw.step,
-            cluster=draw.arm,
-            cold=draw.cold,
-            rows=len(draw.rows),
-            mean=float(draw.scores.mean()),
-            largest=float(draw.scores.max()),
-        )
+def known_to(
+    selector: Selector,
+    knowledge: Knowledge | None,
+    directions: NDArray[np.floating],
+    rounds: Sequence[Path] = (),
+) -> Known | None:
+    """What a selector asks to be told of rows, for directions (S, d) and by these earlier rounds."""
+    if knowledge is None or selector.asks == "nothing":
+        return None
+    return knowledge.at(directions, rounds, features=selector.asks == "features")
 
 
 def round_seed(seed: int, number: int) -> int:

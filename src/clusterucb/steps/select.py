@@ -1,4 +1,8 @@
-"""Whose rows are trained on: round 1, and a selection at any checkpoint."""
+"""Whose rows are trained on: the first selection, by any method, and one at any checkpoint.
+
+Features of all rows that are stored at every checkpoint are ranked, without a gradient more. Where some are
+not, or are none of gradients, they are computed for the rows that a selector draws.
+"""
 
 from __future__ import annotations
 
@@ -10,118 +14,115 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
-from clusterucb.features.influence import Rows, stored_influence
+from clusterucb.features.influence import EndToEnd, stored_influence, weighted_directions
 from clusterucb.features.knowledge import Knowledge
-from clusterucb.gradients.adam import Moments
-from clusterucb.run.artifacts import (
-    check_features,
-    checkpoint_fingerprint,
-    directions_at,
-    labels,
-    need,
-    store,
-)
 from clusterucb.run.costs import Cost
+from clusterucb.run.index import Checkpoint
 from clusterucb.run.rounds import Round, read_round, write_round
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import publish_folder
+from clusterucb.runtime.files import made
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selector
-from clusterucb.steps.baselines import BASELINES, select_baseline
-from clusterucb.steps.reselection import Reselection
+from clusterucb.steps.baselines import SCORES, select_by_scores
+from clusterucb.steps.features import directions
+from clusterucb.steps.less import fresh_beside_stored, weights
+from clusterucb.steps.reselection import Drawing, Reselection, known_to
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
 
 def select(session: Session) -> Round:
-    """Round 1: all rows are scored at the warmup checkpoint already, so the plain top share is taken.
-
-    With `features: hidden` no row is: the bandit selects there, as in any later period. The baselines need no
-    checkpoint.
-    """
-    if session.config.method in BASELINES:
-        return select_baseline(session)
-    if not session.world.has(session.dir.round(1)):
-        if session.config.clustering.features == "hidden":
-            moments = _go_to(session, need(session, session.dir.warmup, "warmup"))
-            return reselection(session, session.dir.round(1).parent).round(1, session.model, lambda: moments)
-        rank(session, store(session).features, directions_at(session))
-    return read_round(session.dir.round(1))
+    """The first selection; for all methods but those that select in every period, the only one."""
+    if session.method.name in SCORES:
+        return select_by_scores(session)
+    first = session.dir.round(1)
+    if session.world.has(first):
+        return read_round(first)
+    if session.method.hidden:
+        checkpoint = session.index.checkpoint()
+        go_to(session, checkpoint.folder)
+        return reselection(session, first.parent).round(1, session.model, lambda: checkpoint.moments)
+    return rank(session) if session.method.ranks_stored else draw(session)
 
 
-def rank(session: Session, features: Rows, directions: NDArray[np.floating]) -> None:
-    """Publish round 1: the top share of all rows by features (N, d) that are there, for directions (S, d)."""
-    started = time.monotonic()
-    keep = FullScoring(labels(session), session.config.selection.top_p)
+def rank(session: Session) -> Round:
+    """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
+    numbers, world = session.method.numbers, session.world.at("select")
+    rows = EndToEnd([session.index.store(number).features for number in numbers])
+    aims = weighted_directions([directions(session, number)[0] for number in numbers], weights(session))
+
+    def best(part: Path) -> None:
+        started = time.monotonic()
+        keep = FullScoring(labels(session), session.config.selection.top_p)
+        selection = keep(lambda _every: stored_influence(rows, aims, world=world))
+        cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
+        if session.world.leads:
+            pooled = session.inputs.pooled
+            summary = write_round(part, 1, selection, [], pooled.pool, pooled.rows, cost)
+            session.screen.tell("selected", **summary)
+
+    return made(session.dir.round(1), best, read_round, world=world)
+
+
+def draw(session: Session) -> Round:
+    """Round 1 by fresh features beside those that are stored at the first checkpoint."""
     world = session.world.at("select")
-    selection = keep(lambda _every: stored_influence(features, directions, world=world))
-    cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
-    with publish_folder(session.dir.round(1), world=world) as part:
-        if world.leads:
-            summary = write_round(part, 1, selection, [], session.pool, session.pooled.rows, cost)
-    if world.leads:
-        session.screen.tell("selected", **summary)
+
+    def drawn(part: Path) -> None:
+        check_features(session)
+        chooser, tokens = selector(session), session.config.gradients.batch_tokens
+        fresh, combined = fresh_beside_stored(session)
+        known = known_to(chooser, knowledge(session), combined)
+        drawing = Drawing(session.inputs.pooled, chooser, tokens, session.repeat_seed, session.screen, world)
+        drawing(part, 1, fresh, known)
+
+    return made(session.dir.round(1), drawn, read_round, resume=True, world=world)
 
 
 def reselect(session: Session, checkpoint: Path) -> tuple[Path, Round]:
     """One re-selection, as in a later period, at any checkpoint of this adapter, ours or a Trainer's."""
-    if session.config.method != "dynamic":
+    if not session.method.reselects:
         raise ConfigError(
             f"--checkpoint {checkpoint}: only method dynamic selects at any checkpoint, and this run's is "
-            f"{session.config.method}; leave --checkpoint out"
+            f"{session.method.name}; leave --checkpoint out"
         )
-    moments = _go_to(session, _adapter_folder(checkpoint))
-    name = f"{checkpoint.absolute().name}-{checkpoint_fingerprint(checkpoint, moments)}"
+    if not (checkpoint / "adapter_model.safetensors").exists():
+        raise ConfigError(f"--checkpoint {checkpoint}: expected a folder with adapter_model.safetensors")
+    go_to(session, checkpoint)
+    moments = import_moments(checkpoint, session.model)
+    name = f"{checkpoint.absolute().name}-{Checkpoint(checkpoint, moments).fingerprint}"
     folder = session.dir.path / "selections" / name
     return folder / "1", reselection(session, folder).round(1, session.model, lambda: moments)
 
 
-def _go_to(session: Session, checkpoint: Path) -> Moments:
-    """Give the model the weights of a checkpoint to select at; returns Adam's moments there."""
-    _ = labels(session)
+def go_to(session: Session, checkpoint: Path) -> None:
+    """Give the model the weights of a checkpoint to select at, if what is stored fits it."""
+    labels(session)
     check_features(session)
     load_adapter(session.model, checkpoint)
-    return import_moments(checkpoint, session.model)
 
 
-def reselection(
-    session: Session, folder: Path, spent: Callable[[float], None] = lambda _seconds: None
-) -> Reselection:
-    """What selects by fresh gradients, with rounds in `folder`: the bandit, or all rows without one."""
-    return Reselection(
-        pooled=session.pooled,
-        targeted=session.targeted,
-        selector=_selector(session),
-        projection=session.projection,
-        folder=folder,
-        seed=session.repeat_seed,
-        formula=session.config.gradients.formula,
-        batch_tokens=session.config.gradients.batch_tokens,
-        knowledge=_knowledge(session) if session.config.budgeted else None,
-        screen=session.screen,
-        spent=spent,
-        world=session.world.at("select"),
-    )
+def check_features(session: Session) -> None:
+    """Refuse to compare fresh features with stored ones that another model or projection made."""
+    store = session.index.store()
+    session.index.check(store, model=session.made_with["model"])
 
 
-def _knowledge(session: Session) -> Knowledge:
-    """What the stored features tell of rows before they are drawn."""
-    features = store(session).features
-    if session.config.clustering.features == "gradients":
-        return Knowledge(features)
-    return Knowledge(features, stored_influence(features, directions_at(session)))
+def labels(session: Session) -> NDArray[np.int64]:
+    """The cluster of each usable row, (N,); zeros where no bandit needs clusters."""
+    return session.index.labels(len(session.inputs.pooled))
 
 
-def _selector(session: Session) -> Selector:
+def selector(session: Session) -> Selector:
     """How rows are drawn and kept, as the settings say."""
-    chosen, clusters = session.config.selection, labels(session)
-    if not session.config.budgeted:
+    chosen, clusters, policy = session.config.selection, labels(session), session.policy
+    if not session.method.budgeted:
         return FullScoring(clusters, chosen.top_p)
-    if isinstance(session.policy, LinearUCB):
-        return RowUCB(clusters, session.policy, budget=chosen.cap, top_p=chosen.top_p)
+    if isinstance(policy, LinearUCB):
+        return RowUCB(clusters, policy, budget=chosen.cap, top_p=chosen.top_p)
     return ClusterUCB(
         clusters,
-        session.policy,
+        policy,
         budget=chosen.cap,
         cold_start=chosen.csp,
         top_p=chosen.top_p,
@@ -131,7 +132,31 @@ def _selector(session: Session) -> Selector:
     )
 
 
-def _adapter_folder(checkpoint: Path) -> Path:
-    if not (checkpoint / "adapter_model.safetensors").exists():
-        raise ConfigError(f"--checkpoint {checkpoint}: expected a folder with adapter_model.safetensors")
-    return checkpoint
+def reselection(
+    session: Session, folder: Path, spent: Callable[[float], None] = lambda _seconds: None
+) -> Reselection:
+    """What selects at a live model, with rounds in `folder`."""
+    return Reselection(
+        pooled=session.inputs.pooled,
+        targeted=session.inputs.targeted,
+        selector=selector(session),
+        projection=session.projection,
+        folder=folder,
+        seed=session.repeat_seed,
+        formula=session.config.gradients.formula,
+        batch_tokens=session.config.gradients.batch_tokens,
+        knowledge=knowledge(session),
+        screen=session.screen,
+        spent=spent,
+        world=session.world.at("select"),
+    )
+
+
+def knowledge(session: Session) -> Knowledge | None:
+    """What the stored features tell of rows before they are drawn; nothing where all are scored."""
+    if not session.method.budgeted:
+        return None
+    features = session.index.store().features
+    if not session.method.hidden:
+        return Knowledge(features)
+    return Knowledge(features, stored_influence(features, directions(session)[0]))

@@ -7,7 +7,7 @@ from typing import Any
 from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import read_json, write_json
+from clusterucb.runtime.files import write_json
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -16,17 +16,16 @@ def summarise(session: Session) -> dict[str, Any]:
 
 
 def _summarise(session: Session) -> dict[str, Any]:
-    run, pool = session.dir, read_json(session.dir.pool / "manifest.json")
-    last = session.config.training.periods if session.config.method == "dynamic" else 1
-    rounds = [read_round(run.round(n + 1)) for n in range(last)]
-    steps = recorded_costs(run, session.config.checkpoints, range(1, last + 1))
+    run, method, counts = session.dir, session.method, session.inputs.counts
+    numbers = method.rounds(session.config.training.periods)
+    steps = recorded_costs(run, method.numbers, numbers)
     total = sum(steps.values(), Cost())
     summary = {
-        "method": session.config.method,
-        "bandit": session.config.bandit if session.config.budgeted else "none",
-        "rows": pool["usable"],
-        "excluded": pool["excluded"],
-        "selected": [r.summary for r in rounds],
+        "method": method.name,
+        "bandit": method.bandit,
+        "rows": counts["usable"],
+        "excluded": counts["excluded"],
+        "selected": [read_round(run.round(number)).summary for number in numbers],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": total.to_json(),
         "gradient_equivalents": total.gradient_equivalents,
@@ -42,16 +41,16 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
 
     `share_of_cost` has forward passes in it, in gradients.
     """
-    config = session.config
-    times = {"dynamic": config.training.periods, "less": len(config.checkpoints)}.get(config.method)
-    if times is None:
+    times = session.method.full(session.config.training.periods)
+    if not times:
         return {}
-    full = times * len(session.pooled.rows)
+    pooled = session.inputs.pooled
+    full = times * len(pooled)
     return {
         "full": {
-            "method": config.method,
+            "method": session.method.name,
             "pool_gradients": full,
-            "pool_tokens": times * int(session.pooled.lengths.sum()),
+            "pool_tokens": times * int(pooled.lengths.sum()),
             "share_of_pool_gradients": total.pool_gradients / full,
             "share_of_cost": total.gradient_equivalents / full,
         }

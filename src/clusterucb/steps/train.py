@@ -1,68 +1,80 @@
-"""The warmup and the training of the adapter, period by period."""
+"""The two trainings of an adapter: the warmup, whose checkpoints gradients are taken at, and the real one.
+
+Both begin at the initial adapter, and go on from the trainer's last saved state.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
-from clusterucb.run.artifacts import already_trained, check_features, need, publish_checkpoint
+from clusterucb.config import Config
+from clusterucb.errors import ConfigError
+from clusterucb.gradients.adam import Moments
 from clusterucb.run.costs import Cost
+from clusterucb.run.index import needed
+from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
-from clusterucb.steps.baselines import _refuse_baseline
-from clusterucb.steps.evaluate import _watch
-from clusterucb.steps.select import reselection
-from clusterucb.training.adapter import load_adapter
-from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints
+from clusterucb.runtime.files import publish_folder, read_json, write_json
+from clusterucb.selection.share import share
+from clusterucb.steps.evaluate import watch
+from clusterucb.steps.select import check_features, reselection
+from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
+from clusterucb.training.callbacks import DynamicSelection, EpochCheckpoints, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, training_clock
+from clusterucb.training.moments import save_moments
 
 
 def warmup(session: Session) -> None:
-    """Train the adapter for a few steps on random pool rows: the checkpoint of the first gradients."""
-    _refuse_baseline(session, "warmup")
-    states = session.dir.path / "warmup.states"
-    if already_trained(session, session.dir.warmup, states):
+    """Train the adapter on random pool rows: where the first gradients are taken, after each epoch."""
+    session.refuse_unless(session.method.takes_gradients, "warmup", "as it needs no gradient")
+    states, epochs = session.dir.warmup.with_name("warmup.states"), session.method.checkpoints
+    if _trained(session, session.dir.checkpoint(epochs), states):
         return
-    settings, steps = session.config.training, session.config.warmup.warmup_steps
-    rows = random_rows(len(session.training_tokens), steps * settings.batch_size, session.config.seed)
-    dataset = SwappableRows(session.training_tokens, rows)
-    seed, clock = session.config.seed, training_clock(states, session.world)
-    finetuned = train_from_initial(session, "warm up", dataset, states, 1, clock, seed)
-    _publish_trained(session, session.dir.warmup, states, finetuned, rows)
+    session.begin()
+    total, seed = len(session.inputs.training_tokens), session.config.seed
+    rows = random_rows(total, warmup_rows(session.config, total), seed)
+    _check_schedule(session, len(rows))
+    clock = training_clock(states, session.world)
+    keep = EpochCheckpoints(
+        optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock)
+    )
+    dataset = SwappableRows(session.inputs.training_tokens, rows)
+    train_from_initial(session, "warm up", dataset, states, epochs, clock, seed, (keep,))
+    session.world.lead(lambda: shutil.rmtree(states))
 
 
 def train(session: Session) -> None:
-    """Train from the initial adapter on the selected rows.
-
-    The method `dynamic` selects them anew at the start of each period but the first; all others have one
-    selection for all periods.
-    """
-    if already_trained(session, session.dir.adapter, session.dir.training):
-        return
-    first = read_round(need(session, session.dir.round(1), "select"))
-    if session.config.method != "dynamic":
+    """Train from the initial adapter on the selected rows; some methods select anew for every period."""
+    first = read_round(needed(session.dir, session.dir.round(1), "select"))
+    if session.method.reselects:
+        _train_and_reselect(session, first.rows)
+    else:
         train_on(session, first.rows, session.dir.adapter, watched=True)
+
+
+def _train_and_reselect(session: Session, first: NDArray[np.int64]) -> None:
+    folder, states = session.dir.adapter, session.dir.training
+    if _trained(session, folder, states):
         return
     check_features(session)
-    clock = training_clock(session.dir.training, session.world)
-    rounds = session.dir.round(1).parent
-    epochs_per_period = session.config.training.epochs_per_period
+    settings, clock = session.config.training, training_clock(states, session.world)
+    select = reselection(session, session.dir.path / "rounds", clock.pause)
     dynamic = DynamicSelection(
-        session.training_tokens,
-        first.rows,
-        reselection(session, rounds, clock.pause),
-        epochs_per_period=epochs_per_period,
+        session.inputs.training_tokens, first, select, epochs_per_period=settings.epochs_per_period
     )
-    callbacks = (dynamic, _watch(session, len(first.rows), clock))
-    finetuned = _train_periods(session, dynamic.dataset, session.dir.training, clock, callbacks)
-    selected = [read_round(session.dir.round(n + 1)).rows for n in range(session.config.training.periods)]
-    trained = np.tile(np.concatenate(selected), epochs_per_period)
-    _publish_trained(session, session.dir.adapter, session.dir.training, finetuned, trained)
+    callbacks = (dynamic, watch(session, len(first), clock))
+    finetuned = _train_periods(session, dynamic.dataset, states, clock, callbacks)
+    rounds = [read_round(session.dir.round(n)).rows for n in session.method.rounds(settings.periods)]
+    _publish_trained(session, folder, states, finetuned, rounds)
 
 
 def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched: bool = False) -> None:
@@ -75,14 +87,15 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
         watched: keep the loss on held-out rows after each period.
     """
     states = folder.with_name(f"{folder.name}.states")
-    if already_trained(session, folder, states):
+    if _trained(session, folder, states):
         return
-    dataset = SwappableRows(session.training_tokens, rows)
-    clock, settings = training_clock(states, session.world), session.config.training
-    callbacks = (_watch(session, len(rows), clock),) if watched else ()
+    dataset, clock = (
+        SwappableRows(session.inputs.training_tokens, rows),
+        training_clock(states, session.world),
+    )
+    callbacks = (watch(session, len(rows), clock),) if watched else ()
     finetuned = _train_periods(session, dataset, states, clock, callbacks)
-    trained = np.tile(rows, settings.periods * settings.epochs_per_period)
-    _publish_trained(session, folder, states, finetuned, trained)
+    _publish_trained(session, folder, states, finetuned, [rows] * session.config.training.periods)
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -92,17 +105,36 @@ def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.concatenate(rounds)[:count].astype(np.int64)
 
 
+def warmup_rows(config: Config, total: int) -> int:
+    """Rows of `total` in an epoch of the warmup: as many as its steps take, or LESS's share of them."""
+    if method_of(config).reselects:
+        return config.warmup.warmup_steps * config.training.batch_size
+    return max(1, share(config.less.less_warmup, total))
+
+
+def _check_schedule(session: Session, rows: int) -> None:
+    """Refuse LESS's warmup of one step at a rising rate: its learning rate is 0, and weighs nothing."""
+    if session.method.reselects:
+        return
+    settings = session.config.training
+    total = optimizer_steps(rows, session.method.checkpoints, settings)
+    if total == 1 and settings.lr_warmup and not session.config.less.less_weights:
+        raise ConfigError(
+            f"less_checkpoints 1 of {rows} rows is one optimizer step, whose learning rate is 0 under "
+            f"lr_warmup {settings.lr_warmup}; raise --less-checkpoints or --less-warmup, or use --lr-warmup 0"
+        )
+
+
 def _train_periods(
     session: Session,
     dataset: SwappableRows,
     states: Path,
     clock: WholeCheckpoints,
-    callbacks: tuple[TrainerCallback, ...] = (),
+    callbacks: tuple[TrainerCallback, ...],
 ) -> Finetuned:
     """All periods under one schedule."""
     settings = session.config.training
-    epochs = settings.periods * settings.epochs_per_period
-    seed = session.repeat_seed
+    epochs, seed = settings.periods * settings.epochs_per_period, session.repeat_seed
     return train_from_initial(session, "train", dataset, states, epochs, clock, seed, callbacks)
 
 
@@ -119,8 +151,7 @@ def train_from_initial(
     """Train the initial adapter for some epochs, going on from the states saved last."""
     settings = session.config.training
     load_adapter(session.model, session.dir.initial)
-    steps = optimizer_steps(len(dataset), epochs, settings)
-    with session.screen.track(label, steps, "steps") as advance:
+    with session.step(label, optimizer_steps(len(dataset), epochs, settings), "steps") as step:
         return finetune(
             session.model,
             dataset,
@@ -130,17 +161,69 @@ def train_from_initial(
             epochs=epochs,
             callbacks=callbacks,
             clock=clock,
-            advance=advance,
-            describe=lambda place: session.pooled.describe(dataset.row(place)),
-            world=session.world.at(label),
+            advance=step.advance,
+            describe=lambda place: session.inputs.pooled.describe(dataset.row(place)),
+            world=step.world,
         )
 
 
+@dataclass(frozen=True)
+class _Keep:
+    """Publishes an epoch's end as a checkpoint, with what the epoch cost."""
+
+    session: Session
+    rows: NDArray[np.int64]
+    clock: WholeCheckpoints
+
+    def __call__(self, epoch: int, moments: Moments, rate: float) -> None:
+        run, folder = self.session.dir, self.session.dir.checkpoint(epoch)
+        if self.session.world.has(folder):
+            return
+        before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
+        seconds = max(0.0, self.clock.seconds - sum(cost["seconds"] for cost in before))
+        cost = _cost(self.session, self.rows, seconds)
+        publish_checkpoint(self.session, folder, moments, cost, learning_rate=rate)
+
+
+def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float) -> None:
+    """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
+    model, weights = session.model, adapter_weights(session.model)
+    known = {
+        "made_with": session.made_with,
+        "cost": cost.to_json(),
+        "target_questions": session.inputs.target_questions,
+    }
+    with publish_folder(folder, world=session.world) as part:
+        if session.world.leads:
+            save_adapter(model, part, weights)
+            save_moments(moments, part / "moments.safetensors")
+            write_json(part / "checkpoint.json", {**known, **facts})
+
+
 def _publish_trained(
-    session: Session, folder: Path, states: Path, finetuned: Finetuned, trained: NDArray[np.int64]
+    session: Session,
+    folder: Path,
+    states: Path,
+    finetuned: Finetuned,
+    periods: Sequence[NDArray[np.int64]],
 ) -> None:
-    """Publish an adapter with what training on the rows `trained` has cost; drop the trainer's states."""
-    tokens = int(session.training_tokens.lengths[trained].sum())
-    cost = Cost(len(trained), tokens, seconds=finetuned.seconds)
-    publish_checkpoint(session, folder, finetuned.moments, cost)
+    """Publish an adapter with what training on these rows has cost; drop the trainer's states."""
+    trained = np.tile(np.concatenate(periods), session.config.training.epochs_per_period)
+    publish_checkpoint(session, folder, finetuned.moments, _cost(session, trained, finetuned.seconds))
     session.world.lead(lambda: shutil.rmtree(states))
+
+
+def _cost(session: Session, rows: NDArray[np.int64], seconds: float) -> Cost:
+    """Of training on these rows."""
+    return Cost(len(rows), int(session.inputs.training_tokens.lengths[rows].sum()), seconds=seconds)
+
+
+def _trained(session: Session, folder: Path, states: Path) -> bool:
+    """Whether the adapter is there; the trainer's states that a kill may have left beside it are dropped."""
+
+    def found() -> bool:
+        if folder.exists() and states.exists():
+            shutil.rmtree(states)
+        return folder.exists()
+
+    return session.world.lead(found)

@@ -2,7 +2,7 @@
 
 failed.json             why it failed; gone when it is tried again
 failed.traceback.txt    where, if it was a defect
-shared.json             what it has from other cells, and what that cost them
+elsewhere.json          where that is which it shares with other cells
 """
 
 from __future__ import annotations
@@ -16,33 +16,57 @@ from typing import Any, Literal
 from clusterucb.config import Config
 from clusterucb.errors import ClusterUCBError
 from clusterucb.run.directory import RunDir
-from clusterucb.run.methods import METHODS, Method, in_order, method_named
+from clusterucb.run.methods import method_of
+from clusterucb.run.presets import PRESETS, Preset, draws_first, in_order, preset_named
 from clusterucb.runtime.files import read_json, write_json
 
 State = Literal["finished", "failed", "unfinished"]
 
+SHARED = "shared"
+"""The folder of what runs have in common."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """Repetition `repeat`, from 0, of `method`, in the comparison's directory `out`."""
+    """Repetition `repeat`, from 0, of `preset`, in the comparison's directory `out`."""
 
     out: Path
-    method: Method
+    preset: Preset
     repeat: int
 
     @property
     def name(self) -> str:
         """As a person reads it, and its path in the comparison."""
-        return f"{self.method.name}/{self.repeat}"
+        return f"{self.preset.name}/{self.repeat}"
 
     @property
     def run(self) -> RunDir:
         """The run."""
-        return RunDir(self.out / self.method.name / str(self.repeat))
+        return RunDir(self.out / self.preset.name / str(self.repeat))
 
     def config(self, config: Config) -> Config:
         """The run's settings, from those that all runs share."""
-        return self.method.config(config, self.repeat, self.run.path)
+        return self.preset.config(config, self.repeat, self.run.path)
+
+    def share(self, config: Config) -> None:
+        """Have the run keep in `shared/` what others of the comparison would make the same.
+
+        Runs of one kind of features share checkpoints and features, and clusters where the budget, by which
+        their number goes, is the same. A first selection that does not depend on the repetition is the first
+        one's.
+        """
+        if self.run.config.exists():  # begun already, here or by an earlier version
+            return
+        own = self.config(config)
+        shared, method = self.out / SHARED, method_of(own)
+        kind = shared / (f"{method.name}-hidden" if method.hidden else method.name)
+        clusters = kind if self.preset.budget is None else kind / f"budget-{self.preset.budget:g}"
+        elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}
+        if method.takes_gradients:
+            elsewhere |= {"index": kind, "clusters": clusters}
+        if self.repeat and not draws_first(own):
+            elsewhere["first_round"] = Cell(self.out, self.preset, 0).run.path
+        self.run.share(elsewhere)
 
     @property
     def state(self) -> State:
@@ -78,16 +102,16 @@ class Cell:
         return self.run.path / "failed.traceback.txt"
 
 
-def cells(out: Path, methods: Sequence[Method], repeats: int) -> list[Cell]:
+def cells(out: Path, presets: Sequence[Preset], repeats: int) -> list[Cell]:
     """Repetition by repetition, so that all methods can be compared as soon as possible."""
-    return [Cell(out, method, repeat) for repeat in range(repeats) for method in methods]
+    return [Cell(out, preset, repeat) for repeat in range(repeats) for preset in presets]
 
 
 def all_cells(out: Path) -> list[Cell]:
     """Every cell that was begun in `out`, in the order of the table."""
-    folders = (folder for name in METHODS for folder in (out / name, *out.glob(f"{name}@*")))
+    folders = (folder for name in PRESETS for folder in (out / name, *out.glob(f"{name}@*")))
     return [
-        Cell(out, method, repeat)
-        for method in in_order(method_named(folder.name) for folder in folders)
-        for repeat in sorted(int(folder.name) for folder in (out / method.name).glob("[0-9]*"))
+        Cell(out, preset, repeat)
+        for preset in in_order(preset_named(folder.name) for folder in folders)
+        for repeat in sorted(int(folder.name) for folder in (out / preset.name).glob("[0-9]*"))
     ]

@@ -2,6 +2,7 @@
 
 comparison.yaml    the settings that all runs share
 METHOD/0, 1, ...   the runs (see cells.py)
+shared/            what runs have in common, made by the first that needs it
 comparison.json    the table, and how it was computed
 comparison.csv     a line a run
 """
@@ -17,14 +18,14 @@ from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import BusyError, ClusterUCBError, ConfigError, StorageError
 from clusterucb.recipes import procedure
 from clusterucb.run.directory import RunDir
-from clusterucb.run.methods import DEFAULT, methods_named, neutral, repetitions
+from clusterucb.run.inputs import Inputs
+from clusterucb.run.presets import DEFAULT, neutral, presets_named, repetitions
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish, storage_errors, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
-from clusterucb.studies.compare.cells import Cell, all_cells, cells
+from clusterucb.studies.compare.cells import SHARED, Cell, all_cells, cells
 from clusterucb.studies.compare.results import compared, write_cells
-from clusterucb.studies.compare.sharing import adopt
 
 
 def compare(
@@ -41,7 +42,7 @@ def compare(
 
     Args:
         config: the settings that all runs share; `out` is the comparison's directory.
-        methods: names of `METHODS`, with `@` and a budget where it is to be another than the settings'.
+        methods: names of `PRESETS`, with `@` and a budget where it is to be another than the settings'.
         seeds: repetitions, which differ in the draws and the order and dropout of training.
         screen: where progress is shown.
         world: the processes that do each run together.
@@ -54,19 +55,19 @@ def compare(
         ClusterUCBError: what would fail every run (a missing file, a full disk, other settings than before).
     """
     screen = screen or Screen(quiet=True)
-    chosen, repeats = methods_named(methods), repetitions(seeds)
+    chosen, repeats = presets_named(methods), repetitions(seeds)
     config = config.with_absolute_paths()
     out = RunDir(config.out)
     asked = cells(out.path, chosen, repeats)
     with ExitStack() as held, storage_errors(out.path):
         world.lead(lambda: held.enter_context(out.owned()))
         world.lead(lambda: _check_settings(out.path, config))
-        session = _prepared(asked, config, screen, world)
+        inputs = _prepared(asked, config, screen, world)
         world.lead(lambda: _save_settings(out.path, config))
         with screen.track("compare", len(asked), "runs") as advance:
             for cell in asked:
                 screen.say(f"{cell.name}: {cell.run.path}")
-                session = _run(cell, session, config)
+                _run(cell, inputs, config)
                 result = world.lead(lambda: _publish(out.path, config))
                 advance(1, cell.name)
     return result
@@ -91,35 +92,26 @@ def _settings(out: Path) -> Path:
     return out / "comparison.yaml"
 
 
-def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: World) -> Session:
-    """A session with all inputs read, after every method's settings have held for them.
-
-    Its run has the adapter before training and the tokens, which the others get from it.
-    """
-    first, *others = (cell for cell in asked if cell.repeat == 0)
-    configs = [cell.config(config) for cell in others]
-    session = Session(first.config(config), screen, world)
-    with session.owned():
-        _adopt(first, session)
+def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: World) -> Inputs:
+    """What all runs read, after every method's settings have held for it."""
+    out = RunDir(Path(config.out) / SHARED)
+    inputs = Inputs(config, out, screen, world, settled=_settings(Path(config.out)))
+    sessions = [Session(cell.config(config), screen, world, inputs) for cell in asked if cell.repeat == 0]
+    for session in sessions:
         session.check_inputs()
-        usable = len(session.pooled_tokens[1])
-        for other in configs:
-            session = session.successor(other)
-            session.check_inputs()
-            session.check_plan(usable)
-        session = session.successor(first.config(config))
-        if not world.has(session.dir.initial):
-            _ = session.model
-    return session
+    for session in sessions:
+        session.check_plan(inputs.counts["usable"])
+    return inputs
 
 
-def _run(cell: Cell, before: Session, config: Config) -> Session:
-    """Run one cell with what `before` has loaded, and note if it fails."""
-    session = before.successor(cell.config(config))
+def _run(cell: Cell, inputs: Inputs, config: Config) -> None:
+    """Run one cell, and note if it fails."""
+    world = inputs.world
+    world.lead(lambda: cell.share(config))
+    session = Session(cell.config(config), inputs.screen, world, inputs)
     try:
         with session.owned():
-            session.world.lead(cell.retry)
-            _adopt(cell, session)
+            world.lead(cell.retry)
             procedure(session)
     except (StorageError, BusyError):  # would fail the others, too, or is over soon
         raise
@@ -128,18 +120,13 @@ def _run(cell: Cell, before: Session, config: Config) -> Session:
     except Exception as error:  # noqa: BLE001 - a defect in one method must not take the others with it
         failure = error
     else:
-        return session
-    if session.world.leads:
+        return
+    if world.leads:
         cell.fail(failure)
-    if session.world.size > 1:
+    if world.size > 1:
         raise failure
-    session.screen.say(f"{cell.name} failed: {cell.failure}")
-    session.release_model()  # nobody knows what state it is in
-    return session
-
-
-def _adopt(cell: Cell, session: Session) -> None:
-    session.world.lead(lambda: adopt(cell, all_cells(cell.out), session.config))
+    inputs.screen.say(f"{cell.name} failed: {cell.failure}")
+    inputs.release_model()  # nobody knows what state it is in
 
 
 def _publish(out: Path, config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,5 @@ class Grid:
         for k in self.ks:
             if k is not None and k < 1:
                 raise ConfigError(f"Grid(ks={list(self.ks)}): a number of clusters must be at least 1")
-        for budget in self.budgets:
-            for csp in self.csps:
-                for seed in self.seeds:
-                    check_settings(Random(), budget, csp, self.top_p, self.draw_batch, "one", seed)
+        for budget, csp, seed in itertools.product(self.budgets, self.csps, self.seeds):
+            check_settings(Random(), budget, csp, self.top_p, self.draw_batch, "one", seed)

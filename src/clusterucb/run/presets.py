@@ -1,0 +1,134 @@
+"""Names for a few settings of a run: the methods that `compare` and `plan` set side by side.
+
+`linear_ucb@0.05` is linear_ucb at a budget of its own, whatever that of the settings is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clusterucb.config import Config
+from clusterucb.errors import ConfigError
+from clusterucb.run.methods import method_of
+
+NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
+"""What every preset sets, unless it says otherwise."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name for a few settings.
+
+    Attributes:
+        name: as a person gives it, and of its folder in a comparison.
+        settings: by their names; all others are as in the settings that it is put over.
+        budget: a budget of its own.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    budget: float | None = None
+
+    def at(self, budget: float) -> Preset:
+        """The same at this budget."""
+        return replace(self, name=f"{self.name}@{budget:g}", budget=budget)
+
+    def config(self, config: Config, repeat: int, out: Path) -> Config:
+        """The settings of one run, all others as in `config`.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        own = {**NEUTRAL, **self.settings, "repeat": repeat, "out": str(out)}
+        return config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
+
+
+PRESETS = {
+    name: Preset(name, settings)
+    for name, settings in {
+        "clusterucb": {},
+        "clusterucb_hidden": {"features": "hidden"},
+        "linear_ucb": {"policy": "linear_ucb"},
+        "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
+        "dynamic": {"bandit": "none"},
+        "less_clusterucb": {"method": "less"},
+        "less": {"method": "less", "bandit": "none"},
+        "rds": {"method": "rds"},
+        "bm25": {"method": "bm25"},
+        "loss_highest": {"method": "loss"},
+        "loss_lowest": {"method": "loss", "perplexity": "lowest"},
+        "random": {"method": "random"},
+    }.items()
+}
+"""By name, in the order of every table."""
+
+DEFAULT = ("clusterucb", "dynamic", "less", "rds", "bm25", "random")
+
+
+def presets_named(names: str | Sequence[str]) -> list[Preset]:
+    """The presets of these names (or of one text with commas), in the order of `PRESETS` and by budget.
+
+    Raises:
+        ConfigError: there is no method of such a name, or none is named.
+    """
+    parts = names.split(",") if isinstance(names, str) else names
+    wanted = {name: preset_named(name) for part in parts if (name := part.strip())}
+    if not wanted:
+        raise ConfigError(f"--methods names none; the methods are {', '.join(PRESETS)}")
+    return in_order({preset.name: preset for preset in wanted.values()}.values())
+
+
+def in_order(presets: Iterable[Preset]) -> list[Preset]:
+    """As every table has them: in the order of `PRESETS`, the settings' budget before others."""
+    places = {name: place for place, name in enumerate(PRESETS)}
+    return sorted(presets, key=lambda preset: (places[preset.name.split("@")[0]], preset.budget or 0.0))
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of this name, `METHOD` or `METHOD@BUDGET`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    base, at, budget = name.partition("@")
+    if base not in PRESETS:
+        near = difflib.get_close_matches(base, PRESETS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the methods are {', '.join(PRESETS)}"
+        raise ConfigError(f"--methods {name}: there is no such method; {hint}")
+    preset = PRESETS[base]
+    if not at:
+        return preset
+    if preset.settings.get("bandit") == "none" or preset.settings.get("method", "less") != "less":
+        raise ConfigError(f"--methods {name}: {base} has no budget; write {base}")
+    try:
+        share = float(budget)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"--methods {name}: expected a budget above 0 and at most 1, as in {base}@0.1")
+    return preset.at(share)
+
+
+def repetitions(seeds: str | int) -> int:
+    """How often each method is run.
+
+    Raises:
+        ConfigError: not a whole number from 1 on.
+    """
+    if not str(seeds).isdecimal() or int(seeds) < 1:
+        raise ConfigError(f"--seeds {seeds}: expected how often each method is run, a whole number from 1 on")
+    return int(seeds)
+
+
+def neutral(config: Config) -> Config:
+    """`config` without what each run of a comparison sets for itself."""
+    return config.with_settings({**NEUTRAL, "repeat": 0})
+
+
+def draws_first(config: Config) -> bool:
+    """Whether the first selection depends on the repetition; otherwise it is the same rows in each."""
+    method = method_of(config)
+    return method.name == "random" or (method.takes_gradients and not method.ranks_stored)
