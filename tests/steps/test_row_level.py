@@ -50,10 +50,9 @@ def test_linear_ucb_computes_the_budgets_gradients_and_keeps_the_best_it_expects
 
 def test_features_of_drawn_rows_are_kept_and_used_in_the_next_period(row_level):
     """The rows of round 2 have an estimate by their feature there: the exact influence of it in round 3."""
-    from clusterucb.run.artifacts import store
-
     from clusterucb.config import load
     from clusterucb.features.drawn import DrawnFeatures
+    from clusterucb.run.artifacts import store
     from clusterucb.run.session import Session
     from clusterucb.steps.select import _knowledge
 
