@@ -285,16 +285,6 @@ class Config(Common):
     baselines: Baselines = Baselines()
     training: Training = Training()
 
-    @property
-    def budgeted(self) -> bool:
-        """Whether a bandit decides whose gradients are computed."""
-        return self.method in ("dynamic", "less") and self.bandit == "clusterucb"
-
-    @property
-    def checkpoints(self) -> range:
-        """Numbers of the warmup's checkpoints, from 1."""
-        return range(1, self.less.less_checkpoints + 1 if self.method == "less" else 2)
-
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
         chosen = self.selection
@@ -321,7 +311,7 @@ class Config(Common):
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
         if self.clustering.features == "gradients" or self.method not in ("dynamic", "less"):
             return
-        if self.method == "less" or not self.budgeted:
+        if self.method == "less" or self.bandit == "none":
             raise ConfigError(
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,20 @@ class Round:
     scores: NDArray[np.float64]
     cost: Cost
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Every row that a selection scored.
+
+    Attributes:
+        rows, scores: in the order of drawing or by falling score, (n,).
+        arms: the cluster that each was drawn from, (n,); none where all rows were scored, (0,).
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    arms: NDArray[np.int64]
 
 
 def write_round(
@@ -130,6 +144,24 @@ def read_round(folder: Path) -> Round:
     summary = read_json(folder / "summary.json")
     cost = Cost.from_json(summary["cost"])
     return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
+
+
+def read_scored(folder: Path) -> Scored:
+    """What a published round has scored."""
+    arrays = load_file(folder / "selection.safetensors")
+    draws = [(draw["arm"], len(draw["ids"])) for draw in _read_lines(folder / "draws.jsonl")]
+    arms, rows = np.array(draws, np.int64).reshape(-1, 2).T
+    return Scored(arrays["drawn"], arrays["drawn_scores"], np.repeat(arms, rows))
+
+
+def read_sidecar(folder: Path) -> Iterator[dict[str, Any]]:
+    """What selected.ids.jsonl of a published round tells of each chosen row."""
+    return _read_lines(folder / "selected.ids.jsonl")
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:

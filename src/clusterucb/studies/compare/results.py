@@ -19,10 +19,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from clusterucb.config import Config, load
-from clusterucb.run.costs import FORWARD_SHARE, Cost
+from clusterucb.run.costs import FORWARD_SHARE, Cost, recorded_files
 from clusterucb.run.methods import method_of
 from clusterucb.runtime.files import publish, read_json
-from clusterucb.steps.summary import recorded_files
 from clusterucb.studies.compare.cells import Cell
 
 _REFERENCE = "clusterucb"
