@@ -329,8 +329,11 @@ class Inputs:
         with self.screen.track("tokenise the pool", len(rows), "rows") as advance:
             for number in rows:
                 row = self.pool[number]
-                encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
-                short = kept_out.get(number) or fit(encoded, min(gradient, training))
+                try:
+                    encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
+                    short = kept_out.get(number) or fit(encoded, min(gradient, training))
+                except InputError as error:
+                    short = str(error).removeprefix(f"{row.id}: ")
                 if isinstance(short, str):
                     excluded.append({"id": row.id, "reason": short})
                 else:
