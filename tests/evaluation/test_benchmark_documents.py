@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmark_helpers import ALL, TULU, of_variant
+from benchmark_helpers import ALL, TOKENIZER, TULU, of_variant
+from task_helpers import CANARY, SUMS
 
-from builders import build_tokenizer
 from clusterucb.data.chat import Template, Tulu, encode
-from clusterucb.data.rows import Message, parse_messages
+from clusterucb.data.rows import parse_messages
 from clusterucb.evaluation.documents import documents, drawn
 from clusterucb.tasks import TASKS
 
 CHATS = {
     "tulu": TULU,
     "tulu with a begin token": Tulu("</s>", bos="<s>"),
-    "template": Template(build_tokenizer()),
+    "template": Template(TOKENIZER),
 }
 
 
@@ -43,24 +43,19 @@ def test_the_prompt_of_a_question_is_what_its_row_begins_with(name, chat, data):
 
 def test_the_tokens_of_a_prompt_are_those_that_its_row_is_trained_on(data):
     """The opening and the answer do not merge into other tokens."""
-    tokenizer, task = build_tokenizer(), TASKS["gsm8k"]
+    task = TASKS["gsm8k"]
     for question in task.targets(data, 3, 0):
         asking = replace(task, questions=lambda _data, _shots, q=question: iter([q]))
         (document,), _ = documents(asking, task.variants["gsm8k"], TULU, data)
-        messages = [Message("user", question.ask)]
-        messages.append(Message("assistant", question.opening + question.answer, question.opening))
-        row = encode(messages, tokenizer, TULU, "row")
+        row = encode(parse_messages(question.to_row(), "row"), TOKENIZER, TULU, "row")
         given = row.ids[: int(row.labels.argmax())].tolist()
-        assert given == tokenizer(document["context"], add_special_tokens=False)["input_ids"]
+        assert given == TOKENIZER(document["context"], add_special_tokens=False)["input_ids"]
 
 
 def test_a_bbh_prompt_has_its_shots_and_ends_with_the_opening(data):
     _, _, found = of_variant("bbh", data)
-    assert [d["context"] for d in found if d["id"] == "bbh/sums/test/1"] == [
-        "<|user|>\nDo sums.\n\n"
-        + "".join(f"Q: {n}\nA: Let's think step by step.\nSo the answer is {n}.\n\n" for n in range(3))
-        + "Q: 1 - 6\n<|assistant|>\nA:"
-    ]
+    (prompt,) = (document["context"] for document in found if document["id"] == "bbh/sums/test/1")
+    assert prompt == f"<|user|>\n{SUMS.removeprefix(CANARY)}\n\nQ: 1 - 6\n<|assistant|>\nA:"
 
 
 def test_a_choice_is_marked_by_its_place(data):
