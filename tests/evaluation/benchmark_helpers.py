@@ -106,7 +106,7 @@ def evaluation(config, engine, chat=TULU, tokenizer=TOKENIZER, leave_out=(), bas
 def of_variant(name, data, chat=TULU):
     """A benchmark by the name of its variant: the task, the variant, and its questions as documents."""
     task = next(task for task in TASKS.values() if name in task.variants)
-    found, _ = documents(task, task.variants[name], chat, data)
+    found, _ = documents(task, task.variants[name], chat, common(data, "out", []))
     return task, task.variants[name], found
 
 

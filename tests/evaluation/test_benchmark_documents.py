@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmark_helpers import ALL, TOKENIZER, TULU, of_variant
+from benchmark_helpers import ALL, TOKENIZER, TULU, common, of_variant
 from task_helpers import CANARY, SUMS
 
 from clusterucb.data.chat import Template, Tulu, encode
@@ -35,7 +35,7 @@ def test_the_prompt_of_a_question_is_what_its_row_begins_with(name, chat, data):
         asked = [] if name == "bbh" else list(task.questions(data, variant.shots))  # BBH's have no answer
         for questions in filter(None, (targets, asked)):
             asking = replace(task, questions=lambda _data, _shots, them=questions: iter(them))
-            found, left_out = documents(asking, variant, chat, data)
+            found, left_out = documents(asking, variant, chat, common(data, "out", []))
             assert [d["context"] for d in found] == [begins(question, chat) for question in questions]
             assert [d["id"] for d in found] == [question.id for question in questions]
             assert left_out == []
@@ -46,7 +46,7 @@ def test_the_tokens_of_a_prompt_are_those_that_its_row_is_trained_on(data):
     task = TASKS["gsm8k"]
     for question in task.targets(data, 3, 0):
         asking = replace(task, questions=lambda _data, _shots, q=question: iter([q]))
-        (document,), _ = documents(asking, task.variants["gsm8k"], TULU, data)
+        (document,), _ = documents(asking, task.variants["gsm8k"], TULU, common(data, "out", []))
         row = encode(parse_messages(question.to_row(), "row"), TOKENIZER, TULU, "row")
         given = row.ids[: int(row.labels.argmax())].tolist()
         assert given == TOKENIZER(document["context"], add_special_tokens=False)["input_ids"]
@@ -81,8 +81,7 @@ def test_a_limit_draws_by_the_seed_alone_and_every_question_alike(data):
 def test_left_out_questions_are_named_and_do_not_count_towards_the_limit(data):
     task = TASKS["mmlu"]
     first = next(task.questions(data, 0))
-    found, left_out = documents(
-        task, task.variants["mmlu_0shot"], TULU, data, leave_out=[first.digest], limit=2
-    )
+    config = common(data, "out", [], limit=2)
+    found, left_out = documents(task, task.variants["mmlu_0shot"], TULU, config, [first.digest])
     assert left_out == [first.id]
     assert [d["id"].rsplit("/", 1)[-1] for d in found] == ["1", "2", "0"]

@@ -350,14 +350,7 @@ def test_what_vllm_cannot_run_and_a_vllm_that_does_not_start_are_one_line(fake, 
         window(vllm())
 
 
-@pytest.mark.parametrize(
-    ("module", "engine", "said"),
-    [
-        ("lm_eval.models.huggingface", "hf", r"pip install 'clusterucb\[eval\]'"),
-        ("vllm", "vllm", r"--engine vllm needs vLLM .*pip install 'clusterucb\[vllm\]'"),
-    ],
-)
-def test_what_is_not_installed_is_said_with_how_to_install_it(module, engine, said, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=said):
-        require_harness(engine)
+def test_a_missing_harness_is_said_with_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(ConfigError, match=r"pip install 'clusterucb\[eval\]'"):
+        require_harness("hf")

@@ -296,21 +296,8 @@ def test_a_real_model_is_asked_and_a_tokenizer_without_a_padding_token_stays_the
     assert again == first
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"allow_code_execution": False}, "in a sandbox; .* --allow-code-execution"),
-        ({"samples": 9}, "samples is 9: pass@10 needs at least 10; raise --samples"),
-        ({"tasks": ["gsm8"]}, "unknown benchmark 'gsm8'; did you mean 'gsm8k'"),
-        ({"tasks": ["zzz"]}, "unknown benchmark 'zzz'; there are mmlu, bbh"),
-        ({"tasks": ["humaneval_pass1"], "samples": 1}, None),
-        ({"tasks": [], "allow_code_execution": False}, None),
-    ],
-)
-def test_what_cannot_be_evaluated_is_refused(changes, said, data, tmp_path):
-    config = common(data, tmp_path, **{"tasks": ["humaneval"], **changes})
-    if said is None:
-        module.check_settings(config)
-    else:
-        with pytest.raises(ConfigError, match=said):
-            module.check_settings(config)
+def test_pass_at_k_needs_k_programs(data, tmp_path):
+    for tasks in (["humaneval_pass1"], []):
+        module.check_settings(common(data, tmp_path, tasks, samples=1))
+    with pytest.raises(ConfigError, match="samples is 9: pass@10 needs at least 10; raise --samples"):
+        module.check_settings(common(data, tmp_path, ["humaneval"], samples=9))

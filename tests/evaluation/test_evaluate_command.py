@@ -144,7 +144,7 @@ BAD = {  # what is given instead, and what is said
     "programs": ({"tasks": ["humaneval"]}, "in a sandbox; if you agree to that, give --allow-code-execution"),
     "no files": ({"data_dir": "nowhere"}, "gsm8k/test.jsonl"),
     "no adapter": ({"adapter": "nowhere"}, "nowhere: expected a folder with adapter_config.json and"),
-    "no vllm": ({"engine": "vllm"}, "--engine vllm needs vLLM"),
+    "no vllm": ({"engine": "vllm"}, "): pip install 'clusterucb[vllm]'"),
     "no limit": ({"limit": 0}, "limit is '0': input should be greater than or equal to 1"),
 }
 

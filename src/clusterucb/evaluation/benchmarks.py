@@ -167,15 +167,7 @@ class Benchmarks:
         settings = self.config.evaluation
         if variant.samples > 1:
             variant = replace(variant, samples=settings.samples)
-        found, left_out = documents(
-            task,
-            variant,
-            self.chat,
-            self.config.data_folder,
-            leave_out=self.leave_out,
-            limit=settings.limit,
-            seed=self.config.seed,
-        )
+        found, left_out = documents(task, variant, self.chat, self.config, self.leave_out)
         if not found:
             raise ConfigError(
                 f"{name}: no question is left to evaluate on, as the target took all of them; "
@@ -272,13 +264,11 @@ class Benchmarks:
         """Every metric for both models by their folders, and their difference question by question."""
         answers = {who: _read_lines(folder / _SAMPLES) for who, folder in folders.items()}
         subtasks = [document["subtask"] for document in sheet.documents]
-        metrics, parts = {}, {}
+        macro, metrics, parts = sheet.variant.macro, {}, {}
         for metric in sheet.variant.metrics:
             values = {who: np.array([answered[metric] for answered in answers[who]]) for who in MODELS}
             values["difference"] = values["adapter"] - values["base"]
-            metrics[metric] = {
-                what: mean(v, subtasks, macro=sheet.variant.macro) for what, v in values.items()
-            }
+            metrics[metric] = {what: mean(v, subtasks, macro=macro) for what, v in values.items()}
             parts[metric] = {what: by_subtask(v, subtasks) for what, v in values.items()}
         return {
             "questions": len(sheet.documents),

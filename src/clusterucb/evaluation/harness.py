@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,14 +59,15 @@ class HuggingFace:
     """
 
     def __init__(self, load: Callable[[], Any], tokenizer: Any, chat: ChatFormat) -> None:
-        self._load = load
+        self._model = cache(load)
         self._tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token where it has none
         self._chat = chat
 
     @cached_property
     def base(self) -> dict[str, object]:
         """Its weights and their type."""
-        return {"model": fingerprint_base(self._model), "dtype": str(next(self._model.parameters()).dtype)}
+        model = self._model()
+        return {"model": fingerprint_base(model), "dtype": str(next(model.parameters()).dtype)}
 
     @property
     def window(self) -> int:
@@ -81,24 +82,20 @@ class HuggingFace:
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object, with the adapter on or off."""
         self._lm.batch_size_per_gpu = batch
-        with self._model.disable_adapter() if who == "base" else nullcontext():
+        with self._model().disable_adapter() if who == "base" else nullcontext():
             yield self._lm
-
-    @cached_property
-    def _model(self) -> Any:
-        return self._load()
 
     @cached_property
     def _lm(self) -> Any:
         from lm_eval.models.huggingface import HFLM
 
-        self._model.eval()
-        ends = _end_tokens(self._model.generation_config, self._tokenizer, _ending(self._chat))
+        model = self._model().eval()
+        ends = _end_tokens(model.generation_config, self._tokenizer, _ending(self._chat))
         plain = GenerationConfig(eos_token_id=ends)
-        self._model.generation_config = self._model.get_base_model().generation_config = plain
+        model.generation_config = model.get_base_model().generation_config = plain
         # The prompts hold the begin token where the chat format has one.
         with _silent():
-            return HFLM(pretrained=self._model, tokenizer=self._tokenizer, add_bos_token=False)
+            return HFLM(pretrained=model, tokenizer=self._tokenizer, add_bos_token=False)
 
 
 class VLLM:
