@@ -29,7 +29,15 @@ from clusterucb.evaluation.documents import Document, documents
 from clusterucb.evaluation.harness import Engine, ask, require_harness, stops
 from clusterucb.evaluation.sandbox.programs import protections
 from clusterucb.evaluation.scores import by_subtask, mean, score
-from clusterucb.runtime.files import publish, publish_folder, read_json, storage_errors, write_json
+from clusterucb.runtime.files import (
+    publish,
+    publish_folder,
+    read_json,
+    read_lines,
+    storage_errors,
+    write_json,
+    write_lines,
+)
 from clusterucb.runtime.screen import Screen
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task, Variant
@@ -210,8 +218,8 @@ class Benchmarks:
     def _ask(self, sheet: _Sheet, who: str, folder: Path) -> None:
         with publish_folder(folder, resume=True) as part:
             cut = self._cut(sheet)
-            _write_lines(part / _SAMPLES, self._asked(sheet, who, part))
-            _write_lines(part / "documents.jsonl", sheet.documents)
+            write_lines(part / _SAMPLES, self._asked(sheet, who, part), ascii=True)
+            write_lines(part / "documents.jsonl", sheet.documents, ascii=True)
             write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
 
     def _cut(self, sheet: _Sheet) -> int:
@@ -234,8 +242,8 @@ class Benchmarks:
                     found, batch = self._chunk(sheet, who, number, max(1, planned // shrunk))
                     shrunk = max(shrunk, planned // batch)
                     with publish(path) as unfinished:
-                        _write_lines(unfinished, found)
-                samples |= zip(places.tolist(), _read_lines(path), strict=True)
+                        write_lines(unfinished, found, ascii=True)
+                samples |= zip(places.tolist(), read_lines(path), strict=True)
                 so_far = np.mean([answered[shown] for answered in samples.values()])
                 advance(len(places), f"{shown} {so_far:.3f}")
         return [samples[place] for place in range(len(sheet.documents))]
@@ -262,7 +270,7 @@ class Benchmarks:
 
     def _result(self, sheet: _Sheet, folders: Mapping[str, Path]) -> dict[str, Any]:
         """Every metric for both models by their folders, and their difference question by question."""
-        answers = {who: _read_lines(folder / _SAMPLES) for who, folder in folders.items()}
+        answers = {who: [*read_lines(folder / _SAMPLES)] for who, folder in folders.items()}
         subtasks = [document["subtask"] for document in sheet.documents]
         macro, metrics, parts = sheet.variant.macro, {}, {}
         for metric in sheet.variant.metrics:
@@ -305,13 +313,3 @@ def _batch(longest: int, engine: str) -> int:
     if engine == "vllm":
         return _VLLM_BATCH
     return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
