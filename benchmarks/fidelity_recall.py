@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features
+from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features, read_warmup
 from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
 
@@ -83,7 +83,7 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
 
 def cases(session: Session) -> Iterator[Case]:
     """Every target at every later checkpoint."""
-    stale, stale_directions = read_features(session.dir.features)
+    stale, stale_directions = read_warmup(session)
     hidden, hidden_directions = read_features(hidden_folder(session))
     for period in fresh_periods(session):
         fresh, directions = read_features(fresh_folder(session, period))

@@ -1,9 +1,9 @@
 """What a run of any size spends on any number of GPUs, from shapes: tokens, operations, bytes, seconds.
 
-Rows, tokens, gradients and disk are those of `clusterucb plan` (src/clusterucb/planning), so what is counted
-is what the program does by its settings. Here is added what one machine's probe cannot tell: operations of
-the passes, traffic of GPU memory, disk and network, and how they divide among GPUs. Everything taken for
-granted is a field of `Assumptions`. Docs: docs/scale.md.
+Rows, tokens, gradients and disk are those of `clusterucb plan` (src/clusterucb/studies/plan), so what is
+counted is what the program does by its settings. Here is added what one machine's probe cannot tell:
+operations of the passes, traffic of GPU memory, disk and network, and how they divide among GPUs. Everything
+taken for granted is a field of `Assumptions`. Docs: docs/scale.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from transformers import LlamaConfig
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.run.session import number_of_clusters
-from clusterucb.studies.plan.facts import Facts
-from clusterucb.studies.plan.sizes import Sizes, model_sizes
+from clusterucb.run.methods import number_of_clusters
+from clusterucb.studies.plan.facts import Facts, Sizes, model_sizes
 from clusterucb.studies.plan.spending import Planned, planned_steps
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import empty_model
@@ -232,8 +231,9 @@ def stages(
         target_lengths=np.full(given.target_rows, given.tokens),
         subtasks=given.subtasks,
         evaluated_lengths=np.full(given.holdout_rows, given.tokens),
+        sizes=sizes,
     )
-    planned = planned_steps(config, facts, sizes)
+    planned = planned_steps(config, facts)
     machine = _Machine(config, sizes, passes, given, gpus)
     later = [planned[name] for name in planned if name.startswith("select") and name != "select 1"]
     return [

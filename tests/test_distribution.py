@@ -51,7 +51,6 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == files | ({"clusterucb/commit.txt"} if commit() else set())
     assert "clusterucb/py.typed" in packed
-    assert any(name.endswith(".yaml") for name in packed)
 
 
 def test_the_wheels_metadata_says_what_it_is(wheel):

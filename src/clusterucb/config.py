@@ -285,19 +285,9 @@ class Config(Common):
     baselines: Baselines = Baselines()
     training: Training = Training()
 
-    @property
-    def budgeted(self) -> bool:
-        """Whether a bandit decides whose gradients are computed."""
-        return self.method in ("dynamic", "less") and self.bandit == "clusterucb"
-
-    @property
-    def checkpoints(self) -> range:
-        """Numbers of the warmup's checkpoints, from 1."""
-        return range(1, self.less.less_checkpoints + 1 if self.method == "less" else 2)
-
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
-        chosen, spent = self.selection, f"budget {self.selection.cap}"
+        chosen = self.selection
         weights, checkpoints = self.less.less_weights, self.less.less_checkpoints
         if weights and (len(weights) != checkpoints or not sum(weights)):
             raise ConfigError(
@@ -316,24 +306,12 @@ class Config(Common):
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
                 f"use --policy linear_ucb, or a share such as --budget 0.2"
             )
-        if not self.budgeted or chosen.by_row:
-            return
-        if chosen.cap < chosen.csp:
-            raise ConfigError(
-                f"{spent} is below csp {chosen.csp}: the cold start is part of the budget; "
-                f"raise --budget or lower --csp"
-            )
-        if chosen.cap < chosen.top_p:
-            raise ConfigError(
-                f"{spent} is below top_p {chosen.top_p}: only rows that were drawn can be kept; "
-                f"raise --budget or lower --top-p"
-            )
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
         if self.clustering.features == "gradients" or self.method not in ("dynamic", "less"):
             return
-        if self.method == "less" or not self.budgeted:
+        if self.method == "less" or self.bandit == "none":
             raise ConfigError(
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fidelity_features import fresh_folder, fresh_periods, read_features, take_features
+from fidelity_features import (
+    DIRECTIONS,
+    fresh_folder,
+    fresh_periods,
+    read_features,
+    read_warmup,
+    take_features,
+)
 from fidelity_recall import STALE_FIRST, Case, cases, drift, evaluated, recall_results, spearman
 from fidelity_report import (
     cost_share,
+    cost_table,
     data_tables,
     downstream_table,
     drift_tables,
@@ -16,18 +24,16 @@ from fidelity_report import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from builders import write_rows
 from clusterucb.config import load
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES
-from clusterucb.steps import features as steps
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.simulate import Problem
 from clusterucb.training.adapter import load_adapter
@@ -39,20 +45,10 @@ GRID = Grid((0.25, 0.5, 1.0), (3, 6), seeds=(0, 1, 2), top_p=0.1)
 
 
 @pytest.fixture(scope="module")
-def new_session(shared_settings, tmp_path_factory):
-    """A session in a folder of its own, of four periods, with several batches of gradients a period."""
-    folder = tmp_path_factory.mktemp("inputs")
-    pool = write_rows(folder / "pool.jsonl", 60, 1)
-    target = write_rows(folder / "target.jsonl", 6, 2, subtasks=2)
-    holdout = write_rows(folder / "holdout.jsonl", 4, 3)
-    files = {
-        "pool": [str(pool)],
-        "target": [str(target)],
-        "holdout": [str(holdout)],
-        "periods": 4,
-        "batch_tokens": 256,
-    }
-    return lambda out: Session(load(None, {**shared_settings, **files, "out": str(out)}))
+def new_session(shared_settings):
+    """A session in a folder of its own: 60 rows, four periods, several batches of gradients in each."""
+    settings = {**shared_settings, "pool": shared_settings["pool"][:1], "periods": 4, "batch_tokens": 256}
+    return lambda out: Session(load(None, {**settings, "out": str(out)}))
 
 
 @pytest.fixture(scope="module")
@@ -63,90 +59,85 @@ def taken(new_session, tmp_path_factory):
 
 
 def stores(session):
-    folders = [session.dir.features, *(fresh_folder(session, period) for period in fresh_periods(session))]
-    return {
-        f"{folder.name}/{name}": (folder / name).read_bytes()
-        for folder in folders
-        for name in ("features.f16", "directions.safetensors", "losses.f32")
+    """All features and directions, by file."""
+    folders = [fresh_folder(session, period) for period in fresh_periods(session)]
+    found = {
+        at / "features.f16": (at / "features.f16").read_bytes() for at in (session.dir.features, *folders)
     }
+    for path in (session.dir.directions_at(1), *(folder / DIRECTIONS for folder in folders)):
+        found[path] = load_file(path)["directions"].tobytes()
+    return {path.relative_to(session.dir.path): stored for path, stored in found.items()}
 
 
-def test_fresh_features_are_those_at_the_checkpoint_that_training_had_reached(taken):
-    """Row by row, alone in its batch, at the state that the trainer saved at the end of period 3."""
-    saved = [int(path.name.split("-")[1]) for path in taken.dir.training.glob("checkpoint-*")]
-    steps_of_period = last_whole_checkpoint(taken.dir.training)[0].name.split("-")[1]
-    before_last = taken.dir.training / f"checkpoint-{int(steps_of_period) * 3 // 4}"
-    assert before_last.exists(), saved
-    model = taken.model
-    load_adapter(model, before_last)
-    featurize = Featurizer(model, taken.projection, import_moments(before_last, model))
-    store, directions = read_features(fresh_folder(taken, 4))
-    for row in (0, 7, 41):
-        alone, _ = featurize([taken.pooled.tokens[row]])
-        np.testing.assert_allclose(store.features[row : row + 1], alone, atol=2e-3)
-    plain = Featurizer(model, taken.projection)
-    for code in (0, 1):
-        rows = [i for i, own in enumerate(taken.targeted.codes) if own == code]
-        mean = np.mean([plain([taken.targeted.tokens[i]])[0][0].astype(float) for i in rows], axis=0)
-        np.testing.assert_allclose(directions[code], mean, atol=2e-3)
+@pytest.mark.whole
+class TestFeatures:
+    def test_fresh_ones_are_those_at_the_checkpoint_that_training_had_reached(self, taken):
+        """Row by row, alone in its batch, at the state that the trainer saved at the end of period 3."""
+        last = int(last_whole_checkpoint(taken.dir.training)[0].name.split("-")[1])
+        before_last, pooled, target = (
+            taken.dir.training / f"checkpoint-{last * 3 // 4}",
+            taken.inputs.pooled,
+            taken.inputs.targeted,
+        )
+        model = taken.model
+        load_adapter(model, before_last)
+        featurize = Featurizer(model, taken.projection, import_moments(before_last, model))
+        store, directions = read_features(fresh_folder(taken, 4))
+        for row in (0, 7, 41):
+            alone, _ = featurize([pooled.tokens[row]])
+            np.testing.assert_allclose(store.features[row : row + 1], alone, atol=2e-3)
+        plain = Featurizer(model, taken.projection)
+        for code in (0, 1):
+            rows = np.flatnonzero(target.codes == code)
+            mean = np.mean([plain([target.tokens[i]])[0][0].astype(float) for i in rows], axis=0)
+            np.testing.assert_allclose(directions[code], mean, atol=2e-3)
 
+    def test_they_differ_between_checkpoints_and_cost_a_gradient_a_row(self, taken):
+        found = [stored for path, stored in stores(taken).items() if path.suffix == ".f16"]
+        assert len(set(found)) == 3
+        costs = lines(cost_table(taken))[2:]
+        assert [cost[1:3] for cost in costs] == [["60", "6"]] * 3
 
-def test_features_differ_between_checkpoints_and_cost_a_gradient_a_row(taken):
-    found = [stored for name, stored in stores(taken).items() if name.endswith(".f16")]
-    assert len(set(found)) == 3
-    for period in (2, 4):
-        cost = read_json(fresh_folder(taken, period) / "manifest.json")["cost"]
-        assert cost["pool_gradients"] == len(taken.pooled.rows)
-        assert cost["target_gradients"] == 6
+    def test_interrupted_it_goes_on_to_the_same_bytes(self, taken, new_session, tmp_path, monkeypatch):
+        write, written = FeatureWriter.write, []
 
-
-def test_interrupted_while_taking_features_it_goes_on_to_the_same_bytes(
-    taken, new_session, tmp_path, monkeypatch
-):
-    written = []
-
-    class Interrupted(FeatureWriter):
-        def write(self, rows, *found):
+        def interrupted(self, rows, *found):
             if self.folder.name == "4.part":
                 if written:
                     raise KeyboardInterrupt
                 written.append(rows)
-            super().write(rows, *found)
+            write(self, rows, *found)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "FeatureWriter", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            take_features(new_session(tmp_path / "run"))
-    again = new_session(tmp_path / "run")
-    assert fresh_folder(again, 2).exists()
-    assert not fresh_folder(again, 4).exists()
-    take_features(again)
-    assert stores(again) == stores(taken)
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureWriter, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                take_features(new_session(tmp_path / "run"))
+        again = new_session(tmp_path / "run")
+        assert [fresh_folder(again, period).exists() for period in (2, 4)] == [True, False]
+        take_features(again)
+        assert stores(again) == stores(taken)
 
+    def test_cases_score_each_target_by_itself(self, taken):
+        found = {(case.period, case.target): case for case in cases(taken)}
+        assert list(found) == [(2, "s0"), (2, "s1"), (4, "s0"), (4, "s1")]
+        case, (store, directions) = found[4, "s1"], read_features(fresh_folder(taken, 4))
+        direction = directions[1].astype(float)
+        features = np.asarray(store.features).astype(np.float64)
+        np.testing.assert_allclose(case.problem.scores, features @ direction, atol=1e-6)
+        stale, before = read_warmup(taken)
+        expected = stored_influence(stale.features, before[1:2])
+        np.testing.assert_array_equal(case.problem.stale_scores, expected)
+        half = np.asarray(stale.features).astype(np.float64) @ direction
+        np.testing.assert_allclose(case.half_fresh, half, atol=1e-6)
 
-def test_cases_score_each_target_by_itself(taken):
-    found = {(case.period, case.target): case for case in cases(taken)}
-    assert list(found) == [(2, "s0"), (2, "s1"), (4, "s0"), (4, "s1")]
-    store, directions = read_features(fresh_folder(taken, 4))
-    features = np.asarray(store.features).astype(np.float64)
-    np.testing.assert_allclose(
-        found[4, "s1"].problem.scores, features @ directions[1].astype(float), atol=1e-6
-    )
-    stale, before = read_features(taken.dir.features)
-    expected = stored_influence(stale.features, before[1:2])
-    np.testing.assert_array_equal(found[4, "s1"].problem.stale_scores, expected)
-    half = np.asarray(stale.features).astype(np.float64) @ directions[1].astype(float)
-    np.testing.assert_allclose(found[4, "s1"].half_fresh, half, atol=1e-6)
-
-
-def test_recall_is_kept_and_refused_for_another_grid(taken, tmp_path):
-    path = tmp_path / "recall.json"
-    found = recall_results(path, taken, GRID, QUIET)
-    written = path.read_bytes()
-    assert recall_results(path, taken, GRID, QUIET) == found
-    assert path.read_bytes() == written
-    with pytest.raises(MismatchError, match="seeds"):
-        recall_results(path, taken, Grid((0.25, 0.5, 1.0), (3, 6), seeds=(0,), top_p=0.1), QUIET)
+    def test_recall_is_kept_and_refused_for_another_grid(self, taken, tmp_path):
+        path, budgets = tmp_path / "recall.json", (0.25,)
+        found = recall_results(path, taken, Grid(budgets, (3,), seeds=(0,), top_p=0.1), QUIET)
+        written = path.read_bytes()
+        assert recall_results(path, taken, Grid(budgets, (3,), seeds=(0,), top_p=0.1), QUIET) == found
+        assert path.read_bytes() == written
+        with pytest.raises(MismatchError, match="seeds"):
+            recall_results(path, taken, Grid(budgets, (3,), seeds=(1,), top_p=0.1), QUIET)
 
 
 def test_recall_without_features_names_the_stage_to_run(new_session, tmp_path):
@@ -260,22 +251,17 @@ def estimate(mean, error=0.01):
 def test_downstream_table_names_what_beats_the_reference_and_what_failed():
     cost = {"pool_gradients": 160, "pool_forwards": 0, "tokens": 7000, "seconds": 5.0}
     shared = {"failed": 0, "cost": cost, "of_full_dynamic": {"pool_gradients": 0.4}}
-    compared = {
-        "rows": 60,
-        "base": {"loss": estimate(2.0)},
-        "reference": "clusterucb",
-        "methods": {
-            "clusterucb": {
-                **shared, "finished": 3, "loss": estimate(1.5), "against_base": estimate(-0.5),
-                "against_reference": None,
-            },
-            "random": {
-                **shared, "finished": 3, "loss": estimate(1.4), "against_base": estimate(-0.6),
-                "against_reference": estimate(-0.1),
-            },
-            "less": {"finished": 0, "failed": 2, "unfinished": 0},
-        },
-    }  # fmt: skip
+
+    def method(loss, against):
+        compared = {"loss": estimate(loss), "against_base": estimate(loss - 2), "against_reference": against}
+        return {**shared, "finished": 3, **compared}
+
+    methods = {
+        "clusterucb": method(1.5, None),
+        "random": method(1.4, estimate(-0.1)),
+        "less": {"finished": 0, "failed": 2, "unfinished": 0},
+    }
+    compared = {"rows": 60, "base": {"loss": estimate(2.0)}, "reference": "clusterucb", "methods": methods}
     tables = list(downstream_table("gsm8k", compared))
     rows = lines(tables)
     assert rows[3][:4] == ["clusterucb", "3", "1.5000 ± 0.0100", "-0.5000 ± 0.0100"]

@@ -51,7 +51,7 @@ def snapshot(folder):
 
 
 ROWS = {
-    "broken JSON": (['{"messages": ['], "line 3: broken JSON at column "),
+    "broken JSON": (['{"messages": ['], "line 3: unfinished JSON at column "),
     "no object": (["[1, 2]"], "line 3: a JSON list, expected an object"),
     "unknown columns": ([{"text": "a"}], "line 3: unknown columns 'text'; expected one of: messages; prompt"),
     "mixed shapes": (

@@ -127,11 +127,21 @@ def test_a_chinese_text_is_found_within_a_longer_one():
     assert index.best("法国最高的山峰是哪一座山峰") is None
 
 
-def test_n_grams_do_not_span_messages():
-    index, first, second = index_of(numbered(0, 8)), numbered(0, 4), numbered(4, 8)
-    assert index.best(first, second) is None
-    assert index.best(f"{first} {second}") == ("p0", 1.0)
-    assert index.best("", f"{first} {second}", "") == ("p0", 1.0)
+@pytest.mark.parametrize(
+    ("probes", "messages", "best"),
+    [
+        ([numbered(0, 8)], [numbered(0, 4), numbered(4, 8)], None),  # no n-gram spans two messages
+        ([numbered(0, 17)], [numbered(0, 10), numbered(8, 17)], ("p0", 0.5)),  # shares of messages add up
+        ([f"{numbered(0, 8)} {numbered(0, 8)}"], [numbered(0, 8)] * 2, ("p0", 1 / 8)),  # each n-gram once
+        (
+            [numbered(0, 30), numbered(0, 10), numbered(0, 9)],
+            [numbered(0, 10)],
+            ("p1", 1.0),
+        ),  # or the first
+    ],
+)
+def test_shares_in_exact_fractions(probes, messages, best):
+    assert index_of(*probes).best(*messages) == best
 
 
 def test_exactly_the_threshold_counts():
@@ -139,20 +149,6 @@ def test_exactly_the_threshold_counts():
     half, less = row(numbered(0, 12)), row(numbered(0, 11))
     assert list(contaminated(index, [less, half])) == [Hit(1, "p0", 0.5)]
     assert [hit.row for hit in contaminated(index, [less, half], 0.4)] == [0, 1]
-
-
-def test_halves_in_two_messages_add_up():
-    assert index_of(numbered(0, 17)).best(numbered(0, 10), numbered(8, 17)) == ("p0", 0.5)
-
-
-def test_an_n_gram_counts_once_in_a_probe_and_in_a_row():
-    again = f"{numbered(0, 8)} {numbered(0, 8)}"  # 9 n-grams, the first and the last the same
-    assert index_of(again).best(numbered(0, 8), numbered(0, 8)) == ("p0", 1 / 8)
-
-
-def test_the_largest_share_wins_and_of_equals_the_first():
-    index = index_of(numbered(0, 30), numbered(0, 10), numbered(0, 9))
-    assert index.best(numbered(0, 10)) == ("p1", 1.0)
 
 
 def test_a_short_text_is_found_as_an_equal_run_only():
@@ -271,14 +267,6 @@ def real_rows(name):
 
 def questions(rows):
     return ProbeIndex(Probe(str(i), r.messages[0].content) for i, r in enumerate(rows))
-
-
-def test_real_gsm8k_finds_every_row_of_itself():
-    rows = real_rows("train.jsonl")[::3]
-    index = questions(rows)
-    hits = list(contaminated(index, rows))
-    assert len(hits) == len(rows) - index.skipped
-    assert all(hit == Hit(hit.row, str(hit.row), 1.0) for hit in hits)
 
 
 def test_real_gsm8k_train_has_hardly_any_test_question():

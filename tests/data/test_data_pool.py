@@ -1,20 +1,15 @@
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from data_helpers import chat_record, talk, write_lines
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from clusterucb.data import pool as pool_module
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError, StorageError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def refusal(*paths):
@@ -113,7 +108,7 @@ def test_ids_of_equal_hash_are_told_apart(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{", "broken JSON"),
+        (b"{", "unfinished JSON"),
         (b'{"text": "x"}', "unknown columns 'text'"),
         (b'{"messages": 3}', "messages is 3"),
         (b'{"prompt": "", "completion": "x"}', "column prompt is empty"),
@@ -142,20 +137,6 @@ def test_written_rows_are_the_input_lines_byte_for_byte_in_pool_order(tmp_path):
     assert (tmp_path / "none.jsonl").read_bytes() == b""
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.text().filter(str.strip), st.booleans()), min_size=1, max_size=5))
-def test_a_written_pool_reads_back_as_the_same_rows(tmp_path, questions):
-    data = b"".join(
-        json.dumps(chat_record(question), ensure_ascii=plain).encode() + b"\n"
-        for question, plain in questions
-    )
-    (tmp_path / "a.jsonl").write_bytes(data)
-    pool = Pool.read(tmp_path / "a.jsonl")
-    pool.write(range(len(pool)), tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes() == data
-    assert [row.messages for row in Pool.read(tmp_path / "out.jsonl")] == [row.messages for row in pool]
-
-
 def test_a_place_that_cannot_be_written_is_a_storage_error(two_files, tmp_path):
     with pytest.raises(StorageError, match=r"out\.jsonl"):
         Pool.read(two_files).write([0], tmp_path / "none" / "out.jsonl")
@@ -174,14 +155,6 @@ def test_the_fingerprint_follows_every_byte_every_name_and_nothing_else(tmp_path
     assert len(before) == 64
 
 
-def test_digests_are_equal_for_equal_text_in_any_shape(tmp_path):
-    a = write_lines(tmp_path / "a.jsonl", [chat_record("q", "a"), chat_record("r", "a")])
-    b = write_lines(tmp_path / "b.jsonl", [{"instruction": " q", "output": "a"}])
-    digests = Pool.read([a, b]).text_digests()
-    assert digests.dtype == np.uint64
-    assert digests[0] == digests[2] != digests[1]
-
-
 def test_a_parquet_pool_is_written_as_json_lines(tmp_path):
     records = [chat_record(f"é{i}", "a", extra=[1.5, None]) for i in range(3)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
@@ -189,15 +162,3 @@ def test_a_parquet_pool_is_written_as_json_lines(tmp_path):
     pool.write([2, 1], tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == records[1:]
     assert pool.id(2) == "a.parquet:3"
-
-
-def test_real_code_alpaca_is_read(tmp_path):
-    path = SHARED / "code_alpaca" / "code_alpaca_2k.json"
-    if not path.exists():
-        pytest.skip("no shared data beside the checkout")
-    records = [r for r in json.loads(path.read_text()) if r["output"].strip()]
-    (tmp_path / "code_alpaca.json").write_text(json.dumps(records, indent=4))
-    pool = Pool.read(tmp_path / "code_alpaca.json")
-    assert len(pool) == len(records)
-    assert pool.sources == ["code_alpaca"]
-    assert pool[len(pool) - 1].messages[-1].content == records[-1]["output"]

@@ -154,6 +154,7 @@ def test_messages_come_back_as_they_were_written(turns, answer):
 
 def test_the_text_digest_forgets_outer_space_only():
     digest = text_digest(parse_messages(chat_record("q", "a"), WHERE))
+    assert digest == text_digest(parse_messages({"instruction": " q", "output": "a"}, WHERE))
     assert digest == text_digest(parse_messages(chat_record(" q", "a\n"), WHERE))
     assert digest != text_digest(parse_messages(chat_record("qa", "a"), WHERE))
     assert digest != text_digest(talk("system: q", "assistant: a"))

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from cli_helpers import options
 from forks import be_ready, child
 
 
@@ -63,9 +64,7 @@ def torchrun(job):
         statuses = elastic_launch(config, elastic_rank)(job)
     except ChildFailedError as error:
         statuses = {rank: failure.exitcode for rank, failure in error.failures.items()}
-    said = [Path(f"{job['log']}.{rank}").read_text() for rank in range(job["processes"])]
-    ranks = [{"status": statuses.get(rank), "said": text} for rank, text in enumerate(said)]
-    Path(job["answer"]).write_text(json.dumps([ranks]))
+    Path(job["answer"]).write_text(json.dumps([answers(job, statuses)]))
 
 
 def elastic_rank(job):
@@ -86,7 +85,6 @@ def attempted(job, attempt):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    started = time.monotonic()
     pids = {}
     for rank in range(job["processes"]):
         pid = os.fork()
@@ -116,9 +114,12 @@ def attempted(job, attempt):
                     os.kill(pid, signal.SIGCONT)  # of use to one that was stopped
         time.sleep(0.02)
     del store
-    took = time.monotonic() - started
+    return answers(job, statuses)
+
+
+def answers(job, statuses):
     said = [Path(f"{job['log']}.{rank}").read_text() for rank in range(job["processes"])]
-    return [{"status": statuses[rank], "said": said[rank], "took": took} for rank in range(job["processes"])]
+    return [{"status": statuses.get(rank), "said": text} for rank, text in enumerate(said)]
 
 
 def ranked(job, rank, attempt, port):
@@ -141,35 +142,20 @@ def ranked(job, rank, attempt, port):
 
 
 class Ranks:
-    """A server. Call it with a command; get the ranks of each attempt, as {status, said, took}."""
+    """A server. Call it with a command; get the ranks of one attempt, as {status, said}."""
 
     def __init__(self, folder):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        self.folder, pipes = folder, {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
         assert self.process.stdout.readline() == "ready\n"
 
-    def attempts(
-        self,
-        arguments,
-        processes=2,
-        restarts=0,
-        at=(),
-        patience=20.0,
-        torchrun=False,
-        main="clusterucb.cli.main:main",
-        **environment,
-    ):
+    def attempts(self, arguments, processes=2, restarts=0, at=(), patience=20.0, **more):
         """Each attempt's ranks, or torchrun's last's; in attempt i rank r meets the trap `at[i][r]`.
 
-        main: "module:function" that is called with the arguments.
+        more: `main`, "module:function" that is called with the arguments; `torchrun` in the place of our
+            agent; variables of the environment. By these, ranks that hang end.
         """
         job = {
             "arguments": [str(argument) for argument in arguments],
@@ -177,9 +163,9 @@ class Ranks:
             "restarts": restarts,
             "at": [{str(rank): where for rank, where in traps.items()} for traps in at],
             "patience": patience,
-            "torchrun": torchrun,
-            "main": main,
-            "environment": environment,
+            "main": more.pop("main", "clusterucb.cli.main:main"),
+            "torchrun": more.pop("torchrun", False),
+            "environment": {"CLUSTERUCB_TIMEOUT": "60", **more},
             "log": str(self.folder / "screen"),
             "answer": str(self.folder / "answer.json"),
         }
@@ -188,9 +174,38 @@ class Ranks:
         return json.loads(self.process.stdout.readline())
 
     def __call__(self, arguments, processes=2, **more):
-        """One attempt."""
         (ranks,) = self.attempts(arguments, processes, **more)
         return ranks
+
+    def end(self, arguments, processes=2, **more):
+        """What is on the screen when all have ended well, of which rank 0 alone speaks."""
+        found = self(arguments, processes, **more)
+        assert [rank["status"] for rank in found] == [0] * processes, found
+        assert all(rank["said"] == "" for rank in found[1:]), found
+        return found[0]["said"]
+
+    def steps(self, commands, settings, out, processes=1, shard="none"):
+        """Steps of a run, one after the other; `reselect` is a later selection, at the warmup checkpoint."""
+        for command in commands.split():
+            more = ["--checkpoint", out / "warmup"] if command == "reselect" else []
+            step = command.removeprefix("re")
+            self.end([step, *options(settings, out=out, shard=shard), *more], processes, main=MAIN[shard])
+
+
+MAIN = {"none": "clusterucb.cli.main:main", "fsdp": "sharded:command"}
+"""What runs a command, by its setting `shard`."""
+
+SMALL = {"batch_tokens": 256, "micro_batch": 1, "save_steps": 2, "periods": 2}
+"""Settings by which all processes have micro-batches, and a training is saved within a period."""
+
+
+def complaint(found):
+    """The one line that ranks leave, all of which end with status 2."""
+    assert {rank["status"] for rank in found} == {2}, found
+    said = "".join(rank["said"] for rank in found)
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("clusterucb: "))
+    return line.removeprefix("clusterucb: ")
 
 
 if __name__ == "__main__":

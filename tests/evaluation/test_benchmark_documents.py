@@ -4,20 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmark_helpers import ALL, TULU, write_data
+from benchmark_helpers import ALL, TOKENIZER, TULU, common, of_variant
+from task_helpers import CANARY, SUMS
 
-from builders import build_tokenizer
-from clusterucb.data.chat import Template, Tulu
+from clusterucb.data.chat import Template, Tulu, encode
 from clusterucb.data.rows import parse_messages
-from clusterucb.evaluation.harness import documents, drawn
+from clusterucb.evaluation.documents import documents, drawn
 from clusterucb.tasks import TASKS
 
-CHATS = [TULU, Tulu("</s>", bos="<s>"), Template(build_tokenizer())]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("official"))
+CHATS = {
+    "tulu": TULU,
+    "tulu with a begin token": Tulu("</s>", bos="<s>"),
+    "template": Template(TOKENIZER),
+}
 
 
 def begins(question, chat):
@@ -26,45 +25,42 @@ def begins(question, chat):
     return rendered.text[: rendered.spans[-1][0]]
 
 
-@pytest.mark.parametrize("chat", CHATS, ids=["tulu", "tulu with a begin token", "template"])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
 @pytest.mark.parametrize("name", ALL)
-def test_the_prompt_of_a_target_question_is_what_its_row_begins_with(name, chat, data):
-    """Every target question, asked as an evaluation asks."""
-    targets = TASKS[name].targets(data, None if name in ("mmlu", "bbh", "tydiqa") else 2, 0)
-    asking = replace(TASKS[name], questions=lambda _data, _shots: iter(targets))
-    for variant in TASKS[name].variants.values():
-        found, left_out = documents(asking, variant, chat, data)
-        assert [d["context"] for d in found] == [begins(question, chat) for question in targets]
-        assert [d["id"] for d in found] == [question.id for question in targets]
-        assert left_out == []
-
-
-@pytest.mark.parametrize("chat", CHATS, ids=["tulu", "tulu with a begin token", "template"])
-@pytest.mark.parametrize("name", ["mmlu", "tydiqa", "gsm8k", "humaneval"])
-def test_the_prompt_of_an_evaluation_question_is_what_its_row_would_begin_with(name, chat, data):
-    """With the shots of the evaluation. BBH's questions have no answer to make a row of."""
+def test_the_prompt_of_a_question_is_what_its_row_begins_with(name, chat, data):
+    """Of each target question, asked as an evaluation asks, and of each that an evaluation asks."""
     task = TASKS[name]
+    targets = task.targets(data, None if name in ("mmlu", "bbh", "tydiqa") else 2, 0)
     for variant in task.variants.values():
-        found, _ = documents(task, variant, chat, data)
-        asked = list(task.questions(data, variant.shots))
-        assert [d["context"] for d in found] == [begins(question, chat) for question in asked]
-        assert len(found) > 1
+        asked = [] if name == "bbh" else list(task.questions(data, variant.shots))  # BBH's have no answer
+        for questions in filter(None, (targets, asked)):
+            asking = replace(task, questions=lambda _data, _shots, them=questions: iter(them))
+            found, left_out = documents(asking, variant, chat, common(data, "out", []))
+            assert [d["context"] for d in found] == [begins(question, chat) for question in questions]
+            assert [d["id"] for d in found] == [question.id for question in questions]
+            assert left_out == []
+
+
+def test_the_tokens_of_a_prompt_are_those_that_its_row_is_trained_on(data):
+    """The opening and the answer do not merge into other tokens."""
+    task = TASKS["gsm8k"]
+    for question in task.targets(data, 3, 0):
+        asking = replace(task, questions=lambda _data, _shots, q=question: iter([q]))
+        (document,), _ = documents(asking, task.variants["gsm8k"], TULU, common(data, "out", []))
+        row = encode(parse_messages(question.to_row(), "row"), TOKENIZER, TULU, "row")
+        given = row.ids[: int(row.labels.argmax())].tolist()
+        assert given == TOKENIZER(document["context"], add_special_tokens=False)["input_ids"]
 
 
 def test_a_bbh_prompt_has_its_shots_and_ends_with_the_opening(data):
-    found, _ = documents(TASKS["bbh"], TASKS["bbh"].variants["bbh"], TULU, data)
-    assert [d["context"] for d in found if d["id"] == "bbh/sums/test/1"] == [
-        "<|user|>\nDo sums.\n\n"
-        + "".join(f"Q: {n}\nA: Let's think step by step.\nSo the answer is {n}.\n\n" for n in range(3))
-        + "Q: 1 - 6\n<|assistant|>\nA:"
-    ]
+    _, _, found = of_variant("bbh", data)
+    (prompt,) = (document["context"] for document in found if document["id"] == "bbh/sums/test/1")
+    assert prompt == f"<|user|>\n{SUMS.removeprefix(CANARY)}\n\nQ: 1 - 6\n<|assistant|>\nA:"
 
 
 def test_a_choice_is_marked_by_its_place(data):
-    found, _ = documents(TASKS["mmlu"], TASKS["mmlu"].variants["mmlu_0shot"], TULU, data)
-    assert {(d["label"], d["answer"], tuple(d["choices"])) for d in found} == {
-        (1, " B", (" A", " B", " C", " D"))
-    }
+    _, _, found = of_variant("mmlu_0shot", data)
+    assert {(d["label"], d["answer"], *d["choices"]) for d in found} == {(1, " B", " A", " B", " C", " D")}
 
 
 def test_a_limit_keeps_so_many_of_each_subtask_in_their_order(data):
@@ -85,8 +81,7 @@ def test_a_limit_draws_by_the_seed_alone_and_every_question_alike(data):
 def test_left_out_questions_are_named_and_do_not_count_towards_the_limit(data):
     task = TASKS["mmlu"]
     first = next(task.questions(data, 0))
-    found, left_out = documents(
-        task, task.variants["mmlu_0shot"], TULU, data, leave_out=[first.digest], limit=2
-    )
+    config = common(data, "out", [], limit=2)
+    found, left_out = documents(task, task.variants["mmlu_0shot"], TULU, config, [first.digest])
     assert left_out == [first.id]
     assert [d["id"].rsplit("/", 1)[-1] for d in found] == ["1", "2", "0"]

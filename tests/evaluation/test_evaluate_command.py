@@ -4,35 +4,29 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from benchmark_helpers import ALL, fake_lm, save_adapter, save_model, short, wide_model, write_data
+from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, save_model, short, wide_model
 
-from cli_helpers import clusterucb, options
-from clusterucb.evaluation import adapter as comparison
-from clusterucb.evaluation import benchmarks as module
+from cli_helpers import clusterucb, lines, options, read
+from clusterucb.evaluation import adapter as module
 from clusterucb.tasks import TASKS
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory):
-    """A model, two adapters of it and the official files."""
+def there(tmp_path_factory, data):
+    """A model, three adapters of it and the official files."""
     root = tmp_path_factory.mktemp("there")
-    write_data(root / "data")
+    (root / "data").symlink_to(data)
     save_model(root / "model")
     save_adapter(root / "adapter", root / "model")
     save_adapter(root / "other", root / "model", seed=7)
+    settings = shutil.copytree(root / "adapter", root / "scaled") / "adapter_config.json"
+    settings.write_text(json.dumps({**read(settings), "lora_alpha": 64}))
     return root
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    short(monkeypatch)
 
 
 def asked(there, out, **changes):
@@ -49,8 +43,12 @@ def answers(out):
     }
 
 
+def never(*_arguments):
+    raise AssertionError("loaded")
+
+
 def results(out):
-    found = json.loads((out / "benchmarks/results.json").read_text())
+    found = read(out / "benchmarks/results.json")
     assert found.pop("seconds") > 0
     return found
 
@@ -65,10 +63,10 @@ def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
     assert outcome.status == 0, outcome
     assert capfd.readouterr() == ("", "")
     names = ["mmlu_0shot", "mmlu_5shot", "bbh", "tydiqa", "gsm8k", "humaneval_pass1", "humaneval_pass10"]
-    first, *lines = outcome.err.splitlines()
+    first, *said = outcome.err.splitlines()
     assert first == f"load {there / 'model'}"
-    said = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in lines]
-    assert said == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
+    done = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in said]
+    assert done == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
     table, path = outcome.out.rstrip().rsplit("\n", 1)
     assert path == str(tmp_path / "out/benchmarks")
     assert [line.split()[1].strip(",") for line in table.splitlines() if line.startswith("│")] == [
@@ -87,26 +85,16 @@ def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
     assert results(tmp_path / "out") == found
 
 
-def test_two_adapters_share_the_answers_of_their_base(there, tmp_path):
+@pytest.mark.parametrize("other", ["other", "scaled"])
+def test_two_adapters_share_the_answers_of_their_base(other, there, tmp_path):
+    """One that is scaled otherwise is another one."""
     folders = []
-    for name in ("adapter", "other"):
+    for name in ("adapter", other):
         assert clusterucb("evaluate", *asked(there, tmp_path, adapter=there / name)).status == 0
         folders.append(results(tmp_path)["benchmarks"]["gsm8k"]["answers"])
     assert folders[0]["base"] == folders[1]["base"]
     assert folders[0]["adapter"] != folders[1]["adapter"]
     assert len(answers(tmp_path)) == 3 * 3
-
-
-def test_an_adapter_that_is_scaled_otherwise_is_another_one(there, tmp_path):
-    shutil.copytree(there / "adapter", tmp_path / "scaled")
-    path = tmp_path / "scaled" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 64}))
-    found = []
-    for adapter in (there / "adapter", tmp_path / "scaled"):
-        assert clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=adapter)).status == 0
-        found.append(results(tmp_path / "out")["benchmarks"]["gsm8k"]["answers"])
-    assert found[0]["base"] == found[1]["base"]
-    assert found[0]["adapter"] != found[1]["adapter"]
 
 
 def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
@@ -126,56 +114,52 @@ def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     assert results(tmp_path / "alone")["benchmarks"] == results(run)["benchmarks"]
 
 
+def test_the_runs_of_a_comparison_ask_their_base_once(there, shared_settings, tmp_path):
+    """Its answers are in the folder that they share, where each run's results say."""
+    out = tmp_path / "out"
+    tasks = {"tasks": ["gsm8k"], "data_dir": there / "data"}
+    arguments = options({**shared_settings, **tasks, "out": out})
+    outcome = clusterucb("compare", "--methods", "random", "--seeds", 2, *arguments)
+    assert outcome.status == 0, outcome
+    assert re.findall(r"gsm8k, (\w+): 3/3", outcome.err) == ["base", "adapter", "adapter"]
+    for run in (out / "random/0", out / "random/1"):
+        folders = results(run)["benchmarks"]["gsm8k"]["answers"]
+        base, adapter = ((run / "benchmarks" / folders[who]).resolve(strict=True) for who in folders)
+        assert (base.parent, adapter.parent) == (out / "shared/benchmarks", run / "benchmarks")
+
+
 def test_questions_of_a_runs_target_are_left_out_by_its_adapters_own_record(there, tmp_path):
-    adapter = tmp_path / "adapter"
-    shutil.copytree(there / "adapter", adapter)
-    taken, kept = TASKS["humaneval"].targets(there / "data", 2, 0)
+    adapter = shutil.copytree(there / "adapter", tmp_path / "adapter")
+    taken, _ = TASKS["humaneval"].targets(there / "data", 2, 0)
     (adapter / "checkpoint.json").write_text(json.dumps({"target_questions": [taken.digest]}))
     arguments = asked(there, tmp_path / "out", adapter=adapter, tasks=["humaneval_pass1"], samples=1)
     outcome = clusterucb("evaluate", *arguments, "--allow-code-execution")
     assert outcome.status == 0, outcome
     assert "humaneval_pass1: 1 question is left out, as it was in the target" in outcome.out
     assert results(tmp_path / "out")["benchmarks"]["humaneval_pass1"]["left_out"] == [taken.id]
-    (adapter / "checkpoint.json").write_text(json.dumps({"target_questions": [taken.digest, kept.digest]}))
-    said = clusterucb("evaluate", *arguments, "--allow-code-execution").complaint
-    assert said.startswith("humaneval_pass1: no question is left to evaluate on")
 
 
 BAD = {  # what is given instead, and what is said
-    "unknown benchmark": ({"tasks": ["gms8k"]}, "unknown benchmark 'gms8k'; did you mean 'gsm8k'?"),
     "no benchmark": ({"tasks": None}, "on what? give --tasks, such as --tasks gsm8k,mmlu"),
     "programs": ({"tasks": ["humaneval"]}, "in a sandbox; if you agree to that, give --allow-code-execution"),
-    "few programs": (
-        {"tasks": ["humaneval"], "samples": 9, "allow_code_execution": []},
-        "samples is 9: pass@10 needs at least 10; raise --samples",
-    ),
     "no files": ({"data_dir": "nowhere"}, "gsm8k/test.jsonl"),
     "no adapter": ({"adapter": "nowhere"}, "nowhere: expected a folder with adapter_config.json and"),
-    "no vllm": ({"engine": "vllm"}, "--engine vllm needs vLLM"),
+    "no vllm": ({"engine": "vllm"}, "): pip install 'clusterucb[vllm]'"),
     "no limit": ({"limit": 0}, "limit is '0': input should be greater than or equal to 1"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_before_the_model_is_loaded(case, there, tmp_path, monkeypatch):
-    def never(*_arguments):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(comparison, "load_model", never)
+    monkeypatch.setattr(module, "load_model", never)
     monkeypatch.setitem(sys.modules, "vllm", None)
     changes, said = BAD[case]
     assert said in clusterucb("evaluate", *asked(there, tmp_path / "out", **changes)).complaint
 
 
-def test_without_the_harness_it_says_what_to_install(there, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
-    said = clusterucb("evaluate", *asked(there, tmp_path)).complaint
-    assert said.startswith("benchmarks need lm-evaluation-harness")
-    assert said.endswith("pip install 'clusterucb[eval]'")
-
-
 BROKEN = {
     "weights missing": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "expected a folder"),
+    "weights torn": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "copy the ad"),
     "settings torn": (lambda folder: (folder / "adapter_config.json").write_text('{"r'), "cannot be read as"),
     "settings a list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "a JSON object"),
     "record torn": (lambda folder: (folder / "checkpoint.json").write_text("{"), "cannot be read as JSON"),
@@ -184,8 +168,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_adapter_is_one_line(case, there, tmp_path):
-    folder = tmp_path / "adapter"
-    shutil.copytree(there / "adapter", folder)
+    folder = shutil.copytree(there / "adapter", tmp_path / "adapter")
     spoil, said = BROKEN[case]
     spoil(folder)
     complaint = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=folder)).complaint
@@ -193,109 +176,43 @@ def test_a_broken_adapter_is_one_line(case, there, tmp_path):
     assert said in complaint
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_an_adapter_of_a_model_with_other_layers_is_refused(layers, there, tmp_path):
+def test_an_adapter_of_another_model_is_refused(there, tmp_path):
     """peft would leave out the layers that do not match, and say nothing."""
-    save_adapter(tmp_path / "adapter", there / "model", model=wide_model(layers=layers))
-    said = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=tmp_path / "adapter")).complaint
-    assert f"does not fit {there / 'model'}, first in base_model.model.model.layers." in said
-
-
-def test_an_adapter_of_a_model_of_another_size_is_refused(there, tmp_path):
     narrow = wide_model()
     narrow.model.layers[0].self_attn.q_proj = narrow.model.layers[0].mlp.up_proj
-    save_adapter(tmp_path / "adapter", there / "model", model=narrow)
-    said = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=tmp_path / "adapter")).complaint
-    assert f"{tmp_path / 'adapter'}: does not fit this model" in said
+    others = f"does not fit {there / 'model'}, first in base_model.model.model.layers."
+    for number, (model, expected) in enumerate(
+        [(wide_model(layers=1), others), (wide_model(layers=3), others), (narrow, "does not fit this model")]
+    ):
+        adapter = save_adapter(tmp_path / str(number), there / "model", model=model)
+        said = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=adapter)).complaint
+        assert said.startswith(f"{adapter}: {expected}")
 
 
 def test_vllm_answers_without_the_model_being_loaded_here(there, tmp_path, monkeypatch):
-    """A stand-in for vLLM: its answers show whether the adapter's request was with the question."""
-    started = []
-
-    def start(**settings):
-        started.append(settings)
-        lm = fake_lm(lambda _prompt, _times: f" {1 if lm.lora_request else 2}")
-        lm.lora_request, lm.max_length = "request", 4096
-        return lm
-
-    def never(*_arguments):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(comparison, "load_model", never)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=start))
-    model = tmp_path / "model"
-    shutil.copytree(there / "model", model)
-    arguments = asked(there, tmp_path / "out", engine="vllm", model=model)
+    """With room for the longest prompt and its answer; its GPUs are free afterwards."""
+    fake = FakeVLLM(monkeypatch)
+    monkeypatch.setattr(module, "load_model", never)
+    model, out = shutil.copytree(there / "model", tmp_path / "model"), tmp_path / "out"
+    arguments = asked(there, out, engine="vllm", model=model)
     for _ in range(2):
         outcome = clusterucb("evaluate", *arguments)
         assert outcome.status == 0, outcome
-    (settings,) = started
+    (settings,) = fake.settings
     assert settings["pretrained"] == str(model)
     assert settings["lora_local_path"] == str(there / "adapter")
+    assert len(fake.running) == 0
+    folders = {
+        who: out / "benchmarks" / name for who, name in results(out)["benchmarks"]["gsm8k"]["answers"].items()
+    }
+    prompts = [document["context"] for document in lines(folders["base"] / "documents.jsonl")]
+    lengths = map(len, TOKENIZER(prompts, add_special_tokens=False)["input_ids"])
+    assert settings["max_model_len"] == max(lengths) + 6
     responses = {
-        name.split("-")[1]: {tuple(json.loads(line)["responses"]) for line in content.splitlines()}
-        for name, content in answers(tmp_path / "out").items()
-        if name.endswith("samples.jsonl")
+        who: {tuple(sample["responses"]) for sample in lines(folder / "samples.jsonl")}
+        for who, folder in folders.items()
     }
     assert responses == {"base": {(" 2",)}, "adapter": {(" 1",)}}
     os.utime(model / "model.safetensors", (1, 1))  # another model, for all that can be seen
     assert clusterucb("evaluate", *arguments).status == 0
-    assert len(started) == 2
-
-
-KILLED = """
-import os, signal, sys
-import pytest
-from benchmark_helpers import short
-from clusterucb.cli.main import main
-from clusterucb.evaluation import benchmarks
-
-short(pytest.MonkeyPatch())
-benchmarks._SMALLEST_CHUNK = benchmarks._CHUNK_BATCHES = 1
-ask, calls = benchmarks.ask, int(sys.argv[1])
-
-def dying(*arguments):
-    global calls
-    calls -= 1
-    if calls < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return ask(*arguments)
-
-benchmarks.ask = dying
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.slow
-def test_killed_after_some_chunks_it_goes_on_and_ends_with_the_same_bytes(there, tmp_path, monkeypatch):
-    """Three chunks a model: the fifth is asked when the kill comes."""
-    for name in ("_SMALLEST_CHUNK", "_CHUNK_BATCHES"):
-        monkeypatch.setattr(module, name, 1)
-    questions, ask = [], module.ask
-
-    def counted(*arguments):
-        questions.extend(document["id"] for document in arguments[3])
-        return ask(*arguments)
-
-    monkeypatch.setattr(module, "ask", counted)
-    assert clusterucb("evaluate", *asked(there, tmp_path / "whole", eval_batch=1)).status == 0
-    assert len(questions) == 6
-    arguments = [str(a) for a in asked(there, tmp_path / "out", eval_batch=1)]
-    here = str(Path(__file__).parent)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, "4", "evaluate", *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed
-    assert not (tmp_path / "out/benchmarks/results.json").exists()
-    asked_before = questions[:4]
-    assert clusterucb("evaluate", *asked(there, tmp_path / "out", eval_batch=1)).status == 0
-    assert [*asked_before, *questions[6:]] == questions[:6]
-    assert answers(tmp_path / "out") == answers(tmp_path / "whole")
-    assert results(tmp_path / "out") == results(tmp_path / "whole")
-    assert list((tmp_path / "out").rglob("*.part")) == []
+    assert len(fake.settings) == 2

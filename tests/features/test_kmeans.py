@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import ConfigError, InputError, StorageError
-from clusterucb.features.kmeans import Clusters, default_k, spherical_kmeans
+from clusterucb.features.kmeans import Clusters, spherical_kmeans
+from clusterucb.selection.budget import default_k
 
 
 def unit(x):

@@ -14,6 +14,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.features.store import FeatureWriter
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
+from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import write_round
 from clusterucb.runtime.files import write_json
 from clusterucb.selection.selector import ClusterUCB, FullScoring
@@ -38,61 +39,52 @@ VOID = {"meta", "br", "img", "input", "link", "hr"}
 def write_run(folder, files, dim=32, k=5, periods=3, seed=0, contamination=(), excluded=(), **settings):
     """A finished run over pool files `files` (name to list of records), with features drawn at random."""
     rng, run = np.random.default_rng(seed), RunDir(folder)
-    data = run.path.parent / f"{run.path.name}-data"
+    data = run.path.with_name(f"{run.path.name}-data")
     data.mkdir(parents=True)
     target = [{"instruction": "ask", "output": "say", "topic": name} for name in ("<i>a</i>", "b")]
     for name, records in {**files, "target.jsonl": target}.items():
-        (data / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    config = Config(
-        model="models/<tiny>",
-        pool=[str(data / name) for name in files],
-        target=[str(data / "target.jsonl")],
-        subtask="topic",
-        out=str(run.path),
-        training={"periods": periods},
-        **settings,
-    )
+        _write_lines(data / name, records)
+    places = {"pool": [str(data / name) for name in files], "target": [str(data / "target.jsonl")]}
+    trained = {"model": "models/<tiny>", "subtask": "topic", "training": {"periods": periods}}
+    config = Config(**places, **trained, out=str(run.path), **settings)
     run.path.mkdir()
     run.config.write_text(config.to_yaml())
     pool = Pool.read(config.pool)
-    places = np.setdiff1d(np.arange(len(pool)), excluded)
-    _write_pool(run, pool, places, excluded)
-    write_json(
-        run.contamination,
-        {
-            "made_with": {"holdout": "h"},
-            "checked_against": {"target": 2, "gsm8k": 7},
-            "hits": list(contamination),
-        },
-    )
-    count, gradients = len(places), config.method in ("dynamic", "less")
+    usable = np.setdiff1d(np.arange(len(pool)), excluded)
+    _write_pool(run, pool, usable, excluded)
+    checked = {"made_with": {"holdout": "h"}, "checked_against": {"target": 2, "gsm8k": 7}}
+    write_json(run.contamination, {**checked, "hits": list(contamination)})
+    count, gradients = len(usable), config.method in ("dynamic", "less")
     labels, influence = np.zeros(count, np.int64), rng.normal(size=(periods, count))
     if gradients:
         labels, influence = _write_features(run, rng, count, dim, k, periods, pool.fingerprint)
-    if config.budgeted:
+    if method_of(config).budgeted:
         save_file({"labels": labels}, run.clusters)
-    rounds = range(1, periods + 1 if config.method == "dynamic" else 2)
-    for number in rounds:
-        scores, draws = influence[number - 1], []
+    for number in range(1, periods + 1 if config.method == "dynamic" else 2):
+        scores, draws, folder = influence[number - 1], [], run.round(number)
         select = FullScoring(labels, config.selection.top_p)
-        if number > 1 and config.budgeted:
+        if number > 1 and method_of(config).budgeted:
             select = ClusterUCB(labels, budget=0.2, top_p=config.selection.top_p)
         chosen = select(lambda rows, scores=scores: scores[rows], number, draws.append)
-        run.round(number).mkdir(parents=True)
         cost = Cost(chosen.spent, 10 * chosen.spent, chosen.spent * (number > 1), 2, 1.5)
-        write_round(run.round(number), number, chosen, draws, pool, places, cost)
+        folder.mkdir(parents=True)
+        write_round(folder, number, chosen, draws, pool, usable, cost)
     _write_losses(run, rng, periods)
     full = {"method": config.method, "pool_gradients": periods * count, "pool_tokens": 10 * count}
     write_json(run.summary, {"rows": count, **({"full": full} if gradients else {})})
     return run.path
 
 
-def _write_pool(run, pool, places, excluded):
+def _write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _write_pool(run, pool, usable, excluded):
     run.pool.mkdir()
-    np.save(run.pool / "rows.npy", places.astype(np.int64))
+    np.save(run.pool / "rows.npy", usable)
     reasons = [{"id": pool.id(row), "reason": f"row {row}: <b>too long</b>"} for row in excluded]
-    (run.pool / "excluded.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in reasons))
-    counts = {"rows": len(pool), "usable": len(places), "excluded": len(excluded)}
+    _write_lines(run.pool / "excluded.jsonl", reasons)
+    counts = {"rows": len(pool), "usable": len(usable), "excluded": len(excluded)}
     write_json(run.pool / "manifest.json", {**counts, "made_with": {"pool": pool.fingerprint}})
 
 
@@ -101,13 +93,13 @@ def _write_features(run, rng, count, dim, k, periods, fingerprint):
     labels = rng.integers(0, k, count)
     x = rng.normal(size=(k, dim))[labels] + 0.7 * rng.normal(size=(count, dim))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
-    directions = [rng.normal(size=(2, dim)).astype(np.float32)]
-    directions += [directions[0] + 0.5 * n * rng.normal(size=(2, dim)) for n in range(1, periods)]
+    first, drift = rng.normal(size=(2, dim)).astype(np.float32), rng.normal(size=(periods, 2, dim))
     with FeatureWriter(run.features, count, dim, {"pool": fingerprint, "model": "<m>"}) as writer:
         writer.write(np.arange(count), x, np.zeros(count))
-        save_file({"directions": directions[0]}, run.features / "directions.safetensors")
         writer.finish({"cost": Cost(count, 10 * count, count, 2, 60.0).to_json()})
-    return labels, np.stack([(x @ towards.T).max(1).astype(float) for towards in directions])
+    run.directions_at(1).parent.mkdir()
+    save_file({"directions": first}, run.directions_at(1))
+    return labels, np.stack([(x @ (first + 0.5 * n * drift[n]).T).max(1) for n in range(periods)])
 
 
 def _write_losses(run, rng, periods):
@@ -117,13 +109,12 @@ def _write_losses(run, rng, periods):
         error = float(losses.std(ddof=1) / np.sqrt(len(losses)))
         return {"loss": float(losses.mean()), "standard_error": error, "losses": losses.tolist()}
 
-    facts, cost = {"on": "holdout", "rows": len(base)}, Cost(8, 80, seconds=0.5).to_json()
+    facts = {"on": "holdout", "rows": len(base), "cost": Cost(8, 80, seconds=0.5).to_json()}
     for n in range(1, periods):
         run.period(n).parent.mkdir(exist_ok=True)
-        losses = measured(base - 0.1 * n)
-        write_json(run.period(n), {"period": n, **facts, **losses, "cost": cost})
+        write_json(run.period(n), {"period": n, **facts, **measured(base - 0.1 * n)})
     adapter = base - 0.1 * periods + rng.normal(0, 0.02, len(base))
-    write_json(run.evaluation, {**facts, "base": measured(base), "adapter": measured(adapter), "cost": cost})
+    write_json(run.evaluation, {**facts, "base": measured(base), "adapter": measured(adapter)})
 
 
 def records(count, source, seed=0):
@@ -137,12 +128,12 @@ def records(count, source, seed=0):
 
 
 class Page(HTMLParser):
-    """A page as a browser's parser would see it: its elements, tables by caption, scripts."""
+    """A page as a browser's parser would see it: its elements, tables by caption, scripts, words."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.tables, self.scripts, self.text = [], {}, [], []
-        self._open, self._row, self._cell = [], None, None
+        self.elements, self.scripts, self.tables, self._open, self._words = [], [], {}, [], []
+        self._cell, self._rows = "", []  # what is being read
         self.feed(text)
         self.close()
 
@@ -158,7 +149,7 @@ class Page(HTMLParser):
     @property
     def words(self):
         """All text outside of scripts and styles."""
-        return " ".join(self.text)
+        return " ".join("".join(self._words).split())
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -166,28 +157,21 @@ class Page(HTMLParser):
             self._open.append(tag)
         if tag == "script":
             self.scripts.append([dict(attributes), ""])
-        elif tag == "caption":
-            self._cell = []
         elif tag == "tr":
-            self._row = []
-        elif tag in ("th", "td"):
-            self._cell = []
+            self._rows.append([])
+        elif tag in ("caption", "th", "td"):
+            self._cell = ""
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag, tag
         if tag == "caption":
-            self._rows = self.tables.setdefault("".join(self._cell), [])
-            self._cell = None
+            self._rows = self.tables.setdefault(self._cell, [])
         elif tag in ("th", "td"):
-            self._row.append("".join(self._cell))
-            self._cell = None
-        elif tag == "tr":
-            self._rows.append(self._row)
+            self._rows[-1].append(self._cell)
 
     def handle_data(self, text):
         if self._open and self._open[-1] == "script":
             self.scripts[-1][1] += text
         elif self._open and self._open[-1] != "style":
-            self.text.append(text)
-            if self._cell is not None:
-                self._cell.append(text)
+            self._words.append(text)
+            self._cell += text

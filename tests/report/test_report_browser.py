@@ -14,14 +14,28 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
-def opened(path, tmp_path, *more):
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-dev-shm-usage window-size=1200,12000 virtual-time-budget=15000"
+)
+QUIET = "no-first-run disable-background-networking disable-component-update disable-sync disable-quic"
+LOG = ["--enable-logging=stderr", "--v=0"]
+POLICY = re.compile('<meta http-equiv="Content-Security-Policy"[^>]*>')
+
+
+def opened(path, folder, *more):
     """The page's elements after its scripts have run, and what was said on the console."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,12000"]
-    command += ["--virtual-time-budget=15000", "--enable-logging=stderr", "--v=0", *more]
-    shown = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, timeout=120)
+    flags = [f"--{flag}" for flag in f"{FLAGS} {QUIET} user-data-dir={folder / 'profile'}".split()]
+    command = [BROWSER, *flags, *LOG, *more, "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, timeout=120)
     said = shown.stderr.decode(errors="replace")
     return shown.stdout.decode(), [line for line in said.splitlines() if "CONSOLE" in line]
+
+
+def played(page, folder, script, *more):
+    """The same of a copy of the page with a script of the test's, whose policy lets it."""
+    path = folder / "played.html"
+    path.write_text(POLICY.sub("", page.read_text()).replace("</body>", f"<script>{script}</script></body>"))
+    return opened(path, folder, *more)
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +99,12 @@ const set = (element, value) => {
 
 @pytest.fixture(scope="module")
 def driven(page, tmp_path_factory):
-    """What a person finds who uses the filters: a script plays one, on a copy whose policy lets it."""
-    folder = tmp_path_factory.mktemp("driven")
-    words = ["{{7*7}}", "</script>", "hello", "plain.jsonl:1"]
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    driver = DRIVER.replace("WORDS", json.dumps(words).replace("<", "\\u003c"))
-    path = folder / "driven.html"
-    path.write_text(text.replace("</body>", f"<script>{driver}</script></body>"))
-    dom, said = opened(path, folder)
+    """What a person finds who uses the filters: a script plays one."""
+    words = json.dumps(["{{7*7}}", "</script>", "hello", "plain.jsonl:1"]).replace("<", "\\u003c")
+    dom, said = played(page, tmp_path_factory.mktemp("driven"), DRIVER.replace("WORDS", words))
     assert said == []
-    return json.loads(
-        re.search('<script type="application/json" id="found">(.*?)</script>', dom, re.DOTALL)[1]
-    )
+    found = re.search('<script type="application/json" id="found">(.*?)</script>', dom, re.DOTALL)
+    return json.loads(found[1])
 
 
 def test_filters_show_what_they_say(driven):
@@ -131,14 +139,8 @@ def test_menu_and_theme_change_what_is_seen(driven):
 
 def test_on_a_phone_the_page_is_no_wider_than_the_screen(page, tmp_path):
     """Tables scroll inside themselves."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     measure = "document.body.dataset.wide = document.documentElement.scrollWidth + ' ' + innerWidth;"
-    path = tmp_path / "phone.html"
-    path.write_text(
-        text.replace("</body>", f"<script>setTimeout(() => {{ {measure} }}, 3000)</script></body>")
-    )
-    dom, _ = opened(
-        path, tmp_path, "--window-size=500,4000"
-    )  # no narrower window has Chromium without a head
+    narrowest = "--window-size=500,4000"  # that Chromium has without a screen
+    dom, _ = played(page, tmp_path, f"setTimeout(() => {{ {measure} }}, 3000)", narrowest)
     wide, screen = map(int, re.search('data-wide="([^"]+)"', dom)[1].split())
     assert wide <= screen

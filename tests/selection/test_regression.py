@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusterucb.selection.regression import EFFECTS, Regression
+from clusterucb.selection.regression import EFFECTS, Posterior, Regression, _Fit
 
 
 def problem(seed, n=70, dimensions=5, arms=6):
@@ -48,11 +48,11 @@ def test_the_posterior_is_that_of_the_gaussian_process_over_rows(seed):
     rows = order[:30]
     regression.see(rows, values[rows])
     for effect in EFFECTS:
-        fit = regression._within(effect)
+        fit = _Fit(regression, effect)
         for likelihood, t in fit.likelihoods():
             mean, variance, noise, expected = process(regression, rows, values, t, effect)
             assert likelihood == pytest.approx(expected, abs=1e-4)
-            found = fit.posterior(t)
+            found = Posterior(fit, t)
             assert found.noise == pytest.approx(noise, rel=1e-5)
             np.testing.assert_allclose(found.mean(), mean, atol=1e-5)
             np.testing.assert_allclose(found.variance(np.arange(70)), variance, rtol=1e-4, atol=1e-6)
@@ -61,10 +61,9 @@ def test_the_posterior_is_that_of_the_gaussian_process_over_rows(seed):
 def test_the_fit_is_the_likeliest_of_the_grid():
     regression, values, order = problem(0)
     regression.see(order[:30], values[order[:30]])
-    best = max(of for effect in EFFECTS for of in regression._within(effect).likelihoods())
-    effect = next(u for u in EFFECTS if best in regression._within(u).likelihoods())
-    expected = regression._within(effect).posterior(best[1])
-    np.testing.assert_array_equal(regression.fit().mean(), expected.mean())
+    fits = [_Fit(regression, effect) for effect in EFFECTS]
+    (_, t), best = max(((of, fit) for fit in fits for of in fit.likelihoods()), key=lambda found: found[0])
+    np.testing.assert_array_equal(regression.fit().mean(), Posterior(best, t).mean())
 
 
 def test_what_is_seen_in_parts_is_what_is_seen_at_once():

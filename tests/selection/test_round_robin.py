@@ -50,11 +50,3 @@ def test_memory_holds_the_best_rows_only():
     tracemalloc.stop()
     assert len(set(taken.tolist())) == 100
     assert peak < 4e6
-
-
-def test_no_target_row_takes_more_than_one_row_ahead_of_another():
-    similarities = np.random.default_rng(1).random((7, 60)).astype(np.float32)
-    similarities[3] += 10  # the most similar of all, and yet it waits for its turn
-    taken, found = round_robin([similarities], 30)
-    assert [i for i, value in enumerate(found) if value > 5] == [3, 10, 17, 24]
-    assert len(set(taken.tolist())) == 30

@@ -1,14 +1,12 @@
 """A selection as a value: the bandit's is `select`'s, and a budget of all rows is the full method."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusterucb.errors import InputError
 from clusterucb.selection.bandit import select
 from clusterucb.selection.policies import UCB1
-from clusterucb.selection.selector import ClusterUCB, FullScoring
+from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB
 
 FIELDS = ("rows", "scores", "clusters", "drawn", "drawn_scores", "drawn_clusters", "cold", "spent")
 
@@ -48,12 +46,13 @@ def test_full_scoring_keeps_the_best_rows_of_all(values, data):
 def test_a_budget_of_all_rows_is_the_full_method_with_one_call(seed, draws_seed):
     rng = np.random.default_rng(seed)
     clusters, values = rng.integers(0, 6, 50), rng.normal(size=50)
-    bandit, full = Scores(values), Scores(values)
-    found = ClusterUCB(clusters, budget=1.0, top_p=0.1)(bandit, draws_seed)
-    assert same(found, FullScoring(clusters, 0.1)(full))
-    assert bandit.asked == full.asked == [list(range(50))]
+    full = FullScoring(clusters, 0.1)(Scores(values))
+    for kind in (ClusterUCB, RowUCB):
+        asked = Scores(values)
+        assert same(kind(clusters, budget=1.0, top_p=0.1)(asked, draws_seed), full)
+        assert asked.asked == [list(range(50))]
     drawn = select(clusters, Scores(values), budget=1.0, top_p=0.1, seed=draws_seed)
-    assert np.array_equal(found.rows, drawn.rows)  # what is kept is what drawing one by one would keep
+    assert np.array_equal(full.rows, drawn.rows)  # what is kept is what drawing one by one would keep
 
 
 def test_the_bandit_as_a_value_is_select_with_its_settings():
@@ -66,10 +65,3 @@ def test_the_bandit_as_a_value_is_select_with_its_settings():
     assert same(found, select(clusters, Scores(values), UCB1(), seed=7, on_draw=expected.append, **given))
     assert [draw.rows.tolist() for draw in draws] == [draw.rows.tolist() for draw in expected]
     assert value.spend == found.spent == 45
-
-
-def test_a_score_that_is_no_number_is_named():
-    values = np.ones(6)
-    values[4] = np.nan
-    with pytest.raises(InputError, match="row 4 scored nan"):
-        FullScoring(np.zeros(6, np.int64), 0.5)(Scores(values))

@@ -77,6 +77,9 @@ def test_every_path_to_a_last_reply_is_a_conversation_in_the_order_of_ranks(tmp_
     assert (report.read, report.written, report.dropped) == (2, 4, {"no reply": 1})
 
 
+ANSWERED = [("a", talk("q", "a"))]
+
+
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
@@ -88,24 +91,20 @@ def test_every_path_to_a_last_reply_is_a_conversation_in_the_order_of_ranks(tmp_
 )
 def test_a_message_of_no_use_is_cut_off_with_all_below_it(columns, reason):
     root = asks("q", says("a"), says("b", asks("q2", says("c")), **columns))
-    assert converted("oasst1", [tree(root)]) == ([("a", talk("q", "a"))], [reason])
-
-
-def test_a_reply_whose_follow_ups_are_all_deleted_is_the_last():
-    root = asks("q", says("a", asks("q2", says("b"), deleted=True)))
-    assert converted("oasst1", [tree(root)]) == ([("a", talk("q", "a"))], ["deleted message"])
+    assert converted("oasst1", [tree(root)]) == (ANSWERED, [reason])
 
 
 @pytest.mark.parametrize(
-    ("root", "reason"),
+    ("root", "kept", "reason"),
     [
-        (asks("q"), "no reply"),
-        (asks("q", says("a"), deleted=True), "deleted message"),
-        (says("a", asks("q")), "roles out of turn"),
+        (asks("q", says("a", asks("q2", says("b"), deleted=True))), ANSWERED, "deleted message"),
+        (asks("q"), [], "no reply"),
+        (asks("q", says("a"), deleted=True), [], "deleted message"),
+        (says("a", asks("q")), [], "roles out of turn"),
     ],
 )
-def test_a_tree_of_no_use_is_counted(root, reason):
-    assert converted("oasst1", [tree(root)]) == ([], [reason])
+def test_a_tree_of_no_use_is_counted_and_one_without_follow_ups_ends_earlier(root, kept, reason):
+    assert converted("oasst1", [tree(root)]) == (kept, [reason])
 
 
 def test_a_message_met_twice_still_gets_an_id_of_its_own(tmp_path):
@@ -128,30 +127,22 @@ def test_flat_rows_give_the_same_bytes_as_trees(tmp_path, file):
     assert (ours.sha256, ours.dropped) == (theirs.sha256, theirs.dropped)
 
 
-def test_in_flat_rows_a_child_may_stand_before_its_parent():
-    assert converted("oasst1", flat(asks("q", says("a")))[::-1]) == ([("a", talk("q", "a"))], [])
+QUESTION, ANSWER = flat(asks("q", says("a")))
+LOOP = [{**QUESTION, "message_id": "x", "parent_id": "y"}, {**ANSWER, "message_id": "y", "parent_id": "x"}]
 
 
-def test_flat_messages_that_reach_no_prompt_are_counted():
-    rows = flat(example())
-    rows = [row for row in rows if row["message_id"] != "a"]
-    kept, dropped = converted("oasst1", rows)
-    assert [key for key, _ in kept] == ["b", "n"]
-    assert dropped == ["unknown parent"] * 3
-
-
-def test_flat_messages_that_are_their_own_ancestors_are_counted():
-    rows = flat(asks("q", says("a")))
-    loop = [
-        {**rows[0], "message_id": "x", "parent_id": "y"},
-        {**rows[1], "message_id": "y", "parent_id": "x"},
-    ]
-    assert converted("oasst1", [*rows, *loop]) == ([("a", talk("q", "a"))], ["unknown parent"] * 2)
-
-
-def test_a_flat_message_given_twice_counts_once():
-    rows = flat(asks("q", says("a")))
-    assert converted("oasst1", [*rows, rows[1]]) == ([("a", talk("q", "a"))], ["repeated message"])
+@pytest.mark.parametrize(
+    ("rows", "dropped"),
+    [
+        ([ANSWER, QUESTION], []),
+        ([QUESTION, ANSWER, ANSWER], ["repeated message"]),
+        ([QUESTION, ANSWER, *LOOP], ["unknown parent"] * 2),
+        ([QUESTION, ANSWER, {**QUESTION, "message_id": "x", "parent_id": "gone"}], ["unknown parent"]),
+    ],
+    ids=["child before parent", "message given twice", "own ancestors", "parent not there"],
+)
+def test_flat_rows_in_disorder_lose_what_reaches_no_prompt_and_count_it(rows, dropped):
+    assert converted("oasst1", rows) == (ANSWERED, dropped)
 
 
 def test_a_file_whose_trees_are_torn_apart_is_refused(tmp_path):

@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 from source_helpers import converted, pair, prepared
 
 from clusterucb.errors import InputError
-from clusterucb.sources.sharegpt import clean
 
 FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
 
@@ -32,25 +31,28 @@ def test_chats_become_messages(tmp_path):
     assert (report.read, report.written, report.dropped) == (2, 2, {})
 
 
-DROPPED = {
-    "system turn": chat("system: Be kind.", "human: a", "gpt: b"),
-    "bing turn": chat("human: a", "bing: b"),
-    "bard turn": chat("human: a", "bard: b"),
-    "unknown sender": chat("human: a", "ghost: b", "system: c"),
-    "no reply": chat("human: a"),
-    "empty conversation": {"id": "x", "conversations": []},
-    "opening assistant turn": chat("gpt: a"),
-}
+PAGE = '<div class="markdown prose w-full dark:prose-invert"><p>Use <code>a</code>:</p></div>'
 
 
-@pytest.mark.parametrize(("reason", "record"), DROPPED.items())
+@pytest.mark.parametrize(
+    ("reason", "record"),
+    [
+        ("system turn", chat("system: Be kind.", "human: a", "gpt: b")),
+        ("bing turn", chat("human: a", "bing: b")),
+        ("bard turn", chat("human: a", "bard: b")),
+        ("unknown sender", chat("human: a", "ghost: b", "system: c")),
+        ("unknown sender", {"id": "x", "conversations": [{"from": None, "value": "a"}]}),
+        ("no reply", chat("human: a")),
+        ("empty conversation", {"id": "x", "conversations": []}),
+        ("opening assistant turn", chat("gpt: a")),
+        ("HTML turn", chat("human: a", f"gpt: {PAGE}")),
+        ("HTML turn", chat(f"human: \u200b {PAGE}", "gpt: b")),
+        ("HTML turn", chat("human: a", "gpt: <p>One &gt; two.</p>\n<p>Three.</p>", "human: c", "gpt: d")),
+        ("HTML turn", chat("human: a", 'gpt: <div class="markdown"><pre><code>cut')),
+    ],
+)
 def test_a_chat_of_no_use_is_dropped_and_counted(reason, record):
     assert converted("sharegpt", [record]) == ([], [reason])
-
-
-def test_a_chat_without_a_sender_is_dropped_and_counted():
-    record = {"id": "x", "conversations": [{"from": None, "value": "a"}]}
-    assert converted("sharegpt", [record]) == ([], ["unknown sender"])
 
 
 def test_turns_of_no_use_are_cut_and_counted():
@@ -60,9 +62,9 @@ def test_turns_of_no_use_are_cut_and_counted():
         ["empty turn", "opening assistant turn", "closing user turn"],
     )
     record["conversations"][1]["value"] = None
-    assert converted("sharegpt", [record])[1] == ["empty turn"] * 2 + [
-        "opening assistant turn",
-        "opening assistant turn",
+    assert converted("sharegpt", [record])[1] == [
+        *["empty turn"] * 2,
+        *["opening assistant turn"] * 2,
         "no reply",
     ]
 
@@ -116,66 +118,17 @@ def test_pieces_alternate_and_lose_no_reply_but_opening_ones(drawn):
     assert len(said) == lost + sum(len(piece) for _, piece in kept)
 
 
-PAGE = (
-    '<div class="markdown prose w-full break-words dark:prose-invert light"><p>Use <code>a &lt; b</code> '
-    "&amp; <strong>go</strong>:</p>"
-    '<pre><div class="bg-black rounded-md"><div class="flex"><span>python</span><button class="flex">'
-    '<svg></svg>Copy code</button></div><div class="p-4"><code class="hljs">def f():\n\n\n    return '
-    '<span class="hljs-number">1</span>\n</code></div></div></pre>'
-    "<ol><li><p>One.</p></li><li>Two<ul><li>in</li></ul></li></ol><h2>End</h2><p>Line<br>break</p>"
-    "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table></div>"
-)
-PAGE_TEXT = """Use `a < b` & **go**:
-
-```python
-def f():
-
-
-    return 1
-```
-
-1. One.
-2. Two
-  - in
-
-## End
-
-Line
-break
-
-a | b
-1 | 2"""
-
-
-@pytest.mark.parametrize("role", ["user", "assistant"])
-def test_html_of_an_exported_page_becomes_text(role):
-    assert clean(PAGE, role) == PAGE_TEXT
-
-
-def test_html_that_is_an_answer_as_a_whole_becomes_text():
-    assert clean("<p>One &gt; two.</p>\n<p>Three.</p>", "assistant") == "One > two.\n\nThree."
-    assert clean("<p>See</p><pre>x\n</pre>", "assistant") == "See\n\n```\nx\n```"
-    assert clean('<div class="markdown"><pre><code>cut', "assistant") == "```\ncut\n```"
+def cleaned(text, sender):
+    """What is kept of a turn."""
+    texts = ("Why?", text) if sender == "gpt" else (text, "So.")
+    record = chat(f"human: {texts[0]}", f"gpt: {texts[1]}")
+    (((_, messages),), dropped) = converted("sharegpt", [record])
+    assert not dropped
+    return messages[sender == "gpt"][1]
 
 
 @pytest.mark.parametrize(
-    ("text", "role"),
-    [
-        ("<div id=a>\n  <p>Hi</p>\n</div>", "user"),
-        ('<div class="x">Hi</div> is not centred, why?', "user"),
-        ("```html\n<div>Hi</div>\n```", "assistant"),
-        ("<p> is the tag of a paragraph &amp; <div> of a block.", "assistant"),
-        ("<pre>x</pre>", "assistant"),
-        ("Wrap it: <div>a</div>", "assistant"),
-        ("a\u200db \u200c is joined", "user"),
-    ],
-)
-def test_code_that_shows_html_and_joiners_stay(text, role):
-    assert clean(text, role) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "cleaned"),
+    ("text", "kept"),
     [
         ("```\npythonCopy code\nx = 1\n```", "```python\nx = 1\n```"),
         ("```\npythonCopy codex = 1\n```", "```python\nx = 1\n```"),
@@ -188,26 +141,35 @@ def test_code_that_shows_html_and_joiners_stay(text, role):
         ("\ufeffHi\u200b there", "Hi there"),
     ],
 )
-def test_the_words_of_the_button_and_invisible_marks_go(text, cleaned):
-    assert clean(text, "assistant") == cleaned
+def test_the_words_of_the_button_and_invisible_marks_go(text, kept):
+    assert cleaned(text, "gpt") == kept
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "sender"),
     [
-        "Press the Copy code button.",
-        "Copy code from there.",
-        "The menu is:\n- Copy code\n- Paste",
-        "The button says, in two words:\nCopy code",
-        "```\nx\n```\nCopy code",
+        ("<div id=a>\n  <p>Hi</p>\n</div>", "human"),
+        ('<div class="x">Hi</div> is not centred, why?', "human"),
+        ("```html\n<div>Hi</div>\n```", "gpt"),
+        ("<p> is the tag of a paragraph &amp; <div> of a block.", "gpt"),
+        ("<pre>x</pre>", "gpt"),
+        ("Wrap it: <div>a</div>", "gpt"),
+        ("a\u200db \u200c is joined", "human"),
+        ("Press the Copy code button.", "gpt"),
+        ("Copy code from there.", "gpt"),
+        ("The menu is:\n- Copy code\n- Paste", "gpt"),
+        ("The button says, in two words:\nCopy code", "gpt"),
+        ("```\nx\n```\nCopy code", "gpt"),
+        ("```py\na\n```\nor\n```py\nb\n```", "gpt"),
     ],
 )
-def test_words_about_copying_code_stay(text):
-    assert clean(text, "assistant") == text
+def test_code_that_shows_html_joiners_and_words_about_copying_stay(text, sender):
+    assert cleaned(text, sender) == text
 
 
-@given(
-    st.text(alphabet="<>/divpCopy code`\n &;python\"='", max_size=60), st.sampled_from(["user", "assistant"])
-)
-def test_any_text_can_be_cleaned_and_is_stripped(text, role):
-    assert clean(text, role) == clean(text, role).strip()
+@given(st.text(alphabet="<>/divpCopy code`\n &;python\"='", max_size=60), st.sampled_from(["human", "gpt"]))
+def test_any_text_is_kept_stripped_or_dropped_and_counted(text, sender):
+    kept, dropped = converted("sharegpt", [chat("human: a", "gpt: b", f"human: {text}", f"gpt: {text}")])
+    assert bool(kept) or bool(dropped)
+    for _, messages in kept:
+        assert all(content == content.strip() != "" for _, content in messages)

@@ -61,15 +61,8 @@ BBH_EXAMPLES = {
 }
 
 LANGUAGES = [
-    "arabic",
-    "bengali",
-    "english",
-    "finnish",
-    "indonesian",
-    "korean",
-    "russian",
-    "swahili",
-    "telugu",
+    *("arabic", "bengali", "english", "finnish", "indonesian"),
+    *("korean", "russian", "swahili", "telugu"),
 ]
 
 HUMANEVAL = [

@@ -115,14 +115,10 @@ def test_a_harness_with_other_shots_is_refused(tmp_path, monkeypatch):
         ("sums.json", '{"examples": []}', "sums.json: examples is [], expected a list that is not empty"),
         ("sums.json", '{"canary": "x"}', "sums.json: no examples in it (met: canary)"),
         ("sums.json", '{"examples": [{"input": "1"}]}', "sums.json, example 1: no target in it"),
-        ("sums.json", '{"examples":\n [}', "sums.json, line 2: broken JSON at column 3"),
+        ("sums.json", '{"examples":\n [}', "sums.json: broken JSON at line 2, column 3"),
         ("sums.json", "[7]", "sums.json: no examples in it (met: list)"),
         ("other.json", "{}", "other.json without cot-prompts/other.txt"),
-        (
-            "cot-prompts/other.txt",
-            "-----\nD\n\nQ: 1\nA: 2",
-            "question 1 has no line that begins A: Let's think",
-        ),
+        ("cot-prompts/other.txt", "-----\nD\n\nQ: 1\nA: 2", "question 1 has no line that begins A: Let's"),
         ("cot-prompts/sums.txt", "D", "sums.txt: 0 worked questions, expected 3"),
     ],
 )
@@ -144,10 +140,6 @@ def test_missing_files_are_named_with_what_is_expected(folder, tmp_path):
     message = refusal(bbh.questions, folder, 3)
     assert "no <task>.json for bbh" in message
     assert "https://github.com/suzgunmirac/BIG-Bench-Hard" in message
-
-
-def test_too_many_shots(folder):
-    assert "4 shots were asked for; expected 0 to 3" in refusal(bbh.questions, folder, 4, error=ConfigError)
 
 
 @pytest.mark.parametrize(

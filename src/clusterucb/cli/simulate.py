@@ -1,4 +1,4 @@
-"""The command `simulate`: its options, and what becomes of them. cli.py registers it."""
+"""The command `simulate`: its options, and what becomes of them. main.py registers it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def simulate(
     from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.studies.simulate.outcomes import panels, write_draws, write_outcomes
+    from clusterucb.studies.simulate.outcomes import spreads, write_draws, write_outcomes
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
     from clusterucb.studies.simulate.stores import Less, read_problems
@@ -97,7 +97,7 @@ def simulate(
     folder = RunDir(out)
     with folder.owned():
         outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
-        shown = panels(outcomes)
+        shown = spreads(outcomes)
         write_outcomes(folder.path / "simulation.csv", outcomes)
         write_draws(folder.path / "draws.csv", outcomes)
         write_plot(folder.path / "simulation.html", shown, top_p)

@@ -1,9 +1,4 @@
-"""A comparison as one table on the screen: a line a method, and what its figures mean.
-
-A plan as tables on the screen.
-
-A simulation as tables on the screen: one a problem, k and csp.
-"""
+"""A comparison, a plan and a simulation as tables on the screen, and what their figures mean."""
 
 from __future__ import annotations
 
@@ -11,55 +6,30 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.filesize import decimal
 
+from clusterucb.cli.tables import evaluated_on, how_often, print_table, say, with_error
 from clusterucb.run.costs import FORWARD_SHARE
-from clusterucb.studies.simulate.outcomes import Panel, Spread
+from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.truth import MEASURES
-
-_WIDEST = 240
 
 
 def show_comparison(result: dict[str, Any], console: Console | None = None) -> None:
-    """Print the content of comparison.json."""
+    """Print the content of comparison.json: a line a method."""
     console = console or Console()
-    table = _table(result)
-    if not console.is_terminal:  # a file has no width
-        table.width = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
-    console.print(table, crop=False)
-    for line in _remarks(result):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _table(result: dict[str, Any]) -> Table:
-    benchmarks = _benchmarks(result)
-    table = Table(title="Comparison", title_justify="left")
-    table.add_column("method", overflow="fold")
-    headings = ["runs", "loss", "against base", f"against {result['reference']}", *benchmarks]
-    headings += [
-        "pool gradients",
-        "pool forwards",
-        "tokens",
-        "seconds",
-        "of full cost",
-        "of full seconds",
-    ]
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    methods = result["methods"].items()
+    benchmarks = list(dict.fromkeys(name for _, row in methods for name in row.get("benchmarks", ())))
+    headings = ["method", "runs", "loss", "against base", f"against {result['reference']}", *benchmarks]
+    headings += ["pool gradients", "pool forwards", "tokens", "seconds", "of full cost", "of full seconds"]
+    rows = [[name, _runs(row), *(_cells(row, benchmarks) if "loss" in row else ())] for name, row in methods]
     if base := result["base"]:
-        scores = [_percent(base["benchmarks"].get(name)) for name in benchmarks]
-        table.add_row("base", "", _with_error(base["loss"]), "", "", *scores)
-    for name, row in result["methods"].items():
-        table.add_row(name, _runs(row), *(_cells(row, benchmarks) if "loss" in row else ()))
-    return table
-
-
-def _benchmarks(result: dict[str, Any]) -> list[str]:
-    return list(
-        dict.fromkeys(name for row in result["methods"].values() for name in row.get("benchmarks", ()))
-    )
+        scores = [_estimate(base["benchmarks"].get(name), ".1%") for name in benchmarks]
+        rows.insert(0, ["base", "", _estimate(base["loss"]), "", "", *scores])
+    print_table(console, "Comparison", headings, rows)
+    for line in _remarks(result):
+        say(console, line)
 
 
 def _runs(row: dict[str, Any]) -> str:
@@ -68,11 +38,11 @@ def _runs(row: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any], benchmarks: list[str]) -> Iterator[str]:
-    yield _with_error(row["loss"])
-    yield _with_error(row["against_base"], "+")
-    yield _with_error(row["against_reference"], "+")
+    yield _estimate(row["loss"])
+    yield _estimate(row["against_base"], "+.4f")
+    yield _estimate(row["against_reference"], "+.4f")
     for name in benchmarks:
-        yield _percent(row["benchmarks"].get(name))
+        yield _estimate(row["benchmarks"].get(name), ".1%")
     for name in ("pool_gradients", "pool_forwards", "tokens"):
         yield f"{row['cost'][name]:,.0f}"
     yield f"{row['cost']['seconds']:,.1f}"
@@ -81,18 +51,8 @@ def _cells(row: dict[str, Any], benchmarks: list[str]) -> Iterator[str]:
     yield "-" if full["seconds"] is None else f"{full['seconds']:.0%}"
 
 
-def _with_error(found: dict[str, Any] | None, sign: str = "") -> str:
-    if found is None:
-        return "-"
-    error = "" if found["error"] is None else f" ± {found['error']:.4f}"
-    return f"{found['mean']:{sign}.4f}{error}"
-
-
-def _percent(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    error = "" if found["error"] is None else f" ± {found['error']:.1%}"
-    return f"{found['mean']:.1%}{error}"
+def _estimate(found: dict[str, Any] | None, form: str = ".4f") -> str:
+    return "-" if found is None else with_error(found["mean"], found["error"], form)
 
 
 def _remarks(result: dict[str, Any]) -> Iterator[str]:
@@ -101,12 +61,11 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
             yield f"{cell['method']}/{cell['repetition']} failed: {cell['failure']}"
     if not result["base"]:
         return
-    what = "held-out" if result["on"] == "holdout" else "the target's own (none were held out)"
     alone = [name for name, row in result["methods"].items() if row["finished"] == 1]
     single = f" (where there is one run, {', '.join(alone)}, standard error over rows)" if alone else ""
     yield (
-        f"loss on {result['rows']} {what} rows, and benchmarks: mean ± standard deviation over repetitions"
-        f"{single}. "
+        f"loss on {result['rows']} {evaluated_on(result['on'])} rows, and benchmarks: mean ± standard "
+        f"deviation over repetitions{single}. "
         f"Repetitions share adapter, warmup, features and clusters: their spread leaves out that part."
     )
     yield "against: row by row, over the repetitions that both have; ± is the standard error over rows."
@@ -122,76 +81,41 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
 
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
 _OF_METHODS = (*_COUNTS, "gradient_equivalents")
-_PLAN_WIDEST = 160
 
 
 def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
-    """Print what `plan` returned."""
+    """Print what `plan` returned: a line a step, and a line a method."""
     console = console or Console()
-    for table in (_steps(plan), _methods(plan), _memory(plan)):
-        if not console.is_terminal:  # a file has no width
-            table.width = console.measure(
-                table, options=console.options.update(max_width=_PLAN_WIDEST)
-            ).maximum
-        console.print(table, crop=False)
-    for line in _plan_remarks(plan):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _steps(plan: dict[str, Any]) -> Table:
     named = plan["method"] if plan["bandit"] == "none" else f"{plan['method']} with {plan['bandit']}"
     excluded = f", {plan['excluded']:,} more cannot be used" if plan["excluded"] else ""
-    table = _plan_table(f"Plan: {named}, {plan['rows']:,} usable rows{excluded}", "step")
-    for name, step in plan["steps"].items():
-        table.add_row(name, *_plan_cells(step, "~" if step["expected"] else ""))
-    table.add_row("total", *_plan_cells(plan["total"]), style="bold")
-    return table
+    title = f"Plan: {named}, {plan['rows']:,} usable rows{excluded}"
+    steps = {**plan["steps"], "total": plan["total"]}
+    rows = ([name, *_spent(cost, _COUNTS)] for name, cost in steps.items())
+    print_table(console, title, _headings("step", _COUNTS), rows, total=True)
+    rows = ([name, *_spent(cost, _OF_METHODS)] for name, cost in plan["methods"].items())
+    print_table(console, "The same settings by method", _headings("method", _OF_METHODS), rows)
+    for line in _plan_remarks(plan):
+        say(console, line)
 
 
-def _methods(plan: dict[str, Any]) -> Table:
-    table = _plan_table("The same settings by method", "method", _OF_METHODS)
-    for name, total in plan["methods"].items():
-        table.add_row(name, *_plan_cells(total, names=_OF_METHODS))
-    return table
+def _headings(first: str, counts: Sequence[str]) -> list[str]:
+    return [first, *(name.replace("_", " ") for name in counts), "time", "disk"]
 
 
-def _plan_table(title: str, first: str, names: Sequence[str] = _COUNTS) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for heading in (*(name.replace("_", " ") for name in names), "time", "disk"):
-        table.add_column(heading, justify="right")
-    return table
-
-
-def _plan_cells(cost: dict[str, Any], mark: str = "", names: Sequence[str] = _COUNTS) -> Iterator[str]:
-    for name in names:
-        yield f"{mark if name == 'tokens' else ''}{cost[name]:,.0f}"
+def _spent(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
+    for name in counts:
+        yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:,.0f}"
     yield "?" if cost["seconds"] is None else _time(cost["seconds"])
-    yield _size(cost["disk"])
-
-
-def _memory(plan: dict[str, Any]) -> Table:
-    table = Table(title="Memory of the device", title_justify="left")
-    table.add_column("stage")
-    table.add_column("part")
-    table.add_column("size", justify="right")
-    peak = plan["memory"]["peak"]
-    for stage, parts in plan["memory"].items():
-        if stage != "peak":
-            for part, size in parts.items():
-                table.add_row(stage, part, _size(size))
-    table.add_row("peak", f"always, and {peak['stage']}", _size(peak["bytes"]), style="bold")
-    return table
+    yield decimal(cost["disk"])
 
 
 def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
     total, speed = plan["total"], plan["speed"]
     if full := plan.get("full"):
-        when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
         forwards = f" and {total['pool_forwards']:,} forward passes" if total["pool_forwards"] else ""
         yield (
             f"{total['pool_gradients']:,} pool gradients{forwards} are {full['share_of_cost']:.0%} of the "
-            f"{full['pool_gradients']:,} that scoring all rows {when} takes; "
+            f"{full['pool_gradients']:,} that scoring all rows {how_often(full)} takes; "
             f"time {_time(total['seconds'])} against {_time(full['seconds'])}."
         )
     if plan["exact"]:
@@ -210,11 +134,9 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
         )
     if any(total["pool_forwards"] for total in plan["methods"].values()):
         yield f"Gradient equivalents count a forward pass of a pool row as {FORWARD_SHARE:.2f} gradients."
-    if not plan["activations_measured"]:
-        yield "Activations are not in the memory, as nothing was measured."
     yield (
-        "Loading, reading the inputs and benchmarks are left out of the time; libraries and reserves out of "
-        f"the memory. While it trains, a run takes {_size(plan['disk']['while training'])} more of the disk."
+        "Loading, reading the inputs and benchmarks are left out of the time. While it trains, a run takes "
+        f"{decimal(plan['disk']['while training'])} more of the disk."
     )
 
 
@@ -228,50 +150,31 @@ def _time(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def _size(size: int) -> str:
-    """In the largest unit of 1000 that leaves a number from 1 on."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:,.0f} B" if unit == "B" else f"{size:,.1f} {unit}"
-        size = size / 1000  # type: ignore[assignment]
-    return f"{size:,.1f} TB"
-
-
-def show_simulation(panels: Sequence[Panel], top_p: float, console: Console | None = None) -> None:
+def show_simulation(spreads: pd.DataFrame, top_p: float, console: Console | None = None) -> None:
     """Print every measure by policy and budget, in percent: the mean over seeds and their deviation."""
     console = console or Console(highlight=False)
-    for panel in panels:
-        setting = panel.setting
-        console.print(
-            f"{setting.problem}, {setting.k} clusters, csp {setting.csp:g}, by budget",
-            markup=False,
-            soft_wrap=True,
-        )
-        for measure, policies in panel.spreads.items():
-            console.print(_measure_table(measure, policies))
-    for measure in dict.fromkeys(measure for panel in panels for measure in panel.spreads):
-        console.print(f"{measure}: {MEASURES[measure]}", soft_wrap=True)
-    seeds = panels[0].seeds
+    for setting, panel in spreads.groupby(SETTING, sort=False):
+        say(console, f"{label(*setting)}, by budget")
+        for measure, found in panel.groupby("measure", sort=False):
+            budgets = sorted(found["budget"].unique())
+            headings = [f"{measure} in %", *(f"{budget:g}" if budget else "no draw" for budget in budgets)]
+            print_table(console, "", headings, _policies(found, budgets))
+    for measure in spreads["measure"].unique():
+        say(console, f"{measure}: {MEASURES[measure]}")
+    seeds = spreads["count"].max()
     spread = f"mean ± standard deviation over {seeds} seeds of the draws" if seeds > 1 else "one seed"
-    console.print(
+    say(
+        console,
         f"top {top_p:g} of the pool; {spread}; uniform: rows drawn without clusters, whose expected recall is"
         " the budget; stale: the top rows of the store that the clusters are from, without a new gradient",
-        soft_wrap=True,
     )
 
 
-def _measure_table(measure: str, policies: dict[str, dict[float, Spread]]) -> Table:
-    table = Table()
-    table.add_column(f"{measure} in %", overflow="fold")
-    budgets = sorted({budget for found in policies.values() for budget in found})
-    for budget in budgets:
-        table.add_column(f"{budget:g}" if budget else "no draw", justify="right")
-    for policy, found in policies.items():
-        cells = (_cell(found[budget]) if budget in found else "" for budget in budgets)
-        table.add_row(escape(policy), *cells)
-    return table
+def _policies(found: pd.DataFrame, budgets: Sequence[float]) -> Iterator[list[str]]:
+    for policy, own in found.groupby("policy", sort=False):
+        cells = {row.budget: _percent(row.mean, row.std) for row in own.itertuples()}
+        yield [policy, *(cells.get(budget, "") for budget in budgets)]
 
 
-def _cell(spread: Spread) -> str:
-    deviation = "" if math.isnan(spread.deviation) else f"±{spread.deviation:.1%}".removesuffix("%")
-    return f"{spread.mean:.1%}".removesuffix("%") + deviation
+def _percent(mean: float, deviation: float) -> str:
+    return f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f"±{100 * deviation:.1f}")

@@ -1,145 +1,178 @@
-"""A run's result and cost as tables on the screen.
-
-Results on benchmarks as a table on the screen.
-
-The instruction data sets that can be prepared, and what became of their rows, as tables on the screen.
-"""
+"""Tables on the screen: one way to print them, and those of a run, of benchmarks and of data sets."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from clusterucb.data.files import HUB
-from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.sources.conversion import Report
-from clusterucb.sources.source import Source
+
+if TYPE_CHECKING:
+    from clusterucb.run.session import Session
+    from clusterucb.sources.conversion import Report
+    from clusterucb.sources.source import Source
+
+_WIDEST = 240
+"""Characters of a table in a file, which has no width of its own."""
+
+
+def print_table(
+    console: Console,
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    *,
+    words: Sequence[str] = (),
+    whole: bool = False,
+    total: bool = False,
+) -> None:
+    """Print a table whose first column is of words and whose others are of numbers, on the right.
+
+    Args:
+        console: a terminal's width is kept; in a file nothing is folded.
+        title: above it, if not empty.
+        headings: one a column; titles, headings and cells are text, whatever brackets they hold.
+        rows: the cells of each; a row may be short.
+        words: columns of words besides the first; words fold.
+        whole: numbers do not fold, so that words have to.
+        total: the last row is set off.
+    """
+    table = Table(title=escape(title), title_justify="left")
+    for heading in headings:
+        if heading in (headings[0], *words):
+            table.add_column(escape(heading), overflow="fold")
+        else:
+            table.add_column(escape(heading), justify="right", no_wrap=whole)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if total:
+        table.rows[-1].style = "bold"
+    if not console.is_terminal:
+        table.width = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+    console.print(table, crop=False)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is; a terminal breaks it, a file does not."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def with_error(value: float, error: float | None, form: str) -> str:
+    """A number and its error, if it has one, in a format such as `+.4f`; an error has no sign."""
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form.removeprefix('+')}}")
 
 
 def show(session: Session, summary: dict[str, Any], console: Console | None = None) -> None:
     """Print what was selected, how good the adapter is and what it cost."""
     console = console or Console()
-    console.print(_selected(summary))
+    _show_selected(summary["selected"], console)
     if session.dir.evaluation.exists():
-        console.print(_evaluated(read_json(session.dir.evaluation)))
+        _show_evaluated(read_json(session.dir.evaluation), console)
     if session.config.evaluation.tasks:
         show_benchmarks(read_json(session.dir.benchmarks / "results.json"), console)
-    console.print(_cost(summary))
-    console.print(
-        f"{_passes(summary)}. Everything is in {session.dir.path}",
-        soft_wrap=True,
-        highlight=False,
+    _show_cost(summary, console)
+    say(console, f"{_passes(summary)}. Everything is in {session.dir.path}")
+
+
+def _show_selected(rounds: list[dict[str, Any]], console: Console) -> None:
+    names = [f"period {found['round']}" for found in rounds] if len(rounds) > 1 else ["rows"]
+    total: Counter[str] = Counter()
+    for found in rounds:
+        total.update(found["sources"])
+    rows = (
+        [source, *(str(found["sources"].get(source, 0)) for found in rounds)]
+        for source, _ in total.most_common()
     )
+    print_table(console, "Selected rows by source", ["source", *names], rows)
+
+
+def _show_evaluated(result: dict[str, Any], console: Console) -> None:
+    rows = []
+    for name in ("base", "adapter"):
+        error = result[name]["standard_error"]
+        rows.append([name, f"{result[name]['loss']:.4f}", "-" if error is None else f"{error:.4f}"])
+    title = f"Loss on {result['rows']} {evaluated_on(result['on'])} rows"
+    print_table(console, title, ["model", "loss", "standard error"], rows)
+
+
+def evaluated_on(kind: str) -> str:
+    """What rows the loss is of, by their name in evaluation.json."""
+    return "held-out" if kind == "holdout" else "the target's own (none were held out)"
+
+
+def _show_cost(summary: dict[str, Any], console: Console) -> None:
+    counts = ["rows", "tokens", "pool_gradients", "target_gradients"]
+    counts += ["pool_forwards"] if summary["total"]["pool_forwards"] else []
+    headings = ["step", *(count.replace("_", " ") for count in counts), "seconds"]
+    rows = (
+        [name, *(f"{cost[key]:,}" for key in counts), f"{cost['seconds']:.1f}"]
+        for name, cost in [*summary["steps"].items(), ("total", summary["total"])]
+    )
+    print_table(console, "Cost", headings, rows, total=True)
 
 
 def _passes(summary: dict[str, Any]) -> str:
     """How many pool rows went backward through the model, or forward alone."""
     total, full = summary["total"], summary.get("full")
+    gradients, forwards = total["pool_gradients"], total["pool_forwards"]
     if full is None:
-        return (
-            f"{total['pool_gradients']} pool gradients, {total['pool_forwards']} forward passes of pool rows"
-        )
-    when = {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
-    forwards = ""
-    if total["pool_forwards"]:
-        forwards = (
-            f" and {total['pool_forwards']} forward passes of pool rows, together "
-            f"{summary['gradient_equivalents']:.0f} gradients' worth"
-        )
+        return f"{gradients} pool gradients, {forwards} forward passes of pool rows"
+    besides = ""
+    if forwards:
+        worth = f"{summary['gradient_equivalents']:.0f}"
+        besides = f" and {forwards} forward passes of pool rows, together {worth} gradients' worth"
     return (
-        f"{total['pool_gradients']} pool gradients{forwards}, {full['share_of_cost']:.0%} of the "
-        f"{full['pool_gradients']} that scoring all rows {when} takes"
+        f"{gradients} pool gradients{besides}, {full['share_of_cost']:.0%} of the "
+        f"{full['pool_gradients']} that scoring all rows {how_often(full)} takes"
     )
 
 
-def _selected(summary: dict[str, Any]) -> Table:
-    table = Table(title="Selected rows by source", title_justify="left")
-    table.add_column("source")
-    rounds = summary["selected"]
-    for found in rounds:
-        table.add_column(f"period {found['round']}" if len(rounds) > 1 else "rows", justify="right")
-    total: Counter[str] = Counter()
-    for found in rounds:
-        total.update(found["sources"])
-    for source, _ in total.most_common():
-        table.add_row(source, *(str(found["sources"].get(source, 0)) for found in rounds))
-    return table
-
-
-def _evaluated(result: dict[str, Any]) -> Table:
-    what = "held-out" if result["on"] == "holdout" else "the target's own (none were held out)"
-    table = Table(title=f"Loss on {result['rows']} {what} rows", title_justify="left")
-    table.add_column("model")
-    table.add_column("loss", justify="right")
-    table.add_column("standard error", justify="right")
-    for name in ("base", "adapter"):
-        error = result[name]["standard_error"]
-        table.add_row(name, f"{result[name]['loss']:.4f}", "-" if error is None else f"{error:.4f}")
-    return table
-
-
-def _cost(summary: dict[str, Any]) -> Table:
-    table = Table(title="Cost", title_justify="left")
-    counts = ["rows", "tokens", "pool_gradients", "target_gradients"]
-    counts += ["pool_forwards"] if summary["total"]["pool_forwards"] else []
-    for name in ("step", *(count.replace("_", " ") for count in counts), "seconds"):
-        table.add_column(name, justify="left" if name == "step" else "right")
-    for name, cost in [*summary["steps"].items(), ("total", summary["total"])]:
-        table.add_row(name, *(f"{cost[key]:,}" for key in counts), f"{cost['seconds']:.1f}")
-    return table
-
-
-_WIDEST = 200
+def how_often(full: dict[str, Any]) -> str:
+    """When a method without a budget scores all rows."""
+    return {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
 
 
 def show_benchmarks(results: dict[str, Any], console: Console | None = None) -> None:
     """Print base and adapter side by side, in percent, each with its standard error."""
     console = console or Console()
-    table = Table(title="Benchmarks, in percent", title_justify="left")
-    for heading in ("benchmark", "metric"):
-        table.add_column(heading, overflow="fold")  # a narrow screen shows the whole name, too
-    for heading in ("questions", "base", "adapter", "difference"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["benchmark", "metric", "questions", "base", "adapter", "difference"]
+    rows = (
+        [name if "shot" in name else f"{name}, {found['shots']}-shot", metric, *_compared(found, values)]
+        for name, found in results["benchmarks"].items()
+        for metric, values in found["metrics"].items()
+    )
+    print_table(console, "Benchmarks, in percent", headings, rows, words=["metric"], whole=True)
     for name, found in results["benchmarks"].items():
-        for metric, values in found["metrics"].items():
-            label = name if "shot" in name else f"{name}, {found['shots']}-shot"
-            cells = [label, metric, str(found["questions"])]
-            cells += [_percent(values["base"]), _percent(values["adapter"])]
-            table.add_row(*map(escape, cells), _percent(values["difference"], "+"))
-    if not console.is_terminal:  # a file has no width
-        table.width = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
-    console.print(table, crop=False)
-    for name, found in results["benchmarks"].items():
-        for line in _remarks(name, found):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        for line in _remarks(found):
+            say(console, f"{name}: {line}")
 
 
-def _percent(mean: dict[str, Any], sign: str = "") -> str:
-    error = "" if mean["standard_error"] is None else f" ± {100 * mean['standard_error']:.1f}"
-    return f"{100 * mean['value']:{sign}.1f}{error}"
+def _compared(found: dict[str, Any], values: dict[str, Any]) -> Iterator[str]:
+    yield str(found["questions"])
+    for name, form in (("base", ".1f"), ("adapter", ".1f"), ("difference", "+.1f")):
+        value, error = values[name]["value"], values[name]["standard_error"]
+        yield with_error(100 * value, None if error is None else 100 * error, form)
 
 
-def _remarks(name: str, found: dict[str, Any]) -> list[str]:
-    lines = []
+def _remarks(found: dict[str, Any]) -> Iterator[str]:
     if left_out := len(found["left_out"]):
         what = "question is left out, as it was" if left_out == 1 else "questions are left out, as they were"
-        lines.append(f"{name}: {left_out} {what} in the target")
+        yield f"{left_out} {what} in the target"
     if cut := found["cut"]:
         what = "prompt is longer than the model's window and lost its beginning"
         if cut > 1:
             what = "prompts are longer than the model's window and lost their beginning"
-        lines.append(f"{name}: {cut} {what}")
+        yield f"{cut} {what}"
     missing = [what for what, how in found.get("sandbox", {}).items() if how == "none"]
     if missing:
-        lines.append(f"{name}: programs were run without protection of {', '.join(missing)} on this system")
-    return lines
+        yield f"programs were run without protection of {', '.join(missing)} on this system"
 
 
 def show_sources(console: Console | None = None) -> None:
@@ -148,7 +181,7 @@ def show_sources(console: Console | None = None) -> None:
     for source in SOURCES.values():
         console.print(f"[bold]{source.name}[/bold]: {escape(source.title)}", soft_wrap=True)
         for line in _facts(source):
-            console.print(f"    {line}", markup=False, soft_wrap=True)
+            say(console, f"    {line}")
 
 
 def _facts(source: Source) -> Iterator[str]:
@@ -163,10 +196,9 @@ def _facts(source: Source) -> Iterator[str]:
 
 def show_reports(reports: Sequence[Report], out: str, console: Console | None = None) -> None:
     """Print how many rows were read, written and dropped, and why."""
-    table = Table(title=f"Written to {escape(out)}", title_justify="left")
-    for heading in ("file", "read", "written", "dropped"):
-        table.add_column(heading, justify="left" if heading in ("file", "dropped") else "right")
+    rows = []
     for report in reports:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
-        table.add_row(f"{report.name}.jsonl", f"{report.read:,}", f"{report.written:,}", escape(dropped))
-    (console or Console()).print(table)
+        rows.append([f"{report.name}.jsonl", f"{report.read:,}", f"{report.written:,}", dropped])
+    headings = ["file", "read", "written", "dropped"]
+    print_table(console or Console(), f"Written to {out}", headings, rows, words=["dropped"])

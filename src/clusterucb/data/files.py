@@ -11,6 +11,8 @@ import codecs
 import errno
 import gzip
 import json
+import re
+import shutil
 import tempfile
 import weakref
 import zlib
@@ -20,15 +22,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
-from clusterucb.data.json_array import read_array
-from clusterucb.errors import InputError, StorageError
+from clusterucb.errors import InputError, StorageError, reason
 
 HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PARQUET_BATCH = 256  # rows decoded at a time
-_NumberedLines = Iterator[tuple[int, bytes]]
+_SPACE = re.compile(r"[ \t\r\n]*")
+_TAIL = 16  # a literal or an escape cut by the chunk's end fails at most this far before it
 
 
 class Lines:
@@ -38,13 +38,15 @@ class Lines:
     reads share one file position. The file is closed with the object.
     """
 
-    def __init__(self, name: str, file: BinaryIO, starts: array[int], numbers: array[int], unit: str) -> None:
-        self.name = name
-        self._file = file
-        self._starts = np.frombuffer(starts, np.int64)
-        self._numbers = np.frombuffer(numbers, np.int64)
-        self._unit = unit
+    def __init__(self, name: str, file: BinaryIO, unit: str, places: Iterable[tuple[int, int]]) -> None:
+        self.name, self._file, self._unit = name, file, unit
+        self._starts, self._numbers = array("q"), array("q")
         weakref.finalize(self, file.close)
+        for start, number in places:
+            self._starts.append(start)
+            self._numbers.append(number)
+        if not len(self):
+            raise InputError(f"{name}: empty, no row in it; expected at least one")
 
     @classmethod
     def open(cls, source: str | Path, name: str | None = None) -> Lines:
@@ -55,14 +57,23 @@ class Lines:
         rows, StorageError if the temporary folder is full. Lines are not parsed yet.
         """
         name = str(source) if name is None else name
-        with _one_line_errors(name):
-            lines = _open_hub(str(source), name) if _is_hub(source) else _open_file(Path(source), name)
-        if not len(lines):
-            raise InputError(f"{name}: empty, no row in it; expected at least one")
-        return lines
+        with read_errors(name):
+            return _open_hub(str(source), name) if is_hub(source) else _open_file(Path(source), name)
+
+    @classmethod
+    def spooled(cls, rows: Iterable[tuple[int, bytes]], name: str, unit: str) -> Lines:
+        """Copy (number, line) pairs into a temporary file; `unit` is what the numbers count.
+
+        Raises InputError if there are none, OSError if there is no room.
+        """
+        file = _temporary()
+        return cls(name, file, unit, _written(rows, file))
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.line(i) for i in range(len(self)))
 
     def line(self, i: int) -> bytes:
         """Line `i` (0-based, blank lines left out), as the file has it, without its newline.
@@ -74,7 +85,7 @@ class Lines:
 
     def number(self, i: int) -> int:
         """1-based number of line `i` in the person's file (of the row, where a file has no lines)."""
-        return int(self._numbers[i])
+        return self._numbers[i]
 
     def where(self, i: int) -> str:
         """How to name line `i` in a message: "pool.jsonl, line 12"."""
@@ -84,30 +95,75 @@ class Lines:
         """Line `i` parsed. Raises InputError as `decode_object` does."""
         return decode_object(self.line(i), self.where(i))
 
-    def __iter__(self) -> Iterator[bytes]:
-        return (self.line(i) for i in range(len(self)))
+    def records(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Every line parsed, with how to name it. Raises InputError as `decode_object` does."""
+        return ((self.record(i), self.where(i)) for i in range(len(self)))
 
 
 def decode_object(raw: bytes, where: str) -> dict[str, Any]:
     """Parse one line. Raises InputError if it is not UTF-8, broken JSON, or no object."""
+    advice = "Write one whole object a line; a file that holds one array is named .json"
+    value = decode(raw, where, advice)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON {type(value).__name__}, expected an object {{...}}. {advice}")
+    return value
+
+
+def decode(raw: bytes, where: str, advice: str = "Fetch it again") -> Any:
+    """Parse JSON. Raises InputError naming `where`, ending in `advice`, if it is not UTF-8 or broken."""
+    text = decode_text(raw, where)
     try:
-        value = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: not UTF-8 (byte {raw[error.start]:#04x} at {error.start + 1}); save the file as UTF-8"
-        ) from error
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        kind = "broken" if error.pos < len(text.rstrip()) else "unfinished"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(
-            f"{where}: broken JSON at column {error.colno}: {error.msg}. Repair the line"
+            f"{where}: {kind} JSON at {line}column {error.colno}: {error.msg}. {advice}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: JSON that cannot be read: {error}. Repair the line") from error
-    if not isinstance(value, dict):
+        raise InputError(f"{where}: JSON that cannot be read: {error}. {advice}") from error
+
+
+def decode_text(raw: bytes, where: str) -> str:
+    """The text, without a byte order mark. Raises InputError naming `where` if it is not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"byte {raw[error.start]:#04x} at {error.start + 1}"
+        raise InputError(f"{where}: not UTF-8 ({byte}); save the file as UTF-8") from error
+
+
+def dump(record: Any) -> bytes:
+    """A record as one line of JSON, without a newline."""
+    # Half a surrogate pair has no UTF-8; its backslash escape is valid JSON and says the same.
+    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+
+
+def unpacked(path: Path) -> BinaryIO:
+    """The file, open to read its bytes; what `.gz` has packed is unpacked."""
+    return cast(BinaryIO, gzip.open(path) if _is_packed(path) else path.open("rb"))
+
+
+@contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """Turn what a disk or a gzip file can say while it is read into one line that names the file."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
-            f"{where}: a JSON {type(value).__name__}, expected an object {{...}}. "
-            "Write one object a line, or name a file that holds one array .json"
-        )
-    return value
+            f"{name}: a truncated or corrupt gzip file ({_short_reason(error)}); fetch it again"
+        ) from error
+    except OSError as error:
+        if _is_full(error):
+            raise StorageError(
+                f"{name}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR to a larger folder"
+            ) from error
+        raise InputError(f"{name}: cannot be read ({error.strerror or _short_reason(error)})") from error
+
+
+def is_hub(source: str | Path) -> bool:
+    """Whether this names a data set of the hub, not a file."""
+    return isinstance(source, str) and source.startswith(HUB)
 
 
 def stem(name: str) -> str:
@@ -119,8 +175,8 @@ def stem(name: str) -> str:
     return name
 
 
-def _is_hub(source: str | Path) -> bool:
-    return isinstance(source, str) and source.startswith(HUB)
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def _open_file(path: Path, name: str) -> Lines:
@@ -128,47 +184,20 @@ def _open_file(path: Path, name: str) -> Lines:
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: a directory, expected a file; name the files in it")
-    packed = path.suffix.lower() == ".gz"
-    kind = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    kind = Path(path.stem if _is_packed(path) else path).suffix.lower()
     if kind not in SUFFIXES:
         met = "".join(path.suffixes[-2:]) or "none"
         raise InputError(f"{path}: unknown suffix ({met}); known: {', '.join(SUFFIXES)}, each also with .gz")
-    if kind == ".jsonl" and not packed:
-        return _indexed(path, name)
-    with ExitStack() as stack:
-        stream: BinaryIO = stack.enter_context(path.open("rb"))
-        if packed:
-            stream = cast(BinaryIO, stack.enter_context(gzip.open(stream)))
+    if kind == ".jsonl" and not _is_packed(path):
+        file = path.open("rb")
+        return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
+    with unpacked(path) as stream:
         if kind == ".parquet":
-            return _spooled(_parquet(_seekable(stream, stack, packed), name), name, "row")
+            return Lines.spooled(_parquet(stream, _is_packed(path), name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
             # Objects are numbered, not lines: a minified array is one line.
-            rows = ((n, _dump(record)) for n, (_, record) in enumerate(read_array(stream, name), 1))
-            return _spooled(rows, name, "row")
-        return _spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
-
-
-def _indexed(path: Path, name: str) -> Lines:
-    starts, numbers = array("q"), array("q")
-    file = path.open("rb")
-    with _closed_on_error(file):
-        for start, number, _ in _numbered(file):
-            starts.append(start)
-            numbers.append(number)
-        return Lines(name, file, starts, numbers, "line")
-
-
-def _spooled(lines: _NumberedLines, name: str, unit: str) -> Lines:
-    starts, numbers = array("q"), array("q")
-    file = _temporary()
-    with _closed_on_error(file):
-        at = 0
-        for number, line in lines:
-            starts.append(at)
-            numbers.append(number)
-            at += file.write(line.removesuffix(b"\n") + b"\n")
-        file.flush()  # a full disk shows itself here, not at a later read
-        return Lines(name, file, starts, numbers, unit)
+            return Lines.spooled(_dumped(_Array(stream, name)), name, "row")
+        return Lines.spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
 
 
 def _numbered(stream: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
@@ -182,6 +211,19 @@ def _numbered(stream: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
         at += len(line)
 
 
+def _written(rows: Iterable[tuple[int, bytes]], file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Write the lines, and say where each begins, with its number."""
+    at = 0
+    for number, line in rows:
+        yield at, number
+        at += file.write(line.removesuffix(b"\n") + b"\n")
+    file.flush()  # a full disk shows itself here, not at a later read
+
+
+def _dumped(records: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+    return ((number, dump(record)) for number, record in enumerate(records, 1))
+
+
 def _first_byte(stream: BinaryIO) -> bytes:
     """The first byte that is neither space nor byte order mark; the stream is back at its start."""
     first = b""
@@ -191,34 +233,107 @@ def _first_byte(stream: BinaryIO) -> bytes:
     return first
 
 
-def _seekable(stream: BinaryIO, stack: ExitStack, packed: bool) -> BinaryIO:
-    # A parquet file is read from its end, and going back in a gzip stream unpacks it all again.
-    if not packed:
-        return stream
-    copy = stack.enter_context(_temporary())
-    while chunk := stream.read(1 << 20):
-        copy.write(chunk)
-    copy.seek(0)
-    return copy
+class _Array:
+    """A file that is one JSON array, an object at a time: memory holds one object and one chunk.
+
+    Not by ijson: it refuses NaN, which Python writes, and its fast backends turn half a surrogate pair into
+    a question mark.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str, chunk: int = 1 << 16) -> None:
+        self._stream, self._name, self._chunk = stream, name, chunk
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        # The text from `_at` on is unread; `_line` and `_row` say where that is.
+        self._text, self._at, self._line, self._row = "", 0, 1, 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Raises InputError, naming line and row, for what is not UTF-8, broken or no object."""
+        self._pass("[")
+        if self._next() != "]":
+            yield self._object()
+        while self._next() != "]":
+            self._pass(",")
+            yield self._object()
+        self._pass("]")
+        if self._next():
+            raise self._broken("extra data after the array", self._at)
+
+    def _next(self) -> str:
+        """The next character that is no space, "" at the end of the file."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            self._go(space.end() if space else self._at)
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _pass(self, character: str) -> None:
+        if self._next() != character:
+            raise self._broken(f"expected {character!r} of the array", self._at)
+        self._at += 1
+
+    def _object(self) -> dict[str, Any]:
+        self._next()
+        value, end = self._value()
+        if not isinstance(value, dict):
+            raise self._broken(f"a JSON {type(value).__name__}, expected an object {{...}}", self._at)
+        self._go(end)
+        self._row += 1
+        return value
+
+    def _value(self) -> tuple[Any, int]:
+        """The value that begins here, and where it ends."""
+        while True:
+            try:
+                return self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _TAIL
+                if not (cut and self._more()):
+                    raise self._broken(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self._broken(str(error), self._at) from error
+
+    def _more(self) -> bool:
+        """Drop what is read, and at least double what is not; False at the end of the file."""
+        rest = self._text[self._at :]
+        data = self._stream.read(max(self._chunk, len(rest)))
+        try:
+            self._text, self._at = rest + self._utf8.decode(data, not data), 0
+        except UnicodeDecodeError as error:
+            line = self._line + rest.count("\n") + error.object[: error.start].count(b"\n")
+            byte = f"byte {error.object[error.start]:#04x}"
+            raise InputError(
+                f"{self._name}, line {line}: not UTF-8 ({byte}); save the file as UTF-8"
+            ) from error
+        return bool(data)
+
+    def _go(self, to: int) -> None:
+        self._line += self._text.count("\n", self._at, to)
+        self._at = to
+
+    def _broken(self, why: str, at: int) -> InputError:
+        line = self._line + self._text.count("\n", self._at, at)
+        return InputError(f"{self._name}, line {line}, row {self._row}: broken JSON: {why}. Repair the file")
 
 
-def _parquet(file: BinaryIO, name: str) -> _NumberedLines:
+def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, bytes]]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, _dump(record)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise InputError(
-            f"{name}: a truncated or corrupt parquet file ({_first_line(error)}); fetch it again"
-        ) from error
+    with ExitStack() as stack:
+        if packed:  # it is read from its end, and going back in a gzip stream unpacks all of it again
+            packed_stream, stream = stream, stack.enter_context(_temporary())
+            shutil.copyfileobj(packed_stream, stream)
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                batches = table.iter_batches(batch_size=_PARQUET_BATCH)
+                yield from _dumped(record for batch in batches for record in batch.to_pylist())
+        except (pyarrow.ArrowException, OSError) as error:
+            if _is_full(error):
+                raise
+            raise InputError(
+                f"{name}: a truncated or corrupt parquet file ({_short_reason(error)}); fetch it again"
+            ) from error
 
 
 def _open_hub(source: str, name: str) -> Lines:
@@ -229,50 +344,23 @@ def _open_hub(source: str, name: str) -> Lines:
     from datasets import load_dataset
 
     try:
-        records = load_dataset(path, config or None, split=split or "train")
-        return _spooled(((n, _dump(record)) for n, record in enumerate(records, 1)), name, "row")
+        return Lines.spooled(_dumped(load_dataset(path, config or None, split=split or "train")), name, "row")
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if _is_full(error):
             raise
         raise InputError(
-            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {_short_reason(error)}); "
             "check name, config and split, and that the hub can be reached"
         ) from error
 
 
-def _dump(record: Any) -> bytes:
-    # Half a surrogate pair has no UTF-8; its backslash escape is valid JSON and says the same.
-    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def _temporary() -> BinaryIO:
     return cast(BinaryIO, tempfile.TemporaryFile())
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-@contextmanager
-def _closed_on_error(file: BinaryIO) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        file.close()
-        raise
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{name}: a truncated or corrupt gzip file ({_first_line(error)}); fetch it again"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(
-                f"{name}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR to a larger folder"
-            ) from error
-        raise InputError(f"{name}: cannot be read ({_first_line(error)})") from error
+def _short_reason(error: BaseException) -> str:
+    return reason(error)[:200]

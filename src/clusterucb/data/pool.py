@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clusterucb.data.files import HUB, Lines, decode_object, stem
+from clusterucb.data.files import HUB, Lines, decode_object, is_hub, stem
 from clusterucb.data.rows import Row, digest8, parse_messages, shape_of, text_digest
 from clusterucb.errors import InputError, StorageError
 
@@ -53,7 +53,8 @@ class Pool:
 
     def __getitem__(self, i: int) -> Row:
         lines, at = self._locate(i)
-        return self._row(i, lines, at)
+        raw, where = lines.line(at), lines.where(at)
+        return Row(_id(lines, at), self.source(i), parse_messages(decode_object(raw, where), where), raw)
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
@@ -95,11 +96,6 @@ class Pool:
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
 
-    def _row(self, i: int, lines: Lines, at: int) -> Row:
-        raw, where = lines.line(at), lines.where(at)
-        messages = parse_messages(decode_object(raw, where), where)
-        return Row(_id(lines, at), self.source(i), messages, raw)
-
     def _locate(self, i: int) -> tuple[Lines, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of a pool of {len(self)}")
@@ -120,7 +116,11 @@ class _Scan:
     def add(self, lines: Lines) -> None:
         """Check every row of one file. Raises InputError."""
         self.sha.update(f"{len(lines)} {lines.name}\n".encode())
-        shape, ids = "", _OwnIds(lines)
+        shape = ""
+        ids = (
+            array("q"),
+            array("Q"),
+        )  # rows that have an id, and its hash: ids themselves may not fit in memory
         for i, raw in enumerate(lines):
             where = lines.where(i)
             record = decode_object(raw, where)
@@ -133,8 +133,10 @@ class _Scan:
             self.digests.append(text_digest(parse_messages(record, where)))
             self.codes.append(self._code(record, lines.name))
             self.sha.update(raw + b"\n")
-            ids.add(i, record)
-        ids.check()
+            if record.get("id") is not None:
+                ids[0].append(i)
+                ids[1].append(digest8(_key(record)))
+        _refuse_twins(lines, *ids)
 
     def _code(self, record: dict[str, Any], name: str) -> int:
         own = record.get("dataset")
@@ -142,35 +144,18 @@ class _Scan:
         return self.sources.setdefault(source, len(self.sources))
 
 
-class _OwnIds:
-    """The `id` columns of one file as 8-byte hashes, as the ids themselves may not fit in memory."""
-
-    def __init__(self, lines: Lines) -> None:
-        self.lines = lines
-        self.rows = array("q")
-        self.hashes = array("Q")
-
-    def add(self, i: int, record: dict[str, Any]) -> None:
-        if record.get("id") is not None:
-            self.rows.append(i)
-            self.hashes.append(digest8(_key(record)))
-
-    def check(self) -> None:
-        """Raises InputError for the first row whose id an earlier one has."""
-        hashes = np.frombuffer(self.hashes, np.uint64)
-        ascending = np.sort(hashes)
-        if not (ascending[1:] == ascending[:-1]).any():
-            return
-        order = np.argsort(hashes, kind="stable")
-        twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        pairs = sorted((self.rows[order[t + 1]], self.rows[order[t]]) for t in twins)
-        for later, earlier in pairs:
-            record = self.lines.record(later)
-            if _key(record) == _key(self.lines.record(earlier)):  # not just equal hashes
-                raise InputError(
-                    f"{self.lines.where(later)}: id {repr(record['id'])[:80]} is that of "
-                    f"{self.lines.where(earlier)} too; expected each id once a file. Drop one or rename it"
-                )
+def _refuse_twins(lines: Lines, rows: array[int], hashes: array[int]) -> None:
+    """Raise InputError for the first row whose id an earlier one has."""
+    order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
+    ascending = np.frombuffer(hashes, np.uint64)[order]
+    twins = np.flatnonzero(ascending[1:] == ascending[:-1])
+    for later, earlier in sorted((rows[order[t + 1]], rows[order[t]]) for t in twins):
+        record = lines.record(later)
+        if _key(record) == _key(lines.record(earlier)):  # not just equal hashes
+            raise InputError(
+                f"{lines.where(later)}: id {repr(record['id'])[:80]} is that of "
+                f"{lines.where(earlier)} too; expected each id once a file. Drop one or rename it"
+            )
 
 
 def _id(lines: Lines, at: int) -> str:
@@ -183,11 +168,11 @@ def _key(record: dict[str, Any]) -> bytes:
 
 def _unique_names(sources: Sequence[str | Path]) -> list[str]:
     """Base names, with as many parent folders in front as it takes to tell them apart."""
-    identities = [str(s) if _is_hub(s) else str(Path(s).resolve()) for s in sources]
+    identities = [str(s) if is_hub(s) else str(Path(s).resolve()) for s in sources]
     for i, identity in enumerate(identities):
         if identity in identities[:i]:
             raise InputError(f"{sources[i]}: given twice; expected each file once. Name it once")
-    parts = [(str(s)[len(HUB) :],) if _is_hub(s) else Path(s).absolute().parts for s in sources]
+    parts = [(str(s)[len(HUB) :],) if is_hub(s) else Path(s).absolute().parts for s in sources]
     depths = [1] * len(parts)
     while True:
         names = ["/".join(p[-depth:]) for p, depth in zip(parts, depths, strict=True)]
@@ -196,7 +181,3 @@ def _unique_names(sources: Sequence[str | Path]) -> list[str]:
             return names
         for i in clashes:
             depths[i] += 1
-
-
-def _is_hub(source: str | Path) -> bool:
-    return isinstance(source, str) and source.startswith(HUB)

@@ -70,7 +70,7 @@ def shape_of(record: Mapping[str, Any], where: str) -> str:
                 return shape
     known = "; ".join(" + ".join(columns) for columns in SHAPES.values())
     raise InputError(
-        f"{where}: unknown columns {_names(record)}; expected one of: {known}. Rename the columns"
+        f"{where}: unknown columns {column_names(record)}; expected one of: {known}. Rename the columns"
     )
 
 
@@ -87,6 +87,12 @@ def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]
             f"{where}: no assistant turn (met: {roles}); expected at least one to learn from. Drop the row"
         )
     return messages
+
+
+def column_names(record: Mapping[str, Any], limit: int = 12) -> str:
+    """The first names of the record's columns, for a message."""
+    names = [_short(name) for name in record]
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "(none)"
 
 
 def digest8(data: bytes) -> int:
@@ -191,8 +197,3 @@ def _short(value: Any, limit: int = 60) -> str:
         return "null"
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _names(record: Mapping[str, Any], limit: int = 12) -> str:
-    names = [_short(name) for name in record]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "(none)"

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,14 +59,8 @@ class Target:
         return np.array([text_digest(row.messages) for row in self.rows], np.uint64)
 
 
-class TextRows(Protocol):
-    """What `overlap` needs of a Pool or a Target."""
-
-    def __getitem__(self, i: int, /) -> Row:
-        """Row `i`."""
-
-    def text_digests(self) -> npt.NDArray[np.uint64]:
-        """One hash a row of its conversation's text."""
+TextRows = Pool | Target
+"""Rows whose texts can be compared."""
 
 
 def overlap(a: TextRows, b: TextRows) -> list[tuple[str, str]]:

@@ -5,62 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, chat_format
-from clusterucb.errors import ConfigError, InputError
-from clusterucb.evaluation.benchmarks import Benchmarks, MadeWith, check_settings
-from clusterucb.evaluation.harness import VLLM, Engine, HuggingFace
+from clusterucb.errors import ConfigError, InputError, reason
+from clusterucb.evaluation.benchmarks import Benchmarks
+from clusterucb.evaluation.harness import VLLM, HuggingFace
 from clusterucb.runtime.screen import Screen
-from clusterucb.training.adapter import fingerprint_base, fingerprint_tensors, open_adapter, read_adapter
-from clusterucb.training.model import load_model, load_tokenizer, model_source
+from clusterucb.training.adapter import fingerprint_tensors, open_adapter, read_adapter
+from clusterucb.training.model import load_model, load_tokenizer
 
 
 def benchmarks(
     config: Common,
     adapter: Path,
     folder: Path,
-    model: Callable[[], PeftModel],
+    base_answers: Path,
+    load: Callable[[], PeftModel],
     tokenizer: Any,
     chat: ChatFormat,
     screen: Screen,
 ) -> Benchmarks:
-    """The evaluation of `adapter` and its base that `config` asks for; `model` is called if hf runs it."""
-    model = cache(model)
-
-    def engine() -> Engine:
-        if config.evaluation.engine == "hf":
-            return HuggingFace(model(), tokenizer, chat)
-        return VLLM(
-            model_source(config.model),
-            adapter,
-            dtype=config.dtype,
-            seed=config.seed,
-            trust_remote_code=config.trust_remote_code,
-        )
-
-    def made_with() -> MadeWith:
-        if config.evaluation.engine == "hf":
-            base = {"model": fingerprint_base(model()), "dtype": str(next(model().parameters()).dtype)}
-        else:
-            base = {"model": _fingerprint_files(model_source(config.model)), "dtype": config.dtype}
-        return {"base": base, "adapter": {**base, "adapter": _fingerprint_adapter(adapter)}}
-
-    return Benchmarks(
-        config=config,
-        engine=engine,
-        made_with=made_with,
-        tokenizer=tokenizer,
-        chat=chat,
-        folder=folder,
-        leave_out=_target_questions(adapter),
-        screen=screen,
-    )
+    """The evaluation of `adapter` and its base that `config` asks for; `load` is called if hf runs them."""
+    hf = config.evaluation.engine == "hf"
+    engine = HuggingFace(load, tokenizer, chat) if hf else VLLM(config, adapter)
+    name, unwanted = _fingerprint_adapter(adapter), _target_questions(adapter)
+    return Benchmarks(config, engine, name, tokenizer, chat, folder, base_answers, unwanted, screen)
 
 
 def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
@@ -73,11 +48,9 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
     adapter = Path(str(config.adapter))
     if not config.evaluation.tasks:
         raise ConfigError(f"evaluate {adapter} on what? give --tasks, such as --tasks gsm8k,mmlu")
-    _adapter_settings(adapter)
-    check_settings(config)
     tokenizer = load_tokenizer(config)
 
-    def model() -> PeftModel:
+    def load() -> PeftModel:
         screen.say(f"load {config.model}")
         # Trainable, as in a run: so the base's fingerprint, and with it its answers, are the same in both.
         found = open_adapter(load_model(config), adapter, is_trainable=True)
@@ -86,7 +59,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
 
     folder = Path(config.out) / "benchmarks"
     chat = chat_format(config.chat, tokenizer)
-    return benchmarks(config, adapter, folder, model, tokenizer, chat, screen).run()
+    return benchmarks(config, adapter, folder, folder, load, tokenizer, chat, screen).run()
 
 
 def with_base_model(options: dict[str, Any]) -> dict[str, Any]:
@@ -116,15 +89,12 @@ def _check_layers(model: PeftModel, adapter: Path, name: str) -> None:
 def _fingerprint_adapter(adapter: Path) -> str:
     """A hash of the weights and of the settings that say what they mean (alpha, for one)."""
     settings = {**_adapter_settings(adapter), "base_model_name_or_path": None, "inference_mode": None}
-    text = f"{fingerprint_tensors(read_adapter(adapter))} {json.dumps(settings, sort_keys=True)}"
+    try:
+        weights = fingerprint_tensors(read_adapter(adapter))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{adapter}: cannot be read ({reason(error)}); copy the adapter again") from None
+    text = f"{weights} {json.dumps(settings, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fingerprint_files(model: str) -> str:
-    """A hash of a model that is not loaded here: its files' names, sizes and times, or its hub id."""
-    files = [(path.name, path.stat()) for path in sorted(Path(model).glob("*")) if path.is_file()]
-    facts = [model, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _target_questions(adapter: Path) -> frozenset[str]:

@@ -1,52 +1,58 @@
 """Base and adapter side by side on benchmarks: the same questions, the same prompts, answered in chunks.
 
 Every chunk of answers is on disk before the next is asked, so an evaluation that was killed goes on where it
-was. A folder of answers has a name that depends on all that they depend on.
+was. A folder of answers has a name that depends on all that they depend on, so several evaluations may share
+the base's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from clusterucb.config import Common
+from clusterucb.config import Common, Evaluation
 from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
-from clusterucb.evaluation.harness import (
-    Answered,
-    Document,
-    Engine,
-    ask,
-    documents,
-    harness_version,
-    require_harness,
-    stops,
-)
+from clusterucb.evaluation.documents import Document, documents
+from clusterucb.evaluation.harness import Engine, ask, require_harness, stops
 from clusterucb.evaluation.sandbox.programs import protections
-from clusterucb.evaluation.scores import by_subtask, mean
-from clusterucb.runtime.files import publish, publish_folder, read_json, write_json
+from clusterucb.evaluation.scores import by_subtask, mean, score
+from clusterucb.runtime.files import (
+    publish,
+    publish_folder,
+    read_json,
+    read_lines,
+    storage_errors,
+    write_json,
+    write_lines,
+)
 from clusterucb.runtime.screen import Screen
-from clusterucb.tasks.chosen import chosen as chosen_variants
+from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task, Variant
 
 MODELS = ("base", "adapter")
-MadeWith = Mapping[str, Mapping[str, object]]
-"""What the answers of each of `MODELS` depend on."""
+Answered = dict[str, Any]
+"""id, subtask, responses (texts, or log-likelihoods of the choices), and each metric's value."""
 
+_SAMPLES = "samples.jsonl"
 _BATCH_TOKENS = 16384
 _LARGEST_BATCH = 64
+_VLLM_BATCH = 512  # it makes its batches by itself, from all that it is given
 _CHUNK_BATCHES = 4
 _SMALLEST_CHUNK = 16
+_CHOICE_TOKENS = 8  # a letter's, and the one that vLLM always writes
 
 
 def check_settings(config: Common) -> None:
@@ -56,7 +62,7 @@ def check_settings(config: Common) -> None:
         ConfigError: an unknown benchmark, a missing package, HumanEval without leave to run programs.
     """
     settings = config.evaluation
-    variants = chosen_variants(settings.tasks)
+    variants = chosen(settings.tasks)
     if not variants:
         return
     require_harness(settings.engine)
@@ -71,7 +77,7 @@ def check_settings(config: Common) -> None:
             f"{runs_code[0]} runs programs that the model writes, in a sandbox; "
             "if you agree to that, give --allow-code-execution"
         )
-    needed = max((variant.k for _, variant in variants.values()), default=1)
+    needed = max(variant.k for _, variant in variants.values())
     if runs_code and settings.samples < needed:
         raise ConfigError(
             f"samples is {settings.samples}: pass@{needed} needs at least {needed}; raise --samples"
@@ -90,10 +96,13 @@ class _Sheet:
     """Ids of the questions that the adapter was selected for."""
     lengths: NDArray[np.int64]
     """Tokens of each prompt, (n,)."""
-    folders: Mapping[str, Path]
-    """Where the answers of each model go."""
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt and its answer."""
+        return int(self.lengths.max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
 
 
 @dataclass
@@ -102,23 +111,25 @@ class Benchmarks:
 
     Args:
         config: which benchmarks, and how.
-        engine: made when the first question is asked.
-        made_with: called once the questions are read.
+        engine: what runs the two.
+        adapter: what the adapter's answers depend on, besides the base.
         tokenizer: the model's.
         chat: its format, the target's too.
-        folder: where answers and results go.
+        folder: where the adapter's answers and the results go.
+        base_answers: where the base's answers go; other evaluations may have the same.
         leave_out: digests of questions that the adapter was selected for.
         screen: where progress is shown.
     """
 
     config: Common
-    engine: Callable[[], Engine]
-    made_with: Callable[[], MadeWith]
+    engine: Engine
+    adapter: str
     tokenizer: Any
     chat: ChatFormat
     folder: Path
-    leave_out: frozenset[str] = frozenset()
-    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
+    base_answers: Path
+    leave_out: frozenset[str]
+    screen: Screen
 
     def run(self) -> dict[str, Any]:
         """Ask what has not been answered yet; publish and return results.json.
@@ -129,102 +140,91 @@ class Benchmarks:
         """
         check_settings(self.config)
         started = time.monotonic()
-        questions = {name: self._questions(name) for name in self._variants}
-        made_with = self.made_with()
-        sheets = [self._sheet(name, *found, made_with) for name, found in questions.items()]
-        answers: dict[str, dict[str, list[Answered]]] = {sheet.name: {} for sheet in sheets}
-        for who in MODELS:
-            for sheet in sheets:
-                answers[sheet.name][who] = self._answers(sheet, who)
+        sheets = [self._sheet(name, *found) for name, found in chosen(self.config.evaluation.tasks).items()]
+        with self.engine.ready(max(sheet.tokens for sheet in sheets)):
+            folders = [[self._answers(sheet, who) for sheet in sheets] for who in MODELS]
         results = {
-            "benchmarks": {sheet.name: _compared(sheet, answers[sheet.name]) for sheet in sheets},
-            "made_with": {**made_with, **self._settings()},
+            "benchmarks": {
+                sheet.name: self._result(sheet, dict(zip(MODELS, pair, strict=True)))
+                for sheet, *pair in zip(sheets, *folders, strict=True)
+            },
+            "made_with": self._made_with(),
             "seconds": time.monotonic() - started,
         }
         write_json(self.folder / "results.json", results)
         return results
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return self.engine()
-
-    @cached_property
-    def _variants(self) -> dict[str, tuple[Task, Variant]]:
+    def _made_with(self) -> dict[str, object]:
         settings = self.config.evaluation
         return {
-            name: (task, replace(variant, samples=settings.samples) if variant.samples > 1 else variant)
-            for name, (task, variant) in chosen_variants(settings.tasks).items()
-        }
-
-    def _settings(self) -> dict[str, object]:
-        """What the results depend on besides models and questions."""
-        settings = self.config.evaluation
-        return {
+            **{who: self._model(who) for who in MODELS},
             "chat": self.chat.name,
             "engine": settings.engine,
             "seed": self.config.seed,
             "limit": settings.limit,
             "samples": settings.samples,
-            "lm_eval": harness_version(),
+            "lm_eval": version("lm_eval"),
         }
 
-    def _questions(self, name: str) -> tuple[list[Document], list[str]]:
-        task, variant = self._variants[name]
-        found, left_out = documents(
-            task,
-            variant,
-            self.chat,
-            self.config.data_folder,
-            leave_out=self.leave_out,
-            limit=self.config.evaluation.limit,
-            seed=self.config.seed,
-        )
+    def _model(self, who: str) -> dict[str, object]:
+        """What the answers of a model depend on besides what it is asked."""
+        own = {"adapter": self.adapter} if who == "adapter" else {}
+        return {**self.engine.base, **own}
+
+    def _sheet(self, name: str, task: Task, variant: Variant) -> _Sheet:
+        settings = self.config.evaluation
+        if variant.samples > 1:
+            variant = replace(variant, samples=settings.samples)
+        found, left_out = documents(task, variant, self.chat, self.config, self.leave_out)
         if not found:
             raise ConfigError(
                 f"{name}: no question is left to evaluate on, as the target took all of them; "
                 "lower --target-rows"
             )
-        return found, left_out
-
-    def _sheet(
-        self, name: str, found: Sequence[Document], left_out: Sequence[str], made_with: MadeWith
-    ) -> _Sheet:
-        task, variant = self._variants[name]
-        contexts = [document["context"] for document in found]
-        ids = self.tokenizer(contexts, add_special_tokens=False, verbose=False)["input_ids"]
+        prompts = [document["context"] for document in found]
+        ids = self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = np.array([len(prompt) for prompt in ids], np.int64)
-        chunks = list(_chunks(lengths, variant, self.config.evaluation.eval_batch))
-        facts = {
-            "documents": [[document["context"], document["choices"]] for document in found],
-            "variant": repr(variant),
-            "until": stops(variant, self.chat),
-            "chunks": [[len(places), batch] for places, batch in chunks],
+        chunks = list(_chunks(lengths, variant, settings))
+        return _Sheet(name, task, variant, found, left_out, lengths, chunks)
+
+    def _answers(self, sheet: _Sheet, who: str) -> Path:
+        """The folder of one model's answers, which are asked for if they are not there."""
+        facts = json.dumps(self._facts(sheet, who), sort_keys=True)
+        key = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        folder = (self.base_answers if who == "base" else self.folder) / f"{sheet.name}-{who}-{key}"
+        with storage_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / ".lock"):  # another evaluation may be asking the base
+                if not folder.exists():
+                    self._ask(sheet, who, folder)
+                for chunk in folder.glob("chunk-*.jsonl"):  # only now: without them all would be asked again
+                    chunk.unlink()
+        return folder
+
+    def _facts(self, sheet: _Sheet, who: str) -> dict[str, object]:
+        """All that a model's answers depend on."""
+        return {
+            "documents": [[document["context"], document["choices"]] for document in sheet.documents],
+            "variant": repr(sheet.variant),
+            "until": stops(sheet.variant, self.chat),
+            "chunks": [[len(places), batch] for places, batch in sheet.chunks],
             "seed": self.config.seed,
             "engine": self.config.evaluation.engine,
-            "lm_eval": harness_version(),
+            "lm_eval": version("lm_eval"),
             "tokenizer": fingerprint(self.tokenizer, self.chat),
+            **self._model(who),
         }
-        folders = {who: self.folder / f"{name}-{who}-{_key({**facts, **made_with[who]})}" for who in MODELS}
-        return _Sheet(name, task, variant, found, left_out, lengths, folders, chunks)
 
-    def _answers(self, sheet: _Sheet, who: str) -> list[Answered]:
-        """One model's answers, in the documents' order."""
-        folder = sheet.folders[who]
-        path = folder / "samples.jsonl"
-        if not path.exists():
-            with publish_folder(folder, resume=True) as part:
-                cut = self._cut(sheet)
-                samples = self._asked(sheet, who, part)
-                write_json(part / "asked.json", {"cut": cut, "window": self._engine.window})
-                _write_lines(part / "documents.jsonl", sheet.documents)
-                _write_lines(part / path.name, samples)
-                for chunk in part.glob("chunk-*.jsonl"):
-                    chunk.unlink()
-        return _read_lines(path)
+    def _ask(self, sheet: _Sheet, who: str, folder: Path) -> None:
+        with publish_folder(folder, resume=True) as part:
+            cut = self._cut(sheet)
+            write_lines(part / _SAMPLES, self._asked(sheet, who, part), ascii=True)
+            write_lines(part / "documents.jsonl", sheet.documents, ascii=True)
+            write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
 
     def _cut(self, sheet: _Sheet) -> int:
         """Prompts that are too long for the model; the harness drops their beginning."""
-        window, room = self._engine.window, sheet.variant.max_new_tokens
+        window, room = self.engine.window, sheet.variant.max_new_tokens
         if room >= window:
             raise ConfigError(
                 f"{sheet.name}: an answer may have {room} tokens, but the model holds {window}, prompt "
@@ -242,8 +242,8 @@ class Benchmarks:
                     found, batch = self._chunk(sheet, who, number, max(1, planned // shrunk))
                     shrunk = max(shrunk, planned // batch)
                     with publish(path) as unfinished:
-                        _write_lines(unfinished, found)
-                samples |= zip(places.tolist(), _read_lines(path), strict=True)
+                        write_lines(unfinished, found, ascii=True)
+                samples |= zip(places.tolist(), read_lines(path), strict=True)
                 so_far = np.mean([answered[shown] for answered in samples.values()])
                 advance(len(places), f"{shown} {so_far:.3f}")
         return [samples[place] for place in range(len(sheet.documents))]
@@ -251,12 +251,14 @@ class Benchmarks:
     def _chunk(self, sheet: _Sheet, who: str, number: int, batch: int) -> tuple[list[Answered], int]:
         """Answers to one chunk, and the batch that fitted into memory."""
         chunk = [sheet.documents[place] for place in sheet.chunks[number][0]]
+        prompts = [document["context"] for document in chunk]
         seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
         until = stops(sheet.variant, self.chat)
         while True:
             try:
-                with self._engine.asked(who, batch) as lm:
-                    return ask(lm, sheet.task.name, sheet.variant, chunk, until, seed), batch
+                with self.engine.asked(who, batch) as lm:
+                    found = ask(lm, sheet.variant, prompts, until, seed)
+                return [_answered(sheet, *pair) for pair in zip(chunk, found, strict=True)], batch
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise ConfigError(
@@ -266,59 +268,48 @@ class Benchmarks:
             torch.cuda.empty_cache()  # here, as the error holds what was computed
             batch //= 2
 
+    def _result(self, sheet: _Sheet, folders: Mapping[str, Path]) -> dict[str, Any]:
+        """Every metric for both models by their folders, and their difference question by question."""
+        answers = {who: [*read_lines(folder / _SAMPLES)] for who, folder in folders.items()}
+        subtasks = [document["subtask"] for document in sheet.documents]
+        macro, metrics, parts = sheet.variant.macro, {}, {}
+        for metric in sheet.variant.metrics:
+            values = {who: np.array([answered[metric] for answered in answers[who]]) for who in MODELS}
+            values["difference"] = values["adapter"] - values["base"]
+            metrics[metric] = {what: mean(v, subtasks, macro=macro) for what, v in values.items()}
+            parts[metric] = {what: by_subtask(v, subtasks) for what, v in values.items()}
+        return {
+            "questions": len(sheet.documents),
+            "shots": sheet.variant.shots,
+            "left_out": list(sheet.left_out),
+            "cut": read_json(folders["base"] / "asked.json")["cut"],
+            "metrics": metrics,
+            "by_subtask": parts,
+            "answers": {who: os.path.relpath(folder, self.folder) for who, folder in folders.items()},
+            **({"sandbox": protections()} if sheet.task.name == "humaneval" else {}),
+        }
 
-def _compared(sheet: _Sheet, answers: Mapping[str, Sequence[Answered]]) -> dict[str, Any]:
-    """Every metric for both models, and their difference question by question."""
-    subtasks = [document["subtask"] for document in sheet.documents]
-    result: dict[str, Any] = {
-        "questions": len(sheet.documents),
-        "shots": sheet.variant.shots,
-        "left_out": list(sheet.left_out),
-        "cut": read_json(sheet.folders[MODELS[0]] / "asked.json")["cut"],
-        "metrics": {},
-        "by_subtask": {},
-        "answers": {who: folder.name for who, folder in sheet.folders.items()},
-    }
-    if sheet.task.name == "humaneval":
-        result["sandbox"] = protections()
-    for metric in sheet.variant.metrics:
-        values = {who: np.array([a[metric] for a in answers[who]], np.float64) for who in MODELS}
-        values["difference"] = values["adapter"] - values["base"]
-        result["metrics"][metric] = {
-            what: mean(v, subtasks, macro=sheet.variant.macro).to_json() for what, v in values.items()
-        }
-        result["by_subtask"][metric] = {
-            what: {s: m.to_json() for s, m in by_subtask(v, subtasks).items()} for what, v in values.items()
-        }
-    return result
+
+def _answered(sheet: _Sheet, document: Document, responses: Sequence[Any]) -> Answered:
+    scores = score(sheet.task, sheet.variant, document, responses)
+    return {"id": document["id"], "subtask": document["subtask"], "responses": responses, **scores}
 
 
 def _chunks(
-    lengths: NDArray[np.int64], variant: Variant, eval_batch: int | None
+    lengths: NDArray[np.int64], variant: Variant, settings: Evaluation
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
     """The longest prompts first, so that memory and time are known early."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        batch = eval_batch or _batch(int(lengths[order[start]]) + variant.max_new_tokens)
+        longest = int(lengths[order[start]]) + variant.max_new_tokens
+        batch = settings.eval_batch or _batch(longest, settings.engine)
         size = max(_SMALLEST_CHUNK, _CHUNK_BATCHES * batch) // variant.samples or 1
         yield order[start : start + size], batch
         start += size
 
 
-def _batch(longest: int) -> int:
+def _batch(longest: int, engine: str) -> int:
+    if engine == "vllm":
+        return _VLLM_BATCH
     return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
-
-
-def _key(facts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

@@ -1,55 +1,53 @@
-"""lm-evaluation-harness, asked with the documents and the task files of this package.
+"""What runs the models: lm-evaluation-harness, the extra `eval`; no other module imports it.
 
-The harness is the extra `eval`; this module is the only one that imports it.
-
-A benchmark's questions as the documents that lm-evaluation-harness asks: each with its whole prompt.
-
-The prompt is made by the chat format and the question that the target is made by, so both show a model
-the same text.
-
-What the YAML files beside this one call: documents from a file of ours, and the tasks' own scores.
-
-lm-evaluation-harness loads this file by its path. The documents come as JSON lines, prompts included; their
-path is the key `documents` of the harness's metadata.
+It is given requests, and gives back likelihoods and texts. Prompts and scores are this package's own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import gc
+import hashlib
 import io
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import torch
+from transformers import AutoConfig, GenerationConfig, set_seed
 
+from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat
 from clusterucb.data.rows import Message
 from clusterucb.errors import ConfigError
-from clusterucb.tasks.task import Question, Task, Variant
+from clusterucb.tasks.task import Variant
+from clusterucb.training.adapter import fingerprint_base
+from clusterucb.training.model import model_source
 
-TASK_FILES = Path(__file__).parent / "tasks"
-Answered = dict[str, Any]
-"""id, subtask, responses (texts, or log-likelihoods of the choices), and each metric's value."""
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Engine(Protocol):
-    """Models that the harness can ask."""
+    """A base and its adapter, to be asked; neither is loaded before it has to be."""
+
+    @property
+    def base(self) -> dict[str, object]:
+        """What the base's answers depend on."""
 
     @property
     def window(self) -> int:
         """Tokens of prompt and answer that the model can hold."""
 
-    def asked(self, who: str, batch: int) -> contextlib.AbstractContextManager[Any]:
+    def ready(self, tokens: int) -> AbstractContextManager[None]:
+        """Where it is asked: for at most so many `tokens` at a time, prompt and answer."""
+
+    def asked(self, who: str, batch: int) -> AbstractContextManager[Any]:
         """The harness's model object for `base` or `adapter`, that takes `batch` questions at once."""
 
 
@@ -60,83 +58,127 @@ class HuggingFace:
     and adapter answer as the benchmark's variant says.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, chat: ChatFormat) -> None:
-        self._model = model
+    def __init__(self, load: Callable[[], Any], tokenizer: Any, chat: ChatFormat) -> None:
+        self._model = cache(load)
         self._tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token where it has none
         self._chat = chat
+
+    @cached_property
+    def base(self) -> dict[str, object]:
+        """Its weights and their type."""
+        model = self._model()
+        return {"model": fingerprint_base(model), "dtype": str(next(model.parameters()).dtype)}
 
     @property
     def window(self) -> int:
         """The model's positions."""
         return int(self._lm.max_length)
 
-    @cached_property
-    def _lm(self) -> Any:
-        from lm_eval.models.huggingface import HFLM
-        from transformers import GenerationConfig
-
-        self._model.eval()
-        ends = _end_tokens(self._model.generation_config, self._tokenizer, _ending(self._chat))
-        plain = GenerationConfig(eos_token_id=ends)
-        self._model.generation_config = self._model.get_base_model().generation_config = plain
-        # The prompts hold the begin token where the chat format has one.
-        with _silent():
-            return HFLM(pretrained=self._model, tokenizer=self._tokenizer, add_bos_token=False)
+    def ready(self, tokens: int) -> AbstractContextManager[None]:
+        """It takes any number, and stays loaded."""
+        return nullcontext()
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object, with the adapter on or off."""
         self._lm.batch_size_per_gpu = batch
-        with self._model.disable_adapter() if who == "base" else contextlib.nullcontext():
+        with self._model().disable_adapter() if who == "base" else nullcontext():
             yield self._lm
-
-
-class VLLM:
-    """One vLLM engine; the adapter goes with a request for it, and the base is asked without."""
-
-    def __init__(self, model: str, adapter: Path, *, dtype: str, seed: int, trust_remote_code: bool) -> None:
-        self._settings = {
-            "pretrained": model,
-            "dtype": dtype,
-            "seed": seed,
-            "trust_remote_code": trust_remote_code,
-            "add_bos_token": False,
-            **adapter_for_vllm(adapter),
-        }
-
-    @property
-    def window(self) -> int:
-        """The model's positions."""
-        return int(self._lm.max_length)
 
     @cached_property
     def _lm(self) -> Any:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its engine is a process of its own
-        from lm_eval.models import vllm_causallms
+        from lm_eval.models.huggingface import HFLM
 
-        try:
-            with _silent():
-                return vllm_causallms.VLLM(**self._settings)
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                f"vLLM does not start with {self._settings['pretrained']} ({reason}); try --engine hf"
-            ) from error
+        model = self._model().eval()
+        ends = _end_tokens(model.generation_config, self._tokenizer, _ending(self._chat))
+        plain = GenerationConfig(eos_token_id=ends)
+        model.generation_config = model.get_base_model().generation_config = plain
+        # The prompts hold the begin token where the chat format has one.
+        with _silent():
+            return HFLM(pretrained=model, tokenizer=self._tokenizer, add_bos_token=False)
+
+
+class VLLM:
+    """One vLLM engine; the adapter goes with a request for it, and the base is asked without.
+
+    When it is first asked it starts, on all GPUs that can share the model, or raises ConfigError if vLLM
+    cannot run such an adapter, or does not start.
+    """
+
+    def __init__(self, config: Common, adapter: Path) -> None:
+        self._config = config
+        self._adapter = adapter
+        self._tokens = 0
 
     @cached_property
-    def _request(self) -> Any:
-        return self._lm.lora_request
+    def base(self) -> dict[str, object]:
+        """Its files, as they are not read here, and the type of its weights."""
+        return {"model": _fingerprint_files(model_source(self._config.model)), "dtype": self._config.dtype}
+
+    @property
+    def window(self) -> int:
+        """The model's positions, or as many as are needed: vLLM wants memory for all of them."""
+        return int(self._started[0].max_length)
+
+    @contextmanager
+    def ready(self, tokens: int) -> Iterator[None]:
+        """The engine holds all of the GPUs' memory, and is gone at the end."""
+        self._tokens = tokens
+        try:
+            yield
+        finally:
+            vars(self).pop("_started", None)
+            gc.collect()  # its processes end with its last object
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object; vLLM makes its batches by itself."""
-        request = self._request
-        self._lm.lora_request = request if who == "adapter" else None
-        yield self._lm
+        lm, request = self._started
+        lm.lora_request = request if who == "adapter" else None
+        yield lm
+
+    @cached_property
+    def _started(self) -> tuple[Any, Any]:
+        """The harness's model object, and its request for the adapter."""
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its engine is a process of its own
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork could not use CUDA
+        from lm_eval.models import vllm_causallms
+
+        config = self._config
+        settings = {
+            "pretrained": model_source(config.model),
+            "dtype": config.dtype,
+            "seed": config.seed,
+            "trust_remote_code": config.trust_remote_code,
+            "add_bos_token": False,
+            "lora_local_path": str(self._adapter),
+            "max_lora_rank": _rank_for_vllm(self._adapter),
+        }
+        try:
+            with _silent():
+                lm = vllm_causallms.VLLM(**settings, **self._size())
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"vLLM does not start with {settings['pretrained']} ({reason}); try --engine hf"
+            ) from error
+        return lm, lm.lora_request
+
+    def _size(self) -> dict[str, int]:
+        """Its room for tokens, and the GPUs on which all attention heads go evenly."""
+        config = self._config
+        source, trusted = model_source(config.model), config.trust_remote_code
+        text = AutoConfig.from_pretrained(source, trust_remote_code=trusted).get_text_config()
+        heads = getattr(text, "num_attention_heads", 1)
+        keys = getattr(text, "num_key_value_heads", None) or heads
+        gpus = 1 if ":" in config.device else max(1, torch.cuda.device_count())
+        fit = (n for n in range(gpus, 0, -1) if heads % n == 0 and (keys % n == 0 or n % keys == 0))
+        positions = getattr(text, "max_position_embeddings", None) or self._tokens
+        return {"max_model_len": min(self._tokens, positions), "tensor_parallel_size": next(fit)}
 
 
-def adapter_for_vllm(adapter: Path) -> dict[str, Any]:
-    """Arguments that serve a LoRA adapter: vLLM wants the rank rounded up to one that it has kernels for."""
+def _rank_for_vllm(adapter: Path) -> int:
+    """The adapter's largest rank, rounded up to one that vLLM has kernels for."""
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA":
         raise ConfigError(f"{adapter}: vLLM runs LoRA adapters only; use --engine hf")
@@ -144,28 +186,26 @@ def adapter_for_vllm(adapter: Path) -> dict[str, Any]:
     room = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if room is None:
         raise ConfigError(f"{adapter}: rank {rank} is more than vLLM's {_VLLM_RANKS[-1]}; use --engine hf")
-    return {"lora_local_path": str(adapter), "max_lora_rank": room}
+    return room
 
 
-def harness_version() -> str:
-    """The installed lm-evaluation-harness."""
-    return version("lm_eval")
+def _fingerprint_files(model: str) -> str:
+    """A hash of a model that is not loaded here: its files' names, sizes and times, or its hub id."""
+    files = [(path.name, path.stat()) for path in sorted(Path(model).glob("*")) if path.is_file()]
+    facts = [model, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def require_harness(engine: str) -> None:
     """Raise ConfigError, with what to install, unless the harness and `engine` can be imported."""
     try:
-        import lm_eval.evaluator
-        import lm_eval.tasks  # noqa: F401
+        wanted = "benchmarks need lm-evaluation-harness ({}): pip install 'clusterucb[eval]'"
+        import_module("lm_eval.models.huggingface")
+        if engine == "vllm":
+            wanted = "--engine vllm needs vLLM ({}): pip install 'clusterucb[vllm]'"
+            import_module("vllm")
     except ImportError as error:
-        raise ConfigError(
-            f"benchmarks need lm-evaluation-harness ({error}): pip install 'clusterucb[eval]'"
-        ) from None
-    if engine == "vllm":
-        try:
-            import vllm  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(f"--engine vllm needs vLLM ({error}): pip install 'clusterucb[vllm]'") from None
+        raise ConfigError(wanted.format(error)) from None
 
 
 def stops(variant: Variant, chat: ChatFormat) -> list[str]:
@@ -196,53 +236,35 @@ def _end_tokens(own: Any, tokenizer: Any, ending: str) -> list[int] | None:
 
 
 def ask(
-    lm: Any, task: str, variant: Variant, documents: Sequence[Document], until: Sequence[str], seed: int
-) -> list[Answered]:
-    """Let the harness ask all `documents` and score the answers, in their order."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
-    from transformers import set_seed
+    lm: Any, variant: Variant, prompts: Sequence[str], until: Sequence[str], seed: int
+) -> list[list[Any]]:
+    """What a model object of the harness answers to each prompt.
 
-    name = f"clusterucb_{task}"
-    with tempfile.TemporaryDirectory() as folder, _silent():
-        file = Path(folder) / "documents.jsonl"
-        file.write_text("".join(json.dumps(d) + "\n" for d in documents), encoding="utf-8")
-        settings = {"include": str(TASK_FILES / f"{task}.yaml"), "task": name, **_settings(variant, until)}
-        (Path(folder) / f"{task}.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-        manager = TaskManager(include_path=folder, include_defaults=False, metadata={"documents": str(file)})
-        load = getattr(manager, "load", None) or manager.load_task_or_group  # before lm-eval 0.4.12
-        set_seed(seed)
-        found = evaluate(
-            lm,
-            load([name]),
-            bootstrap_iters=0,
-            confirm_run_unsafe_code=True,  # asked of the person before the model was loaded
-        )
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-    return [_answered(sample, variant) for sample in samples]
+    Returns:
+        For each prompt, the log-likelihood of each choice; where there are none, `variant.samples` texts.
+    """
+    from lm_eval.api.instance import Instance
 
-
-def _settings(variant: Variant, until: Sequence[str]) -> dict[str, Any]:
-    """What the variant has instead of the task file's own settings."""
+    kind: Any = "loglikelihood" if variant.choices else "generate_until"
+    options = variant.choices or [_generation(variant, until)] * variant.samples
+    pairs = [(prompt, option) for prompt in prompts for option in options]
+    requests = [Instance(kind, {}, pair, place) for place, pair in enumerate(pairs)]
+    set_seed(seed)
+    with _silent():
+        answers = getattr(lm, kind)(requests)
     if variant.choices:
-        return {}
-    generation = {"until": list(until), "max_gen_toks": variant.max_new_tokens}
+        answers = [likelihood for likelihood, _greedy in answers]
+    return [answers[start : start + len(options)] for start in range(0, len(pairs), len(options))]
+
+
+def _generation(variant: Variant, until: Sequence[str]) -> dict[str, Any]:
+    """How the harness is to generate."""
+    limits = {"until": list(until), "max_gen_toks": variant.max_new_tokens}
     if variant.temperature == 0:
-        return {"generation_kwargs": {**generation, "do_sample": False}}
+        return {**limits, "do_sample": False}
     # Without a top_k of 0, for all tokens, transformers takes 50.
     sampling = {"do_sample": True, "temperature": variant.temperature, "top_p": variant.top_p, "top_k": 0}
-    keep_all = {"name": "all", "filter": [{"function": "take_first_k", "k": variant.samples}]}
-    return {
-        "generation_kwargs": {**generation, **sampling},
-        "repeats": variant.samples,
-        "filter_list": [keep_all],
-    }
-
-
-def _answered(sample: Mapping[str, Any], variant: Variant) -> Answered:
-    responses = [score for ((score, _),) in sample["resps"]] if variant.choices else list(sample["resps"][0])
-    document = {key: sample["doc"][key] for key in ("id", "subtask")}
-    return {**document, "responses": responses, **{metric: sample[metric] for metric in variant.metrics}}
+    return {**limits, **sampling}
 
 
 @contextmanager
@@ -252,55 +274,7 @@ def _silent() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(before)
-
-
-Document = dict[str, Any]
-"""id, subtask, context (the prompt), answer, gold (JSON), choices, label (the right choice's place)."""
-
-
-def documents(
-    task: Task,
-    variant: Variant,
-    chat: ChatFormat,
-    data_dir: Path | None,
-    *,
-    leave_out: Iterable[str] = (),
-    limit: int | None = None,
-    seed: int = 0,
-) -> tuple[list[Document], list[str]]:
-    """At most `limit` questions of each subtask, and the ids of those left out by their digests."""
-    unwanted, asked, left_out = set(leave_out), [], []
-    for question in task.questions(data_dir, variant.shots):
-        if question.digest in unwanted:
-            left_out.append(question.id)
-        else:
-            asked.append(question)
-    return [_document(question, variant, chat) for question in drawn(asked, limit, seed)], left_out
-
-
-def drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """At most `limit` questions of each subtask, drawn by `seed`, in their own order."""
-    if limit is None:
-        return list(questions)
-    places: dict[str, list[int]] = {}
-    for place, question in enumerate(questions):
-        places.setdefault(question.subtask, []).append(place)
-    rng = np.random.default_rng(seed)
-    kept = [rng.permutation(own)[:limit] for _, own in sorted(places.items())]
-    return [questions[i] for i in np.sort(np.concatenate(kept))]
-
-
-def _document(question: Question, variant: Variant, chat: ChatFormat) -> Document:
-    return {
-        "id": question.id,
-        "subtask": question.subtask,
-        "context": chat.prompt([Message("user", question.ask)]) + question.opening,
-        "answer": question.answer,
-        "gold": json.dumps(question.gold, ensure_ascii=False),
-        "choices": list(variant.choices),
-        "label": variant.choices.index(question.answer) if variant.choices else -1,
-    }

@@ -1,27 +1,45 @@
-"""From a number for each question to a result with its standard error, by subtask and overall."""
+"""From an answer to its scores, and from those to results: means, standard errors, paired differences."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.evaluation.sandbox.programs import run_programs
+from clusterucb.tasks.humaneval import pass_at_k, program
+from clusterucb.tasks.task import Task, Variant
 
-@dataclass(frozen=True)
-class Mean:
+
+def score(
+    task: Task, variant: Variant, document: Mapping[str, Any], responses: Sequence[Any]
+) -> dict[str, float]:
+    """Each metric of one question, from 0 to 1.
+
+    Args:
+        document: the question; its `label` is the right choice's place, its `gold` what the task asks for.
+        responses: log-likelihoods of the choices, of which the first of the largest counts, or texts.
+    """
+    if variant.choices:
+        return {"acc": float(np.argmax(responses) == document["label"])}
+    gold = json.loads(document["gold"])
+    if task.score is not None:
+        return task.score(gold, responses[0])
+    verdicts = run_programs([program(gold, written) for written in responses])
+    passed = sum(verdict.passed for verdict in verdicts)
+    return {f"pass@{variant.k}": pass_at_k(len(responses), passed, variant.k)}
+
+
+class Mean(TypedDict):
     """A mean over `questions` questions; the error is None where a subtask has a single one."""
 
     value: float
     standard_error: float | None
     questions: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {"value": self.value, "standard_error": self.standard_error, "questions": self.questions}
 
 
 def standard_error(values: NDArray[np.float64]) -> float | None:
@@ -37,12 +55,13 @@ def mean(values: NDArray[np.float64], subtasks: Sequence[str], *, macro: bool) -
     """
     if not macro:
         return _plain(values)
-    parts = list(by_subtask(values, subtasks).values())
-    errors = [part.standard_error for part in parts]
+    parts = by_subtask(values, subtasks).values()
+    errors = [part["standard_error"] for part in parts]
     error = None
     if None not in errors:
         error = math.sqrt(sum(e * e for e in errors if e is not None)) / len(parts)
-    return Mean(float(np.mean([part.value for part in parts])), error, len(values))
+    value = float(np.mean([part["value"] for part in parts]))
+    return Mean(value=value, standard_error=error, questions=len(values))
 
 
 def by_subtask(values: NDArray[np.float64], subtasks: Sequence[str]) -> dict[str, Mean]:
@@ -52,4 +71,5 @@ def by_subtask(values: NDArray[np.float64], subtasks: Sequence[str]) -> dict[str
 
 
 def _plain(values: NDArray[np.float64]) -> Mean:
-    return Mean(float(values.mean()), standard_error(values), len(values))
+    value = float(values.mean())
+    return Mean(value=value, standard_error=standard_error(values), questions=len(values))

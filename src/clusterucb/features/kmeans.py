@@ -15,7 +15,6 @@ Knows two tensors on one device; nothing of stores, iterations or empty clusters
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -110,11 +109,6 @@ class Clusters:
         except (SafetensorError, KeyError) as error:
             raise InputError(f"{file}: not clusters written by Clusters.save() ({error})") from None
         return cls(labels, centroids, tuple(history.tolist()))
-
-
-def default_k(n: int, budget_rows: int) -> int:
-    """`sqrt(n)` clusters, rounded; at most half the rows of the budget, as each costs a cold-start draw."""
-    return max(1, min(round(math.sqrt(n)), budget_rows // 2))
 
 
 def spherical_kmeans(

@@ -1,6 +1,6 @@
 """The report as one HTML file: it asks nothing of the network, and shows text from files as text.
 
-Words reach the page escaped (`markup`), rows of the pool as JSON that the page's script shows as text. The
+Templates escape whatever they are given; figures and rows of the pool reach the page's script as JSON. The
 browser is told to load nothing, and to run no script but those of the page, by their hashes.
 """
 
@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
-from string import Template
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
 from clusterucb.report.cost import cost
-from clusterucb.report.examples import BYTES
-from clusterucb.report.markup import count, escape, script_json, seconds
-from clusterucb.report.quality import loss_line, quality
-from clusterucb.report.run_data import RunData, read_run
-from clusterucb.report.section import Section
-from clusterucb.report.selected import selected
-from clusterucb.report.several import several
+from clusterucb.report.quality import quality, side_by_side
+from clusterucb.report.run_data import RunData
+from clusterucb.report.section import (
+    Section,
+    commas,
+    number,
+    percent,
+    script_json,
+    seconds,
+    visible,
+    with_error,
+)
+from clusterucb.report.selected import BYTES, selected
 from clusterucb.report.trust import trust
 from clusterucb.report.why import why
+from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import publish
 from clusterucb.version import __version__
-
-TITLES = {
-    "selected": "What was selected",
-    "quality": "How good it is",
-    "cost": "What it cost",
-    "why": "Why these rows",
-    "trust": "Can it be trusted",
-}
 
 
 def report_run(run: RunDir, pool: Pool) -> None:
@@ -45,7 +48,7 @@ def report_run(run: RunDir, pool: Pool) -> None:
     told_of = [run.evaluation, run.benchmarks / "results.json", run.config]
     newest = max(path.stat().st_mtime_ns for path in told_of if path.exists())
     if not run.report.exists() or run.report.stat().st_mtime_ns < newest:
-        _publish(run.report, page([read_run(run.path, pool=pool)]))
+        _publish(run.report, page([RunData(run.path, pool=pool)]))
 
 
 def report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -65,20 +68,19 @@ def report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
     if out is None and len(given) != 1:
         raise InputError(f"a report of {len(given)} directories: say where it goes with --out FILE")
     folders = [run for path in given for run in _runs(path)]
-    names = _names(folders)
     target = Path(out) if out is not None else given[0] / "report.html"
-    _publish(target, page([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
+    _publish(target, page([RunData(*run) for run in zip(folders, _names(folders), strict=True)]))
     return target
 
 
 def _runs(path: Path) -> list[Path]:
     """A run, or those of a comparison."""
-    if (path / "comparison.yaml").exists():
-        found = sorted(file.parent for file in path.glob("*/*/config.yaml"))
-        if not found:
-            raise InputError(f"{path}: this comparison has no run yet")
-        return found
-    return [path]
+    if not (path / "comparison.yaml").exists():
+        return [path]
+    found = sorted(file.parent for file in path.glob("*/*/config.yaml"))
+    if not found:
+        raise InputError(f"{path}: this comparison has no run yet")
+    return found
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -96,85 +98,86 @@ def _publish(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A section as it stands on the page; `key` is unique on it."""
+
+    key: str
+    title: str
+    html: str
+    section: Section
+
+
 def page(runs: Sequence[RunData]) -> str:
     """The page of one run, or of several side by side."""
-    sections, body, links = [], [], []
-    if len(runs) > 1:
-        together = Section("runs", "The runs side by side")
-        several(runs, together)
-        sections.append(together)
-        body.append(together.html())
-        links.append(("runs", "Side by side"))
-    for number, run in enumerate(runs):
-        own = _sections(run, f"r{number}-" if len(runs) > 1 else "", BYTES // len(runs))
-        sections += own
-        written = _cards(run) + "\n".join(section.html() for section in own)
-        if len(runs) > 1:
-            heading = f'<summary><h2 id="r{number}">{escape(run.name)}</h2></summary>'
-            body.append(f'<details class="run">{heading}{written}</details>')
-            links.append((f"r{number}", run.name))
-        else:
-            body.append(written)
-            links += [(section.key, section.title) for section in own]
-    return _filled(runs, body, links, sections)
-
-
-def _sections(run: RunData, prefix: str, allowed: int) -> list[Section]:
-    own = {key: Section(prefix + key, title) for key, title in TITLES.items()}
-    selected(run, own["selected"], allowed)
-    quality(run, own["quality"])
-    cost(run, own["cost"])
-    why(run, own["why"])
-    trust(run, own["trust"])
-    return [*own.values()]
-
-
-def _cards(run: RunData) -> str:
-    """The answers in a few numbers."""
-    facts = {
-        "loss, base → adapter": loss_line(run),
-        "rows selected": f"{count(sum(len(found.rows) for found in run.rounds))} of {count(run.rows or 0)}",
-        "pool gradients": count(run.total.pool_gradients),
-        "time": seconds(run.total.seconds),
-    }
-    if run.total.pool_forwards:
-        facts["forward passes of pool rows"] = count(run.total.pool_forwards)
-    if run.share_of_full is not None:
-        facts["of the full method's cost"] = f"{run.share_of_full:.0%}"
-    cells = "".join(
-        f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in facts.items()
+    many = len(runs) > 1
+    together = [_part("runs", "The runs side by side", side_by_side(runs), runs=runs)] if many else []
+    each = [_parts(run, f"r{n}-" if many else "", BYTES // len(runs)) for n, run in enumerate(runs)]
+    scripts = [_asset("report.js"), get_plotlyjs().replace("</script", "<\\/script")]
+    template = environment().get_template("page.html")
+    return template.render(
+        runs=runs,
+        together=together,
+        each=each,
+        data=script_json(_data([*together, *chain.from_iterable(each)])),
+        style=_asset("report.css"),
+        scripts=scripts,
+        policy=" ".join(map(_hash, scripts)),
+        version=__version__,
     )
-    state = (
-        "" if run.finished else '<p class="note">This run is not finished: the page tells what is there.</p>'
-    )
-    return f'<dl class="cards">{cells}</dl>{state}'
 
 
-def _filled(
-    runs: Sequence[RunData], body: list[str], links: list[tuple[str, str]], sections: Sequence[Section]
-) -> str:
-    files = resources.files("clusterucb.report")
-    scripts = {
-        "plotly": get_plotlyjs().replace("</script", "<\\/script"),
-        "script": (files / "report.js").read_text(encoding="utf-8"),
+def _parts(run: RunData, prefix: str, allowed: int) -> list[_Part]:
+    """The sections of one run."""
+    made = {
+        "selected": ("What was selected", selected(run, allowed)),
+        "quality": ("How good it is", quality(run)),
+        "cost": ("What it cost", cost(run)),
+        "why": ("Why these rows", why(run)),
+        "trust": ("Can it be trusted", trust(run)),
     }
-    data = {
-        "figures": {key: figure for section in sections for key, figure in section.figures.items()},
-        "examples": {key: rows for section in sections for key, rows in section.examples.items()},
+    return [_part(name, title, section, prefix, run=run) for name, (title, section) in made.items()]
+
+
+def _part(name: str, title: str, section: Section, prefix: str = "", **about: Any) -> _Part:
+    """Fill the template of a section."""
+    key, template = prefix + name, environment().get_template(f"{name}.html")
+    html = template.render(key=key, figures=section.figures, **section.facts, **about)
+    return _Part(key, title, html, section)
+
+
+def _data(parts: Sequence[_Part]) -> Mapping[str, Any]:
+    """What the page's script reads: figures and rows by the ids of their places."""
+    drawn = {f"{p.key}-{name}": figure for p in parts for name, figure in p.section.figures.items()}
+    return {
+        "figures": {key: figure.to_json() for key, figure in drawn.items()},
+        "examples": {p.key: p.section.examples for p in parts if p.section.examples is not None},
     }
-    about = runs[0]
-    whose = f"Method {about.method}, model {about.config.model}" if len(runs) == 1 else ""
-    return Template((files / "template.html").read_text(encoding="utf-8")).substitute(
-        policy=" ".join(_hash(script) for script in scripts.values()),
-        title=escape(about.name if len(runs) == 1 else f"{len(runs)} runs"),
-        about=escape(whose),
-        style=(files / "report.css").read_text(encoding="utf-8"),
-        navigation="".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in links),
-        body="\n".join(body),
-        data=script_json(data),
-        made=escape(f"clusterucb {__version__}"),
-        **scripts,
+
+
+@cache
+def environment() -> Environment:
+    """Templates in which every value is text, and nothing in it is markup or unseen."""
+    made = Environment(
+        loader=PackageLoader("clusterucb.report"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    made.filters |= {f.__name__: f for f in (commas, number, percent, seconds, with_error)}
+    made.globals["FORWARD_SHARE"] = FORWARD_SHARE
+    return made
+
+
+def _shown(value: Any) -> Any:
+    """A value as a template is to show it; what is markup already has been through here."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _asset(name: str) -> str:
+    return (resources.files("clusterucb.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:

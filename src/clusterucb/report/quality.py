@@ -1,64 +1,52 @@
-"""How good the adapter is: the loss on held-out rows by period, and benchmarks."""
+"""How good the adapter is: the loss on held-out rows by period; and several runs side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.evaluation.scores import standard_error
-from clusterucb.report.markup import count, number, with_error
-from clusterucb.report.run_data import RunData
-from clusterucb.report.section import COLOURS, Figure, Section
+from clusterucb.report.run_data import Json, RunData
+from clusterucb.report.section import (
+    COLOURS,
+    GREY,
+    Figure,
+    Section,
+    Trace,
+    axis,
+    commas,
+    number,
+    plotted,
+    with_error,
+)
+
+Paired = tuple[float, float | None]
+"""A mean of differences and its standard error, where there is one."""
 
 
-def quality(run: RunData, section: Section) -> None:
-    """Write the section."""
-    if not run.evaluation and not run.periods:
-        section.say("Nothing is evaluated yet.")
-        return
-    _losses(run, section)
-    _benchmarks(run, section)
+def quality(run: RunData) -> Section:
+    """The section."""
+    losses = _losses(run)
+    base = losses.get("base")
+    against = {
+        name: paired(loss, base) if base and loss is not base else None for name, loss in losses.items()
+    }
+    asked = run.evaluation or next(iter(run.periods.values()), None)
+    figures = {"loss": _loss_figure(losses)} if len(losses) > 1 else {}
+    return Section({"losses": losses, "against": against, "asked": asked}, figures)
 
 
-def called(result: dict[str, Any]) -> str:
-    """What was evaluated on."""
-    own = "of the target itself, as none were held out: training has seen what helps with them"
-    return f"{count(result['rows'])} " + ("held-out rows" if result["on"] == "holdout" else f"rows {own}")
-
-
-def paired(ours: list[float], theirs: list[float]) -> tuple[float, float | None]:
-    """Mean over rows of `ours` minus `theirs`, and its standard error where there are two rows."""
-    differences: NDArray[np.float64] = np.subtract(ours, theirs)
+def paired(ours: Json, theirs: Json) -> Paired:
+    """The mean over rows of the losses of `ours` minus those of `theirs`, and its standard error."""
+    differences: NDArray[np.float64] = np.subtract(ours["losses"], theirs["losses"])
     return float(differences.mean()), standard_error(differences)
 
 
-def _losses(run: RunData, section: Section) -> None:
-    measured = _measured(run)
-    facts = dict(run.evaluation or next(iter(run.periods.values())))
-    base = (run.evaluation or {}).get("base")
-    section.say(
-        f"Loss on {called(facts)}: nats a token, the mean over rows ± its standard error; lower is better."
-    )
-
-    def row(name: str, found: dict[str, Any]) -> list[str]:
-        loss = with_error(found["loss"], found["standard_error"])
-        if not base or found is base:
-            return [name, loss, "–"]
-        return [name, loss, with_error(*paired(found["losses"], base["losses"]), sign="+")]
-
-    rows = [row(name, found) for name, found in measured.items()]
-    section.table("Loss", ["model"], ["loss", "against the base, row by row"], rows)
-    if len(measured) > 1:
-        section.figure("loss", _loss_figure(measured))
-    last = run.config.training.periods
-    if run.finished and last > 1 and not run.periods:
-        section.say("This run was made before losses were kept period by period.", "note")
-
-
-def _measured(run: RunData) -> dict[str, Any]:
-    """The losses by the name of the model, in time."""
+def _losses(run: RunData) -> dict[str, Json]:
+    """By the name of the model, in time."""
     models = run.evaluation or {}
     found = {"base": models.get("base")}
     found |= {f"after period {n}": loss for n, loss in run.periods.items()}
@@ -66,53 +54,78 @@ def _measured(run: RunData) -> dict[str, Any]:
     return {name: loss for name, loss in found.items() if loss}
 
 
-def _loss_figure(measured: dict[str, Any]) -> Figure:
-    losses = list(measured.values())
+def error_bars(losses: list[Json], **look: Any) -> Trace:
+    """Losses with their standard errors, up and down."""
     errors = [found["standard_error"] or 0.0 for found in losses]
+    return {"y": [found["loss"] for found in losses], "error_y": {"type": "data", "array": errors, **look}}
+
+
+def _loss_figure(losses: Mapping[str, Json]) -> Figure:
     line = {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [name.removesuffix(", the adapter") for name in measured],
-        "y": [found["loss"] for found in losses],
-        "error_y": {"type": "data", "array": errors, "thickness": 1.5, "width": 5},
+        "x": [name.removesuffix(", the adapter") for name in losses],
+        **error_bars([*losses.values()], thickness=1.5, width=5),
         "line": {"color": COLOURS[0]},
         "marker": {"size": 9},
         "hovertemplate": "%{x}: %{y:.4f}<extra></extra>",
     }
-    layout = {"height": 300, "yaxis": {"title": {"text": "loss"}}}
     label = "Loss on the evaluated rows, before training and after each period"
-    caption = (
-        "Bars are standard errors over rows. The same rows are asked each time, so differences are surer "
-        "than the bars say: see the table."
-    )
-    return Figure([line], layout, label, caption)
+    return Figure(label, [line], layout={"height": 300, "yaxis": axis("loss")})
 
 
-def _benchmarks(run: RunData, section: Section) -> None:
-    if not run.benchmarks:
-        return
-
-    def percent(found: dict[str, Any], sign: str = "") -> str:
-        error = found["standard_error"]
-        return with_error(100 * found["value"], None if error is None else 100 * error, 1, sign)
-
-    rows = [
-        [name, metric, count(task["questions"])]
-        + [percent(values[model]) for model in ("base", "adapter")]
-        + [percent(values["difference"], "+")]
-        for name, task in run.benchmarks["benchmarks"].items()
-        for metric, values in task["metrics"].items()
-    ]
-    section.table(
-        "Benchmarks, in percent",
-        ["benchmark", "metric"],
-        ["questions", "base", "adapter", "difference"],
-        rows,
-    )
+def side_by_side(runs: Sequence[RunData]) -> Section:
+    """The section that compares the runs."""
+    evaluated, chosen = [run for run in runs if run.evaluation], [run for run in runs if run.rounds]
+    facts = {
+        "losses": [_against(run, runs[0]) for run in runs],
+        "distinct": [len(np.unique(run.selected)) for run in runs],
+        "chosen": chosen,
+        "sources": _sources(chosen),
+        "overlap": _overlap(chosen),
+    }
+    return Section(facts, {"loss": _loss_bars(evaluated)} if evaluated else {})
 
 
-def loss_line(run: RunData) -> str:
-    """The loss before and after in a few words."""
+def _against(run: RunData, first: RunData) -> list[str]:
+    """A run's loss, and how far it is, row by row, from its base's and from the first run's."""
     if not run.evaluation:
-        return "–"
-    return f"{number(run.evaluation['base']['loss'], 3)} → {number(run.evaluation['adapter']['loss'], 3)}"
+        return ["–", "–", "–"]
+    adapter, against = run.evaluation["adapter"], "–"
+    if first.evaluation and first is not run and _asked(run) is not None and _asked(run) == _asked(first):
+        against = with_error(*paired(adapter, first.evaluation["adapter"]), sign="+")
+    base = with_error(*paired(adapter, run.evaluation["base"]), sign="+")
+    return [with_error(adapter["loss"], adapter["standard_error"]), base, against]
+
+
+def _asked(run: RunData) -> str | None:
+    """The fingerprint of the rows that a run was evaluated on."""
+    made_with = (run.contamination or {}).get("made_with", {})
+    return made_with.get(run.evaluation["on"]) if run.evaluation else None
+
+
+def _sources(runs: Sequence[RunData]) -> dict[str, list[str]]:
+    """Rows that each run has selected of a source, and their share."""
+    found = [run.selected_sources for run in runs]
+    names = dict.fromkeys(name for rows in found for name, _ in rows.most_common())
+    return {name: [f"{commas(r[name])} ({r[name] / r.total():.0%})" for r in found] for name in names}
+
+
+def _overlap(runs: Sequence[RunData]) -> list[list[str]]:
+    """Rows that two runs both selected, as a share of those that either did.
+
+    By the rows' ids, so that runs over pools that differ can be told apart as well.
+    """
+    chosen = [{identity for found in run.rounds for identity in found.ids} for run in runs]
+    return [[number(len(ours & theirs) / len(ours | theirs), 2) for theirs in chosen] for ours in chosen]
+
+
+def _loss_bars(runs: Sequence[RunData]) -> Figure:
+    def bars(model: str, colour: str) -> Trace:
+        losses = [run.evaluation[model] for run in runs if run.evaluation]
+        look = {"type": "bar", "name": model, "marker": {"color": colour}}
+        return {**look, "x": [plotted(run.name) for run in runs], **error_bars(losses)}
+
+    traces = [bars("base", GREY), bars("adapter", COLOURS[0])]
+    layout = {"height": 340, "barmode": "group", "yaxis": axis("loss")}
+    return Figure("Loss of each run's base and adapter, as bars", traces, layout=layout)

@@ -1,125 +1,135 @@
-"""A section of the page as it is being written: HTML, figures and the data of both.
+"""What a section of the page is made of: facts for its template, figures, rows to be read.
 
-Colours of lines and points, shared by all pages.
+Words from files are data: templates escape what they are given, `plotted` does for plotly. Characters that
+cannot be seen, or that turn the order of others around, are shown by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clusterucb.report.markup import escape, paragraph, table
+from jinja2.utils import htmlsafe_json_dumps
 
-
-@dataclass(frozen=True)
-class Choice:
-    """What a figure can be switched to: which of its traces are seen, and how they look.
-
-    Attributes:
-        label: in the menu.
-        visible: of each trace.
-        style: attributes of traces, by plotly's names, each a list with a value a trace.
-    """
-
-    label: str
-    visible: Sequence[bool]
-    style: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure as plotly.js takes it. Words from files are escaped for it (`markup.plotted`).
-
-    Attributes:
-        data: the traces.
-        layout: of plotly's; colours of text and grid are the page's.
-        label: what is seen, for those who do not see it.
-        caption: under it.
-        choices: of a menu above it, if there are any.
-        menu: what is chosen.
-        square: not wider than high.
-    """
-
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    label: str
-    caption: str
-    choices: Sequence[Choice] = ()
-    menu: str = ""
-    square: bool = False
-
-
-@dataclass
-class Section:
-    """A section with its heading.
-
-    Attributes:
-        key: unique on the page.
-        title: of the section.
-    """
-
-    key: str
-    title: str
-    parts: list[str] = field(default_factory=list)
-    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    examples: dict[str, Any] = field(default_factory=dict)
-
-    def say(self, text: str, kind: str = "") -> None:
-        """A paragraph."""
-        self.parts.append(paragraph(text, kind))
-
-    def head(self, text: str) -> None:
-        """A heading inside the section."""
-        self.parts.append(f"<h3>{escape(text)}</h3>")
-
-    def table(
-        self,
-        caption: str,
-        words: Sequence[str],
-        numbers: Sequence[str],
-        rows: Iterable[Sequence[str]],
-        limit: int = 0,
-    ) -> None:
-        """A table, as `markup.table` makes it."""
-        self.parts.append(table(caption, words, numbers, rows, limit=limit))
-
-    def figure(self, name: str, figure: Figure) -> None:
-        """A figure, drawn when it comes into view."""
-        key = f"{self.key}-{name}"
-        menu = ""
-        if len(figure.choices) > 1:
-            options = "".join(
-                f'<option value="{i}">{escape(choice.label)}</option>'
-                for i, choice in enumerate(figure.choices)
-            )
-            menu = f'<label>{escape(figure.menu)} <select data-choices="{key}">{options}</select></label>'
-        height = int(figure.layout.get("height", 380))
-        kind = "plot square" if figure.square else "plot"
-        self.parts.append(
-            f'<figure>{menu}<div class="{kind}" id="{key}" role="img" aria-label="{escape(figure.label)}" '
-            f'style="height:{height}px"></div><figcaption>{escape(figure.caption)}</figcaption></figure>'
-        )
-        self.figures[key] = {
-            "data": figure.data,
-            "layout": figure.layout,
-            "choices": [{"visible": list(choice.visible), **choice.style} for choice in figure.choices],
-        }
-
-    def explorer(self, content: dict[str, Any]) -> None:
-        """Rows that can be searched and filtered, filled in by the page's script."""
-        self.examples[self.key] = content
-        self.parts.append(f'<div class="explorer" data-examples="{self.key}"></div>')
-
-    def html(self) -> str:
-        """The section."""
-        body = "\n".join(self.parts)
-        return (
-            f'<section id="{self.key}" aria-labelledby="{self.key}-title">'
-            f'<h2 id="{self.key}-title">{escape(self.title)}</h2>\n{body}\n</section>'
-        )
-
+Trace = dict[str, Any]
+"""A trace or a layout as plotly.js takes it; words from files in it are escaped by `plotted`."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a6fd1", "#e69f00")
 """Told apart by colour-blind eyes, and on white as on black (after Okabe and Ito, 2008)."""
 GREY = "#888888"
+FAINT = "rgba(136,136,136,0.35)"
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, drawn by the page's script when it comes into view.
+
+    Attributes:
+        label: what is seen, for those who do not see it.
+        traces: those that are always seen, above all others.
+        choices: traces that a menu chooses from, by its words; the first are seen at the beginning.
+        menu: what is chosen.
+        layout: colours of text and grid are the page's.
+        square: not wider than high.
+    """
+
+    label: str
+    traces: Sequence[Trace] = ()
+    choices: Mapping[str, Sequence[Trace]] = field(default_factory=dict)
+    menu: str = ""
+    layout: Trace = field(default_factory=dict)
+    square: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Traces, layout, and which traces are seen by each choice."""
+        data = [*(trace for group in self.choices.values() for trace in group), *self.traces]
+        seen = [self._seen(choice) for choice in self.choices]
+        if seen:
+            data = [{**trace, "visible": visible} for trace, visible in zip(data, seen[0], strict=True)]
+        return {"data": data, "layout": self.layout, "choices": [{"visible": choice} for choice in seen]}
+
+    def _seen(self, choice: str) -> list[bool]:
+        chosen = [name == choice for name, group in self.choices.items() for _ in group]
+        return chosen + [True] * len(self.traces)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What fills a section's template.
+
+    Attributes:
+        facts: by the names that the template calls them.
+        figures: by name; a template draws those that are there.
+        examples: rows that can be searched and filtered, for the page's script.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    examples: dict[str, Any] | None = None
+
+
+def axis(title: str, **look: Any) -> Trace:
+    """An axis of a figure with its title."""
+    return {"title": {"text": title}, **look}
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Numbers of a figure to four figures, as a page holds many."""
+    return [float(f"{value:.4g}") for value in values]
+
+
+def visible(text: str) -> str:
+    """`text` with control characters, direction marks and lone surrogates shown by picture or number."""
+    return _UNSEEN.sub(_shown, text.replace("\r\n", "\n"))
+
+
+def _shown(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+
+
+def script_json(content: Any) -> str:
+    """JSON that can stand in a script element: nothing in it can end the element or begin another."""
+    return htmlsafe_json_dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def plotted(text: str) -> str:
+    """`text` for plotly, which knows some markup of HTML, and of its entities only a few."""
+    return html.escape(visible(text), quote=False)
+
+
+def commas(value: float) -> str:
+    """A whole number, with commas."""
+    return f"{value:,.0f}"
+
+
+def number(value: float | None, places: int = 4, sign: str = "") -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:{sign}.{places}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in whole percent, or a dash where there is none."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def with_error(value: float, error: float | None, places: int = 4, sign: str = "") -> str:
+    """A number with its standard error, where there is one."""
+    return number(value, places, sign) + ("" if error is None else f" ± {error:.{places}f}")
+
+
+def seconds(value: float) -> str:
+    """A time as people say it."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,4 +1,8 @@
-"""What was selected: by source and by cluster, and the rows themselves, to be read."""
+"""What was selected: by source and by cluster, and the rows themselves, to be read.
+
+The rows that carry text are the best of the selected ones, and the most and least influential of all that
+were scored, so that a page stays small whatever the size of the pool.
+"""
 
 from __future__ import annotations
 
@@ -6,116 +10,142 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clusterucb.report.examples import explored
-from clusterucb.report.markup import count, plotted
-from clusterucb.report.run_data import RunData
-from clusterucb.report.section import COLOURS, GREY, Figure, Section
+from clusterucb.data.rows import Row
+from clusterucb.report.run_data import RoundData, RunData
+from clusterucb.report.section import (
+    COLOURS,
+    GREY,
+    Figure,
+    Section,
+    Trace,
+    axis,
+    plotted,
+    script_json,
+    visible,
+)
+
+BEST = 300
+"""Selected rows of one selection at most, the most influential."""
+ENDS = 50
+"""Rows with the highest and with the lowest scores of one selection."""
+ROWS = 1600
+"""Rows of all selections together, about."""
+CHARACTERS = 2000
+"""Of one row's text."""
+BYTES = 5 << 20
+"""Of all texts of a page, as JSON."""
 
 
-def selected(run: RunData, section: Section, allowed: int) -> None:
-    """Write the section; texts of rows may take `allowed` bytes."""
+def selected(run: RunData, allowed: int = BYTES) -> Section:
+    """The section; texts of rows may take `allowed` bytes."""
     if not run.rounds:
-        section.say("Nothing is selected yet.")
-        return
-    rows = np.concatenate([found.rows for found in run.rounds])
-    distinct, several = len(np.unique(rows)), len(run.rounds) > 1
-    times = f" in {len(run.rounds)} periods, {count(distinct)} of them distinct," if several else ""
-    section.say(f"{count(len(rows))} rows were selected{times} out of {count(run.rows or 0)} usable ones.")
-    if not several and run.config.training.periods > 1 and run.config.method != "dynamic":
-        section.say(f"They serve all {run.config.training.periods} training periods.")
-    _by_source(run, section)
-    _by_cluster(run, section)
-    section.head("The rows")
-    section.say(
-        "The most influential rows selected in each period, and the most and least influential of all that "
-        "were scored. A row's score is its influence on the target at the checkpoint of that period, so "
-        "scores of two periods are not on one scale."
-        if run.config.method in ("dynamic", "less")
-        else f"The best rows selected, and the best and worst of all scored ones, by {run.config.method}."
-    )
-    if run.pool_missing:
-        section.say(f"Rows that were not selected cannot be shown: {run.pool_missing}", "note")
-    periods = [(r.number, (r.rows, r.scores, r.drawn, r.drawn_scores)) for r in run.rounds]
-    section.explorer(explored(periods, run.examples, run.clusters, allowed))
+        return Section()
+    sources, clusters = _by_source(run), _by_cluster(run)
+    figures = {"sources": _source_figure(run)} if len(run.rounds) > 1 else {}
+    facts = {"distinct": len(np.unique(run.selected)), "sources": sources, "clusters": clusters}
+    return Section(facts, figures, _examples(run, allowed))
 
 
-def _by_source(run: RunData, section: Section) -> None:
-    per_round = [Counter(found.sources) for found in run.rounds]
-    total = run.selected_sources
-    pool: Counter[str] = Counter()
+def _by_source(run: RunData) -> list[dict[str, Any]]:
+    """A line a source: rows in the pool, of each selection and of all, and its share against the pool's."""
+    total, pool = run.selected_sources, Counter[str]()
     if run.sources:
-        sizes = np.bincount(run.sources.codes, minlength=len(run.sources.names))
-        pool = Counter(dict(zip(run.sources.names, sizes.tolist(), strict=True)))
-    names = [name for name, _ in total.most_common()] + [name for name in pool if name not in total]
-    everything, whole = sum(total.values()), sum(pool.values())
+        names, codes = run.sources
+        pool.update(dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)))
+    per_round = [Counter(found.sources) for found in run.rounds]
 
-    def row(name: str) -> list[str]:
-        share = total[name] / everything
-        fair = pool[name] / whole if whole else 0
-        times = f"{share / fair:.1f}×" if fair else "–"
-        periods = [count(found[name]) for found in per_round] if len(per_round) > 1 else []
-        return [
-            name,
-            count(pool[name]) if whole else "–",
-            *periods,
-            count(total[name]),
-            f"{share:.0%}",
-            times,
-        ]
+    def line(name: str) -> dict[str, Any]:
+        share, rows = total[name] / total.total(), [found[name] for found in per_round]
+        own = {"name": name, "rows": rows, "selected": total[name], "share": share}
+        fair = pool[name] / pool.total() if pool else 0
+        return {**own, "pool": pool[name] if pool else None, "lift": share / fair if fair else None}
 
-    periods = [f"period {found.number}" for found in run.rounds] if len(run.rounds) > 1 else []
-    headings = ["in the pool", *periods, "selected", "share", "against its share of the pool"]
-    section.table("Selected rows by source", ["source"], headings, map(row, names), limit=15)
-    if len(per_round) > 1:
-        section.figure("sources", _source_figure(names, per_round))
+    return [line(name) for name in [*_by_rows(total), *(name for name in pool if name not in total)]]
 
 
-def _source_figure(names: list[str], per_round: list[Counter[str]]) -> Figure:
-    periods = [f"period {n + 1}" for n in range(len(per_round))]
+def _by_rows(sources: Counter[str]) -> list[str]:
+    return [name for name, _ in sources.most_common()]
+
+
+def _source_figure(run: RunData) -> Figure:
+    periods = [found.period for found in run.rounds]
+    per_round, names = [Counter(found.sources) for found in run.rounds], _by_rows(run.selected_sources)
     leading, others = names[: len(COLOURS)], names[len(COLOURS) :]
 
-    def bars(name: str, colour: str, numbers: list[int]) -> dict[str, Any]:
-        look = {"type": "bar", "name": plotted(name), "marker": {"color": colour}}
-        return {**look, "x": periods, "y": numbers}
+    def bars(name: str, colour: str, of: list[str]) -> Trace:
+        numbers = [sum(found[source] for source in of) for found in per_round]
+        return {"type": "bar", "name": plotted(name), "marker": {"color": colour}, "x": periods, "y": numbers}
 
-    data = [
-        bars(name, colour, [found[name] for found in per_round])
-        for name, colour in zip(leading, COLOURS, strict=False)
-        if any(found[name] for found in per_round)
-    ]
-    if rest := [sum(found[name] for name in others) for found in per_round]:
-        data += [bars(f"{len(others)} other sources", GREY, rest)] if any(rest) else []
-    return Figure(
-        data,
-        {"barmode": "stack", "height": 320, "yaxis": {"title": {"text": "rows selected"}}},
-        label="Selected rows of each source, period by period, as stacked bars",
-        caption="Where the rows of each period come from. What helps changes while the model trains.",
-    )
+    traces = [bars(name, colour, [name]) for name, colour in zip(leading, COLOURS, strict=False)]
+    traces += [bars(f"{len(others)} other sources", GREY, others)] if others else []
+    layout = {"barmode": "stack", "height": 320, "yaxis": axis("rows selected")}
+    return Figure("Selected rows of each source, period by period, as stacked bars", traces, layout=layout)
 
 
-def _by_cluster(run: RunData, section: Section) -> None:
+def _by_cluster(run: RunData) -> list[dict[str, Any]]:
+    """A line a cluster of which rows are selected."""
     if run.clusters is None:
-        return
-    sizes = np.bincount(run.clusters)
-    per_round = [np.bincount(run.clusters[found.rows], minlength=len(sizes)) for found in run.rounds]
-    total = np.sum(per_round, axis=0)
-    order = [c for c in np.argsort(-total, kind="stable").tolist() if total[c]]
-
-    def row(cluster: int) -> list[str]:
-        periods = [count(found[cluster]) for found in per_round] if len(per_round) > 1 else []
-        share = count(total[cluster])
-        return [f"cluster {cluster}", main_source(run, cluster), count(sizes[cluster]), *periods, share]
-
-    periods = [f"period {found.number}" for found in run.rounds] if len(per_round) > 1 else []
-    headings = ["rows in it", *periods, "selected"]
-    caption = f"Selected rows by cluster ({len(order)} of {np.count_nonzero(sizes)} clusters have any)"
-    section.table(caption, ["cluster", "mostly"], headings, map(row, order), limit=10)
+        return []
+    per_round = np.stack([run.in_clusters(found.rows) for found in run.rounds])  # (rounds, K)
+    total = per_round.sum(0)
+    return [
+        {"cluster": c, "size": run.sizes[c], "rows": per_round[:, c].tolist(), "selected": total[c]}
+        for c in run.leading
+        if total[c]
+    ]
 
 
-def main_source(run: RunData, cluster: int) -> str:
-    """The source that most rows of a cluster have, with its share; a dash if sources are not known."""
-    if run.sources is None or run.clusters is None:
-        return "–"
-    sizes = np.bincount(run.sources.codes[run.clusters == cluster], minlength=len(run.sources.names))
-    return f"{run.sources.names[int(sizes.argmax())]} ({sizes.max() / sizes.sum():.0%})"
+def shown_rows(found: RoundData, rounds: int) -> dict[int, float]:
+    """Rows and scores that are shown of one of so many selections, the most influential first."""
+    room = max(1, min(BEST + 2 * ENDS, ROWS // max(1, rounds)))
+    ends = max(1, min(ENDS, room // 4))
+    best = _falling(found.chosen.scores)[: max(1, min(BEST, room - 2 * ends))]
+    order = _falling(found.scored.scores)
+    outer = order if len(order) <= 2 * ends else np.concatenate([order[:ends], order[-ends:]])
+    shown = _scores(found.scored.rows[outer], found.scored.scores[outer])
+    shown |= _scores(found.rows[best], found.chosen.scores[best])
+    return dict(sorted(shown.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _falling(scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.argsort(-scores, kind="stable")
+
+
+def _scores(rows: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[int, float]:
+    return dict(zip(rows.tolist(), scores.tolist(), strict=True))
+
+
+def _examples(run: RunData, allowed: int) -> dict[str, Any]:
+    """What the page's script shows: texts, each once, and the scores of their rows in each selection."""
+    shown = [shown_rows(found, len(run.rounds)) for found in run.rounds]
+    texts = run.read(dict.fromkeys(row for scores in shown for row in scores))
+    places = {row: place for place, row in enumerate(texts)}
+    rows = []
+    for found, scores in zip(run.rounds, shown, strict=True):
+        kept = set(found.rows.tolist())
+        for row in filter(places.__contains__, scores):
+            cluster = -1 if run.clusters is None else int(run.clusters[row])
+            score = float(f"{scores[row]:.6g}")
+            rows.append((places[row], score, cluster, found.number, int(row in kept)))
+    return {"rows": rows, **cut_texts([*texts.values()], allowed)}
+
+
+def cut_texts(rows: list[Row], allowed: int) -> dict[str, Any]:
+    """The rows' turns, cut to so many characters each that all are at most `allowed` bytes of JSON."""
+    characters = CHARACTERS
+    while True:
+        texts = [_text(row, characters) for row in rows]
+        if characters < 50 or len(script_json(texts).encode()) <= allowed:
+            return {"texts": texts, "characters": characters}
+        characters //= 2
+
+
+def _text(row: Row, characters: int) -> dict[str, Any]:
+    turns, left = [], characters
+    for message in row.messages:
+        if left > 0:
+            turns.append((message.role, visible(message.content[:left])))
+        left -= len(message.content)
+    return {"id": visible(row.id), "source": visible(row.source), "turns": turns, "left_out": max(0, -left)}

@@ -1,437 +1,184 @@
-"""Why these rows: clusters and their influence, the features as a map, the bandit's draws in their course."""
+"""Why these rows: the clusters and their influence, the map of features, the draws in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.report.course import Course, course
-from clusterucb.report.feature_map import FeatureMap
-from clusterucb.report.markup import count, number, plotted
+from clusterucb.report.feature_map import map_features, map_figure
 from clusterucb.report.run_data import RoundData, RunData
-from clusterucb.report.section import COLOURS, GREY, Choice, Figure, Section
-from clusterucb.report.selected import main_source
+from clusterucb.report.section import COLOURS, FAINT, GREY, Figure, Section, Trace, axis, commas, rounded
 
-ARROWS = 12
-FAINT = "rgba(136,136,136,0.35)"
+WINDOWS = 24
+ROWS = 4
+"""Rows of a window, at least."""
+COLUMNS = 4
+"""Selections whose draws are told one by one in the table of clusters, at most."""
 
 
-def why(run: RunData, section: Section) -> None:
-    """Write the section."""
-    if run.config.method not in ("dynamic", "less"):
-        section.say(f"The method {run.config.method} takes no gradients: there are no clusters and no draws.")
-        return
-    if run.feature_map is None:
-        section.say("There are no features yet.")
-        return
-    drawn = [found for found in run.rounds if found.arms is not None]
-    if not run.config.budgeted:
-        section.say("Without a bandit the gradients of all rows decide: there are no clusters and no draws.")
-    elif run.clusters is not None:
-        _clusters(run, section, drawn)
-    section.head("The features as a map")
-    section.figure("map", _map_figure(run, run.feature_map))
+def why(run: RunData) -> Section:
+    """The section."""
+    if not run.method.takes_gradients or run.store is None or run.directions is None:
+        return Section()
+    found = map_features(run.store.features, run.directions, run.selected)
+    figures = {"map": map_figure(run, found)}
+    drawn = [found for found in run.rounds if len(found.scored.arms) and run.clusters is not None]
     if drawn:
-        section.head("The bandit's draws")
-        courses = [_course(found) for found in drawn]
-        section.figure("arms", _arms_figure(drawn, courses))
-        section.figure("found", _found_figure(drawn, courses))
-        _spend(section, drawn, courses)
+        leading = run.leading[: len(COLOURS)]
+        courses = {found.period: course(found, leading) for found in drawn}
+        figures |= {"arms": _arms_figure(courses, leading), "found": _found_figure(courses)}
+    draws = {f"draws, {found.period}": run.in_clusters(found.scored.rows) for found in drawn}
+    if len(draws) > COLUMNS:
+        draws = {"draws, all periods": np.sum([*draws.values()], axis=0)}
+    facts = {"clusters": _clusters(run, [*draws.values()]), "draws": [*draws]}
+    return Section({**facts, "spent": [_spent(r) for r in drawn], "on_map": len(found.rows)}, figures)
 
 
-def _clusters(run: RunData, section: Section, drawn: list[RoundData]) -> None:
-    clusters = run.clusters
-    assert clusters is not None
-    sizes = np.bincount(clusters)
-    chosen = np.bincount(np.concatenate([clusters[found.rows] for found in run.rounds] or [clusters[:0]]))
-    chosen = np.pad(chosen, (0, len(sizes) - len(chosen)))
-    draws = [np.bincount(found.arms, minlength=len(sizes)) for found in drawn if found.arms is not None]
-    mean, deviation = _influence(clusters, len(sizes), run.rounds[0]) if run.rounds else (None, None)
-    shown = draws if len(draws) <= 4 else [np.sum(draws, axis=0)]
-    names = [f"draws, period {found.number}" for found in drawn] if shown is draws else ["draws, all periods"]
-
-    def row(cluster: int) -> list[str]:
-        values = [mean, deviation]
-        known = [number(None if v is None or np.isnan(v[cluster]) else float(v[cluster])) for v in values]
-        spent = [f"{count(d[cluster])} ({d[cluster] / d.sum():.0%})" for d in shown]
-        cells = [f"cluster {cluster}", main_source(run, cluster), count(sizes[cluster])]
-        return [*cells, *known, *spent, count(chosen[cluster])]
-
-    by_draws = np.sum(draws, axis=0) if draws else sizes
-    order = np.lexsort((-by_draws, -chosen))
-    order = order[sizes[order] > 0]
-    what = "hidden states" if run.hidden else "features"
-    section.say(
-        f"{len(order)} clusters of rows whose {what} point the same way: the arms of the bandit. "
-        "Influence is that of the first selection; the spread is a standard deviation over the rows that "
-        "were scored there."
-    )
-    headings = ["rows", "mean influence", "its spread", *names, "selected"]
-    section.table("Clusters", ["cluster", "mostly"], headings, map(row, order.tolist()), limit=12)
-    if draws and mean is not None:
-        section.figure("promise", _promise_figure(run, sizes, mean, np.sum(draws, axis=0), order))
-
-
-def _influence(
-    clusters: NDArray[np.int64], count_: int, first: RoundData
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of each cluster's scores in a selection; NaN where no row of it was scored."""
-    labels, scores = clusters[first.drawn], first.drawn_scores
-    scored = np.bincount(labels, minlength=count_).astype(np.float64)
-    scored[scored == 0] = np.nan
-    mean = np.bincount(labels, scores, count_) / scored
-    spread = np.bincount(labels, (scores - mean[labels]) ** 2, count_) / scored
-    return mean, np.sqrt(spread)
-
-
-def _promise_figure(
-    run: RunData,
-    sizes: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    draws: NDArray[np.int64],
-    order: NDArray[np.int64],
-) -> Figure:
-    known = [int(c) for c in order if not np.isnan(mean[c])]
-    lift = draws / draws.sum() / (sizes / sizes.sum()).clip(1e-12)
-    largest, widest = int(sizes.max()), min(36.0, 160 / float(np.sqrt(len(known) or 1)))
-    trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [round(float(mean[c]), 6) for c in known],
-        "y": [round(float(lift[c]), 4) for c in known],
-        "text": [plotted(f"cluster {c}, mostly {main_source(run, c)}, {sizes[c]} rows") for c in known],
-        "cliponaxis": False,
-        "hovertemplate": "%{text}<br>mean influence %{x:.4f}<br>%{y:.1f}× its share<extra></extra>",
-        "marker": {
-            "size": [round(4 + widest * float(np.sqrt(sizes[c] / largest)), 1) for c in known],
-            "color": COLOURS[0],
-            "opacity": 0.6,
-        },
-    }
-    even = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
-    layout = {
-        "height": 360,
-        "xaxis": {"title": {"text": "mean influence at the first selection"}},
-        "yaxis": {"title": {"text": "draws, × its share of rows"}, "rangemode": "tozero"},
-        "shapes": [{**even, "line": {"color": GREY, "dash": "dot", "width": 1}}],
-    }
-    caption = (
-        "Each circle is a cluster, its area the cluster's rows. Above the dotted line the bandit has drawn "
-        "more of a cluster than a uniform draw would."
-    )
-    return Figure([trace], layout, "Draws of each cluster against its mean influence", caption)
-
-
-def _map_figure(run: RunData, found: FeatureMap) -> Figure:
-    x, y = _rounded(found.points[:, 0]), _rounded(found.points[:, 1])
-    words = [_describe(run, row, score) for row, score in zip(found.rows, found.influence, strict=True)]
-    modes: list[tuple[str, list[dict[str, Any]]]] = []
-
-    def points(at: NDArray[np.int64], name: str, colour: Any, **look: Any) -> dict[str, Any]:
-        places = at.tolist()
-        coordinates = {"x": [x[i] for i in places], "y": [y[i] for i in places]}
-        texts = {"text": [words[i] for i in places], "hovertemplate": "%{text}<extra></extra>"}
-        marker = {"size": 5, "opacity": 0.75, "color": colour, **look}
-        return {**_trace(name), **coordinates, **texts, "marker": marker}
-
-    if run.clusters is not None:
-        labels = run.clusters[found.rows]
-        modes.append(("cluster", _groups(points, labels, _leading(run), lambda c: _cluster_name(run, c))))
-    if run.sources is not None:
-        names, codes = run.sources.names, run.sources.codes
-        order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable").tolist()
-        modes.append(("source", _groups(points, codes[found.rows], order, lambda c: names[c])))
-    measure = _measure(run)
-    scale = {
-        "colorscale": "Viridis",
-        "showscale": True,
-        "colorbar": {"title": {"text": measure}, "len": 0.8},
-    }
-    everything = np.arange(len(x))
-    scores = [float(f"{score:.4g}") for score in found.influence]
-    modes.append((measure, [{**points(everything, "rows", scores, **scale), "showlegend": False}]))
-    shared = [*_marked(run, found, x, y), *_arrows(run, found)]
-    numbers = [] if run.clusters is None else [_numbers(found, run.clusters[found.rows], _leading(run))]
-    data = [trace for _, traces in modes for trace in traces] + shared + numbers
-    seen = [
-        Choice(
-            name,
-            [m == mode for m, (_, traces) in enumerate(modes) for _ in traces]
-            + [True] * len(shared)
-            + [name == "cluster" for _ in numbers],
-        )
-        for mode, (name, _) in enumerate(modes)
-    ]
-    for trace, shown in zip(data, seen[0].visible, strict=True):
-        trace["visible"] = shown
-    layout = {
-        "height": 620,
-        "hovermode": "closest",
-        "xaxis": {"title": {"text": f"first component, {found.explained[0]:.0%} of the variance"}},
-        "yaxis": {"title": {"text": f"second, {found.explained[1]:.0%}"}, "scaleanchor": "x"},
-    }
-    whole = (
-        "All rows"
-        if len(found.rows) == run.rows
-        else f"{count(len(found.rows))} rows of {count(run.rows or 0)}"
-    )
-    features = "centred hidden states" if run.hidden else "features"
-    grows = measure if run.hidden else "influence on the target"
-    caption = (
-        f"{whole} by the two principal components of their {features} at the first checkpoint; rings are "
-        f"selected rows. An arrow points where {grows} grows; hover tells how much of the "
-        "target's direction lies in this plane. What is far apart here is unlike; what is close may differ "
-        "in other dimensions."
-    )
-    label = "Map of the rows' features, with the selected ones marked"
-    return Figure(data, layout, label, caption, seen, "Colour:", square=True)
-
-
-def _measure(run: RunData) -> str:
-    """What the inner product of a stored feature and a direction is."""
-    return "likeness to the target" if run.hidden else "influence"
-
-
-def _trace(name: str) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "markers", "name": plotted(name)}
-
-
-def _rounded(values: NDArray[np.floating]) -> list[float]:
-    return [float(f"{value:.4g}") for value in values.tolist()]
-
-
-def _describe(run: RunData, row: int, score: float) -> str:
-    shown = run.examples.get(int(row))
-    parts = [shown.id[:80] if shown else f"row {row}", run.source_of(row), f"{_measure(run)} {score:.4f}"]
-    if run.clusters is not None:
-        parts.append(f"cluster {run.clusters[row]}")
-    return "<br>".join(plotted(part) for part in parts if part)
-
-
-def _leading(run: RunData) -> list[int]:
-    """Clusters by the rows selected from them, then by size."""
-    assert run.clusters is not None
-    sizes = np.bincount(run.clusters)
-    chosen = np.zeros(len(sizes), np.int64)
-    for found in run.rounds:
-        chosen += np.bincount(run.clusters[found.rows], minlength=len(sizes))
-    return [int(c) for c in np.lexsort((-sizes, -chosen))]
-
-
-def _cluster_name(run: RunData, cluster: int) -> str:
-    return f"{cluster}, mostly {main_source(run, cluster)}" if run.sources else f"cluster {cluster}"
-
-
-def _groups(points: Any, labels: NDArray[np.int64], order: Sequence[int], name: Any) -> list[dict[str, Any]]:
-    """A trace for each of the first groups, under one for all the others."""
-    leading = list(order[: len(COLOURS)])
-    rest = np.flatnonzero(~np.isin(labels, leading))
-    traces = [points(rest, f"the {len(order) - len(leading)} others", FAINT)] if len(rest) else []
-    for group, colour in zip(leading, COLOURS, strict=False):
-        traces.append(points(np.flatnonzero(labels == group), name(group), colour))
-    return traces
-
-
-def _numbers(found: FeatureMap, labels: NDArray[np.int64], order: Sequence[int]) -> dict[str, Any]:
-    """The numbers of the leading clusters where these are."""
-    there = [c for c in order[: len(COLOURS)] if (labels == c).any()]
-    middles = [np.median(found.points[labels == c], axis=0) for c in there]
-    return {
-        **_trace("numbers"),
-        "mode": "text",
-        "x": [float(middle[0]) for middle in middles],
-        "y": [float(middle[1]) for middle in middles],
-        "text": [f"<b>{c}</b>" for c in there],
-        "textfont": {"size": 16},
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
-
-
-def _marked(run: RunData, found: FeatureMap, x: list[float], y: list[float]) -> list[dict[str, Any]]:
-    if not run.rounds:
+def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, Any]]:
+    """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
+    if run.clusters is None:
         return []
-    chosen = np.isin(found.rows, np.concatenate([r.rows for r in run.rounds]))
-    places = np.flatnonzero(chosen).tolist()
-    few = len(places) < 300
-    line = {"width": 1.5 if few else 1}
-    ring = {"symbol": "circle-open", "size": 10 if few else 7, "color": GREY, "line": line}
-    coordinates = {"x": [x[i] for i in places], "y": [y[i] for i in places]}
-    return [{**_trace("selected"), **coordinates, "marker": ring, "hoverinfo": "skip", "meta": "ink"}]
+    chosen = run.in_clusters(run.selected)
+    mean, spread = _influence(run)
+
+    def line(cluster: int) -> dict[str, Any]:
+        spent = [f"{commas(found[cluster])} ({found[cluster] / found.sum():.0%})" for found in draws]
+        scores = {"mean": mean[cluster], "spread": spread[cluster]}
+        rows = {"rows": run.sizes[cluster], "selected": chosen[cluster]}
+        return {"cluster": cluster, **rows, **scores, "draws": spent}
+
+    return [line(cluster) for cluster in run.leading]
 
 
-def _arrows(run: RunData, found: FeatureMap) -> list[dict[str, Any]]:
-    """From the middle, as long as the cloud is wide, towards the directions that lie in the plane "
-    "the most."""
-    parts = np.linalg.norm(found.arrows, axis=1)
-    reach = float(np.quantile(np.linalg.norm(found.points, axis=1), 0.98)) or 1.0
-    traces = []
-    for subtask in np.argsort(-parts, kind="stable")[:ARROWS].tolist():
-        tip = found.arrows[subtask] / max(parts[subtask], 1e-12) * reach
-        name = run.subtasks[subtask] if subtask < len(run.subtasks) else f"subtask {subtask + 1}"
-        alone = len(found.arrows) == 1
-        traces.append(
-            {
-                **_trace("towards the target" if alone else f"towards {name}"),
-                "mode": "lines+markers",
-                "x": [0, float(tip[0])],
-                "y": [0, float(tip[1])],
-                "text": ["", plotted(f"{name}: {parts[subtask]:.0%} of its direction lies in this plane")],
-                "hovertemplate": "%{text}<extra></extra>",
-                "line": {"color": COLOURS[2], "width": 2.5},
-                "marker": {"symbol": ["circle", "arrow"], "size": [1, 16], "angleref": "previous"},
-                "legendgroup": "directions",
-            }
-        )
-    return traces
+def _influence(run: RunData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of each cluster's scores in the first selection, (k,); NaN where it scored none."""
+    k = len(run.sizes)
+    if run.clusters is None or not run.rounds:
+        return np.full(k, np.nan), np.full(k, np.nan)
+    first = run.rounds[0].scored
+    labels = run.clusters[first.rows]
+    scored = np.where(run.in_clusters(first.rows) > 0, run.in_clusters(first.rows), np.nan)
+    mean = np.bincount(labels, first.scores, k) / scored
+    return mean, np.sqrt(np.bincount(labels, (first.scores - mean[labels]) ** 2, k) / scored)
 
 
-def _course(found: RoundData) -> Course:
-    assert found.arms is not None
-    return course(found.arms, found.drawn_scores, found.cold, len(found.rows))
+def _spent(found: RoundData) -> dict[str, Any]:
+    """How many draws a selection took, and how far the last quarter after its cold start still paid."""
+    arms = found.scored.arms
+    late = -max(1, (len(arms) - found.cold) // 4)
+    facts = {"period": found.period, "drawn": len(arms), "cold": found.cold / len(arms)}
+    return {**facts, "clusters": len(np.unique(arms[late:])), "kept": found.kept[late:].mean()}
 
 
-def _choices(drawn: list[RoundData], traces: list[list[dict[str, Any]]]) -> list[Choice]:
-    """One period is seen at a time, the last one first."""
-    choices = [
-        Choice(f"period {found.number}", [i == j for j, many in enumerate(traces) for _ in many])
-        for i, found in enumerate(drawn)
-    ][::-1]
-    for trace, shown in zip((t for many in traces for t in many), choices[0].visible, strict=True):
-        trace["visible"] = shown
-    return choices
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The draws of a selection in windows of equal length, the first of which is the cold start.
+
+    Attributes:
+        ends: rows drawn at the end of each window, (w,).
+        shares: of the draws of a window, each leading cluster's, and the others' together, (a + 1, w).
+        mean: influence of the rows of a window, (w,).
+        threshold: the lowest of the best rows so far at each window's end, (w,); NaN before there are as many
+            as are selected.
+        kept: share of a window's draws that were selected in the end, (w,).
+    """
+
+    ends: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+    kept: NDArray[np.float64]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Rows drawn at the beginning of each window, (w,)."""
+        return np.concatenate([[0], self.ends[:-1]])
 
 
-def _arms_figure(drawn: list[RoundData], courses: list[Course]) -> Figure:
-    traces = []
-    for found in courses:
-        names = [f"cluster {arm}" for arm in found.arms] + ["all others"]
-        colours = [*COLOURS[: len(found.arms)], FAINT]
-        starts = [0, *found.ends[:-1].tolist()]
-        place = {
-            "x": [(start + end) / 2 for start, end in zip(starts, found.ends.tolist(), strict=True)],
-            "width": [0.96 * (end - start) for start, end in zip(starts, found.ends.tolist(), strict=True)],
-        }
-        traces.append(
-            [
-                {
-                    "type": "bar",
-                    "name": name,
-                    "marker": {"color": colour},
-                    **place,
-                    "y": _rounded(shares),
-                    "hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>",
-                }
-                for name, colour, shares in zip(names, colours, found.shares, strict=True)
-            ]
-        )
+def course(found: RoundData, leading: Sequence[int]) -> Course:
+    """Follow the draws of a selection in their order, with the clusters told apart that are `leading`."""
+    scores, apart = found.scored.scores, np.array(leading)[:, None]
+    ends = _ends(len(scores), found.cold)
+
+    def windows(values: NDArray[Any]) -> list[NDArray[Any]]:
+        return np.split(values, ends[:-1])
+
+    shares = np.array([(arms == apart).mean(1) for arms in windows(found.scored.arms)]).T
+    return Course(
+        ends=ends,
+        shares=np.vstack([shares, np.maximum(0, 1 - shares.sum(0))]),
+        mean=np.array([part.mean() for part in windows(scores)]),
+        threshold=np.array([_threshold(scores[:end], len(found.rows)) for end in ends]),
+        kept=np.array([part.mean() for part in windows(found.kept)]),
+    )
+
+
+def _ends(drawn: int, cold: int) -> NDArray[np.int64]:
+    """The cold start's end, if it is any, and equal steps from there on."""
+    windows = max(1, min(WINDOWS, (drawn - cold) // ROWS))
+    ends = np.linspace(cold, drawn, windows + 1).astype(np.int64)
+    return np.unique(ends[ends > 0])
+
+
+def _threshold(scores: NDArray[np.float64], keep: int) -> float:
+    """The lowest of the `keep` highest scores; NaN if there are fewer."""
+    return float(np.partition(scores, -keep)[-keep]) if len(scores) >= keep else np.nan
+
+
+def _arms_figure(courses: dict[str, Course], leading: list[int]) -> Figure:
     layout = {
         "height": 380,
         "barmode": "stack",
-        "xaxis": {"title": {"text": "rows drawn so far"}},
-        "yaxis": {"title": {"text": "share of the draws"}, "tickformat": ".0%", "range": [0, 1]},
+        "xaxis": axis("rows drawn so far"),
+        "yaxis": axis("share of the draws", tickformat=".0%", range=[0, 1]),
     }
-    caption = (
-        "Which clusters the draws went to, in the order of drawing; the first bar is the cold start, in "
-        "which every cluster is drawn. Many colours are exploring, few are exploiting."
-    )
-    data = [trace for many in traces for trace in many]
-    return Figure(
-        data,
-        layout,
-        "Share of the draws by cluster over time",
-        caption,
-        _choices(drawn, traces),
-        "Selection of",
-    )
+    choices = {period: _bars(found, leading) for period, found in reversed(courses.items())}
+    return Figure("Share of the draws by cluster over time", (), choices, "Selection of", layout)
 
 
-def _found_figure(drawn: list[RoundData], courses: list[Course]) -> Figure:
-    traces = []
-    for found in courses:
-        ends = found.ends.tolist()
-        threshold = [None if np.isnan(value) else float(f"{value:.5g}") for value in found.threshold]
-        line = {"type": "scatter", "x": ends}
-        traces.append(
-            [
-                {
-                    **line,
-                    "name": "share selected in the end",
-                    "y": _rounded(found.kept),
-                    "yaxis": "y2",
-                    "mode": "lines",
-                    "line": {"color": GREY, "width": 1, "shape": "hv"},
-                    "fill": "tozeroy",
-                    "fillcolor": "rgba(136,136,136,0.18)",
-                },
-                {
-                    **line,
-                    "name": "running threshold",
-                    "y": threshold,
-                    "mode": "lines",
-                    "line": {"color": COLOURS[1], "width": 2.5},
-                },
-                {
-                    **line,
-                    "name": "mean influence drawn",
-                    "y": _rounded(found.mean),
-                    "mode": "lines+markers",
-                    "line": {"color": COLOURS[0], "width": 2},
-                },
-            ]
-        )
+def _bars(found: Course, leading: list[int]) -> list[Trace]:
+    names = [f"cluster {arm}" for arm in leading] + ["all others"]
+    colours = [*COLOURS[: len(leading)], FAINT]
+    place = {
+        "x": ((found.starts + found.ends) / 2).tolist(),
+        "width": (0.96 * (found.ends - found.starts)).tolist(),
+    }
+    return [
+        {
+            **{"type": "bar", "name": name, "marker": {"color": colour}, **place, "y": rounded(shares)},
+            "hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>",
+        }
+        for name, colour, shares in zip(names, colours, found.shares, strict=True)
+    ]
+
+
+def _found_figure(courses: dict[str, Course]) -> Figure:
+    share = {"side": "right", "overlaying": "y", "showgrid": False, "tickmode": "auto", "nticks": 6}
     layout = {
         "height": 380,
-        "xaxis": {"title": {"text": "rows drawn so far"}},
-        "yaxis": {"title": {"text": "influence"}},
-        "yaxis2": {
-            "title": {"text": "share selected"},
-            "overlaying": "y",
-            "side": "right",
-            "tickformat": ".0%",
-            "rangemode": "tozero",
-            "tickmode": "auto",
-            "nticks": 6,
-            "showgrid": False,
-        },
+        "xaxis": axis("rows drawn so far"),
+        "yaxis": axis("influence"),
+        "yaxis2": axis("share selected", tickformat=".0%", rangemode="tozero", **share),
     }
-    caption = (
-        "What the draws found. The threshold is the lowest score among the rows that would be selected so "
-        "far: while it rises, more draws still pay."
-    )
-    data = [trace for many in traces for trace in many]
-    return Figure(
-        data, layout, "Influence of drawn rows over time", caption, _choices(drawn, traces), "Selection of"
-    )
+    choices = {period: _lines(found) for period, found in reversed(courses.items())}
+    return Figure("Influence of drawn rows over time", (), choices, "Selection of", layout)
 
 
-def _spend(section: Section, drawn: list[RoundData], courses: list[Course]) -> None:
-    """How the spend moved from exploring to exploiting, in figures."""
-    rows = []
-    for found, seen in zip(drawn, courses, strict=True):
-        cold, last = found.cold, len(seen.ends) // 4 or 1
-        assert found.arms is not None
-        arms = found.arms[-max(1, (len(found.arms) - cold) // 4) :]
-        rows.append(
-            [
-                f"period {found.number}",
-                count(len(found.drawn)),
-                f"{cold / len(found.drawn):.0%}",
-                f"{seen.breadth[0]:.1f}",
-                f"{float(seen.breadth[-last:].mean()):.1f}",
-                f"{len(np.unique(arms))}",
-                f"{float(seen.kept[-last:].mean()):.0%}",
-            ]
-        )
-    headings = [
-        "rows drawn",
-        "cold start",
-        "clusters at once, first window",
-        "in the last quarter",
-        "clusters drawn in the last quarter",
-        "selected of the last quarter",
+def _lines(found: Course) -> list[Trace]:
+    ends = found.ends.tolist()
+
+    def line(name: str, values: NDArray[np.float64], mode: str, look: Trace, **more: Any) -> Trace:
+        y = [None if np.isnan(value) else value for value in rounded(values)]
+        return {"type": "scatter", "x": ends, "name": name, "y": y, "mode": mode, "line": look, **more}
+
+    area = {"yaxis": "y2", "fill": "tozeroy", "fillcolor": "rgba(136,136,136,0.18)"}
+    steps = {"color": GREY, "width": 1, "shape": "vh"}
+    return [
+        line("share selected in the end", found.kept, "lines", steps, **area),
+        line("running threshold", found.threshold, "lines", {"color": COLOURS[1], "width": 2.5}),
+        line("mean influence drawn", found.mean, "lines+markers", {"color": COLOURS[0], "width": 2}),
     ]
-    section.table("From exploring to exploiting", ["selection"], headings, rows)

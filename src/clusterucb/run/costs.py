@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from clusterucb.run.directory import RunDir, numbered
+from clusterucb.run.methods import Method
 from clusterucb.runtime.files import read_json
 
 FORWARD_SHARE = 1 / 3
-"""What a forward pass of a row takes, in gradients of a row."""
+"""What a forward pass of a row takes, in gradients of a row: backward is twice forward.
+
+By operations alone it would be a half, as frozen weights have no gradient; but the vocabulary head goes both
+ways, attention's matrix is computed again, and Adam's direction and the projection wait for memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,26 @@ class Cost:
         with safe_open(path, "numpy") as file:
             facts = file.metadata() or {}
         return cls.from_json(json.loads(facts["cost"])) if "cost" in facts else cls()
+
+
+def recorded_costs(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[str, Cost]:
+    """What each finished step of a run has cost, in their order; `rounds` numbers its selections."""
+    files = recorded_files(run, method, rounds)
+    return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
+
+
+def recorded_files(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[str, list[Path]]:
+    """The files in which that is written down, by step."""
+    found: dict[str, list[Path]] = {}
+    for number in method.numbers:
+        found[numbered("warmup", number, " ")] = [run.checkpoint(number) / "checkpoint.json"]
+    for number in range(1, method.stored + 1):
+        files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
+        found[numbered("gradients", number, " ")] = files
+    found["cluster"] = [run.clusters.with_suffix(".json")] if method.budgeted else []
+    for number in rounds:
+        found[f"select {number}"] = [run.round(number) / "summary.json"]
+    found["train"] = [run.adapter / "checkpoint.json"]
+    found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
+    there = {step: [file for file in files if file.exists()] for step, files in found.items()}
+    return {step: files for step, files in there.items() if files}

@@ -17,8 +17,6 @@ from clusterucb.errors import BusyError
 from clusterucb.runtime.files import read_json, storage_errors, write_json
 
 ELSEWHERE = "elsewhere.json"
-GROUPS = ("inputs", "pool", "index", "clusters", "first_round", "base_answers")
-"""What a run may share with others, each as a whole: see the paths that name it."""
 
 
 class RunDir:
@@ -66,11 +64,11 @@ class RunDir:
 
     def checkpoint(self, number: int) -> Path:
         """The folder of warmup checkpoint `number`, from 1."""
-        return self._in("index") / numbered("warmup", number)
+        return self._in("checkpoints") / numbered("warmup", number)
 
     def features_at(self, number: int) -> Path:
         """The folder of the features at warmup checkpoint `number`, from 1."""
-        return self._in("index") / numbered("features", number)
+        return self._in("features") / numbered("features", number)
 
     def directions_at(self, number: int) -> Path:
         """The target's directions at warmup checkpoint `number`, from 1.
@@ -78,7 +76,7 @@ class RunDir:
         Runs of earlier versions have them beside the features.
         """
         before = self.features_at(number) / "directions.safetensors"
-        return before if before.exists() else self.path / "directions" / f"{number}.safetensors"
+        return before if before.exists() else self._in("directions") / "directions" / f"{number}.safetensors"
 
     def round(self, number: int) -> Path:
         """The folder of selection `number`, from 1."""
@@ -89,7 +87,11 @@ class RunDir:
         return self.path / "periods" / f"{number}.json"
 
     def share(self, elsewhere: Mapping[str, Path]) -> RunDir:
-        """This directory from now on, with groups of artifacts in folders that other runs use, too."""
+        """This directory from now on, with groups of artifacts in folders that other runs use, too.
+
+        A group is what a path above is `_in`: inputs, pool, checkpoints, features, directions, clusters,
+        first_round or base_answers.
+        """
         relative = {name: os.path.relpath(folder, self.path) for name, folder in elsewhere.items()}
         write_json(self.path / ELSEWHERE, relative)
         return RunDir(self.path)

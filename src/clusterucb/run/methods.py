@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clusterucb.config import Config
+from clusterucb.selection.budget import Budget, default_k
 
 BASELINES = ("random", "bm25", "rds", "loss")
 """Methods that take no gradient, and so need no checkpoint: they rank all rows, by scores of their own."""
@@ -60,6 +61,23 @@ class Method:
     def full(self, periods: int) -> int:
         """How often scoring every row takes the gradients of all rows; 0 where none are taken."""
         return periods if self.reselects else self.checkpoints
+
+
+def budget_of(config: Config) -> Budget:
+    """How much of the pool the settings let a selection look at: all of it without a bandit.
+
+    Raises:
+        ConfigError: its shares contradict each other.
+    """
+    chosen = config.selection
+    if not method_of(config).budgeted:
+        return Budget(1.0, top_p=chosen.top_p)
+    return Budget(chosen.cap, chosen.csp, chosen.top_p, by_row=chosen.by_row)
+
+
+def number_of_clusters(config: Config, rows: int) -> int:
+    """The arms of so many rows: those that are set, or as many as the budget has room for."""
+    return config.clustering.k or default_k(rows, budget_of(config).spend(rows))
 
 
 def method_of(config: Config) -> Method:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
-from clusterucb.run.methods import method_of
+from clusterucb.run.methods import budget_of, method_of
 
 NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
 """What every preset sets, unless it says otherwise."""
@@ -43,7 +43,9 @@ class Preset:
             ConfigError: they contradict each other.
         """
         own = {**NEUTRAL, **self.settings, "repeat": repeat, "out": str(out)}
-        return config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
+        found = config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
+        budget_of(found)
+        return found
 
 
 PRESETS = {

@@ -12,9 +12,8 @@ directions-*           the target's at LESS's later checkpoints, where they were
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb.data.pool import Pool
 from clusterucb.run.costs import Cost
-from clusterucb.runtime.files import read_json, write_json
+from clusterucb.runtime.files import read_json, read_lines, write_json, write_lines
 from clusterucb.selection.bandit import Draw, Selection
 
 
@@ -46,6 +45,20 @@ class Round:
     scores: NDArray[np.float64]
     cost: Cost
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Every row that a selection scored.
+
+    Attributes:
+        rows, scores: in the order of drawing or by falling score, (n,).
+        arms: the cluster that each was drawn from, (n,); none where all rows were scored, (0,).
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    arms: NDArray[np.int64]
 
 
 def write_round(
@@ -78,7 +91,7 @@ def write_round(
     sidecar = zip(
         chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, strict=True
     )
-    _write_lines(
+    write_lines(
         folder / "selected.ids.jsonl",
         (
             {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
@@ -86,7 +99,7 @@ def write_round(
             for row, score, cluster, source, known in sidecar
         ),
     )
-    _write_lines(
+    write_lines(
         folder / "draws.jsonl",
         (
             {
@@ -132,6 +145,14 @@ def read_round(folder: Path) -> Round:
     return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
 
 
-def _write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(content, ensure_ascii=False) + "\n" for content in objects)
+def read_scored(folder: Path) -> Scored:
+    """What a published round has scored."""
+    arrays = load_file(folder / "selection.safetensors")
+    draws = [(draw["arm"], len(draw["ids"])) for draw in read_lines(folder / "draws.jsonl")]
+    arms, rows = np.array(draws, np.int64).reshape(-1, 2).T
+    return Scored(arrays["drawn"], arrays["drawn_scores"], np.repeat(arms, rows))
+
+
+def read_sidecar(folder: Path) -> Iterator[dict[str, Any]]:
+    """What selected.ids.jsonl of a published round tells of each chosen row."""
+    return read_lines(folder / "selected.ids.jsonl")

@@ -16,22 +16,20 @@ from peft import PeftModel
 from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.benchmarks import check_settings
-from clusterucb.features.kmeans import default_k, require_backend
+from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.index import Index
 from clusterucb.run.inputs import Inputs
-from clusterucb.run.methods import method_of
+from clusterucb.run.methods import budget_of, method_of
 from clusterucb.runtime.files import publish, storage_errors
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.selection.checks import check_counts
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
-from clusterucb.selection.share import cold_draws, share
 from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.finetune import accumulation_steps, check_reporter
 from clusterucb.training.model import check_quantisation, pick_device
@@ -78,12 +76,13 @@ class Session:
         inputs: Inputs | None = None,
     ) -> None:
         self.config = config.with_absolute_paths()
-        self.method = method_of(self.config)
+        self.method, self.budget = method_of(self.config), budget_of(self.config)
         self.screen = screen or Screen(quiet=True)
         self.dir = RunDir(self.config.out)
         sharded = world.size > 1 and self.config.training.shard == "fsdp"
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
+        self._settled = False
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
@@ -159,52 +158,35 @@ class Session:
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
-        chosen, k = self.config.selection, self.config.clustering.k
-        draws = share(chosen.cap, rows)
-        if share(chosen.top_p, rows) < 1:
-            raise ConfigError(
-                f"top_p is {chosen.top_p}: selects none of {rows} rows; raise it to {1 / rows:.2g}"
-            )
-        if not self.method.budgeted:
-            return
-        if k is not None and k > rows:
-            raise ConfigError(f"k is {k}, but the pool has {rows} usable rows; lower --k")
-        if draws < 1:
-            raise ConfigError(f"budget {chosen.cap} of {rows} rows is no row; raise it to {1 / rows:.2g}")
-        if k is not None and k > draws and not chosen.by_row:
-            raise ConfigError(
-                f"k is {k}, but budget {chosen.cap} of {rows} rows is {draws} gradients, and the cold "
-                f"start takes one of every cluster; lower --k or raise --budget"
-            )
-
-    def check_cold_start(self, sizes: NDArray[np.int64]) -> None:
-        """Refuse a cold start, of clusters of these sizes, that the budget cannot pay."""
-        chosen, rows = self.config.selection, int(sizes.sum())
-        if chosen.by_row:
-            return
-        first = {c: cold_draws(chosen.csp, size) for c, size in enumerate(sizes.tolist()) if size}
-        spend, keep = share(chosen.cap, rows), share(chosen.top_p, rows)
-        check_counts(rows, first, spend, keep, budget=chosen.cap, cold_start=chosen.csp, top_p=chosen.top_p)
+        self.budget.keep(rows)
+        self.budget.spend(rows)
+        if self.method.budgeted and (k := self.config.clustering.k):
+            self.budget.check_clusters(k, rows)
 
     def begin(self) -> None:
         """Load the model and make the settings the run's: all have held for the inputs."""
         self.check_plan(self.inputs.counts["usable"])
         self.inputs.load_model()
-        self.settle()
+        self._settle()
 
-    def settle(self) -> None:
-        """Make the settings the run's: from here on `owned` refuses others."""
-        self.world.once(self.dir.config, self._publish_settings)
+    def _settle(self) -> None:
+        """Publish the settings, at the first use of the model."""
 
-    def _publish_settings(self) -> None:
-        if not self.dir.config.exists():
-            with publish(self.dir.config) as part:
-                part.write_text(self.config.to_yaml(), encoding="utf-8")
+        def keep() -> None:
+            if not self.dir.config.exists():
+                with publish(self.dir.config) as part:
+                    part.write_text(self.config.to_yaml(), encoding="utf-8")
+
+        if not self._settled:
+            self.world.once(self.dir.config, keep)
+            self._settled = True
 
     @property
     def model(self) -> PeftModel:
         """The base model with the adapter, which a step gives the weights that it wants."""
-        return self.inputs.model
+        model = self.inputs.model
+        self._settle()
+        return model
 
     @property
     def index(self) -> Index:
@@ -260,11 +242,6 @@ class Session:
             return self
         self.inputs.release_model()
         return Session(self.config, self.screen)
-
-
-def number_of_clusters(config: Config, rows: int) -> int:
-    """The arms of so many rows: those that are set, or as many as the budget has room for."""
-    return config.clustering.k or default_k(rows, share(config.selection.cap, rows))
 
 
 def named_policy_of(config: Config) -> Policy | LinearUCB:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,3 +159,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of ours."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def write_lines(path: Path, objects: Iterable[Mapping[str, Any]], *, ascii: bool = False) -> None:
+    """Write one JSON object a line, into a file that the caller publishes."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(content, ensure_ascii=ascii) + "\n" for content in objects)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in such a file of ours."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

@@ -1,35 +1,29 @@
 """What a policy sees of the clusters: statistics of the draws of every arm that can still be drawn.
 
 An arm whose rows are all seen leaves the arrays, so no policy can choose it. Nothing is computed from
-the history of draws: a draw updates the numbers of its arm, and costs the same after a million others.
-
-The running quantile of all draws and, for each arm, how many of its draws reach it.
-
-Knows numbers and slots (an arm's place among all arms), nothing of policies or rows. A draw costs
-O(log draws): two heaps hold the distinct values on either side of the quantile, and a count changes
-only for the draws that the quantile passes over.
+the history of draws: a draw updates the numbers of its arm, and costs the same after a million others. Nor
+are thresholds, which two heaps of the distinct draws on either side of a quantile follow, in O(log draws).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-COLUMNS = ("n", "unseen", "mean", "std", "largest", "ids")
-
 
 class Arms:
     """The open arms, in ascending order of their ids; all arrays are aligned, and read-only.
 
-    A custom policy is any function of this object; `rng` is the run's only generator. A policy with a
-    ceiling may be shown only those open arms that can be the best (shortlist.py).
+    A custom policy is any function of this object; every arm was drawn before a policy is asked. `rng` is
+    the run's only generator.
     """
 
     ids: NDArray[np.int64]  # cluster labels
@@ -41,138 +35,83 @@ class Arms:
 
     def __init__(self, sizes: Mapping[int, int], rng: np.random.Generator) -> None:
         """`sizes`: cluster label -> number of rows, at least one each."""
-        arms = sorted(sizes)
         self.rng = rng
-        self.undrawn = len(arms)  # open arms without a draw
         self.total = 0  # T: draws so far of all arms, exhausted ones included
-        self._slot_of = {arm: slot for slot, arm in enumerate(arms)}  # an arm's place among all arms
-        self._moments = [_Moments() for _ in arms]  # by slot, as are sizes
-        self._sizes = [sizes[arm] for arm in arms]
-        self._table: tuple[NDArray[Any], ...] = (  # COLUMNS by slot
-            np.zeros(len(arms)),
-            np.array(self._sizes, dtype=np.int64),
-            np.zeros(len(arms)),
-            np.zeros(len(arms)),
-            np.full(len(arms), -np.inf),
-            np.array(arms, dtype=np.int64),
-        )
-        self._shown = np.arange(len(arms))  # slots, ascending
-        self._columns: tuple[NDArray[Any], ...] = self._table  # of those slots: what the policy views
-        self._slots = array("q")  # of every draw so far, in draw order, exhausted arms included
-        self._scores = array("d")
+        self._moments = {arm: _Moments() for arm in sorted(sizes)}
+        self._slots, self._scores = array("q"), array("d")  # of every draw so far, in draw order
         self._thresholds: dict[float, Threshold] = {}
-        self._expose(self._shown, self._table)
-
-    def history(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Arm and score of every draw so far, in draw order, each [T]. O(T): for the end, not for a draw."""
-        return self._table[-1][np.array(self._slots)], np.array(self._scores)
+        k = len(sizes)
+        self._show(
+            ids=np.array(list(self._moments), np.int64),
+            n=np.zeros(k),
+            unseen=np.array([sizes[arm] for arm in self._moments], np.int64),
+            mean=np.zeros(k),
+            std=np.zeros(k),
+            largest=np.full(k, -np.inf),
+            slot=np.arange(k),  # an arm's place among all arms, open or not
+        )
 
     def threshold(self, p: float) -> float:
         """tau, the top-`p` quantile of all draws so far, `np.quantile(draws, 1 - p)`; -inf without a draw."""
         return self._threshold(p).value
 
     def share_above(self, p: float) -> NDArray[np.float64]:
-        """Fraction of each open arm's draws that are >= `threshold(p)`, float[open]; 0 without a draw."""
-        return self.reach(p) / (np.maximum(self.n, 1) if self.undrawn else self.n)
-
-    def reach(self, p: float) -> NDArray[np.float64]:
-        """How many draws of each open arm are >= `threshold(p)`, whole numbers, float[open]."""
-        return self._threshold(p).reach[self._shown]
-
-    def passed(self, p: float, share: float) -> list[int]:
-        """Ids of the arms that the last draws recorded may have raised to `share_above(p)` >= `share`.
-
-        Without the arms drawn: those with a draw that `threshold(p)` has sunk to or below.
-        """
-        threshold, moments = self._threshold(p), self._moments
-        risen = [slot for slot in threshold.passed if threshold.reach[slot] / moments[slot].n >= share]
-        return [int(self._table[-1][slot]) for slot in risen]
+        """Fraction of each open arm's draws that are >= `threshold(p)`, float[open]."""
+        share: NDArray[np.float64] = self._threshold(p).reach[self._columns["slot"]] / self.n
+        return share
 
     def record(self, arm: int, scores: NDArray[np.float64]) -> None:
         """Count draws of the open arm with id `arm`; `scores` is float[b], 1 <= b <= its unseen rows."""
-        slot, values = self._slot_of[arm], scores.tolist()
-        moments = self._moments[slot]
-        self.undrawn -= not moments.n
+        at, moments, values = self.ids.searchsorted(arm), self._moments[arm], scores.tolist()
         moments.add(values)
         self._scores.extend(values)
-        self._slots.extend([slot] * len(values))
-        self.total = len(self._scores)
-        unseen = self._sizes[slot] - moments.n
-        self._write(slot, moments.n, unseen, moments.mean, moments.std, moments.largest)
+        self._slots.extend([self._columns["slot"][at]] * len(values))
+        self.total += len(values)
+        self._columns["mean"][at] = moments.mean
+        self._columns["std"][at] = moments.std
+        self._columns["largest"][at] = moments.largest
+        self._count(at, len(values))
+
+    def copy(self) -> Arms:
+        """The same arms, in which draws can be imagined."""
+        twin = copy.copy(self)
+        twin._show(**{name: column.copy() for name, column in self._columns.items()})
+        return twin
 
     def imagine(self, arm: int) -> None:
         """Count a draw of the open arm with id `arm`, one draw or more old, as if it had scored the mean.
 
         So `n`, `unseen` and `total` count it, the mean stays and the deviation shrinks. What is known of
-        real draws only stays: the largest draw, thresholds, and the draws that reach them. `record` puts
-        real draws in the place of the imagined.
+        real draws only stays: the largest draw, thresholds, and the draws that reach them.
         """
-        slot = self._slot_of[arm]
-        at, _ = self._find(slot)
-        n, unseen, mean, std, largest, _ = (column[at].item() for column in self._columns)
+        at = self.ids.searchsorted(arm)
+        n = self._columns["n"][at]
+        self._columns["std"][at] *= math.sqrt(n / (n + 1))
         self.total += 1
-        self._write(slot, n + 1, unseen - 1, mean, std * math.sqrt(n / (n + 1)), largest)
+        self._count(at, 1)
 
-    def show_all(self) -> None:
-        """Show all open arms."""
-        self._show(np.flatnonzero(self._table[1]))
-
-    def show_only(self, places: NDArray[np.int64]) -> None:
-        """Of the arms shown, go on to show those at `places`, ascending."""
-        self._show(self._shown[places])
-
-    def show_also(self, ids: Iterable[int]) -> None:
-        """Show these arms too, those that are open."""
-        for arm in ids:
-            at, shown = self._find(slot := self._slot_of[arm])
-            if not shown and self._table[1][slot]:
-                self._show(np.insert(self._shown, at, slot))
-
-    def _write(self, slot: int, n: float, unseen: int, mean: float, std: float, largest: float) -> None:
-        """Set an arm's statistics; while it is open it is shown, even if it was not before."""
-        at, shown = self._find(slot)
-        if not shown:
-            self._show(np.insert(self._shown, at, slot))
+    def _count(self, at: np.intp, draws: int) -> None:
         columns = self._columns
-        columns[0][at] = n
-        columns[1][at] = unseen
-        columns[2][at] = mean
-        columns[3][at] = std
-        columns[4][at] = largest
-        if not unseen:
-            self._table[1][slot] = 0
-            self._expose(np.delete(self._shown, at), tuple(np.delete(column, at) for column in columns))
+        columns["n"][at] += draws
+        columns["unseen"][at] -= draws
+        if not columns["unseen"][at]:
+            self._show(**{name: np.delete(column, at) for name, column in columns.items()})
 
-    def _find(self, slot: int) -> tuple[int, bool]:
-        """Where a slot is, or would be, among those shown, and whether it is there."""
-        at = bisect_left(self._places, slot)
-        return at, at < len(self._places) and self._places[at] == slot
-
-    def _show(self, slots: NDArray[np.int64]) -> None:
-        if self._columns is not self._table:  # but copies of some of its rows, changed since
-            for column, values in zip(self._table, self._columns, strict=True):
-                column[self._shown] = values
-        whole = len(slots) == len(self._moments)
-        self._expose(slots, self._table if whole else tuple(column[slots] for column in self._table))
-
-    def _expose(self, slots: NDArray[np.int64], columns: tuple[NDArray[Any], ...]) -> None:
+    def _show(self, **columns: NDArray[Any]) -> None:
         """Public arrays are read-only views, so that a policy cannot change what it is shown."""
-        self._shown, self._places, self._columns = slots, slots.tolist(), columns
-        for name, values in zip(COLUMNS, columns, strict=True):
-            view = values.view()
+        self._columns = columns
+        for name in ("ids", "n", "unseen", "mean", "std", "largest"):
+            view = columns[name].view()
             view.flags.writeable = False
             setattr(self, name, view)
 
     def _threshold(self, p: float) -> Threshold:
         """Made at the first call for `p`; every later call adds only the draws since the one before."""
-        threshold = self._thresholds.get(p)
-        if threshold is None:
-            threshold = self._thresholds[p] = Threshold(p, len(self._moments))
-        start, stop = threshold.draws, len(self._scores)
-        if start < stop:
-            threshold.passed.clear()
-            for t in range(start, stop):
-                threshold.add(self._slots[t], self._scores[t])
+        if p not in self._thresholds:
+            self._thresholds[p] = Threshold(p, len(self._moments))
+        threshold = self._thresholds[p]
+        for t in range(threshold.draws, len(self._scores)):
+            threshold.add(self._slots[t], self._scores[t])
         return threshold
 
 
@@ -185,12 +124,10 @@ class _Moments:
     so the difference below loses at most a factor n.
     """
 
-    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "mean", "n", "std")
+    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "n")
 
     def __init__(self) -> None:
-        self.n = 0
-        self.mean = self.std = 0.0
-        self.largest = -math.inf
+        self.n, self.largest = 0, -math.inf
         self._first = self._sum = self._d1 = self._d2 = 0.0
 
     def add(self, values: list[float]) -> None:
@@ -201,11 +138,16 @@ class _Moments:
             self._sum += x
             self._d1 += d
             self._d2 += d * d
-            if x > self.largest:
-                self.largest = x
-        self.n = n = self.n + len(values)
-        self.mean = self._sum / n
-        self.std = math.sqrt(max(n * self._d2 - self._d1 * self._d1, 0.0) / (n * n))
+        self.n += len(values)
+        self.largest = max(self.largest, *values)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self.n
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(max(self.n * self._d2 - self._d1 * self._d1, 0.0) / (self.n * self.n))
 
 
 class Threshold:
@@ -215,51 +157,40 @@ class Threshold:
     x[ceil(at)], and the draws that reach it are those from x[ceil(at)] on.
     """
 
-    draws: int  # how many
-    value: float  # tau; -inf before the first draw
-    reach: NDArray[np.float64]  # draws >= tau of each slot, whole numbers; not to be written to
-    passed: list[int]  # slots of the draws that tau has sunk to or below; emptied by who reads it
-
     def __init__(self, p: float, slots: int) -> None:
-        self.draws = 0
-        self.value = -np.inf
-        self.reach = np.zeros(slots)
-        self.passed = []
+        self.draws = 0  # how many
+        self.value = -math.inf  # tau
+        self.reach = np.zeros(slots)  # draws >= tau of each slot, whole numbers; not to be written to
         self._q = 1 - p
-        self._slots_at: dict[float, list[int]] = {}  # distinct value -> slots that drew it
+        self._slots_of: defaultdict[float, list[int]] = defaultdict(list)  # distinct value -> who drew it
         self._low: list[float] = []  # distinct values < tau, negated: a max-heap
         self._high: list[float] = []  # distinct values >= tau, a min-heap
         self._below = 0  # draws < tau
 
     def add(self, slot: int, value: float) -> None:
         """Count one draw."""
-        known = self._slots_at.get(value)
-        if known is None:
-            self._slots_at[value] = [slot]
-        else:
-            known.append(slot)
-        if value < self.value:
+        is_new, is_low = value not in self._slots_of, value < self.value
+        self._slots_of[value].append(slot)
+        self.draws += 1
+        if is_low:
             self._below += 1
-            if known is None:
-                heappush(self._low, -value)
         else:
             self.reach[slot] += 1
-            if known is None:
-                heappush(self._high, value)
-        self.draws += 1
+        if is_new and is_low:
+            heappush(self._low, -value)
+        elif is_new:
+            heappush(self._high, value)
         self._settle()
 
     def _settle(self) -> None:
         """Move whole groups of equal draws until `_high` is what reaches tau."""
-        high, slots_at = self._high, self._slots_at
         at = (self.draws - 1) * self._q
-        floor = int(at)
-        ceil = floor + (at > floor)
+        floor, ceil = math.floor(at), math.ceil(at)
         while self._below > ceil:
             self._sink()
-        while self._below + len(slots_at[high[0]]) <= ceil:
+        while self._below + len(self._slots_of[self._high[0]]) <= ceil:
             self._climb()
-        self.value = x1 = high[0]
+        self.value = x1 = self._high[0]
         if self._below > floor:
             x0, part = -self._low[0], at - floor
             self.value = x0 + (x1 - x0) * part if part < 0.5 else x1 - (x1 - x0) * (1 - part)  # as numpy
@@ -267,23 +198,19 @@ class Threshold:
                 self._sink()
 
     def _sink(self) -> None:
+        """tau goes to the next lower value."""
         value = -heappop(self._low)
         heappush(self._high, value)
-        slots = self._slots_at[value]
-        _add(self.reach, slots, 1)
-        self.passed += slots
-        self._below -= len(slots)
+        self._count(value, 1)
 
     def _climb(self) -> None:
+        """tau goes above the value that it has."""
         value = heappop(self._high)
         heappush(self._low, -value)
-        slots = self._slots_at[value]
-        _add(self.reach, slots, -1)
-        self._below += len(slots)
+        self._count(value, -1)
 
-
-def _add(counts: NDArray[np.float64], slots: list[int], by: int) -> None:
-    if len(slots) == 1:
-        counts[slots[0]] += by
-    else:
-        np.add.at(counts, slots, by)
+    def _count(self, value: float, by: int) -> None:
+        slots = self._slots_of[value]
+        self._below -= by * len(slots)
+        for slot in slots:
+            self.reach[slot] += by

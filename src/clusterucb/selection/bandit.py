@@ -7,6 +7,8 @@ is the policy's choice; which of its rows, the deck's: in random order as publis
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +16,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clusterucb.errors import ConfigError
 from clusterucb.selection.arms import Arms
-from clusterucb.selection.checks import (
-    check_counts,
-    check_estimate,
-    check_labels,
-    check_scores,
-    check_settings,
-)
+from clusterucb.selection.budget import Budget
+from clusterucb.selection.checks import check_draws, check_labels, check_scores, check_seed
 from clusterucb.selection.policies import Policy, UCBBeta
-from clusterucb.selection.share import cold_draws, share, top
-from clusterucb.selection.shortlist import Shortlist
+from clusterucb.selection.share import top
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -95,88 +92,87 @@ def select(
     start too, are then drawn in falling order of it instead of uniformly. `on_draw` is told of each draw once
     it is counted. The same arguments give the same result.
 
-    Raises ConfigError for an argument out of range or at odds with another, InputError for an influence
-    of another shape or not finite.
+    Raises ConfigError for an argument out of range or at odds with another, InputError for an influence or
+    estimate of another shape or not finite.
     """
-    labels = check_labels(clusters)
-    check_settings(policy, budget, cold_start, top_p, draw_batch, draw_batch_arms, seed)
-    rng = np.random.default_rng(seed)
-    decks = _decks(labels, rng, check_estimate(estimate, len(labels)))
-    first = {arm: cold_draws(cold_start, len(deck.rows)) for arm, deck in decks.items()}
-    spend, keep = share(budget, len(labels)), share(top_p, len(labels))
-    check_counts(len(labels), first, spend, keep, budget=budget, cold_start=cold_start, top_p=top_p)
+    labels, shares = check_labels(clusters), Budget(budget, cold_start, top_p)
+    check_draws(policy, draw_batch, draw_batch_arms)
+    check_seed(seed)
+    n, rng = len(labels), np.random.default_rng(seed)
+    decks = _decks(labels, rng, estimate)
+    sizes = {arm: len(deck) for arm, deck in decks.items()}
+    first = dict(zip(sizes, shares.cold_draws(list(sizes.values())), strict=True))
+    spend, keep = shares.spend(n), shares.keep(n)
+    drawn, drawn_scores = np.empty(spend, np.int64), np.empty(spend)
+    arms, steps = Arms(sizes, rng), itertools.count()
 
-    arms = Arms({arm: len(deck.rows) for arm, deck in decks.items()}, rng)
-    drawn = np.empty(spend, dtype=np.int64)
-    step = spent = 0
-
-    def observe(batch: Mapping[int, Rows], *, cold: bool = False) -> None:
-        nonlocal step, spent
-        start = spent
-        for rows in batch.values():
-            drawn[spent : spent + len(rows)] = rows
-            spent += len(rows)
-        asked = drawn[start:spent].copy()  # whatever is done to it, the draws stay
-        scores = check_scores(influence(asked), asked)
+    def draw(picks: Mapping[int, int], *, cold: bool = False) -> None:
+        """Rows to draw of each arm, or the fewer that it has, in one call of the influence."""
+        batch = {arm: decks[arm][:most] for arm, most in picks.items()}
+        asked = np.concatenate(list(batch.values()))
+        scores = check_scores(influence(asked.copy()), asked)  # whatever is done to the copy, the draws stay
+        now = slice(arms.total, arms.total + len(asked))
+        drawn[now], drawn_scores[now] = asked, scores
         for arm, rows in batch.items():
             own, scores = scores[: len(rows)], scores[len(rows) :]
+            decks[arm] = decks[arm][len(rows) :]
             arms.record(arm, own)
             if on_draw is not None:
-                on_draw(Draw(step, arm, rows, own, cold))
-            step += 1
+                on_draw(Draw(next(steps), arm, rows, own, cold))
 
-    observe({arm: deck.draw(first[arm]) for arm, deck in decks.items()}, cold=True)
-    best = Shortlist(policy, arms).best
-    while spent < spend:
-        count = min(draw_batch, spend - spent)
-        picks = {best(): count} if draw_batch_arms == "one" else _picks(best, arms, count)
-        observe({arm: decks[arm].draw(count) for arm, count in picks.items()})
-
-    drawn_clusters, drawn_scores = arms.history()
+    choose = _best_arm if draw_batch_arms == "one" else _best_arms
+    draw(first, cold=True)
+    while (left := spend - arms.total) > 0:
+        draw(choose(policy, arms, min(draw_batch, left)))
     in_pool_order = np.argsort(drawn)
     kept = in_pool_order[top(drawn_scores[in_pool_order], keep)]
+
     return Selection(
         rows=drawn[kept],
         scores=drawn_scores[kept],
-        clusters=drawn_clusters[kept],
+        clusters=labels[drawn[kept]],
         drawn=drawn,
         drawn_scores=drawn_scores,
-        drawn_clusters=drawn_clusters,
+        drawn_clusters=labels[drawn],
         cold=sum(first.values()),
     )
 
 
-def _picks(best: Callable[[], int], arms: Arms, count: int) -> dict[int, int]:
-    """Arm -> rows to draw from it, `count` in all: the best arms as if each draw had scored its arm's mean.
+def _best(policy: Policy, arms: Arms) -> int:
+    """The open arm with the largest score, of equal ones the first in id order."""
+    scores = np.asarray(policy(arms))
+    if scores.shape != arms.ids.shape:
+        raise ConfigError(
+            f"policy {policy!r}: returned shape {scores.shape}:"
+            f" expected {arms.ids.shape}, one number an open arm"
+        )
+    at = scores.argmax()  # NaN counts as the largest
+    if np.isnan(scores[at]):
+        raise ConfigError(f"policy {policy!r}: gave NaN for cluster {arms.ids[at]}: expected a number")
+    return int(arms.ids[at])
+
+
+def _best_arm(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
+    return {_best(policy, arms): draws}
+
+
+def _best_arms(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
+    """Arm -> rows to draw from it, `draws` in all: the best arms as if each draw had scored its arm's mean.
 
     That changes no mean but makes the arm surer, so arms share a batch, as Gaussian processes' points do in
     Desautels, Krause and Burdick, JMLR 15 (2014).
     """
-    picks: dict[int, int] = {}
-    for _ in range(count):
-        arm = best()
-        arms.imagine(arm)
-        picks[arm] = picks.get(arm, 0) + 1
+    imagined, picks = arms.copy(), Counter[int]()
+    for _ in range(draws):
+        arm = _best(policy, imagined)
+        imagined.imagine(arm)
+        picks[arm] += 1
     return picks
 
 
-class _Deck:
-    """The rows of one arm in the order in which they are drawn."""
-
-    __slots__ = ("_next", "rows")
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self._next = 0
-
-    def draw(self, count: int) -> Rows:
-        """The next `count` rows, or the fewer that are left."""
-        rows = self.rows[self._next : self._next + count]
-        self._next += len(rows)
-        return rows
-
-
-def _decks(labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores | None) -> dict[int, _Deck]:
+def _decks(
+    labels: NDArray[np.int64], rng: np.random.Generator, estimate: ArrayLike | None
+) -> dict[int, Rows]:
     """Cluster label -> its rows, labels ascending: in random order, or by falling estimate, equals shuffled.
 
     Drawing from the front of a uniform permutation equals drawing uniformly without replacement: given
@@ -186,11 +182,10 @@ def _decks(labels: NDArray[np.int64], rng: np.random.Generator, estimate: Scores
     """
     order = rng.permutation(len(labels)).astype(np.int64, copy=False)
     if estimate is not None:
+        estimate = check_scores(estimate, np.arange(len(labels)), "estimate")
         order = order[np.argsort(-estimate[order], kind="stable")]
     labels = labels.astype(np.min_scalar_type(labels.max()))  # two bytes or fewer are sorted in O(N)
     order = order[np.argsort(labels[order], kind="stable")]
     order.flags.writeable = False  # every draw is a slice of it
-    labels = labels[order]
-    starts = np.flatnonzero(labels[1:] != labels[:-1]) + 1
-    ids = labels[[0, *starts.tolist()]].tolist()
-    return {arm: _Deck(rows) for arm, rows in zip(ids, np.split(order, starts.tolist()), strict=True)}
+    ids, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:].tolist()), strict=True))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import ConfigError
-from clusterucb.selection.checks import check_estimate
+from clusterucb.errors import InputError
+from clusterucb.selection.checks import check_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Known:
         age: selections since a row's newest feature was made, 0 for those made last, (N,).
 
     Raises:
-        ConfigError: the shapes do not agree, or a number is not finite.
+        InputError: the shapes do not agree, or a number is not finite.
     """
 
     estimate: NDArray[np.float64]
@@ -30,15 +30,15 @@ class Known:
 
     def __post_init__(self) -> None:
         n = len(self.estimate)
-        check_estimate(self.estimate, n)
+        check_scores(self.estimate, np.arange(n), "estimate")
         if self.features.ndim != 2 or len(self.features) != n or self.age.shape != (n,):
-            raise ConfigError(
+            raise InputError(
                 f"Known(features of shape {self.features.shape}, age of shape {self.age.shape}): must be "
                 f"({n}, D) and ({n},), as the estimate is of {n} rows"
             )
         if not np.isfinite(self.features).all():
             row = int(np.isfinite(self.features).all(1).argmin())
-            raise ConfigError(f"Known(features): row {row} has a number that is not finite")
+            raise InputError(f"Known(features): row {row} has a number that is not finite")
 
     @classmethod
     def estimates(cls, estimate: NDArray[np.float64]) -> Known:

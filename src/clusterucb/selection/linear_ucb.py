@@ -14,22 +14,22 @@ The rows kept are those of highest influence, known or expected: one that is sur
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.bandit import Draw, Influence, Selection
-from clusterucb.selection.checks import check_labels, check_scores
+from clusterucb.selection.bandit import Draw, Influence, Rows, Scores, Selection
+from clusterucb.selection.budget import Budget
+from clusterucb.selection.checks import check_labels, check_scores, check_seed
 from clusterucb.selection.known import Known
 from clusterucb.selection.regression import Regression
-from clusterucb.selection.share import share, smallest_share, top
+from clusterucb.selection.share import top
 
-Rows = NDArray[np.int64]
-Scores = NDArray[np.float64]
 SURE = 6.0  # deviations beyond which a row is on its side for certain
 PRIOR_DRAWS = 3  # a cluster's noise begins as if so many draws of it had had the noise of all
 
@@ -99,25 +99,25 @@ def linear_ucb(
     """
     labels, n = check_labels(clusters), len(known.estimate)
     if len(labels) != n:
-        raise ConfigError(f"linear_ucb(clusters of {len(labels)} rows, known of {n}): must be the same rows")
-    spend, keep = share(budget, n), share(top_p, n)
-    _check(spend, keep, n, budget, top_p, seed)
+        raise ConfigError(f"clusters of {len(labels)} rows, known of {n}: must be of the same rows")
+    shares = Budget(budget, top_p=top_p, by_row=True)
+    spend, keep = shares.spend(n), shares.keep(n)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     belief = _Belief(labels, known)
     first, *parts = how.parts(spend)
     rows = _first(labels, known, first, math.ceil(how.uniform * first), rng)
-    step = 0
+    steps = itertools.count()
 
-    def observe(rows: Rows) -> None:
-        nonlocal step
+    def observe(rows: Rows, *, cold: bool = False) -> None:
         scores = check_scores(influence(rows.copy()), rows)
-        for draw in _draws(step, rows, scores, labels, cold=not step):
-            step += 1
-            if on_draw is not None:
-                on_draw(draw)
+        if on_draw is not None:
+            for arm in np.unique(labels[rows]).tolist():
+                own = labels[rows] == arm
+                on_draw(Draw(next(steps), arm, rows[own], scores[own], cold))
         belief.see(rows, scores)
 
-    observe(rows)
+    observe(rows, cold=True)
     for part in parts:
         if how.stop and belief.change(keep) <= how.stop:
             break
@@ -220,25 +220,6 @@ def _first(labels: Rows, known: Known, count: int, uniform: int, rng: np.random.
     return np.concatenate([best, by_cluster[order[:uniform]]])
 
 
-def _draws(step: int, rows: Rows, scores: Scores, labels: Rows, *, cold: bool) -> Iterator[Draw]:
-    """The rows of one part as draws of their clusters, labels ascending."""
-    for arm in np.unique(labels[rows]).tolist():
-        own = labels[rows] == arm
-        yield Draw(step, arm, rows[own], scores[own], cold)
-        step += 1
-
-
 def _normal(z: Scores) -> Scores:
     """Phi(z), (n,)."""
     return np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in z.tolist()])
-
-
-def _check(spend: int, keep: int, n: int, budget: float, top_p: float, seed: int) -> None:
-    if seed < 0:
-        raise ConfigError(f"linear_ucb(seed={seed}): must be 0 or more")
-    for name, share_of, count in (("budget", budget, spend), ("top_p", top_p, keep)):
-        if not 1 <= count <= n:
-            raise ConfigError(
-                f"linear_ucb({name}={share_of}): is {count} of {n} rows, must be 1 to all of them; "
-                f"the smallest is {smallest_share(n)}"
-            )

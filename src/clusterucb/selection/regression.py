@@ -13,8 +13,6 @@ Knows arrays only; nothing of influence, budgets or policies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,49 +62,40 @@ class Regression:
 
     def fit(self) -> Posterior:
         """What is to be thought of all rows now; at least one row more than fixed columns was seen."""
-        fits = [self._within(effect) for effect in EFFECTS]
+        fits = [_Fit(self, effect) for effect in EFFECTS]
         best = max((likelihood, -i, t) for i, fit in enumerate(fits) for likelihood, t in fit.likelihoods())
-        return fits[-best[1]].posterior(best[2])
-
-    def _within(self, effect: float) -> _Fit:
-        """The sums as rows of one arm are correlated: the arms' effects integrated out."""
-        shrink = effect / (1 + effect * self._counts)  # (K,)
-        weighted = shrink[:, None] * self._sums
-        return _Fit(
-            self,
-            effect,
-            self._products - weighted.T @ self._sums,
-            self._cross - weighted.T @ self._totals,
-            self._square - float(shrink @ self._totals**2),
-            -0.5 * float(np.log1p(effect * self._counts).sum()),
-        )
+        return Posterior(fits[-best[1]], best[2])
 
 
 class _Fit:
     """The regression at one ratio u, with everything that does not depend on t."""
 
-    def __init__(
-        self, of: Regression, effect: float, products: Floats, cross: Floats, square: float, known: float
-    ) -> None:
-        self.of, self.effect, self.products, self.cross = of, effect, products, cross
+    def __init__(self, of: Regression, effect: float) -> None:
+        self.of, self.effect = of, effect
+        shrink = effect / (1 + effect * of._counts)  # (K,)
+        weighted = shrink[:, None] * of._sums
+        products = of._products - weighted.T @ of._sums  # the sums, with the arms' effects integrated out
+        self.cross = cross = of._cross - weighted.T @ of._totals
+        square = of._square - float(shrink @ of._totals**2)
+
         f = of.fixed.shape[1]
         scale = JITTER * np.diag(of._products)[:f] + 1e-300
         self.inner = np.linalg.inv(products[:f, :f] + np.diag(scale))  # (F, F)
         self.onto = self.inner @ products[:f, f:]  # (F, D)
         rest = products[f:, f:] - products[:f, f:].T @ self.onto  # (D, D), what the fixed columns leave
-        self.values, self.vectors = np.linalg.eigh((rest + rest.T) / 2)
-        self.values = np.maximum(self.values, 0)
-        left = cross[f:] - self.onto.T @ cross[:f]
-        self.rotated = self.vectors.T @ left  # (D,)
+        values, self.vectors = np.linalg.eigh((rest + rest.T) / 2)
+        self.values = np.maximum(values, 0)
+        self.rotated = self.vectors.T @ (cross[f:] - self.onto.T @ cross[:f])  # (D,)
         self.left = square - float(cross[:f] @ self.inner @ cross[:f])  # sum of squares that b leaves
-        self.known = known + 0.5 * float(np.linalg.slogdet(self.inner)[1])
+        self.trace = float(np.trace(products)) / max(of.seen, 1) + 1e-300
+        effects = -0.5 * float(np.log1p(effect * of._counts).sum())
+        self.known = effects + 0.5 * float(np.linalg.slogdet(self.inner)[1])
 
     def likelihoods(self) -> list[tuple[float, float]]:
         """(log restricted likelihood but for a constant, t) of every t."""
         free = self.of.seen - len(self.inner)
-        trace = float(np.trace(self.products)) / max(self.of.seen, 1) + 1e-300
         found = []
-        for t in np.array(WEIGHTS if len(self.values) else (0.0,)) / trace:
+        for t in np.array(WEIGHTS if len(self.values) else (0.0,)) / self.trace:
             penalty = 0.5 * float(np.log1p(t * self.values).sum())
             found.append((self.known - penalty - 0.5 * free * np.log(self.noise(t)), float(t)))
         return found
@@ -117,61 +106,37 @@ class _Fit:
         free = max(self.of.seen - len(self.inner), 1)
         return max((self.left - explained) / free, 1e-18)
 
-    def posterior(self, t: float) -> Posterior:
-        """At this t."""
-        of, f = self.of, len(self.inner)
-        middle = t / (1 + t * self.values)  # covariance of the weights over s2, by eigenvector
-        weights = self.vectors @ (middle * self.rotated)  # (D,)
-        coefficients = np.concatenate([self.inner @ self.cross[:f] - self.onto @ weights, weights])
-        covariance = np.zeros((f + len(weights),) * 2)
-        covariance[f:, f:] = (self.vectors * middle) @ self.vectors.T
-        covariance[:f, f:] = -self.onto @ covariance[f:, f:]
-        covariance[f:, :f] = covariance[:f, f:].T
-        covariance[:f, :f] = self.inner + self.onto @ covariance[f:, f:] @ self.onto.T
-        trust = self.effect * of._counts / (1 + self.effect * of._counts)  # (K,)
-        means = of._sums / np.maximum(of._counts, 1)[:, None]  # (K, P)
-        own = of._totals / np.maximum(of._counts, 1) - means @ coefficients
-        return Posterior(
-            of,
-            coefficients,
-            covariance,
-            effects=trust * own,
-            centres=trust[:, None] * means,
-            open_effects=self.effect / (1 + self.effect * of._counts),
-            noise=self.noise(t),
-            prior=t,
-        )
 
-
-@dataclass(frozen=True, eq=False)
 class Posterior:
-    """What is thought of every row, given what was seen.
+    """What is thought of every row, given what was seen, at the u of a fit and one t."""
 
-    Attributes:
-        of: the regression at the time of the fit.
-        coefficients: of z and x, (P,).
-        covariance: theirs, over `noise`, (P, P).
-        effects: of the arms, (K,).
-        centres: what an arm's effect takes off a row's columns, (K, P).
-        open_effects: variance of the arms' effects given the coefficients, over `noise`, (K,).
-        noise: s2, of one row's own part.
-        prior: t, variance of the weights of x before anything was seen, over `noise`.
-    """
+    def __init__(self, fit: _Fit, t: float) -> None:
+        self.of, of, f = fit.of, fit.of, len(fit.inner)
+        self.noise = fit.noise(t)  # s2, of one row's own part
+        self.prior = t  # variance of the weights of x before anything was seen, over s2
+        middle = t / (1 + t * fit.values)  # covariance of the weights over s2, by eigenvector
+        weights = fit.vectors @ (middle * fit.rotated)  # (D,)
+        fixed = fit.inner @ fit.cross[:f] - fit.onto @ weights
+        self.coefficients = np.concatenate([fixed, weights])  # of z and x, (P,)
 
-    of: Regression
-    coefficients: Floats
-    covariance: Floats
-    effects: Floats
-    centres: Floats
-    open_effects: Floats
-    noise: float
-    prior: float
+        inner = (fit.vectors * middle) @ fit.vectors.T
+        across = -fit.onto @ inner
+        outer = fit.inner + fit.onto @ inner @ fit.onto.T
+        self.covariance = np.block([[outer, across], [across.T, inner]])  # theirs, over s2, (P, P)
+
+        self.open_effects = fit.effect / (1 + fit.effect * of._counts)  # variance given these, over s2, (K,)
+        trust = self.open_effects * of._counts
+        means = of._sums / np.maximum(of._counts, 1)[:, None]  # (K, P)
+        self.centres = trust[:, None] * means  # what an arm's effect takes off a row's columns, (K, P)
+        own = of._totals / np.maximum(of._counts, 1) - means @ self.coefficients
+        self.effects = trust * own  # of the arms, (K,)
 
     def mean(self) -> Floats:
         """Expected y of every row, (N,)."""
         of, f = self.of, self.of.fixed.shape[1]
         linear = of.features @ self.coefficients[f:].astype(of.features.dtype)
-        return of.fixed @ self.coefficients[:f] + linear.astype(np.float64) + self.effects[of.arms]
+        mean: Floats = of.fixed @ self.coefficients[:f] + linear.astype(np.float64) + self.effects[of.arms]
+        return mean
 
     def variance_bound(self) -> Floats:
         """At least the variance of every row, (N,), for a few operations a row.

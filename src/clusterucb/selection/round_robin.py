@@ -39,27 +39,21 @@ def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.
 
 def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int32], Similarities]:
     """The `count` most similar rows of each target row, best first, (n, count), and their similarities."""
-    rows: list[NDArray[np.int32]] = []
-    similarities: list[Similarities] = []
-    start = waiting = 0
+    found: list[tuple[NDArray[np.int32], Similarities]] = []
+    start = 0
     for block in blocks:
-        number = np.arange(start, start + block.shape[1], dtype=np.int32)
-        rows.append(np.broadcast_to(number, block.shape))
-        similarities.append(block)
-        start += block.shape[1]
-        waiting += block.shape[1]
-        if waiting >= count:  # as many as are kept, so that sorting costs each row no more than a few times
-            rows, similarities = _best(rows, similarities, count)
-            waiting = 0
-    rows, similarities = _best(rows, similarities, count)
-    return rows[0], similarities[0]
+        rows = np.arange(start, start + block.shape[1], dtype=np.int32)
+        start += len(rows)
+        found.append((np.broadcast_to(rows, block.shape), block))
+        if sum(block.shape[1] for _, block in found) >= 2 * count:  # so that a row is not sorted too often
+            found = [_best(found, count)]
+    return _best(found, count)
 
 
 def _best(
-    rows: list[NDArray[np.int32]], similarities: list[Similarities], count: int
-) -> tuple[list[NDArray[np.int32]], list[Similarities]]:
-    """One block of the `count` best of all; equals stay in their order, which is that of the rows."""
-    together = np.concatenate(similarities, 1)
-    order = np.argsort(-together, axis=1, kind="stable")[:, :count]
-    all_rows = np.concatenate(rows, 1)
-    return [np.take_along_axis(all_rows, order, 1)], [np.take_along_axis(together, order, 1)]
+    found: list[tuple[NDArray[np.int32], Similarities]], count: int
+) -> tuple[NDArray[np.int32], Similarities]:
+    """The `count` best of all; equals stay in their order, which is that of the rows."""
+    rows, similarities = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(similarities, order, 1)

@@ -1,4 +1,4 @@
-"""The ways from influence to a selection, each a frozen value: under a budget, or by scoring all rows.
+"""The ways from influence to a selection, each a value: under a budget, or by scoring all rows.
 
 Call one with the influence of rows, a seed, and what is told of each draw. A budget of all rows is the full
 method by definition, as no order of drawing can change what is kept: it then asks for all rows at once, and
@@ -7,21 +7,20 @@ so computes what the full method computes, to the bit.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.selection.bandit import Draw, DrawBatchArms, Influence, Selection, select
+from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_scores
 from clusterucb.selection.known import Known
 from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
-from clusterucb.selection.share import share, top
+from clusterucb.selection.share import top
 
 OnDraw = Callable[[Draw], None]
 DrawOrder = Literal["uniform", "stale"]
@@ -29,48 +28,20 @@ Asks = Literal["nothing", "estimates", "features"]
 """What a selector is to be told of rows before they are drawn: features come with estimates."""
 
 
-class Selector(Protocol):
-    """What turns the influence of rows into a selection."""
-
-    @property
-    def spend(self) -> int:
-        """Rows whose influence is asked for."""
-
-    @property
-    def asks(self) -> Asks:
-        """What it wants to be told of the rows."""
-
-    def __call__(
-        self,
-        influence: Influence,
-        seed: int = 0,
-        on_draw: OnDraw | None = None,
-        known: Known | None = None,
-    ) -> Selection:
-        """Select; `on_draw` is told of each draw, where there are draws."""
-
-
-@dataclass(frozen=True, eq=False)
-class FullScoring:
-    """Score all rows in one call and keep the top `floor(top_p * N)`, of equal scores the lower row first.
+class Selector:
+    """What turns the influence of rows into a selection.
 
     Attributes:
-        clusters: label of each row, to be told with the result, (N,); zeros where there are none.
-        top_p: share of the rows that is kept.
+        clusters: label of each row, to be told with the result, (N,).
+        budget: whose share may be drawn, and is kept; of all rows, if there is no way to draw fewer.
+        spend: rows whose influence is asked for, at most.
+        asks: what it wants to be told of the rows.
     """
 
-    clusters: NDArray[np.int64]
-    top_p: float = 0.05
-
-    @property
-    def spend(self) -> int:
-        """All N rows."""
-        return len(self.clusters)
-
-    @property
-    def asks(self) -> Asks:
-        """Nothing: it will know."""
-        return "nothing"
+    def __init__(self, clusters: NDArray[np.int64], budget: Budget, asks: Asks = "nothing") -> None:
+        self.clusters, self.budget = clusters, budget
+        self.spend, self._keep = budget.spend(len(clusters)), budget.keep(len(clusters))
+        self.asks: Asks = asks if self.spend < len(clusters) else "nothing"
 
     def __call__(
         self,
@@ -79,11 +50,23 @@ class FullScoring:
         on_draw: OnDraw | None = None,
         known: Known | None = None,
     ) -> Selection:
-        """The best rows of all; `drawn` is by falling score, and nothing depends on the seed."""
-        every = np.arange(self.spend)
+        """Select; `on_draw` is told of each draw, where there are draws.
+
+        Raises ConfigError where something is asked and nothing is known.
+        """
+        if self.spend == len(self.clusters):
+            return self._score_all(influence)
+        if known is None and self.asks != "nothing":
+            raise ConfigError(
+                f"{type(self).__name__}: needs {self.asks} of all rows; give what is known of them as `known`"
+            )
+        return self._draw(influence, known, seed=seed, on_draw=on_draw)
+
+    def _score_all(self, influence: Influence) -> Selection:
+        """The best rows of all; `drawn` is by falling score, of equal scores the lower row first."""
+        every = np.arange(len(self.clusters))
         scores = check_scores(influence(every.copy()), every)
-        rows = top(scores, share(self.top_p, self.spend))
-        order = np.argsort(-scores, kind="stable")
+        rows, order = top(scores, self._keep), np.argsort(-scores, kind="stable")
         return Selection(
             rows=rows,
             scores=scores[rows],
@@ -94,121 +77,92 @@ class FullScoring:
             cold=0,
         )
 
-
-class _Budgeted(ABC):
-    """What selects under a budget; one of all rows is `FullScoring`."""
-
-    clusters: NDArray[np.int64]
-    budget: float
-    top_p: float
-
-    @property
-    def spend(self) -> int:
-        """The budget in rows."""
-        return share(self.budget, len(self.clusters))
-
-    @property
-    def asks(self) -> Asks:
-        """What it wants to be told of the rows; nothing, if all are scored."""
-        return self._asks if self.spend < len(self.clusters) else "nothing"
-
-    def __call__(
-        self,
-        influence: Influence,
-        seed: int = 0,
-        on_draw: OnDraw | None = None,
-        known: Known | None = None,
-    ) -> Selection:
-        """Select; `on_draw` is told of each draw.
-
-        Raises ConfigError where something is asked and nothing is known.
-        """
-        if self.spend == len(self.clusters):
-            return FullScoring(self.clusters, self.top_p)(influence)
-        return self._select(influence, seed, on_draw, known)
-
-    @property
-    @abstractmethod
-    def _asks(self) -> Asks: ...
-
-    @abstractmethod
-    def _select(
-        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
-    ) -> Selection: ...
+    def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
-class ClusterUCB(_Budgeted):
+class FullScoring(Selector):
+    """Score all rows in one call and keep the top `floor(top_p * N)`, of equal scores the lower row first.
+
+    Args:
+        clusters: label of each row, (N,); zeros where there are none.
+        top_p: share of the rows that is kept.
+
+    Raises:
+        ConfigError: the share is out of range, or none of the rows.
+    """
+
+    def __init__(self, clusters: NDArray[np.int64], top_p: float = Budget.top_p) -> None:
+        super().__init__(clusters, Budget(1.0, top_p=top_p))
+
+
+class ClusterUCB(Selector):
     """Let the bandit decide whose influence is computed: what `select` selects.
 
-    Attributes:
+    Args:
         clusters: label of each row, (N,).
         policy, budget, cold_start, top_p, draw_batch, draw_batch_arms: as in `select`.
         draw_order: of the rows of a cluster, `uniform` or, by the estimates that are known, `stale`.
+
+    Raises:
+        ConfigError: a share is out of range or at odds with another.
     """
 
-    clusters: NDArray[np.int64]
-    policy: Policy = UCBBeta()  # noqa: RUF009 - a frozen value
-    budget: float = 0.2
-    cold_start: float = 0.02
-    top_p: float = 0.05
-    draw_batch: int = 8
-    draw_batch_arms: DrawBatchArms = "one"
-    draw_order: DrawOrder = "uniform"
+    def __init__(
+        self,
+        clusters: NDArray[np.int64],
+        policy: Policy = UCBBeta(),  # noqa: B008 - a frozen value
+        budget: float = Budget.budget,
+        cold_start: float = Budget.cold_start,
+        top_p: float = Budget.top_p,
+        draw_batch: int = 8,
+        draw_batch_arms: DrawBatchArms = "one",
+        draw_order: DrawOrder = "uniform",
+    ) -> None:
+        asks: Asks = "estimates" if draw_order == "stale" else "nothing"
+        super().__init__(clusters, Budget(budget, cold_start, top_p), asks)
+        self.policy, self.draw_batch, self.draw_batch_arms = policy, draw_batch, draw_batch_arms
 
-    @property
-    def _asks(self) -> Asks:
-        return "estimates" if self.draw_order == "stale" else "nothing"
-
-    def _select(
-        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
-    ) -> Selection:
+    def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
         return select(
             self.clusters,
             influence,
             self.policy,
-            budget=self.budget,
-            cold_start=self.cold_start,
-            top_p=self.top_p,
+            budget=self.budget.budget,
+            cold_start=self.budget.cold_start,
+            top_p=self.budget.top_p,
             draw_batch=self.draw_batch,
             draw_batch_arms=self.draw_batch_arms,
-            estimate=_needed(known, "draw_order='stale'").estimate if self.draw_order == "stale" else None,
-            seed=seed,
-            on_draw=on_draw,
+            estimate=known.estimate if known is not None and self.asks == "estimates" else None,
+            **run,
         )
 
 
-@dataclass(frozen=True, eq=False)
-class RowUCB(_Budgeted):
+class RowUCB(Selector):
     """Let what is known of each row decide whose influence is computed: what `linear_ucb` selects.
 
-    Attributes:
+    Args:
         clusters: label of each row, (N,).
         policy, budget, top_p: as in `linear_ucb`.
+
+    Raises:
+        ConfigError: a share is out of range.
     """
 
-    clusters: NDArray[np.int64]
-    policy: LinearUCB = LinearUCB()  # noqa: RUF009 - a frozen value
-    budget: float = 0.2
-    top_p: float = 0.05
+    def __init__(
+        self,
+        clusters: NDArray[np.int64],
+        policy: LinearUCB = LinearUCB(),  # noqa: B008 - a frozen value
+        budget: float = Budget.budget,
+        top_p: float = Budget.top_p,
+    ) -> None:
+        super().__init__(clusters, Budget(budget, top_p=top_p, by_row=True), "features")
+        self.policy = policy
 
-    @property
-    def _asks(self) -> Asks:
-        return "features"
-
-    def _select(
-        self, influence: Influence, seed: int, on_draw: OnDraw | None, known: Known | None
-    ) -> Selection:
-        return linear_ucb(
-            self.clusters,
-            _needed(known, f"{self.policy}"),
-            influence,
-            self.policy,
-            budget=self.budget,
-            top_p=self.top_p,
-            seed=seed,
-            on_draw=on_draw,
-        )
+    def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
+        assert known is not None  # as it asks for features
+        budget, top_p = self.budget.budget, self.budget.top_p
+        return linear_ucb(self.clusters, known, influence, self.policy, budget=budget, top_p=top_p, **run)
 
 
 def named_policy(
@@ -221,9 +175,3 @@ def named_policy(
     if name == "linear_ucb":
         return LinearUCB(beta, rounds, stop=stop)
     return policy(name, beta=beta, ucb_p=ucb_p, names=(*POLICIES, "linear_ucb"))
-
-
-def _needed(known: Known | None, why: str) -> Known:
-    if known is None:
-        raise ConfigError(f"{why}: needs what is known of the rows; give it as `known`")
-    return known

@@ -22,11 +22,6 @@ def share(fraction: float, n: int) -> int:
     return math.floor(Fraction(repr(float(fraction))) * n)
 
 
-def cold_draws(cold_start: float, size: int) -> int:
-    """Rows of a cluster of `size` rows that the cold start draws: its share, at least one."""
-    return max(1, share(cold_start, size))
-
-
 def smallest_share(n: int) -> float:
     """A short decimal, about `1 / n` and never below it, whose share of `n` rows is at least one row."""
     scale = 10 ** (len(str(n)) + 1)

@@ -10,17 +10,17 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clusterucb.data.files import HUB
+from clusterucb.data.files import is_hub
 from clusterucb.data.rows import digest8
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.runtime.files import publish, write_json
-from clusterucb.runtime.screen import Advance
+from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.sources.raw import RawFile, files_in, hub_file, open_raw, raw_rows
+from clusterucb.sources.raw import open_raw, raw_rows
 from clusterucb.sources.source import Conversation, Dropped, RawRows, Source
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -44,15 +44,11 @@ class Report:
     """Of the written file, in hex."""
 
 
-def _unseen(*_: object) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda _amount, note="": None)
-
-
 def prepare(
     name: str,
     origin: str | Path,
     out: str | Path,
-    progress: Track = _unseen,
+    progress: Track | None = None,
     *,
     rows: int | None = None,
     seed: int = 0,
@@ -64,7 +60,7 @@ def prepare(
         origin: "hub", a raw file, a folder with the official files, there or in a folder NAME of it, or
             another table of the hub as `hub:org/name[:config][:split]`.
         out: a folder, made if need be; what it has of this data set is written anew.
-        progress: `Screen.track` of a screen.
+        progress: `Screen.track` of a screen; None shows nothing.
         rows: at most so many conversations, drawn by `seed`; they are held in memory meanwhile.
         seed: which are drawn.
 
@@ -78,12 +74,14 @@ def prepare(
         raise InputError(f"{origin}: is the file to be written, too. Name another folder to write to")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder. Name a folder to write to")
-    files, names = _open(source, origin)
+    files = open_raw(source, origin)
+    names = tuple(file.name if is_hub(file.name) else Path(file.name).name for file in files)
     total = sum(map(len, files))
+    track = progress or Screen(quiet=True).track
     with (
         publish(out / f"{name}.jsonl") as part,
         _removed_on_error(part),
-        progress(f"prepare {name}", total, "rows") as advance,
+        track(f"prepare {name}", total, "rows") as advance,
     ):
         items = source.convert(_counted(raw_rows(source, files), advance))
         dropped = Counter[str]()
@@ -105,24 +103,6 @@ def source_named(name: str) -> Source:
     if name not in SOURCES:
         raise ConfigError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")
     return SOURCES[name]
-
-
-def _open(source: Source, origin: str | Path) -> tuple[list[RawFile], tuple[str, ...]]:
-    if origin == "hub" and source.hub_files:
-        names = [f"{source.hub}/{file}" for file in source.hub_files]
-        paths = [hub_file(source, file) for file in source.hub_files]
-        return [open_raw(source, *pair) for pair in zip(paths, names, strict=True)], tuple(names)
-    if isinstance(origin, str) and (origin == "hub" or origin.startswith(HUB)):
-        table = source.hub if origin == "hub" else origin
-        return [open_raw(source, table)], (table,)
-    path = Path(origin)
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such file or folder; expected {' or '.join(source.files)} or a folder with it, "
-            f"from {source.url}"
-        )
-    paths = files_in(source, path) if path.is_dir() else [path]
-    return [open_raw(source, path) for path in paths], tuple(path.name for path in paths)
 
 
 def _counted(rows: RawRows, advance: Advance) -> RawRows:

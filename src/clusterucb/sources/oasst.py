@@ -12,7 +12,7 @@ from typing import Any
 
 from clusterucb.data.rows import Message
 from clusterucb.errors import InputError
-from clusterucb.sources.source import Conversation, Dropped, RawRows, Seen, UniqueKeys
+from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
 
 TREE_COLUMNS = ("message_tree_id", "prompt")
 FLAT_COLUMNS = ("message_tree_id", "message_id", "parent_id", "text", "role")
@@ -33,14 +33,14 @@ def convert_oasst(rows: RawRows) -> Iterator[Conversation | Dropped]:
         return
     rows = chain([first], rows)
     trees = _trees(rows) if "prompt" in first[0] else _grown(rows)
-    keys = UniqueKeys()
+    keys = set[str]()
     for number, (tree, where) in enumerate(trees):
         if isinstance(tree, Dropped):
             yield tree
             continue
         for item in _paths(tree, where):
             if isinstance(item, Conversation):
-                item = Conversation(keys.take(item.key, number), item.messages)
+                item = Conversation(free_key(item.key, number, keys), item.messages)
             yield item
 
 
@@ -55,15 +55,16 @@ def _grown(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
     Raises InputError for a tree whose rows do not stand together: in a file put into another order
     nearly every tree would be cut to pieces without a word.
     """
-    seen = Seen()
+    seen = set[str]()
     for tree_id, group in groupby(rows, lambda row: row[0]["message_tree_id"]):
         messages = [({**_checked(record, where), "replies": []}, where) for record, where in group]
         where = messages[0][1]
-        if not seen.add(str(tree_id)):
+        if str(tree_id) in seen:
             raise InputError(
                 f"{where}: tree {tree_id!r:.60} was met before, expected its rows one after another. "
                 "Sort the file by message_tree_id"
             )
+        seen.add(str(tree_id))
         yield from _linked(messages)
 
 

@@ -1,161 +1,56 @@
-"""A raw file as numbered rows: all that `Lines` opens, and FLAN's tab-separated files.
+"""The raw files of a data set, in a folder or on the hub, and their rows.
 
-Every error says how a row of this data set looks, as the usual cause is another data set's file.
-
-Where the raw files of a data set are: in a folder, or in a repository of the hub.
+Every error in a row says how a row of this data set looks, as the usual cause is another data set's file.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from clusterucb.data.files import HUB, Lines
-from clusterucb.errors import InputError
+from clusterucb.data.files import HUB, Lines, decode_text, dump, is_hub, read_errors, unpacked
+from clusterucb.data.rows import column_names
+from clusterucb.errors import InputError, reason
 from clusterucb.sources.source import RawRows, Source
 
 TSV_COLUMNS = ("inputs", "answer", "rationale")
+"""FLAN's tab-separated files have no header."""
+_SHOWN = 10
 
 
-class RawFile(Protocol):
-    """What is read of a raw file."""
+def open_raw(source: Source, origin: str | Path) -> list[Lines]:
+    """The raw files of `source`, opened.
 
-    def __len__(self) -> int:
-        """The number of its rows."""
-
-    def where(self, i: int, /) -> str:
-        """How to name row `i` in a message."""
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Its rows from the first to the last."""
-
-
-def open_raw(source: Source, origin: str | Path, name: str | None = None) -> RawFile:
-    """Open one raw file or hub table of `source`; messages call it `name`.
-
-    Raises InputError as `Lines.open` does.
+    `origin` is "hub", a table of the hub, a raw file, or a folder that `files_in` looks into.
+    Raises InputError if they are not there, or as `Lines.open` does.
     """
-    plain = str(origin).lower().removesuffix(".gz")
-    with _with_looks(source):
-        if plain.endswith(".tsv") and isinstance(origin, Path):
-            return _Tsv(origin, name or str(origin))
-        return _Json(Lines.open(origin, name))
+    if origin == "hub" and source.hub_files:
+        return [_open(source, _fetched(source, file), f"{source.hub}/{file}") for file in source.hub_files]
+    if origin == "hub" or is_hub(origin):
+        return [_open(source, source.hub if origin == "hub" else origin)]
+    path = Path(origin)
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; expected {' or '.join(source.files)} or a folder with it, "
+            f"from {source.url}"
+        )
+    return [_open(source, file) for file in (files_in(source, path) if path.is_dir() else [path])]
 
 
-def raw_rows(source: Source, files: list[RawFile]) -> RawRows:
+def raw_rows(source: Source, files: list[Lines]) -> RawRows:
     """All rows of all files, each with its name, all of the shape that the first row has.
 
     Raises InputError at a row that cannot be read or lacks a column.
     """
     shape: tuple[str, ...] | None = None
     for file in files:
-        for i, record in enumerate(_read(source, file)):
-            shape = shape or next((s for s in source.columns if _has(record, s)), None)
+        for record, where in _records(source, file):
+            shape = shape or next((columns for columns in source.columns if _has(record, columns)), None)
             if shape is None or not _has(record, shape):
-                raise InputError(f"{file.where(i)}: columns {_names(record)}. {_looks(source)}")
-            yield record, file.where(i)
-
-
-class _Json:
-    """The rows that `Lines` finds."""
-
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def where(self, i: int) -> str:
-        return self._lines.where(i)
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        return (self._lines.record(i) for i in range(len(self._lines)))
-
-
-class _Tsv:
-    """Lines of three columns without a header and without quoting."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path, self._name = path, name
-        self._length = sum(1 for _ in self._lines())
-        if not self._length:
-            raise InputError(f"{name}: empty, no row in it; expected at least one")
-
-    def __len__(self) -> int:
-        return self._length
-
-    def where(self, i: int) -> str:
-        return f"{self._name}, line {i + 1}"
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        for i, line in enumerate(self._lines()):
-            yield self._record(line, self.where(i))
-
-    def _record(self, line: bytes, where: str) -> dict[str, Any]:
-        try:
-            values = line.decode("utf-8").rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1}); "
-                "fetch the file again"
-            ) from error
-        if len(values) != len(TSV_COLUMNS):
-            raise InputError(
-                f"{where}: {len(values)} columns, expected {len(TSV_COLUMNS)} between tabs: "
-                f"{', '.join(TSV_COLUMNS)}. Fetch the file again"
-            )
-        return dict(zip(TSV_COLUMNS, values, strict=True))
-
-    def _lines(self) -> Iterator[bytes]:
-        packed = self._path.suffix.lower() == ".gz"
-        with (
-            _read_errors(self._name),
-            gzip.open(self._path) if packed else self._path.open("rb") as lines,
-        ):
-            yield from lines
-
-
-def _read(source: Source, file: RawFile) -> Iterator[dict[str, Any]]:
-    with _with_looks(source):
-        yield from file.records()
-
-
-def _has(record: dict[str, Any], columns: tuple[str, ...]) -> bool:
-    return all(column in record for column in columns)
-
-
-def _names(record: dict[str, Any], limit: int = 12) -> str:
-    names = [f"{name!r:.40}" for name in record]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "(none)"
-
-
-def _looks(source: Source) -> str:
-    return f"A row of {source.name} has {source.looks}: is this its file, whole and unchanged?"
-
-
-@contextmanager
-def _with_looks(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{error}. {_looks(source)}") from error
-
-
-@contextmanager
-def _read_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: a truncated or corrupt gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
-
-
-_SHOWN = 10
+                raise InputError(f"{where}: columns {column_names(record)}. {_looks(source)}")
+            yield record, where
 
 
 def files_in(source: Source, folder: Path) -> list[Path]:
@@ -172,23 +67,66 @@ def files_in(source: Source, folder: Path) -> list[Path]:
     raise InputError(_not_found(source, folder, rooms))
 
 
-def hub_file(source: Source, file: str) -> Path:
+def _open(source: Source, origin: str | Path, name: str | None = None) -> Lines:
+    with _with_looks(source):
+        if isinstance(origin, Path) and origin.name.lower().removesuffix(".gz").endswith(".tsv"):
+            return _open_table(origin, name or str(origin))
+        return Lines.open(origin, name)
+
+
+def _open_table(path: Path, name: str) -> Lines:
+    with read_errors(name), unpacked(path) as lines:
+        rows = ((n, dump(_table_row(line, f"{name}, line {n}"))) for n, line in enumerate(lines, 1))
+        return Lines.spooled(rows, name, "line")
+
+
+def _table_row(line: bytes, where: str) -> dict[str, str]:
+    values = decode_text(line, where).rstrip("\r\n").split("\t")
+    if len(values) != len(TSV_COLUMNS):
+        raise InputError(
+            f"{where}: {len(values)} columns, expected {len(TSV_COLUMNS)} between tabs: "
+            f"{', '.join(TSV_COLUMNS)}. Fetch the file again"
+        )
+    return dict(zip(TSV_COLUMNS, values, strict=True))
+
+
+def _fetched(source: Source, file: str) -> Path:
     """A raw file of the hub's repository, fetched once into the hub's own cache.
 
-    Raises InputError if it cannot be fetched. Plain files are not left to `load_dataset`: it takes all
-    files of a repository for one table, and makes one type of every column of a JSON file.
+    Plain files are not left to `load_dataset`: it takes all files of a repository for one table, and makes
+    one type of every column of a JSON file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    repository = source.hub.removeprefix(HUB)
     try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+        return Path(hf_hub_download(source.hub.removeprefix(HUB), file, repo_type="dataset"))
     except (OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
         raise InputError(
-            f"{source.hub}: {file} cannot be fetched ({type(error).__name__}: {_first_line(error)}); "
+            f"{source.hub}: {file} cannot be fetched ({type(error).__name__}: {reason(error)[:200]}); "
             f"check that the hub can be reached, or fetch it by hand from {source.url}"
         ) from error
+
+
+def _records(source: Source, file: Lines) -> RawRows:
+    with _with_looks(source):
+        yield from file.records()
+
+
+def _has(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
+    return all(column in record for column in columns)
+
+
+def _looks(source: Source) -> str:
+    return f"A row of {source.name} has {source.looks}: is this its file, whole and unchanged?"
+
+
+@contextmanager
+def _with_looks(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}. {_looks(source)}") from error
 
 
 def _matches(room: Path, pattern: str) -> list[Path]:
@@ -200,17 +138,9 @@ def _matches(room: Path, pattern: str) -> list[Path]:
 
 def _not_found(source: Source, folder: Path, rooms: list[Path]) -> str:
     wanted = ", or ".join(" and ".join(layout) for layout in source.layouts)
-    there = sorted(f"{path.relative_to(folder)}" for room in rooms for path in _entries(room))
+    there = sorted(f"{path.relative_to(folder)}" for room in rooms for path in room.glob("*"))
     shown = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")
     return (
         f"{folder}: no raw files of {source.name}; expected {wanted} (also as .gz), there or in "
         f"{source.name}/; found {shown or 'nothing'}. They come from {source.url}"
     )
-
-
-def _entries(room: Path) -> list[Path]:
-    return list(room.iterdir()) if room.is_dir() else []
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

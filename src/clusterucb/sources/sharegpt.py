@@ -1,8 +1,8 @@
 """ShareGPT: chats that people shared, as a list of {from, value} turns.
 
-What browsers left in shared chats, taken out: invisible marks, HTML, the words of a "Copy code" button.
-
-Careful by design: a person's question about HTML must stay as it was typed.
+What browsers left in them is taken out: invisible marks, the words of a "Copy code" button. A chat that was
+left as HTML is dropped; all files of `SOURCES` were cleaned of HTML by those who made them. A person's
+question about HTML stays as it was typed.
 """
 
 from __future__ import annotations
@@ -14,29 +14,37 @@ from typing import Any
 
 from clusterucb.data.rows import Message
 from clusterucb.errors import InputError
-from clusterucb.sources.html_text import html_to_text
-from clusterucb.sources.source import Conversation, Dropped, RawRows, UniqueKeys
+from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant"), "assistant"),
 }
 _REFUSED = {sender: f"{sender} turn" for sender in ("system", "bing", "bard")}
+# Zero-width space, word joiner, byte order mark. The joiners U+200C and U+200D carry meaning.
+_INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")
+_EXPORTED = re.compile(r'<div class="[^"]*\b(markdown|prose|whitespace-pre-wrap)\b')
+_MARKUP = re.compile(r"<(div|p)[\s>].*</(div|p|ul|ol|pre|table|blockquote|h[1-6])>", re.DOTALL)
+_FENCED = re.compile(r"^([ \t]*```)(.*?)(?=^[ \t]*```|\Z)(^[ \t]*```)?", re.DOTALL | re.MULTILINE)
+_LANGUAGE = r"[A-Za-z][\w+#.-]{0,23}?"
+_BUTTON_IN_FENCE = re.compile(rf"\A\s*({_LANGUAGE})?\n?Copy code\n?")
+_BUTTON_BELOW_LANGUAGE = re.compile(rf"^([ \t]*{_LANGUAGE})\n?Copy code[ \t]*$", re.MULTILINE)
 
 
 def convert_sharegpt(rows: RawRows) -> Iterator[Conversation | Dropped]:
     """The chats, cleaned, cut where a role speaks twice; each piece from a user's to an assistant's turn.
 
-    As open-instruct does, a chat with a turn of `system`, `bing` or `bard` is dropped whole.
+    As open-instruct does, a chat with a turn of `system`, `bing` or `bard` is dropped whole; so is one with
+    a turn of HTML.
     """
-    keys = UniqueKeys()
+    keys = set[str]()
     for number, (record, where) in enumerate(rows):
         turns = _turns(record["conversations"], where)
         refusal = _refusal(turns)
         if refusal:
             yield Dropped(refusal)
             continue
-        messages = [Message(_ROLES[sender], clean(value, _ROLES[sender])) for sender, value in turns]
+        messages = [Message(_ROLES[sender], _clean(value)) for sender, value in turns]
         kept = [message for message in messages if message.content]
         yield from [Dropped("empty turn")] * (len(messages) - len(kept))
         yield from _named(list(_pieces(kept)), _key(record, number), keys, number)
@@ -62,8 +70,10 @@ def _refusal(turns: list[tuple[str, str]]) -> str:
     """Why the whole chat is dropped, "" if it is not."""
     if not turns:
         return "empty conversation"
-    stranger = next((sender for sender, _ in turns if sender not in _ROLES), None)
-    return "" if stranger is None else _REFUSED.get(stranger, "unknown sender")
+    for sender, _ in turns:
+        if sender not in _ROLES:
+            return _REFUSED.get(sender, "unknown sender")
+    return "HTML turn" if any(_is_page(_clean(value), _ROLES[sender]) for sender, value in turns) else ""
 
 
 def _pieces(messages: list[Message]) -> Iterator[tuple[Message, ...] | Dropped]:
@@ -83,7 +93,7 @@ def _pieces(messages: list[Message]) -> Iterator[tuple[Message, ...] | Dropped]:
 
 
 def _named(
-    pieces: list[tuple[Message, ...] | Dropped], key: str, keys: UniqueKeys, row: int
+    pieces: list[tuple[Message, ...] | Dropped], key: str, keys: set[str], row: int
 ) -> Iterator[Conversation | Dropped]:
     several = sum(not isinstance(piece, Dropped) for piece in pieces) > 1
     number = 0
@@ -91,7 +101,7 @@ def _named(
         if isinstance(piece, Dropped):
             yield piece
         else:
-            yield Conversation(keys.take(f"{key}_{number}" if several else key, row), piece)
+            yield Conversation(free_key(f"{key}_{number}" if several else key, row, keys), piece)
             number += 1
 
 
@@ -100,55 +110,27 @@ def _key(record: Mapping[str, Any], number: int) -> str:
     return str(own) if isinstance(own, (str, int)) and str(own) else str(number)
 
 
-# Zero-width space, word joiner, byte order mark. The joiners U+200C and U+200D carry meaning.
-_INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")
-_EXPORTED = re.compile(r'<div class="[^"]*\b(markdown|prose|whitespace-pre-wrap)\b')
-_HTML = re.compile(r"<(div|p)[\s>].*</(div|p|ul|ol|pre|table|blockquote|h[1-6])>", re.DOTALL)
-_BUTTON = "Copy code"
-_LANGUAGE = re.compile(r"[A-Za-z][\w+#.-]{0,23}")
-_BEFORE_BUTTON = re.compile(r"(```)?\s*([A-Za-z][\w+#.-]{0,23}?)?Copy code(.*)")
+def _is_page(text: str, role: str) -> bool:
+    """Whether the turn is HTML of a web page; other tags are somebody's code.
+
+    It is by the class of ChatGPT's own page or, from the assistant, if all of it is one element after the
+    other (`<div` or `<p` at its start, an end tag at its end).
+    """
+    return bool(_EXPORTED.match(text) or (role == "assistant" and _MARKUP.fullmatch(text)))
 
 
-def clean(text: str, role: str) -> str:
-    """The turn's own text, stripped.
+def _clean(text: str) -> str:
+    """The turn's own text, stripped: without invisible marks and the words of a "Copy code" button.
 
-    HTML is read as such if it bears the class of ChatGPT's page, or, from the assistant, if all of the
-    text is one (`<div` or `<p` at its start, an end tag at its end). All other tags are somebody's code.
+    These words go where they stand beside an opening fence or the name of a language.
     """
     text = text.translate(_INVISIBLE).strip()
-    if _EXPORTED.match(text) or (role == "assistant" and _HTML.fullmatch(text)):
-        text = html_to_text(text)
-    if _BUTTON in text:
-        text = _without_button(text)
+    if "Copy code" in text:
+        text = _FENCED.sub(_without_button, text)
+        text = _BUTTON_BELOW_LANGUAGE.sub(r"\1", text)
     return text.strip()
 
 
-def _without_button(text: str) -> str:
-    """Without the button's words where they stand beside an opening fence or the name of a language."""
-    lines: list[str] = []
-    inside = False  # a block of code
-    for line in text.split("\n"):
-        match = _BEFORE_BUTTON.fullmatch(line.strip())
-        if match:
-            _press(lines, line, match, inside)
-        else:
-            lines.append(line)
-        inside ^= line.strip().startswith("```")
-    return "\n".join(lines)
-
-
-def _press(lines: list[str], line: str, match: re.Match[str], inside: bool) -> None:
-    fence, language, rest = match[1] or "", match[2] or "", match[3]
-    before = lines[-1].strip() if lines else ""
-    bare_fence = inside and before == "```"
-    if fence or bare_fence:
-        if bare_fence:
-            lines.pop()
-        lines.append(f"```{language}")
-        lines.extend([rest] if rest.strip() else [])
-    elif rest.strip():  # a sentence that begins with these words
-        lines.append(line)
-    elif language:
-        lines.append(language)
-    elif not (inside and before.startswith("```")) and not _LANGUAGE.fullmatch(before):
-        lines.append(line)
+def _without_button(block: re.Match[str]) -> str:
+    opening, code, closing = block.groups("")
+    return opening + _BUTTON_IN_FENCE.sub(lambda head: f"{head[1] or ''}\n", code) + closing

@@ -28,10 +28,9 @@ from clusterucb.runtime.files import made
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import round_robin
 from clusterucb.selection.selector import FullScoring
-from clusterucb.selection.share import share
 from clusterucb.steps.bm25 import bm25_scores
 from clusterucb.steps.hidden import represent_pool, represent_target
-from clusterucb.training.adapter import fingerprint_base
+from clusterucb.training.adapter import fingerprint_base, load_adapter
 
 BLOCK = 1024
 """Rows whose hidden states are in memory at once."""
@@ -44,6 +43,7 @@ def select_by_scores(session: Session) -> Round:
     def rank(part: Path) -> None:
         session.check_inputs()
         session.begin()
+        load_adapter(session.model, session.dir.initial)
         selection, cost = SCORES[session.method.name](session, part)
         if session.world.leads:
             pooled = session.inputs.pooled
@@ -120,7 +120,7 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
                 yield block
                 step.advance(block.shape[1])
 
-        count = share(session.config.selection.top_p, len(store))
+        count = session.budget.keep(len(store))
         taken, similarities = round_robin(blocks(), count)
         cost = target_cost + Cost.from_json(store.manifest["cost"]) + step.cost()
     in_pool_order = np.argsort(taken)
@@ -150,7 +150,7 @@ def cosines(rows: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.floa
 
 def _top(session: Session, scores: NDArray[np.float64]) -> Selection:
     """The best rows by scores of all; all are in cluster 0."""
-    keep = FullScoring(np.zeros(len(scores), np.int64), session.config.selection.top_p)
+    keep = FullScoring(np.zeros(len(scores), np.int64), session.budget.top_p)
     return keep(lambda rows: scores[rows])
 
 

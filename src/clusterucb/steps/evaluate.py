@@ -102,6 +102,7 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.config,
         adapter,
         session.dir.benchmarks,
+        session.dir.base_answers,
         model,
         session.inputs.tokenizer,
         session.inputs.chat,

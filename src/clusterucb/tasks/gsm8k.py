@@ -1,8 +1,7 @@
 """GSM8K: school arithmetic, answered in steps (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
 
 The shots are the eight of Wei et al. (2022, https://arxiv.org/abs/2201.11903), read from lm-eval.
-
-The form of a GSM8K solution: steps with calculator marks, then a last line `#### 72`.
+A solution has steps with calculator marks, then a last line `#### 72`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from clusterucb.data.files import Lines
 from clusterucb.errors import InputError
-from clusterucb.tasks.files import Official, harness_file, samples, text_field
+from clusterucb.tasks.files import Official, harness_files, samples, text_field
 from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
@@ -27,6 +26,8 @@ _FILES = Official(
 _DEFAULT_ROWS = 64
 _OPENING = "Answer:"
 _STOP = ("\n\nQuestion:",)  # a model that goes on to make up the next question has given its answer
+_FINAL = "####"
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 # A minus that follows a digit or a letter is a subtraction or a hyphen.
 _NUMBER = re.compile(r"(?:(?<![^\W_])-)?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 _COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
@@ -56,16 +57,32 @@ def score(gold: Mapping[str, Any], output: str) -> dict[str, float]:
     return {"exact_match": float(last_number(output) == Decimal(gold["number"]))}
 
 
+def worked_answer(answer: str) -> str:
+    """The solution as a person would write it: no calculator marks, and a last line "The answer is 72."
+
+    Commas in the final number are left out ("1,080" becomes "1080"); the steps keep theirs.
+    Raises ValueError if there is no `####` with something after it.
+    """
+    steps, mark, number = answer.rpartition(_FINAL)
+    number = number.strip().replace(",", "")
+    if not mark or not number:
+        raise ValueError("no final answer, expected a last line #### 72")
+    return f"{_CALCULATOR.sub('', steps).strip()}\nThe answer is {number}.".lstrip()
+
+
 def _open(data_dir: Path | None, split: str) -> Lines:
     if data_dir is None:
         return Lines.open(f"hub:openai/gsm8k:main:{split}")
-    return Lines.open(_FILES.file(data_dir, f"{split}.jsonl", f"{split}.jsonl.gz"))
+    return Lines.open(_FILES.files(data_dir, f"{split}.jsonl", f"{split}.jsonl.gz")[0])
 
 
 def _question(lines: Lines, i: int, split: str, shots: list[str]) -> Question:
     record, where = lines.record(i), lines.where(i)
     question = text_field(record, "question", where).strip()
-    answer = _worked(text_field(record, "answer", where), where)
+    try:
+        answer = worked_answer(text_field(record, "answer", where)).strip()
+    except ValueError as error:
+        raise InputError(f"{where}: {error}. Fetch the official file again") from error
     number = last_number(answer)
     if number is None:
         raise InputError(f"{where}: answer ends without a number, expected #### 72. Fetch the file again")
@@ -85,46 +102,18 @@ def _ask(question: str, shots: list[str]) -> str:
     return "\n\n".join([header, *shots, f"Question: {question}"])
 
 
-def _worked(answer: str, where: str) -> str:
-    try:
-        return worked_answer(answer).strip()
-    except ValueError as error:
-        raise InputError(
-            f"{where}: answer without a last line #### 72. Fetch the official file again"
-        ) from error
-
-
 def _shots(count: int) -> list[str]:
     if not count:
         return []
-    examples = samples(harness_file("gsm8k", "gsm8k-cot.yaml"), "question")
+    examples = samples(harness_files("gsm8k", "gsm8k-cot.yaml")[0], "question")
     check_shots("gsm8k", count, len(examples))
     return [f"Question: {question}\nAnswer: {answer}" for question, answer in examples[:count]]
 
 
 TASK = Task(
     name="gsm8k",
-    title="GSM8K: grade-school arithmetic",
-    licence="MIT",
-    url=_FILES.url,
-    expects=_FILES.expects,
     targets=targets,
     questions=questions,
     variants={"gsm8k": Variant(shots=8, metrics=("exact_match",), max_new_tokens=512, stop=_STOP)},
     score=score,
 )
-_FINAL = "####"
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
-
-
-def worked_answer(answer: str) -> str:
-    """The solution as a person would write it: no calculator marks, and a last line "The answer is 72."
-
-    Commas in the final number are left out ("1,080" becomes "1080"); the steps keep theirs.
-    Raises ValueError if there is no `####` with something after it.
-    """
-    steps, mark, number = answer.rpartition(_FINAL)
-    number = number.strip().replace(",", "")
-    if not mark or not number:
-        raise ValueError(f"no final answer: expected a last line '{_FINAL} <number>'")
-    return f"{_CALCULATOR.sub('', steps).strip()}\nThe answer is {number}.".lstrip()

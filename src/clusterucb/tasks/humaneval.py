@@ -54,8 +54,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def _open(data_dir: Path | None) -> Lines:
-    path = None if data_dir is None else _FILES.find(data_dir, "HumanEval.jsonl.gz", "HumanEval.jsonl")
-    path = path or humaneval_file()
+    paths = _FILES.find(data_dir, "HumanEval.jsonl.gz", "HumanEval.jsonl") if data_dir is not None else []
+    path = paths[0] if paths else humaneval_file()
     if path is not None:
         return Lines.open(path)
     if data_dir is not None:
@@ -95,10 +95,6 @@ def _variant(k: int, temperature: float) -> Variant:
 
 TASK = Task(
     name="humaneval",
-    title="HumanEval: Python functions from their docstrings",
-    licence="MIT",
-    url=_FILES.url,
-    expects=_FILES.expects,
     targets=targets,
     questions=questions,
     variants={"humaneval_pass1": _variant(1, 0.1), "humaneval_pass10": _variant(10, 0.8)},

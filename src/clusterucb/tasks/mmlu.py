@@ -84,10 +84,8 @@ def _subjects(data_dir: Path | None, split: str) -> list[tuple[str, list[_Item]]
     if data_dir is None:
         return _from_hub(split)
     ending = f"_{split}.csv"
-    for base in _FILES.bases(data_dir):
-        if paths := sorted((base / split).glob(f"*{ending}")):
-            return [(path.name.removesuffix(ending), _read(path)) for path in paths]
-    raise _FILES.missing(data_dir, f"{split}/*{ending}")
+    paths = _FILES.files(data_dir, f"{split}/*{ending}")
+    return [(path.name.removesuffix(ending), _read(path)) for path in paths]
 
 
 def _read(path: Path) -> list[_Item]:
@@ -121,8 +119,7 @@ def _item(cells: Sequence[str], where: str) -> _Item:
 def _from_hub(split: str) -> list[tuple[str, list[_Item]]]:
     lines = Lines.open(f"hub:cais/mmlu:all:{split}")
     subjects: dict[str, list[_Item]] = {}
-    for i in range(len(lines)):
-        record, where = lines.record(i), lines.where(i)
+    for record, where in lines.records():
         answer = record.get("answer")
         letter = _LETTERS[answer] if isinstance(answer, int) and 0 <= answer < 4 else repr(answer)
         choices = map(str, list_field(record, "choices", where))
@@ -137,10 +134,6 @@ def _variant(shots: int) -> Variant:
 
 TASK = Task(
     name="mmlu",
-    title="MMLU: multiple-choice questions of 57 subjects",
-    licence="MIT",
-    url=_FILES.url,
-    expects=_FILES.expects,
     targets=targets,
     questions=questions,
     variants={"mmlu_0shot": _variant(0), "mmlu_5shot": _variant(5)},

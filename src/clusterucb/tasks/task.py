@@ -1,13 +1,7 @@
-"""What a benchmark is to the rest of the package: where its questions come from, how it is evaluated.
+"""A benchmark as questions, each the text that a model is shown, and how they are evaluated.
 
-One question of a benchmark as the text that a model is shown.
-
-The target of a selection and the evaluation are both made of these, so both show the same text. Knows
-nothing of files, models or chat formats.
-
-Which of a task's questions make the target, and how many shots a question may have.
-
-Questions of an evaluation with their right answers, on whose loss an adapter can be compared.
+The target of a selection and the evaluation are both made of these questions, so both show the same text.
+Knows nothing of files, models or chat formats.
 """
 
 from __future__ import annotations
@@ -103,11 +97,6 @@ class Task:
     """A benchmark."""
 
     name: str
-    title: str
-    licence: str
-    url: str
-    expects: str
-    """The official files that a data folder must hold, in one line."""
     targets: Targets
     questions: Questions
     variants: Mapping[str, Variant]

@@ -1,8 +1,7 @@
 """TyDi QA, gold passage: questions on a passage in nine languages (Clark et al. 2020, https://arxiv.org/abs/2003.05002).
 
-How SQuAD compares an answer with the right ones (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
-
-As its official script, version 1.1: only ASCII punctuation and English articles are left out.
+Answers are compared as SQuAD's official script, version 1.1, does (Rajpurkar et al. 2016,
+https://arxiv.org/abs/1606.05250): only ASCII punctuation and English articles are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ _FILES = Official(
 _HUB_SPLITS = {"train": "train", "dev": "validation"}
 _LONG = 1500
 """Characters of a passage; a longer one makes no target and no shot, if it can be helped."""
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,19 @@ def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
 
 def score(gold: Mapping[str, Any], output: str) -> dict[str, float]:
     """SQuAD's F1 and exact match of the output's first line against the nearest answer."""
-    prediction = output.strip().split("\n", 1)[0].strip()
-    answers = gold["answers"]
-    return {"f1": best_f1(prediction, answers), "exact_match": best_exact(prediction, answers)}
+    said = _plain(output.strip().split("\n", 1)[0])
+    answers = [_plain(answer) for answer in gold["answers"]]
+    return {"f1": max(_f1(said, answer) for answer in answers), "exact_match": float(said in answers)}
+
+
+def _plain(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _f1(predicted: list[str], right: list[str]) -> float:
+    common = sum((Counter(predicted) & Counter(right)).values())
+    # 2PR / (P + R) with P = common / predicted and R = common / right; no word in common is 0.
+    return 2 * common / (len(predicted) + len(right)) if common else 0.0
 
 
 def _question(item: _Item, shots: list[_Item]) -> Question:
@@ -154,7 +166,7 @@ def _items(data_dir: Path | None, split: str) -> Iterator[_Item]:
     if data_dir is None:
         return _from_hub(split)
     name = f"tydiqa-goldp-v1.1-{split}.json"
-    return _from_file(_FILES.file(data_dir, name, f"{name}.gz"))
+    return _from_file(_FILES.files(data_dir, name, f"{name}.gz")[0])
 
 
 def _from_file(path: Path) -> Iterator[_Item]:
@@ -172,13 +184,9 @@ def _from_file(path: Path) -> Iterator[_Item]:
 
 def _from_hub(split: str) -> Iterator[_Item]:
     lines = Lines.open(f"hub:google-research-datasets/tydiqa:secondary_task:{_HUB_SPLITS[split]}")
-    return (_hub_item(lines, i) for i in range(len(lines)))
-
-
-def _hub_item(lines: Lines, i: int) -> _Item:
-    record, where = lines.record(i), lines.where(i)
-    answers = [str(text) for text in list_field(record.get("answers"), "text", where)]
-    return _item(record, text_field(record, "context", where), answers, where)
+    for record, where in lines.records():
+        answers = [str(text) for text in list_field(record.get("answers"), "text", where)]
+        yield _item(record, text_field(record, "context", where), answers, where)
 
 
 def _item(record: Mapping[str, Any], context: str, answers: list[str], where: str) -> _Item:
@@ -193,10 +201,6 @@ def _item(record: Mapping[str, Any], context: str, answers: list[str], where: st
 
 TASK = Task(
     name="tydiqa",
-    title="TyDi QA, gold passage: questions in nine languages",
-    licence="Apache-2.0",
-    url=_FILES.url,
-    expects=_FILES.expects,
     targets=targets,
     questions=questions,
     variants={
@@ -204,26 +208,3 @@ TASK = Task(
     },
     score=score,
 )
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def normalise(text: str) -> str:
-    """Lower-case, without punctuation and articles, one space between words."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def best_exact(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the answers once both are normalised, else 0.0."""
-    return float(any(normalise(prediction) == normalise(answer) for answer in answers))
-
-
-def best_f1(prediction: str, answers: Sequence[str]) -> float:
-    """The greatest F1 of the prediction's words against an answer's."""
-    return max(_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
-
-
-def _f1(predicted: list[str], right: list[str]) -> float:
-    common = sum((Counter(predicted) & Counter(right)).values())
-    # 2PR / (P + R) with P = common / predicted and R = common / right; no word in common is 0.
-    return 2 * common / (len(predicted) + len(right)) if common else 0.0

@@ -1,63 +1,22 @@
 """The table says what the runs' own files say, with the uncertainties that it names."""
 
 import io
-import math
 import statistics
 
-import numpy as np
 import pytest
 from compare_helpers import cell, csv_lines, finish, write
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from clusterucb.cli.study_tables import show_comparison
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost
 from clusterucb.studies.compare.cells import all_cells
-from clusterucb.studies.compare.results import compared, row_differences, spread, write_cells
-
-numbers = st.floats(-100, 100, allow_nan=False)
+from clusterucb.studies.compare.results import compared, write_cells
 
 
 @pytest.fixture
 def config():
     return Config(model="m", out="o", pool=["p"], target=["t"], training={"periods": 2})
-
-
-@given(st.lists(numbers, min_size=2, max_size=6))
-def test_the_spread_is_the_sample_deviation(values):
-    found = spread(values)
-    assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
-    assert found.error == pytest.approx(statistics.stdev(values), abs=1e-9)
-    assert found.over == "repetitions"
-
-
-@given(
-    st.lists(
-        st.tuples(st.tuples(numbers, numbers, numbers), st.tuples(numbers, numbers, numbers)),
-        min_size=2,
-        max_size=6,
-    )
-)
-def test_a_difference_is_row_by_row_over_the_mean_of_the_repetitions(rows):
-    ours, theirs = (np.array([row[side] for row in rows]).T for side in (0, 1))
-    slow = [sum(a) / 3 - sum(b) / 3 for a, b in rows]
-    found = row_differences(ours, theirs)
-    assert found.mean == pytest.approx(statistics.fmean(slow), abs=1e-9)
-    assert found.error == pytest.approx(statistics.stdev(slow) / math.sqrt(len(slow)), abs=1e-9)
-    assert found.over == "rows"
-
-
-def test_a_common_shift_of_all_rows_is_a_sure_difference():
-    losses = np.array([1.0, 5.0, 9.0])
-    found = row_differences(losses - 0.5, losses)
-    assert (found.mean, found.error) == (-0.5, 0.0)
-
-
-def test_one_number_has_no_error():
-    assert spread([3.0]).error is None
-    assert row_differences(np.array([1.0]), np.array([3.0])).error is None
 
 
 @pytest.fixture
@@ -66,12 +25,8 @@ def table(tmp_path, config):
     losses = {}
     for name, repeats, gradients in (("clusterucb", 3, 80), ("dynamic", 2, 200)):
         for repeat in range(repeats):
-            _, losses[name, repeat] = finish(
-                cell(tmp_path, name, repeat).run,
-                f"{name}{repeat}",
-                gradients=gradients,
-                seconds=gradients / 10,
-            )
+            run, costs = cell(tmp_path, name, repeat).run, {"gradients": gradients, "seconds": gradients / 10}
+            _, losses[name, repeat] = finish(run, f"{name}{repeat}", **costs)
     cell(tmp_path, "random", 0).run.path.mkdir(parents=True)
     cell(tmp_path, "random", 0).fail(ValueError("no luck"))
     cell(tmp_path, "bm25", 0).run.path.mkdir(parents=True)
@@ -158,6 +113,12 @@ def test_csv_and_json_agree_with_the_runs_own_files(table):
         assert float(line["loss"]) == told["loss"] == pytest.approx(statistics.fmean(rows))
         assert float(line["standard_error"]) == pytest.approx(statistics.stdev(rows) / 2)
         assert int(line["pool_gradients"]) == {"clusterucb": 80, "dynamic": 200}[line["method"]]
+
+
+def test_one_row_has_no_error(tmp_path, config):
+    finish(cell(tmp_path, "less").run, 1, rows=1)
+    row = compared(all_cells(tmp_path), config)["methods"]["less"]
+    assert (row["loss"]["error"], row["against_base"]["error"]) == (None, None)
 
 
 def test_one_repetition_has_the_error_over_rows(tmp_path, config):

@@ -5,23 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 from cli_helpers import clusterucb, options, read
 from clusterucb.cli.study_tables import show_plan
 from clusterucb.config import load
-from clusterucb.features.kmeans import default_k
-from clusterucb.gradients.projection import CountSketch
-from clusterucb.run.methods import METHODS
+from clusterucb.run.presets import PRESETS
 from clusterucb.run.session import Session
 from clusterucb.studies.plan import facts as facts_module
-from clusterucb.studies.plan.facts import read_facts
+from clusterucb.studies.plan.facts import model_sizes, read_facts
 from clusterucb.studies.plan.plan import plan
-from clusterucb.studies.plan.sizes import Sizes, model_sizes
 from clusterucb.studies.plan.spending import planned_steps
 
 COUNTS = ("rows", "pool_gradients", "target_gradients", "pool_forwards")
@@ -40,19 +33,18 @@ def config(settings):
 
 
 @pytest.fixture(scope="module")
-def inputs(config, tmp_path_factory):
-    """What a plan knows of the inputs, and of the model."""
-    elsewhere = config.model_copy(update={"out": str(tmp_path_factory.mktemp("facts"))})
-    return read_facts(Session(elsewhere)), model_sizes(config)
+def facts(config, tmp_path_factory):
+    """What a plan knows of the inputs and the model."""
+    return read_facts(Session(config.model_copy(update={"out": str(tmp_path_factory.mktemp("facts"))})))
 
 
 @pytest.fixture(scope="module")
 def spent(settings):
     """The directory of each method's run, after all were run."""
     given = options(settings)
-    outcome = clusterucb("compare", "--methods", ",".join(METHODS), "--seeds", 1, *given)
+    outcome = clusterucb("compare", "--methods", ",".join(PRESETS), "--seeds", 1, *given)
     assert outcome.status == 0, outcome
-    return {name: Path(settings["out"]) / name / "0" for name in METHODS}
+    return {name: Path(settings["out"]) / name / "0" for name in PRESETS}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +53,15 @@ def planned(config):
     return plan(config, tokens_per_second=SPEED)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_plan_has_the_counts_that_the_run_then_has(name, config, inputs, spent):
-    facts, sizes = inputs
-    steps = planned_steps(METHODS[name].config(config, 0, spent[name]), facts, sizes)
+def changed(config, section, **settings):
+    """The settings with some of a section's changed."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, spent):
+    """What a selection decides is an expectation, between the tokens of the shortest and longest rows."""
+    steps = planned_steps(PRESETS[name].config(config, 0, spent[name]), facts)
     summary = read(spent[name] / "summary.json")
     assert list(steps) == list(summary["steps"])
     for step, found in summary["steps"].items():
@@ -72,41 +69,26 @@ def test_a_plan_has_the_counts_that_the_run_then_has(name, config, inputs, spent
         assert {key: getattr(cost, key) for key in COUNTS} == {key: found[key] for key in COUNTS}, step
         if not steps[step].expected:
             assert cost.tokens == found["tokens"], step
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_only_what_a_selection_decides_is_an_expectation(name, config, inputs, spent):
-    """And it lies between the tokens of the shortest and of the longest rows."""
-    facts, sizes = inputs
-    steps = planned_steps(METHODS[name].config(config, 0, spent[name]), facts, sizes)
     first, second = {"select 1"}, {"select 2"}
     fresh = {"clusterucb": second, "linear_ucb": second, "less_clusterucb": first}
     fresh |= dict.fromkeys(("clusterucb_hidden", "linear_ucb_hidden"), first | second)
     fresh = fresh.get(name, set())
     assert {step for step, found in steps.items() if found.expected} == fresh | {"train"}
-    target = int(facts.target_lengths.sum())
+    target, lengths = int(facts.target_lengths.sum()), np.sort(facts.gradient_lengths)
     for step in fresh:
-        lengths = np.sort(facts.gradient_lengths)
         assert lengths[:20].sum() < steps[step].cost.tokens - target < lengths[-20:].sum()
 
 
-def test_a_budget_of_all_rows_leaves_no_expectation(config, inputs):
-    facts, sizes = inputs
-    everything = config.model_copy(
-        update={"selection": config.selection.model_copy(update={"budget": 1.0, "top_p": 1.0})}
-    )
-    steps = planned_steps(everything, facts, sizes)
+def test_a_budget_of_all_rows_leaves_no_expectation(config, facts):
+    steps = planned_steps(changed(config, "selection", budget=1.0, top_p=1.0), facts)
     assert not any(step.expected for step in steps.values())
     assert steps["select 2"].cost.tokens == steps["gradients"].cost.tokens
 
 
 def test_total_and_full_method_are_those_of_the_runs(planned, spent):
     summary = read(spent["clusterucb"] / "summary.json")
-    for key in COUNTS:
-        assert planned["total"][key] == summary["total"][key]
-    assert planned["full"]["pool_gradients"] == summary["full"]["pool_gradients"]
-    assert planned["full"]["share_of_pool_gradients"] == summary["full"]["share_of_pool_gradients"]
-    assert planned["full"]["share_of_cost"] == summary["full"]["share_of_cost"]
+    for key in ("pool_gradients", "share_of_pool_gradients", "share_of_cost"):
+        assert planned["full"][key] == summary["full"][key]
     for name, folder in spent.items():
         counted = read(folder / "summary.json")
         for key in COUNTS:
@@ -120,12 +102,16 @@ def tensor_bytes(path):
         return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
 
 
+def feature_bytes(run):
+    files = [run / "features" / name for name in ("features.f16", "losses.f32", "done.u8")]
+    directions = tensor_bytes(run / "features/directions.safetensors")
+    return directions + sum(path.stat().st_size for path in files)
+
+
 def test_the_disk_of_a_step_is_what_its_arrays_take(planned, spent):
     run = spent["clusterucb"]
     disk = {name: step["disk"] for name, step in planned["steps"].items()}
-    files = ("features.f16", "losses.f32", "done.u8")
-    directions = tensor_bytes(run / "features/directions.safetensors")
-    assert disk["gradients"] == directions + sum((run / "features" / n).stat().st_size for n in files)
+    assert disk["gradients"] == feature_bytes(run)
     for step, folder in (("warmup", "warmup"), ("train", "adapter")):
         names = ("adapter_model", "moments")
         held = sum(tensor_bytes(run / folder / f"{name}.safetensors") for name in names)
@@ -141,43 +127,19 @@ def test_the_disk_of_a_step_is_what_its_arrays_take(planned, spent):
 
 def test_hidden_states_take_forward_passes_and_the_room_of_their_size(config, spent):
     run = spent["clusterucb_hidden"]
-    hidden = config.model_copy(
-        update={"clustering": config.clustering.model_copy(update={"features": "hidden"})}
-    )
-    found = plan(hidden, tokens_per_second=SPEED)
+    found = plan(changed(config, "clustering", features="hidden"), tokens_per_second=SPEED)
     assert found["total"] == found["methods"]["clusterucb_hidden"]
-    summary = read(run / "summary.json")
-    assert found["full"]["share_of_cost"] == summary["full"]["share_of_cost"]
+    assert found["full"]["share_of_cost"] == read(run / "summary.json")["full"]["share_of_cost"]
     step = found["steps"]["gradients"]
     assert step["seconds"] == pytest.approx(step["tokens"] / (3 * SPEED), abs=1e-3)
-    files = [run / "features" / name for name in ("features.f16", "losses.f32", "done.u8")]
-    directions = tensor_bytes(run / "features/directions.safetensors")
-    assert step["disk"] == directions + sum(path.stat().st_size for path in files)
+    assert step["disk"] == feature_bytes(run)
     clusters = tensor_bytes(run / "clusters.safetensors")
     assert found["steps"]["cluster"]["disk"] == pytest.approx(clusters, abs=8 * 32)
-    assert found["memory"]["clustering"]["centroids"] == 3 * 4 * config.clustering.k * 32
 
 
-def test_sizes_are_those_of_the_real_model_without_its_weights(inputs, config, spent):
-    _, sizes = inputs
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    assert sizes.weights == sum(held.values())
-    assert sizes.adapter == tensor_bytes(spent["clusterucb"] / "initial/adapter_model.safetensors")
+def test_an_adapter_to_go_on_with_has_the_size_of_a_new_one(facts, config, spent):
     going_on = config.model_copy(update={"adapter": str(spent["clusterucb"] / "adapter")})
-    assert model_sizes(going_on) == sizes
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4), st.integers(1, 300)
-)
-def test_the_tables_have_the_size_that_they_then_have(shapes, dim):
-    sizes = Sizes(0, {f"layer {n}": shape for n, shape in enumerate(shapes)}, hidden=0)
-    sketch, out = CountSketch(dim=dim), torch.zeros(1, dim)
-    for name, shape in sizes.layers.items():
-        sketch.add_to(out, name, torch.ones(1, *shape))
-    made = [table.nbytes for pair in sketch._tables.values() for table in pair]
-    assert sizes.tables(dim) == sum(made)
+    assert model_sizes(going_on) == facts.sizes
 
 
 def test_time_is_tokens_by_the_speed_given(planned):
@@ -185,22 +147,8 @@ def test_time_is_tokens_by_the_speed_given(planned):
         speed = 3 * SPEED if name == "evaluate" else SPEED
         expected = None if name == "cluster" else pytest.approx(step["tokens"] / speed, abs=1e-3)
         assert step["seconds"] == expected, name
-    assert planned["total"]["seconds"] == pytest.approx(
-        sum(step["seconds"] or 0 for step in planned["steps"].values()), abs=1e-2
-    )
-
-
-def test_memory_at_its_peak_is_the_largest_stage_with_what_is_always_there(planned, inputs, config):
-    stages = {name: sum(parts.values()) for name, parts in planned["memory"].items() if name != "peak"}
-    always = stages.pop("always")
-    assert planned["memory"]["peak"] == {
-        "stage": max(stages, key=stages.get),
-        "bytes": always + max(stages.values()),
-    }
-    _, sizes = inputs
-    assert always == sizes.weights + sizes.adapter
-    assert planned["memory"]["gradients"]["projection tables"] == sizes.tables(config.gradients.dim)
-    assert not planned["activations_measured"]
+    seconds = sum(step["seconds"] or 0 for step in planned["steps"].values())
+    assert planned["total"]["seconds"] == pytest.approx(seconds, abs=1e-2)
 
 
 def test_the_command_measures_and_leaves_nothing_behind(settings, tmp_path):
@@ -210,16 +158,11 @@ def test_the_command_measures_and_leaves_nothing_behind(settings, tmp_path):
     found = json.loads(shown.out)
     assert list(tmp_path.iterdir()) == []
     assert "/clusterucb-plan-" not in shown.err
-    assert found["speed"]["measured"]
-    assert found["activations_measured"]
-    assert found["memory"]["gradients"]["activations"] > 0
-    assert found["memory"]["training"]["activations"] > 0
     speed, steps = found["speed"], found["steps"]
-    assert steps["gradients"]["seconds"] == pytest.approx(
-        steps["gradients"]["tokens"] / speed["gradients"], abs=1e-3
-    )
-    k = settings["k"] or default_k(100, 20)
-    assert steps["cluster"]["seconds"] == pytest.approx(100 * k * 20 / speed["clustering"], abs=1e-3)
+    assert speed["measured"]
+    gradients, pairs = steps["gradients"]["tokens"], 100 * settings["k"] * 20
+    assert steps["gradients"]["seconds"] == pytest.approx(gradients / speed["gradients"], abs=1e-3)
+    assert steps["cluster"]["seconds"] == pytest.approx(pairs / speed["clustering"], abs=1e-3)
 
 
 def test_a_plan_of_a_finished_run_changes_nothing_in_it(finished_settings):
@@ -229,7 +172,7 @@ def test_a_plan_of_a_finished_run_changes_nothing_in_it(finished_settings):
     assert shown.status == 0, shown
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert "180 pool gradients are 60% of the 300" in shown.out
-    for text in ("dynamic with clusterucb, 100 usable rows", "select 3", "less_clusterucb", "peak"):
+    for text in ("dynamic with clusterucb, 100 usable rows", "select 3", "less_clusterucb"):
         assert text in shown.out
 
 
@@ -245,14 +188,9 @@ def test_a_quick_plan_speaks_for_all_rows_by_some(config, monkeypatch, planned):
 
 
 def test_a_method_that_the_settings_rule_out_is_left_out(config):
-    narrow = config.model_copy(
-        update={
-            "method": "random",
-            "selection": config.selection.model_copy(update={"top_p": 0.5}),  # above the budget
-        }
-    )
-    found = plan(narrow, tokens_per_second=SPEED)
-    assert set(found["methods"]) == set(METHODS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
+    narrow = changed(config, "selection", top_p=0.5).model_copy(update={"method": "random"})
+    found = plan(narrow, tokens_per_second=SPEED)  # top_p is above the budget
+    assert set(found["methods"]) == set(PRESETS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
     assert "full" not in found
 
 

@@ -103,20 +103,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, how)
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensor", b"PK\x03\x04 torn", b"\x80\x02]q\x00."])
+@pytest.mark.parametrize("content", [b"", b"no tensor", b"PK\x03\x04 torn", b"\x80\x02]q\x00.", "cut"])
 def test_a_file_that_is_no_tensor_is_one_line(tmp_path, content):
-    file = tmp_path / "all_orig.pt"
-    file.write_bytes(content)
+    file = write(tmp_path / "all_orig.pt", gradients(50))
+    file.write_bytes(file.read_bytes()[:-2000] if content == "cut" else content)
     with pytest.raises(InputError, match=f"^{file}: .*expected a ") as caught:
         LessFeatures([file])
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_cut_short_is_one_line(tmp_path):
-    file = write(tmp_path / "all_orig.pt", gradients(50))
-    file.write_bytes(file.read_bytes()[:-2000])
-    with pytest.raises(InputError, match="cannot be read as a tensor"):
-        LessFeatures([file])
 
 
 @pytest.mark.parametrize(

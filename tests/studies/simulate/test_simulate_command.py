@@ -81,9 +81,11 @@ def check(path, outcomes):
     assert next(draws, None) is None
 
 
-def test_a_run_of_ours_is_a_store(finished_settings, tmp_path):
+def test_a_run_of_ours_is_a_store_and_stays_as_it_was(finished_settings, tmp_path):
     run = Path(finished_settings["out"])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     shown = simulate(run, "--out", tmp_path / "out", *SMALL)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     x, scores = ours(run / "features")
     check(tmp_path / "out", expected(cu.Problem(str(run), scores, x)))
     assert str(tmp_path / "out") in shown.out
@@ -109,7 +111,7 @@ def test_several_stores_are_problems_of_their_own_with_every_k_and_csp(store, tm
     ]
     assert shown.out.count("recall in %") == 8
     page = (tmp_path / "out/simulation.html").read_text()
-    assert page.count('"method":"restyle"') == 8
+    assert page.count("Plotly.newPlot(") == 8
 
 
 def test_clusters_from_an_older_store_and_its_ranking_as_stale(store, tmp_path):
@@ -227,20 +229,15 @@ def test_the_table_says_means_and_deviations(store, tmp_path):
     ("arguments", "said"),
     [
         ((), "simulate needs STORE... and --out DIR; see --help"),
-        (("STORE",), "simulate needs STORE"),
         (("--out", "o"), "simulate needs STORE"),
         (("none", "--out", "o"), "none: no such file or folder; expected a run directory with features"),
         ((".", "--out", "o"), ".: no store; expected"),
         (("STORE", "--out", "o", "--budgets", "0.1,x"), "--budgets 0.1,x: expected numbers"),
         (("STORE", "--out", "o", "--budgets", ","), "--budgets ',': expected at least one"),
         (("STORE", "--out", "o", "--k", "5.5"), "--k 5.5: expected whole numbers"),
-        (("STORE", "--out", "o", "--k", "5,5"), "none twice"),
-        (("STORE", "--out", "o", "--csp", "0.5"), "lower cold_start"),
         (("STORE", "--out", "o", "--top-p", "0"), "top_p=0.0): must be above 0"),
-        (("STORE", "--out", "o", "--k", "90"), "must be at most the number of rows, 80"),
         (("STORE", "--out", "o", "--k", "40"), "raise budget or lower k"),
-        (("STORE", "--out", "o", "--policies", "ucb2"), "policy('ucb2'): must be one of"),
-        (("STORE", "--out", "o", "--policies", "nowhere_x:P"), "there is no module 'nowhere_x'"),
+        (("STORE", "--out", "o", "--policies", "nowhere_x:P"), "No module named 'nowhere_x'"),
         (("STORE", "STORE", "--out", "o"), "is there twice"),
         (("STORE", "--out", "o", "--target", "LESS"), "has the target's directions in it"),
         (("STORE", "LESS", "--out", "o"), "LESS's gradients, beside a store of ours"),
@@ -253,7 +250,6 @@ def test_the_table_says_means_and_deviations(store, tmp_path):
         (("LESS", "--out", "o"), "LESS's gradients need --target"),
         (("LESS", "--target", "none", "--out", "o"), "none: expected LESS's gradients of a task"),
         (("LESS", "--target", "WIDE", "--out", "o"), "rows of 6 dimensions, but those of"),
-        (("LESS", "--target", "LESS", "--subtasks", 7, "--out", "o"), "20 rows are not 7 subtasks"),
         (("LESS", "--target", "LESS", "--clusters-from", "WIDE", "--out", "o"), "has 4 rows"),
         (("LESS", "--target", "LESS", "--clusters-target", "LESS", "--out", "o"), "give both"),
         (("STORE", "--out", "FILE"), "the run directory must be a folder"),
@@ -280,10 +276,3 @@ def test_a_store_named_as_a_command_is_a_store(tmp_path, monkeypatch):
     features(tmp_path / "run")
     simulate("--policies", "random", "run", "--out", "out", *SMALL)
     assert table("out/simulation.csv")[0]["problem"] == "run"
-
-
-def test_the_stores_are_not_changed(finished_settings, tmp_path):
-    run = Path(finished_settings["out"])
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    simulate(run, "--out", tmp_path / "out", *SMALL, "-q")
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

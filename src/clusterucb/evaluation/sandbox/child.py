@@ -1,6 +1,6 @@
-"""The process in which one generated program runs; `sandbox` starts it as a script, never imports it.
+"""The process in which one generated program runs; `programs` starts it as a script, never imports it.
 
-    python -s -S -B child.py < settings, token, program
+    python -s -S -B child.py CHANNEL < settings, token, program
 
 It reads everything, gives up what the system lets it give up, tells its parent what that was, and only then
 compiles the program. Standard library only, and little of it: this is the price of every program.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import stat
 import struct
 import sys
@@ -17,7 +18,6 @@ import sys
 TYPE_CHECKING = False  # typing, json and signal would take longer to import than all the rest takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
     from typing import Any
 
 PROGRAM = "<program>"
@@ -50,24 +50,15 @@ def _prepared(channel: int) -> Iterable[Callable[[], object]]:
     in_force = _close(dict(field.split("=") for field in settings.decode().split("\t")))
     os.write(channel, "\t".join(map("=".join, in_force.items())).encode() + b"\n")
     text, write = program.decode("utf-8", "surrogatepass"), os.write
-
-    def run() -> None:
-        _execute(text)
-
-    def finish() -> None:
-        write(channel, token)
-
-    return [run, finish]
+    return [lambda: _execute(text), lambda: write(channel, token)]
 
 
 def _received() -> bytes:
-    parts = []
-    while part := os.read(0, 1 << 20):  # sys.stdin would keep a copy of the token in its buffer
-        parts.append(part)
+    received = io.FileIO(0, closefd=False).readall()  # sys.stdin would keep a copy of the token in its buffer
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return b"".join(parts)
+    return received
 
 
 def _execute(program: str) -> None:
@@ -99,18 +90,7 @@ def _reason(error: BaseException) -> str:
         text = str(error)[:LONGEST_REASON]
     except BaseException:  # noqa: BLE001 (its __str__ is the program's)
         text = ""
-    line = _line(error.__traceback__)
-    return f"{type(error).__name__}{line}{': ' if text else ''}{text}"
-
-
-def _line(traceback: TracebackType | None) -> str:
-    """The last line of the program's own text that the error passed through."""
-    line = ""
-    while traceback:
-        if traceback.tb_frame.f_code.co_filename == PROGRAM:
-            line = f" in line {traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return line
+    return f"{type(error).__name__}{': ' if text else ''}{text}"
 
 
 # ---------------------------------------------------------------- what the process gives up
@@ -170,8 +150,6 @@ def _die_with(parent: int, seconds: float, libc: Any) -> None:
 
 
 def _limit(settings: dict[str, str]) -> dict[str, str]:
-    import resource
-
     memory, cpu, size, files = (
         int(settings[name]) for name in ("memory_bytes", "cpu_seconds", "file_bytes", "open_files")
     )
@@ -192,8 +170,6 @@ def _limit(settings: dict[str, str]) -> dict[str, str]:
 
 def _set_limit(row: tuple[int, int, int]) -> bool:
     """Set a soft and a hard limit; a lower one that is in force already stays."""
-    import resource
-
     which, soft, hard = row
     _, highest = resource.getrlimit(which)
     if highest != resource.RLIM_INFINITY:
@@ -207,16 +183,12 @@ def _set_limit(row: tuple[int, int, int]) -> bool:
 
 def _limit_processes() -> str:
     """The weaker way: no new process for this user. On Linux it also prevents threads."""
-    import resource
-
     if os.getuid() == 0:  # exempt
         return "none"
     return "rlimit" if _set_limit((resource.RLIMIT_NPROC, 0, 0)) else "none"
 
 
 def _spare_memory() -> None:
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     _set_limit((resource.RLIMIT_AS, hard, hard))
 
@@ -226,10 +198,7 @@ def _drop_capabilities(libc: Any) -> None:
     libc.capset(struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0), bytes(24))
 
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
-_PR_SET_SECCOMP = 22
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _SIGKILL = 9
 

@@ -1,9 +1,9 @@
 """Run programs that a language model wrote, without trusting them.
 
-Each program gets a process of its own (child.py), with only the standard library, an empty
-environment, an empty working directory that is deleted afterwards, and limits on time, memory and disk. On
-Linux it can also neither read nor write other files, nor start processes, nor use the network. `protections`
-says what this system prevents. Knows programs, not the task that they solve.
+Each program gets a process of its own (child.py), with only the standard library, an empty environment, an
+empty working directory that is deleted afterwards, and limits on time, memory and disk. On Linux it can also
+neither read nor write other files, nor start processes, nor use the network. `protections` says what this
+system prevents. Knows programs, not the task that they solve.
 
 A program passes when its last statement was reached: only then does the child send a random token back. Exit
 status and output count for nothing. Program and tests share one interpreter, so a program that searches the
@@ -12,6 +12,7 @@ interpreter's memory for the token, or answers every comparison with True, can p
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import selectors
@@ -21,22 +22,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import IO, TypeAlias
+from typing import IO, Any
 
 from clusterucb.errors import ConfigError, StorageError
 
 _SUPPORTED = os.name == "posix"
 _CHILD = Path(__file__).with_name("child.py")
-_NEEDED_TO_START = ("LD_LIBRARY_PATH",)
-"""Some builds of Python find their own library by it; the child removes it before the program runs."""
 _POLL_SECONDS = 0.02
 _LONGEST_ANSWER = 8192
 _LONGEST_REASON = 200
@@ -64,11 +62,6 @@ class Limits:
     threads: int = 64
     """Counted on Linux only."""
 
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise ConfigError(f"Limits({name}={value!r}): must be more than 0")
-
 
 _DEFAULT = Limits()
 
@@ -81,11 +74,8 @@ class Verdict:
     reason: str
 
 
-_Ran: TypeAlias = tuple[dict[str, str], Verdict]
-"""What was in force, and the verdict."""
-
-
-def protections() -> dict[str, str]:
+@cache
+def protections() -> Mapping[str, str]:
     """What prevents a program here from using each thing, "none" where nothing does.
 
     network     other machines, and other programs on this one
@@ -97,90 +87,50 @@ def protections() -> dict[str, str]:
     Raises:
         ConfigError: on Windows.
     """
-    _check_system()
-    return dict(_protections())
-
-
-@cache
-def _protections() -> dict[str, str]:
     in_force, _ = _run("pass", Limits(seconds=60.0), threading.Event())
     return in_force
 
 
-def run_program(program: str, limits: Limits = _DEFAULT) -> Verdict:
-    """Run the whole text of a program: definitions, tests and the call of the tests.
+def run_programs(programs: Iterable[str], limits: Limits = _DEFAULT) -> list[Verdict]:
+    """The verdicts on whole texts, definitions, tests and the call of the tests, run one a CPU at a time.
+
+    When this process is interrupted or killed, the programs end with it; only one that is killed leaves the
+    working directories behind.
 
     Raises:
         ConfigError: on Windows.
         StorageError: there is no room for temporary files.
     """
-    return run_programs([program], limits, workers=1)[0]
-
-
-def run_programs(
-    programs: Iterable[str],
-    limits: Limits = _DEFAULT,
-    workers: int | None = None,
-    progress: Callable[[int], None] = lambda _programs: None,
-) -> list[Verdict]:
-    """Run several programs, `workers` at a time (default: one a CPU); the verdicts in the programs' order.
-
-    When this process is interrupted or killed, the programs end with it; only one that is killed leaves the
-    working directories behind.
-
-    Args:
-        programs: whole texts, each with its tests and the call of the tests.
-        limits: of each program.
-        workers: how many run at once; each may use all of `limits`.
-        progress: told 1 for each program that ended.
-
-    Raises:
-        ConfigError: on Windows, or no worker.
-        StorageError: there is no room for temporary files.
-    """
-    _check_system()
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers={workers}: must be at least 1")
     stop = threading.Event()
     # Only the main thread is interrupted, at any point: so none of it owns a process or a folder.
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
         futures = [pool.submit(_run, program, limits, stop) for program in programs]
-        for future in _as_they_end(futures):
-            future.result()
-            progress(1)
+        _wait(futures)
         return [future.result()[1] for future in futures]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _as_they_end(futures: Sequence[Future[_Ran]]) -> Iterator[Future[_Ran]]:
-    """The futures in the order of their ends, in short waits: Python acts on an interrupt between them.
+def _wait(futures: Sequence[Future[Any]]) -> None:
+    """Until all have ended or one has failed, in short waits: Python acts on an interrupt between them.
 
     One that comes just before a wait without end, or that another thread receives, would wait for its end.
     """
-    ended: SimpleQueue[Future[_Ran]] = SimpleQueue()
-    for future in futures:
-        future.add_done_callback(ended.put)
-    waiting = len(futures)
+    waiting = set(futures)
     while waiting:
-        try:
-            future = ended.get(timeout=_POLL_SECONDS)
-        except Empty:
-            continue
-        waiting -= 1
-        yield future
+        ended, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+        for future in ended:
+            future.result()
 
 
-def _check_system() -> None:
+def _run(program: str, limits: Limits, stop: threading.Event) -> tuple[dict[str, str], Verdict]:
+    """What was in force while it ran, and the verdict."""
     if not _SUPPORTED:
         raise ConfigError(
             f"generated programs cannot be run safely on {sys.platform}; use Linux, macOS or Windows' WSL"
         )
-
-
-def _run(program: str, limits: Limits, stop: threading.Event) -> _Ran:
     token = secrets.token_hex(16).encode()
     with (
         _working_folder() as folder,
@@ -220,16 +170,17 @@ def _storage_errors() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     """What Python needs to start, and one order of sets, so that a program has one verdict."""
-    needed = {name: os.environ[name] for name in _NEEDED_TO_START if name in os.environ}
-    return {**needed, "PYTHONHASHSEED": "0"}
+    # Some builds of Python find their own library by it; the child removes it before the program runs.
+    library = {name: path for name, path in os.environ.items() if name == "LD_LIBRARY_PATH"}
+    return {**library, "PYTHONHASHSEED": "0"}
 
 
 @contextmanager
 def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The started process and the pipe it answers through; dead at the end, with all of its group."""
     channel, end = os.pipe()
-    try:
-        try:
+    with io.FileIO(channel):
+        with io.FileIO(end, "w"):
             process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-B", "-X", "utf8", str(_CHILD), str(end)],
                 stdin=request,
@@ -240,16 +191,12 @@ def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[
                 pass_fds=[end],
                 start_new_session=True,
             )
-        finally:
-            os.close(end)
         try:
             yield process, channel
         finally:
             with suppress(ProcessLookupError, PermissionError):  # macOS forbids it where all are dead
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    finally:
-        os.close(channel)
 
 
 def _watch(
@@ -289,12 +236,12 @@ def _verdict(answer: bytes, token: bytes, stopped: str, status: int) -> Verdict:
         return Verdict(False, stopped)
     if secrets.compare_digest(answer, token):
         return Verdict(True, "passed")
-    if answer == b"MemoryError":
+    told = answer.decode("utf-8", "replace")
+    if told == "MemoryError":
         return Verdict(False, "out of memory")
-    if answer.startswith(b"SystemExit"):
-        return Verdict(False, _line(f"ended early ({answer.decode('utf-8', 'replace')})"))
-    if answer:
-        return Verdict(False, _line(f"failed: {answer.decode('utf-8', 'replace')}"))
+    if told:
+        early = told.startswith("SystemExit")
+        return Verdict(False, _line(f"ended early ({told})" if early else f"failed: {told}"))
     if status == -signal.SIGXCPU:
         return Verdict(False, "timed out")
     return Verdict(False, f"killed by signal {-status}" if status < 0 else f"ended early (status {status})")

@@ -63,7 +63,8 @@ class Cell:
         clusters = kind if self.preset.budget is None else kind / f"budget-{self.preset.budget:g}"
         elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}
         if method.takes_gradients:
-            elsewhere |= {"index": kind, "clusters": clusters}
+            elsewhere |= {"checkpoints": shared / method.name, "clusters": clusters}
+            elsewhere |= dict.fromkeys(("features", "directions"), kind)
         if self.repeat and not draws_first(own):
             elsewhere["first_round"] = Cell(self.out, self.preset, 0).run.path
         self.run.share(elsewhere)

@@ -114,7 +114,6 @@ def _run(cell: Cell, inputs: Inputs, config: Config) -> None:
     try:
         with session.owned():
             world.lead(cell.retry)
-            session.settle()
             procedure(session)
     except (StorageError, BusyError):  # would fail the others, too, or is over soon
         raise

@@ -7,56 +7,55 @@ subtracted, and the error is the sample deviation of these differences over sqrt
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from numpy.typing import ArrayLike
 
 from clusterucb.config import Config, load
-from clusterucb.evaluation.scores import standard_error
-from clusterucb.run.costs import Cost
+from clusterucb.run.costs import FORWARD_SHARE, Cost, recorded_files
 from clusterucb.run.methods import method_of
 from clusterucb.runtime.files import publish, read_json
-from clusterucb.steps.summary import recorded_files
 from clusterucb.studies.compare.cells import Cell
 
 _REFERENCE = "clusterucb"
 _FULL = "dynamic"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and how far it may be off; None where a single number tells nothing of that."""
+class Estimate(TypedDict):
+    """A mean and how far it may be off, by repetitions (sample deviation) or by rows (standard error)."""
 
     mean: float
     error: float | None
+    """None where a single number tells nothing of it."""
     over: str
-    """What the error is over: repetitions (their sample deviation) or rows (a standard error)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
-def spread(values: Sequence[float]) -> Estimate:
-    """Mean and sample deviation over repetitions."""
-    error = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Estimate(float(np.mean(values)), error, "repetitions")
+def spread(values: ArrayLike) -> Estimate:
+    """Mean and sample deviation over repetitions, (r,)."""
+    numbers = pd.Series(values)
+    return _estimate(numbers.mean(), numbers.std(), "repetitions")
 
 
-def row_differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Estimate:
-    """Mean over rows of `ours` minus `theirs`, each (repetitions, n) or (n,), with its standard error."""
-    return _over_rows(np.atleast_2d(ours).mean(0) - np.atleast_2d(theirs).mean(0))
+def over_rows(values: ArrayLike) -> Estimate:
+    """Mean over rows, (n,), and its standard error."""
+    numbers = pd.Series(values)
+    return _estimate(numbers.mean(), numbers.sem(), "rows")
 
 
-def _over_rows(values: NDArray[np.float64]) -> Estimate:
-    return Estimate(float(values.mean()), standard_error(values), "rows")
+def row_differences(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
+    """Mean over rows of `ours` minus `theirs`, each (n,) or (n, repetitions), with its standard error."""
+    return over_rows(pd.DataFrame(ours).mean(axis=1) - pd.DataFrame(theirs).mean(axis=1))
+
+
+def _estimate(mean: float, error: float, over: str) -> Estimate:
+    return {"mean": float(mean), "error": None if math.isnan(error) else float(error), "over": over}
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,10 @@ class _Finished:
     def summary(self) -> dict[str, Any]:
         return read_json(self.cell.run.summary)
 
-    def losses(self, model: str) -> NDArray[np.float64]:
+    def losses(self, model: str) -> list[float]:
         """Of each held-out row, (n,), under `base` or `adapter`."""
-        return np.array(self.evaluation[model]["losses"], np.float64)
+        losses: list[float] = self.evaluation[model]["losses"]
+        return losses
 
     @cached_property
     def cost(self) -> Cost:
@@ -88,16 +88,18 @@ class _Finished:
         config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
         method = method_of(config)
         rounds = method.rounds(config.training.periods)
-        yield from chain.from_iterable(recorded_files(self.cell.run, method.numbers, rounds).values())
+        yield from chain.from_iterable(recorded_files(self.cell.run, method, rounds).values())
 
     def scores(self, model: str) -> dict[str, Estimate]:
         """Results of benchmarks, if there are any; other questions are another benchmark."""
         path = self.cell.run.benchmarks / "results.json"
         found = read_json(path)["benchmarks"] if path.exists() else {}
         return {
-            f"{name} {metric} ({task['questions']} questions)": Estimate(
-                values[model]["value"], values[model]["standard_error"], "rows"
-            )
+            f"{name} {metric} ({task['questions']} questions)": {
+                "mean": values[model]["value"],
+                "error": values[model]["standard_error"],
+                "over": "rows",
+            }
             for name, task in found.items()
             for metric, values in task["metrics"].items()
         }
@@ -105,9 +107,8 @@ class _Finished:
 
 def _together(runs: Iterable[_Finished]) -> Cost:
     """What these runs took, with what they share counted once, be it one file or several links to it."""
-    files = {
-        (stat.st_dev, stat.st_ino): path for run in runs for path in run.recorded() for stat in [path.stat()]
-    }
+    paths = chain.from_iterable(run.recorded() for run in runs)
+    files = {(path.stat().st_dev, path.stat().st_ino): path for path in paths}
     return sum(map(Cost.recorded, files.values()), Cost())
 
 
@@ -115,34 +116,39 @@ def _together(runs: Iterable[_Finished]) -> Cost:
 class _Row:
     """One method's runs."""
 
-    name: str
     finished: list[_Finished] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
 
-    def against(self, other: _Row) -> dict[str, Any] | None:
-        """The difference of the losses over the repetitions that both have; None without such."""
-        pairs = [(a, b) for a in self.finished for b in other.finished if a.cell.repeat == b.cell.repeat]
-        if not pairs:
-            return None
-        ours, theirs = (
-            np.stack([run.losses("adapter") for run in runs]) for runs in zip(*pairs, strict=True)
-        )
-        return {**row_differences(ours, theirs).to_json(), "repetitions": len(pairs)}
+    def losses(self, model: str) -> pd.DataFrame:
+        """A line a held-out row, a column a repetition."""
+        return pd.DataFrame({run.cell.repeat: run.losses(model) for run in self.finished})
 
     def loss(self) -> Estimate:
         """Over repetitions, or over rows where there is one repetition."""
-        losses = [run.losses("adapter") for run in self.finished]
-        return spread([float(rows.mean()) for rows in losses]) if len(losses) > 1 else _over_rows(losses[0])
+        losses = self.losses("adapter")
+        return spread(losses.mean()) if len(self.finished) > 1 else over_rows(losses.iloc[:, 0])
 
-    def against_base(self) -> Estimate:
-        """Over all repetitions."""
-        base, adapter = (np.stack([run.losses(m) for run in self.finished]) for m in ("base", "adapter"))
-        return row_differences(adapter, base)
+    def against(self, other: _Row) -> dict[str, Any] | None:
+        """The difference of the losses over the repetitions that both have; None without such."""
+        ours, theirs = self.losses("adapter"), other.losses("adapter")
+        both = ours.columns.intersection(theirs.columns)
+        return {**row_differences(ours[both], theirs[both]), "repetitions": len(both)} if len(both) else None
 
     def cost(self) -> dict[str, float]:
         """The mean cost of a run."""
-        costs = [asdict(run.cost) for run in self.finished]
-        return {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]}
+        means: dict[str, float] = pd.DataFrame([asdict(run.cost) for run in self.finished]).mean().to_dict()
+        return means
+
+    def benchmarks(self) -> dict[str, Estimate]:
+        """The mean of each score over repetitions."""
+        found: dict[str, list[Estimate]] = {}
+        for run in self.finished:
+            for name, score in run.scores("adapter").items():
+                found.setdefault(name, []).append(score)
+        return {
+            name: spread([score["mean"] for score in scores]) if len(scores) > 1 else scores[0]
+            for name, scores in found.items()
+        }
 
 
 def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
     cells = list(cells)
     rows: dict[str, _Row] = {}
     for cell in cells:
-        row = rows.setdefault(cell.preset.name, _Row(cell.preset.name))
+        row = rows.setdefault(cell.preset.name, _Row())
         row.states.append(cell.state)
         if cell.state == "finished":
             row.finished.append(_Finished(cell))
@@ -165,7 +171,7 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
     return {
         **_base(finished),
         "reference": reference,
-        "methods": {name: _method(row, rows, reference, config) for name, row in rows.items()},
+        "methods": {name: _method(name, rows, reference, config) for name in rows},
         "cells": [_line(cell) for cell in cells],
         "computed": _together(finished).to_json(),
     }
@@ -176,26 +182,26 @@ def _base(finished: Sequence[_Finished]) -> dict[str, Any]:
     if not finished:
         return {"on": None, "rows": None, "base": None}
     first = finished[0]
-    runs = reversed(finished)
-    benchmarks = {name: found.to_json() for run in runs for name, found in run.scores("base").items()}
-    base = {"loss": _over_rows(first.losses("base")).to_json(), "benchmarks": benchmarks}
+    benchmarks = {name: found for run in reversed(finished) for name, found in run.scores("base").items()}
+    base = {"loss": over_rows(first.losses("base")), "benchmarks": benchmarks}
     return {"on": first.evaluation["on"], "rows": first.evaluation["rows"], "base": base}
 
 
-def _method(row: _Row, rows: Mapping[str, _Row], reference: str | None, config: Config) -> dict[str, Any]:
+def _method(name: str, rows: Mapping[str, _Row], reference: str | None, config: Config) -> dict[str, Any]:
+    row = rows[name]
     counts = {state: row.states.count(state) for state in ("finished", "failed", "unfinished")}
     if not row.finished or reference is None:
         return counts
     cost = row.cost()
-    equivalents = float(np.mean([run.cost.gradient_equivalents for run in row.finished]))
+    equivalents = cost["pool_gradients"] + FORWARD_SHARE * cost["pool_forwards"]
     full = config.training.periods * row.finished[0].summary["rows"]
     measured = rows[_FULL].cost()["seconds"] if _FULL in rows and rows[_FULL].finished else None
     return {
         **counts,
-        "loss": row.loss().to_json(),
-        "against_base": row.against_base().to_json(),
-        "against_reference": row.against(rows[reference]) if row.name != reference else None,
-        "benchmarks": _benchmarks(row),
+        "loss": row.loss(),
+        "against_base": row_differences(row.losses("adapter"), row.losses("base")),
+        "against_reference": row.against(rows[reference]) if name != reference else None,
+        "benchmarks": row.benchmarks(),
         "cost": cost,
         "of_full_dynamic": {
             "pool_gradients": cost["pool_gradients"] / full,
@@ -205,42 +211,29 @@ def _method(row: _Row, rows: Mapping[str, _Row], reference: str | None, config: 
     }
 
 
-def _benchmarks(row: _Row) -> dict[str, Any]:
-    scores = [run.scores("adapter") for run in row.finished]
-    names = dict.fromkeys(name for found in scores for name in found)
-    found = {name: [run[name] for run in scores if name in run] for name in names}
-    return {
-        name: (spread([run.mean for run in runs]) if len(runs) > 1 else runs[0]).to_json()
-        for name, runs in found.items()
-    }
-
-
 def _line(cell: Cell) -> dict[str, Any]:
     """One line of comparison.csv."""
     facts: dict[str, Any] = {"method": cell.preset.name, "repetition": cell.repeat, "state": cell.state}
     if cell.state != "finished":
         return {**facts, "failure": cell.failure}
     run = _Finished(cell)
-    loss, difference = (
-        _over_rows(run.losses("adapter")),
-        row_differences(run.losses("adapter"), run.losses("base")),
-    )
+    loss = over_rows(run.losses("adapter"))
+    difference = row_differences(run.losses("adapter"), run.losses("base"))
     return {
         **facts,
-        "loss": loss.mean,
-        "standard_error": loss.error,
-        "against_base": difference.mean,
-        "against_base_error": difference.error,
+        "loss": loss["mean"],
+        "standard_error": loss["error"],
+        "against_base": difference["mean"],
+        "against_base_error": difference["error"],
         **{name: value for name, value in run.cost.to_json().items() if name != "rows"},
-        **{name: found.mean for name, found in run.scores("adapter").items()},
+        **{name: found["mean"] for name, found in run.scores("adapter").items()},
     }
 
 
 def write_cells(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Publish the cells as CSV; a column that a cell lacks is empty there."""
-    columns = dict.fromkeys(name for line in lines for name in line)
-    failure = [name for name in columns if name == "failure"]
-    with publish(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*(name for name in columns if name not in failure), *failure])
-        writer.writeheader()
-        writer.writerows(lines)
+    table = pd.DataFrame(lines, dtype=object)  # which leaves whole numbers whole beside a gap
+    if "failure" in table:
+        table["failure"] = table.pop("failure")  # to the end
+    with publish(path) as part:
+        table.to_csv(part, index=False, lineterminator="\r\n")

@@ -1,1 +1,1 @@
-"""What a run would cost, before anything runs: counts, time, disk and memory by step."""
+"""What a run would cost, before anything runs: counts, time and disk by step."""

@@ -1,26 +1,57 @@
-"""What a plan has to know of a run's inputs: how many rows and tokens, and of what lengths."""
+"""What a plan has to know before a run: rows and tokens of its inputs, and the size of its adapter.
+
+The model is made without weights, so a plan for a large one needs no machine that could hold it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.session import Session
+from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
+from clusterucb.training.model import empty_model
 
 SAMPLE = 1000
 """Pool rows that are tokenised for a quick plan."""
 
+FLOAT = 4
+"""Bytes of a number; an adapter is kept in float32."""
+
 Lengths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one model with its adapter.
+
+    Attributes:
+        adapter: bytes of the adapter.
+        hidden: numbers of a token's last hidden state.
+    """
+
+    adapter: int
+    hidden: int
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of an adapter on disk with Adam's two moments of it."""
+        return 3 * self.adapter
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Rows and tokens of a run's inputs.
+    """Rows and tokens of a run's inputs, and sizes of its model.
 
     Attributes:
         rows: usable rows of the pool, N.
@@ -31,6 +62,7 @@ class Facts:
         target_lengths: tokens of each target row.
         subtasks: of the target.
         evaluated_lengths: tokens of each row that the evaluation takes the loss of.
+        sizes: of the model.
     """
 
     rows: int
@@ -41,6 +73,7 @@ class Facts:
     target_lengths: Lengths
     subtasks: int
     evaluated_lengths: Lengths
+    sizes: Sizes
 
     @property
     def exact(self) -> bool:
@@ -51,13 +84,13 @@ class Facts:
         """Tokens of `rows` rows whose gradient is taken: of all, or of so many drawn at random."""
         return round(rows * float(self.gradient_lengths.mean()))
 
-    def training_tokens(self, rows: int | NDArray[np.int64]) -> int:
-        """Tokens in training, of these usable rows, or of so many drawn at random."""
-        if isinstance(rows, int):
-            return round(rows * float(self.training_lengths.mean()))
-        if not self.exact:
-            return self.training_tokens(len(rows))
-        return int(self.training_lengths[rows].sum())
+    def training_tokens(self, rows: int) -> int:
+        """Tokens in training of so many rows drawn at random."""
+        return round(rows * float(self.training_lengths.mean()))
+
+    def stored_dim(self, config: Config) -> int:
+        """Dimensions of a stored feature."""
+        return self.sizes.hidden if config.clustering.features == "hidden" else config.gradients.dim
 
 
 def read_facts(session: Session, *, quick: bool = False) -> Facts:
@@ -71,13 +104,13 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
     Raises:
         InputError, ConfigError: what the run itself would refuse.
     """
-    total = len(session.inputs.pool)
+    settings, total = session.config, len(session.inputs.pool)
     chosen: Sequence[int] = range(total)
     if quick:
-        rng = np.random.default_rng(session.config.seed)
-        chosen = np.sort(rng.choice(total, min(SAMPLE, total), replace=False)).tolist()
         session.check_plan(total)
         session.check_settings()
+        rng = np.random.default_rng(settings.seed)
+        chosen = np.sort(rng.choice(total, min(SAMPLE, total), replace=False)).tolist()
     else:
         session.check_inputs()
     usable: list[int] = []
@@ -88,7 +121,6 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
     rows = max(1, round(total * len(usable) / len(chosen)))
     session.check_plan(rows)
-    settings = session.config
     evaluated = session.inputs.evaluation_tokens
     return Facts(
         rows=rows,
@@ -99,7 +131,24 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         target_lengths=_lengths(session.inputs.targeted.tokens),
         subtasks=len(session.inputs.target.subtasks),
         evaluated_lengths=_lengths(evaluated),
+        sizes=model_sizes(settings),
     )
+
+
+def model_sizes(config: Config) -> Sizes:
+    """Of the model and adapter that the settings name, whose weights are not read.
+
+    Raises InputError, ConfigError for what cannot be loaded.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = empty_model(config)
+        hidden: int = model.get_output_embeddings().in_features  # type: ignore[operator]
+        if config.adapter is not None:
+            shapes: list[Sequence[int]] = [*read_adapter_shapes(Path(config.adapter)).values()]
+        else:
+            adapted = attach_adapter(model, config.lora, config.seed)
+            shapes = [parameter.shape for parameter in trainable_parameters(adapted).values()]
+    return Sizes(FLOAT * sum(map(math.prod, shapes)), hidden)
 
 
 def _lengths(rows: Sequence[Encoded]) -> Lengths:

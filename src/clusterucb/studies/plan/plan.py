@@ -12,14 +12,13 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.run.costs import Cost
+from clusterucb.run.methods import Method, method_of, number_of_clusters
 from clusterucb.run.presets import PRESETS
-from clusterucb.run.session import Session, number_of_clusters
+from clusterucb.run.session import Session
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.studies.plan.facts import read_facts
-from clusterucb.studies.plan.memory import memory
-from clusterucb.studies.plan.probe import Activations, Speed, given_speed, probe
-from clusterucb.studies.plan.sizes import model_sizes
-from clusterucb.studies.plan.spending import Planned, kept_before, planned_steps, stored_dim
+from clusterucb.studies.plan.facts import Facts, read_facts
+from clusterucb.studies.plan.probe import Speed, given_speed, probe
+from clusterucb.studies.plan.spending import Planned, kept_before, planned_steps
 
 PROBE_SECONDS = 20.0
 
@@ -43,8 +42,8 @@ def plan(
 
     Returns:
         `steps` and `total` as a run's summary.json has them, with the disk that they leave; the same totals
-        for every method that the settings allow (`methods`) and for this one without a budget (`full`);
-        `memory` in bytes by stage and part. Docs: docs/plan.md.
+        for every method that the settings allow (`methods`) and for this one without a budget (`full`).
+        Docs: docs/plan.md.
 
     Raises:
         ClusterUCBError: what the run itself would refuse.
@@ -54,44 +53,32 @@ def plan(
         there = config.with_absolute_paths().model_copy(update={"out": scratch})
         session = Session(there, _TracksOnly(screen))
         facts = read_facts(session, quick=quick)
-        sizes = model_sizes(session.config)
-        activations: Activations | None = None
         if tokens_per_second is not None:
             speed = given_speed(tokens_per_second)
         else:
             screen.say(f"load {config.model}")
-            speed, activations = probe(session, facts, probe_seconds)
+            speed = probe(session, facts, probe_seconds)
 
-    measured_dim = stored_dim(config, sizes.hidden)
-
-    def steps_of(config: Config) -> dict[str, dict[str, Any]]:
-        wider = stored_dim(config, sizes.hidden) / measured_dim  # a pair takes time by its dimensions
-        pairs = wider * number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
-        planned = planned_steps(config, facts, sizes)
-        return {name: _step(step, speed, pairs) for name, step in planned.items()}
-
-    before = kept_before(facts, sizes)
-    totals = {
-        name: _total(steps_of(other), before)
-        for name, method in PRESETS.items()
-        if (other := _as(method.name, config)) is not None
-    }
-    steps = steps_of(config)
-    stages = memory(config, facts, sizes, activations)
+    method, before = method_of(config), kept_before(facts)
+    pair_width = facts.stored_dim(config)
+    steps = _steps(config, facts, speed, pair_width)
     total = _total(steps, before)
+    totals = {
+        name: _total(_steps(other, facts, speed, pair_width), before)
+        for name in PRESETS
+        if (other := _as(name, config)) is not None
+    }
     return {
-        "method": config.method,
-        "bandit": config.bandit if config.budgeted else "none",
+        "method": method.name,
+        "bandit": method.bandit,
         "rows": facts.rows,
         "excluded": facts.excluded,
         "exact": facts.exact,
         "steps": steps,
         "total": total,
-        **_against_full(config, total, totals),
+        **_against_full(method, total, totals),
         "methods": totals,
-        "disk": {**before, "while training": 2 * sizes.checkpoint},
-        "memory": {**stages, "peak": _peak(stages)},
-        "activations_measured": activations is not None,
+        "disk": {**before, "while training": 2 * facts.sizes.checkpoint},
         "speed": asdict(speed),
     }
 
@@ -110,27 +97,38 @@ class _TracksOnly(Screen):
             yield advance
 
 
+def _steps(config: Config, facts: Facts, speed: Speed, pair_width: int) -> dict[str, dict[str, Any]]:
+    """Every step as JSON; its seconds are None where no speed is known.
+
+    `pair_width`: dimensions of the features that the speed of k-means is for; a pair takes time by them.
+    """
+    wider = facts.stored_dim(config) / pair_width
+    pairs = wider * number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
+    return {name: _step(step, speed, pairs) for name, step in planned_steps(config, facts).items()}
+
+
 def _step(step: Planned, speed: Speed, pairs: float) -> dict[str, Any]:
-    """As JSON; seconds are None where no speed is known."""
-    rates = {"training": speed.training, "gradients": speed.gradients, "forward": speed.forward}
-    seconds: float | None = 0.0
+    seconds = _seconds(step, speed, pairs)
+    cost = replace(step.cost, seconds=seconds or 0.0).to_json()
+    if seconds is None:
+        cost["seconds"] = None
+    return {**cost, "expected": step.expected, "disk": step.disk}
+
+
+def _seconds(step: Planned, speed: Speed, pairs: float) -> float | None:
+    if step.work == "none":
+        return 0.0
     if step.work == "clustering":
-        seconds = pairs / speed.clustering if speed.clustering else None
-    elif step.work in rates:
-        seconds = step.cost.tokens / rates[step.work]
-    counts = replace(step.cost, seconds=seconds or 0.0).to_json()
-    return {**counts, "seconds": seconds and counts["seconds"], "expected": step.expected, "disk": step.disk}
+        return pairs / speed.clustering if speed.clustering else None
+    rate: float = getattr(speed, step.work)
+    return step.cost.tokens / rate
 
 
 def _total(steps: Mapping[str, Mapping[str, Any]], before: Mapping[str, int]) -> dict[str, Any]:
     """The sum; steps of unknown time are left out of its seconds."""
-    counts = Cost().to_json()
-    for key in counts:
-        counts[key] = sum(step[key] or 0 for step in steps.values())
-    equivalents = Cost.from_json(counts).gradient_equivalents
+    total = Cost(**{key: sum(step[key] or 0 for step in steps.values()) for key in Cost().to_json()})
     disk = sum(before.values()) + sum(step["disk"] for step in steps.values())
-    seconds = round(counts["seconds"], 3)
-    return {**counts, "seconds": seconds, "gradient_equivalents": equivalents, "disk": disk}
+    return {**total.to_json(), "gradient_equivalents": total.gradient_equivalents, "disk": disk}
 
 
 def _as(name: str, config: Config) -> Config | None:
@@ -141,21 +139,13 @@ def _as(name: str, config: Config) -> Config | None:
         return None
 
 
-def _against_full(config: Config, total: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
+def _against_full(method: Method, total: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
     """This method without a budget, and the share of its gradients, and of its cost, that are computed."""
-    if config.method not in ("dynamic", "less"):
+    if not method.takes_gradients:
         return {}
-    full = totals[config.method]
+    full = totals[method.name]
     shares = {
         "share_of_pool_gradients": total["pool_gradients"] / full["pool_gradients"],
         "share_of_cost": total["gradient_equivalents"] / full["gradient_equivalents"],
     }
-    return {"full": {"method": config.method, **full, **shares}}
-
-
-def _peak(stages: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """The stage that takes most, and its bytes together with those that are always there."""
-    always = sum(stages["always"].values())
-    sums = {name: always + sum(parts.values()) for name, parts in stages.items() if name != "always"}
-    largest = max(sums, key=lambda name: sums[name])
-    return {"stage": largest, "bytes": sums[largest]}
+    return {"full": {"method": method.name, **full, **shares}}

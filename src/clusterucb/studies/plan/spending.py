@@ -14,11 +14,9 @@ from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import numbered
-from clusterucb.run.session import number_of_clusters
-from clusterucb.selection.share import share
-from clusterucb.steps.train import random_rows
-from clusterucb.studies.plan.facts import Facts
-from clusterucb.studies.plan.sizes import FLOAT, Sizes
+from clusterucb.run.methods import Method, budget_of, method_of, number_of_clusters
+from clusterucb.steps.train import random_rows, warmup_rows
+from clusterucb.studies.plan.facts import FLOAT, Facts
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
@@ -40,126 +38,120 @@ class Planned:
     disk: int = 0
 
 
-def planned_steps(config: Config, facts: Facts, sizes: Sizes) -> dict[str, Planned]:
+def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
     """Every step of a run, in order."""
-    methods = {"dynamic": _dynamic, "less": _less}
-    found = dict(methods.get(config.method, _baseline)(config, facts, sizes))
-    return {**found, "train": _train(config, facts, sizes), "evaluate": _evaluate(config, facts)}
+    steps = _Steps(config, facts)
+    selected = steps.by_gradients() if steps.method.takes_gradients else steps.by_scores()
+    return {**dict(selected), "train": steps.train(), "evaluate": steps.evaluate()}
 
 
-def kept_before(facts: Facts, sizes: Sizes) -> dict[str, int]:
+def kept_before(facts: Facts) -> dict[str, int]:
     """Bytes that a run keeps besides its steps' results: the pool's tokens, the adapter before training."""
     mean = max(facts.gradient_lengths.mean(), facts.training_lengths.mean())
     tokens = 5 * round(facts.rows * float(mean))  # an int32 and a label
-    return {"pool": tokens + 16 * facts.rows, "initial": sizes.adapter}
+    return {"pool": tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
 
 
-def stored_dim(config: Config, hidden: int) -> int:
-    """Dimensions of a stored feature, with a model whose hidden states have `hidden` numbers."""
-    return hidden if config.clustering.features == "hidden" else config.gradients.dim
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of one run, each method's in order."""
 
+    config: Config
+    facts: Facts
 
-def _dynamic(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
-    settings = config.training
-    rows = config.warmup.warmup_steps * settings.batch_size
-    tokens = _random_tokens(config, facts, rows)
-    yield "warmup", Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
-    hidden = config.clustering.features == "hidden"
-    yield "gradients", _hidden_states(config, facts, sizes) if hidden else _gradients(config, facts)
-    if config.budgeted:
-        yield "cluster", _cluster(config, facts, sizes)
-    yield "select 1", _select(config, facts, checkpoints=1) if hidden else Planned(Cost(facts.rows))
-    for period in range(2, settings.periods + 1):
-        yield f"select {period}", _select(config, facts, checkpoints=1)
+    @property
+    def method(self) -> Method:
+        """How rows are selected."""
+        return method_of(self.config)
 
+    def by_gradients(self) -> Iterator[tuple[str, Planned]]:
+        """Of a method that takes gradients of pool rows."""
+        method, config = self.method, self.config
+        rows = warmup_rows(config, self.facts.rows)
+        for number in method.numbers:
+            yield numbered("warmup", number, " "), self._warmup(rows)
+        for number in range(1, method.stored + 1):
+            found = self._hidden_states() if method.hidden else self._gradients()
+            yield numbered("gradients", number, " "), found
+        if method.budgeted:
+            yield "cluster", self._cluster()
+        fresh = max(1, method.checkpoints - method.stored)
+        yield "select 1", self._ranking() if method.ranks_stored else self._select(fresh)
+        for number in method.rounds(config.training.periods)[1:]:
+            yield f"select {number}", self._select()
 
-def _less(config: Config, facts: Facts, sizes: Sizes) -> Iterator[tuple[str, Planned]]:
-    numbers = config.checkpoints
-    rows = max(1, share(config.less.less_warmup, facts.rows))
-    tokens = _random_tokens(config, facts, rows)
-    for number in numbers:
-        epoch = Planned(Cost(rows, tokens), "training", not facts.exact, sizes.checkpoint)
-        yield numbered("warmup", number, " "), epoch
-    for number in numbers:
-        if number == 1 or not config.budgeted:
-            yield numbered("gradients", number, " "), _gradients(config, facts)
-    if config.budgeted:
-        yield "cluster", _cluster(config, facts, sizes)
-    if config.budgeted and len(numbers) > 1:
-        yield "select 1", _select(config, facts, checkpoints=len(numbers) - 1)
-    else:
-        yield "select 1", Planned(Cost(facts.rows))
+    def by_scores(self) -> Iterator[tuple[str, Planned]]:
+        """Of a method that takes none."""
+        rows, method = self.facts.rows, self.method.name
+        tokens = self.facts.gradient_tokens(rows)
+        if method in ("random", "bm25"):
+            yield "select 1", Planned(Cost(rows if method == "bm25" else 0))
+            return
+        if method == "rds":
+            tokens += self._target.tokens
+        yield "select 1", Planned(Cost(rows, tokens, pool_forwards=rows), "forward", not self.facts.exact)
 
+    def train(self) -> Planned:
+        settings, rows = self.config.training, budget_of(self.config).keep(self.facts.rows)
+        trained = settings.periods * settings.epochs_per_period * rows
+        cost = Cost(trained, self.facts.training_tokens(trained))
+        every_row = rows == self.facts.rows and self.facts.exact
+        return Planned(cost, "training", not every_row, self.facts.sizes.checkpoint)
 
-def _baseline(config: Config, facts: Facts, _sizes: Sizes) -> Iterator[tuple[str, Planned]]:
-    rows, tokens = facts.rows, facts.gradient_tokens(facts.rows)
-    if config.method in ("random", "bm25"):
-        yield "select 1", Planned(Cost(rows if config.method == "bm25" else 0))
-        return
-    if config.method == "rds":
-        tokens += int(facts.target_lengths.sum())
-    yield "select 1", Planned(Cost(rows, tokens, pool_forwards=rows), "forward", not facts.exact)
+    def evaluate(self) -> Planned:
+        """The loss of the base, and of the adapter at the end of each period."""
+        lengths, times = self.facts.evaluated_lengths, 1 + self.config.training.periods
+        return Planned(Cost(times * len(lengths), times * int(lengths.sum())), "forward")
 
+    def _warmup(self, rows: int) -> Planned:
+        """Training on random rows; those that the seed draws, where their lengths are known."""
+        facts = self.facts
+        tokens = facts.training_tokens(rows)
+        if facts.exact:
+            tokens = int(facts.training_lengths[random_rows(facts.rows, rows, self.config.seed)].sum())
+        return Planned(Cost(rows, tokens), "training", not facts.exact, facts.sizes.checkpoint)
 
-def _gradients(config: Config, facts: Facts) -> Planned:
-    """Features of all rows at one checkpoint, and the target's directions there."""
-    pool = Cost(facts.rows, facts.gradient_tokens(facts.rows), facts.rows)
-    disk = _store(config, facts, config.gradients.dim)
-    return Planned(pool + _target(facts), "gradients", not facts.exact, disk)
+    def _gradients(self) -> Planned:
+        """Features of all rows at one checkpoint, and the target's directions there."""
+        rows = self.facts.rows
+        pool = Cost(rows, self.facts.gradient_tokens(rows), rows)
+        disk = self._store(self.config.gradients.dim)
+        return Planned(pool + self._target, "gradients", not self.facts.exact, disk)
 
+    def _hidden_states(self) -> Planned:
+        """The same of hidden states: forward passes alone."""
+        rows = self.facts.rows
+        tokens = self.facts.gradient_tokens(rows) + self._target.tokens
+        cost, disk = Cost(rows, tokens, pool_forwards=rows), self._store(self.facts.sizes.hidden)
+        return Planned(cost, "forward", not self.facts.exact, disk)
 
-def _hidden_states(config: Config, facts: Facts, sizes: Sizes) -> Planned:
-    """The same of hidden states: forward passes alone."""
-    tokens = facts.gradient_tokens(facts.rows) + int(facts.target_lengths.sum())
-    cost = Cost(facts.rows, tokens, pool_forwards=facts.rows)
-    return Planned(cost, "forward", not facts.exact, _store(config, facts, sizes.hidden))
+    def _cluster(self) -> Planned:
+        rows, k = self.facts.rows, number_of_clusters(self.config, self.facts.rows)
+        disk = 8 * rows + FLOAT * k * self.facts.stored_dim(self.config)
+        return Planned(Cost(rows), "clustering", disk=disk)
 
+    def _ranking(self) -> Planned:
+        """A selection by what is stored."""
+        return Planned(Cost(self.facts.rows))
 
-def _store(config: Config, facts: Facts, dim: int) -> int:
-    """Bytes of features with their losses and flags, and of directions."""
-    row = ENCODINGS[config.gradients.store_dtype].width(dim) + FLOAT + 1
-    return facts.rows * row + _directions(facts, dim)
+    def _select(self, checkpoints: int = 1) -> Planned:
+        """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
+        config, facts = self.config, self.facts
+        rows = budget_of(config).spend(facts.rows)
+        once = Cost(rows, facts.gradient_tokens(rows), rows) + self._target
+        cost = sum([once] * checkpoints, Cost())
+        disk = checkpoints * self._directions(config.gradients.dim) if not self.method.reselects else 0
+        return Planned(cost, "gradients", rows < facts.rows or not facts.exact, disk)
 
+    @property
+    def _target(self) -> Cost:
+        lengths = self.facts.target_lengths
+        return Cost(tokens=int(lengths.sum()), target_gradients=len(lengths))
 
-def _cluster(config: Config, facts: Facts, sizes: Sizes) -> Planned:
-    dim = stored_dim(config, sizes.hidden)
-    disk = 8 * facts.rows + FLOAT * number_of_clusters(config, facts.rows) * dim
-    return Planned(Cost(facts.rows), "clustering", disk=disk)
+    def _store(self, dim: int) -> int:
+        """Bytes of features with their losses and flags, and of directions."""
+        row = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
+        return self.facts.rows * row + self._directions(dim)
 
-
-def _select(config: Config, facts: Facts, checkpoints: int) -> Planned:
-    """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
-    rows = share(config.selection.cap, facts.rows) if config.budgeted else facts.rows
-    tokens = facts.gradient_tokens(rows)
-    cost = Cost(*(checkpoints * count for count in (rows, tokens, rows)))
-    for _ in range(checkpoints):
-        cost += _target(facts)
-    disk = checkpoints * _directions(facts, config.gradients.dim) if config.method == "less" else 0
-    return Planned(cost, "gradients", rows < facts.rows or not facts.exact, disk)
-
-
-def _train(config: Config, facts: Facts, sizes: Sizes) -> Planned:
-    settings, rows = config.training, share(config.selection.top_p, facts.rows)
-    trained = settings.periods * settings.epochs_per_period * rows
-    known = rows == facts.rows and facts.exact
-    return Planned(Cost(trained, facts.training_tokens(trained)), "training", not known, sizes.checkpoint)
-
-
-def _evaluate(config: Config, facts: Facts) -> Planned:
-    """The loss of the base, and of the adapter at the end of each period."""
-    rows, tokens = len(facts.evaluated_lengths), int(facts.evaluated_lengths.sum())
-    times = 1 + config.training.periods
-    return Planned(Cost(times * rows, times * tokens), "forward")
-
-
-def _random_tokens(config: Config, facts: Facts, rows: int) -> int:
-    """Tokens of a warmup's rows: of those that the seed draws, where their lengths are known."""
-    return facts.training_tokens(random_rows(facts.rows, rows, config.seed) if facts.exact else rows)
-
-
-def _target(facts: Facts) -> Cost:
-    return Cost(tokens=int(facts.target_lengths.sum()), target_gradients=len(facts.target_lengths))
-
-
-def _directions(facts: Facts, dim: int) -> int:
-    return FLOAT * facts.subtasks * dim
+    def _directions(self, dim: int) -> int:
+        return FLOAT * self.facts.subtasks * dim

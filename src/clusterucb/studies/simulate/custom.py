@@ -9,11 +9,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, reason
 from clusterucb.selection.arms import Arms
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
@@ -29,26 +30,27 @@ def named_policies(names: Sequence[str]) -> dict[str, Policy | LinearUCB]:
 
     Raises ConfigError for a name that is unknown, and for a policy that cannot be had or does not work.
     """
-    return {name: _custom(name) if ":" in name else named_policy(name) for name in names}
+    return {name: _own(name) if ":" in name else named_policy(name) for name in names}
 
 
-def _custom(name: str) -> Policy:
-    module_name, _, path = name.partition(":")
-    with _from_the_working_directory():
-        found = _attribute(name, _module(name, module_name), path)
-        if not callable(found):
-            raise ConfigError(
-                f"--policies {name}: is a {type(found).__name__}; expected a class or a function"
-            )
-        if inspect.isclass(found):
-            with _one_line(name, "calling the class without arguments"):
-                found = found()
-        _try(name, found)
-    return found  # type: ignore[no-any-return]  # what it returns was tried, and is checked at every draw
+def _own(name: str) -> Policy:
+    module, _, attribute = name.partition(":")
+    with _working_directory_importable():
+        with _one_line(name, "importing it"):
+            found: Any = getattr(importlib.import_module(module), attribute)
+        with _one_line(name, "calling the class"):
+            policy: Any = found() if inspect.isclass(found) else found
+        with _one_line(name, "scoring two arms"):
+            shape = np.asarray(policy(_two_arms()), np.float64).shape
+    if shape != (2,):
+        raise ConfigError(
+            f"--policies {name}: returned shape {shape} for two arms: expected (2,), one number an open arm"
+        )
+    return policy  # type: ignore[no-any-return]  # what it returns is checked at every draw
 
 
 @contextmanager
-def _from_the_working_directory() -> Iterator[None]:
+def _working_directory_importable() -> Iterator[None]:
     """Let modules there be imported, those that are installed first."""
     folder = str(Path.cwd())
     sys.path.append(folder)
@@ -59,39 +61,11 @@ def _from_the_working_directory() -> Iterator[None]:
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
-def _module(name: str, module_name: str) -> Any:
-    with _one_line(name, f"importing {module_name!r}"):
-        try:
-            return importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and misses another
-    raise ConfigError(
-        f"--policies {name}: there is no module {module_name!r}, neither installed nor in {Path.cwd()}"
-    )
-
-
-def _attribute(name: str, module: Any, path: str) -> Any:
-    found = getattr(module, path, None)
-    if found is None:
-        has = ", ".join(key for key in vars(module) if callable(vars(module)[key]) and key[0] != "_")
-        raise ConfigError(
-            f"--policies {name}: {module.__name__!r} has no {path!r}; it has {has or 'nothing'}"
-        )
-    return found
-
-
-def _try(name: str, found: Policy) -> None:
+def _two_arms() -> Arms:
     arms = Arms({0: 3, 1: 2}, np.random.default_rng(0))
     for arm, score in enumerate((0.5, 0.25)):
         arms.record(arm, np.array([score]))
-    with _one_line(name, "scoring two arms"):
-        scores = np.asarray(found(arms), np.float64)
-    if scores.shape != arms.ids.shape:
-        raise ConfigError(
-            f"--policies {name}: returned shape {scores.shape} for two arms:"
-            f" expected {arms.ids.shape}, one number an open arm"
-        )
+    return arms
 
 
 @contextmanager
@@ -100,10 +74,17 @@ def _one_line(name: str, doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        said = (str(error).splitlines() or ["nothing"])[0]
+        said = f"{type(error).__name__}: {reason(error)}"
+        failed = f"{doing} failed{_place(error.__traceback__)} ({said})"
         raise ConfigError(
-            f"--policies {name}: {doing} failed at {where.filename}:{where.lineno}"
-            f" ({type(error).__name__}: {said}); expected a class that is called without arguments,"
-            " or a function of the open arms"
+            f"--policies {name}: {failed}; expected MODULE:NAME, installed or in {Path.cwd()}, of a class"
+            " that is called without arguments, or of a function of the open arms"
         ) from error
+
+
+def _place(raised: TracebackType | None) -> str:
+    """Where in a person's own code; empty if the error is not from there."""
+    ours = (__file__, importlib.__file__)
+    frames = traceback.extract_tb(raised)
+    own = [at for at in frames if at.filename not in ours and not at.filename.startswith("<")]
+    return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""

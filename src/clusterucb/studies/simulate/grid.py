@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.checks import check_settings
+from clusterucb.selection.budget import Budget
+from clusterucb.selection.checks import check_draws, check_seed
 from clusterucb.selection.policies import Random
 
 
@@ -47,7 +49,8 @@ class Grid:
         for k in self.ks:
             if k is not None and k < 1:
                 raise ConfigError(f"Grid(ks={list(self.ks)}): a number of clusters must be at least 1")
-        for budget in self.budgets:
-            for csp in self.csps:
-                for seed in self.seeds:
-                    check_settings(Random(), budget, csp, self.top_p, self.draw_batch, "one", seed)
+        for budget, csp in itertools.product(self.budgets, self.csps):
+            Budget(budget, csp, self.top_p)
+        check_draws(Random(), self.draw_batch, "one")
+        for seed in self.seeds:
+            check_seed(seed)

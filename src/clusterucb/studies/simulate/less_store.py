@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clusterucb.errors import ConfigError, InputError
+from clusterucb.errors import ConfigError, InputError, reason
 
 FILE = "all_orig.pt"
 BLOCK = 1024
@@ -98,10 +98,9 @@ def _load(file: Path) -> Tensor:
     try:  # only files of the newer format, zip archives, can be mapped
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{file}: cannot be read as a tensor ({said[:120]}); expected a file that LESS wrote; other"
-            " pickled objects are never loaded, as they could run code"
+            f"{file}: cannot be read as a tensor ({reason(error)[:120]}); expected a file that LESS wrote;"
+            " other pickled objects are never loaded, as they could run code"
         ) from error
     if not isinstance(found, Tensor):
         raise InputError(

@@ -5,8 +5,9 @@ Knows influence as numbers and features as rows; nothing of where they come from
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.features.kmeans import Features, default_k, spherical_kmeans
+from clusterucb.features.kmeans import Features, spherical_kmeans
 from clusterucb.features.knowledge import DIM
 from clusterucb.features.principal import principal
-from clusterucb.runtime.screen import Advance
+from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.bandit import select
-from clusterucb.selection.checks import check_counts
+from clusterucb.selection.budget import Budget, default_k
 from clusterucb.selection.known import Known
 from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import Policy
-from clusterucb.selection.share import cold_draws, share
+from clusterucb.selection.share import share
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.truth import Truth
 
@@ -32,6 +33,11 @@ UNIFORM = "uniform"
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
 """As `Screen.track`."""
+
+Rows = NDArray[np.int64]
+
+Taken = tuple[float, Rows, Rows]
+"""A budget, the rows drawn under it in order, and those that the best are taken of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +116,12 @@ class Outcome:
     arms: SimulatedArms = field(repr=False)
 
 
-@contextmanager
-def _unseen(_label: str, _total: int, _unit: str) -> Iterator[Advance]:
-    yield lambda _amount, note="": None
-
-
 def simulate(
     problems: Sequence[Problem],
     policies: Mapping[str, Policy | LinearUCB],
     grid: Grid = Grid(),  # noqa: B008 - a frozen value
     *,
-    track: Track = _unseen,
+    track: Track | None = None,
 ) -> list[Outcome]:
     """Try every policy with every setting of the grid on every problem.
 
@@ -147,34 +148,49 @@ def simulate(
     """
     _check_names("problems", [problem.name for problem in problems])
     _check_names("policies", list(policies))
-    outcomes: list[Outcome] = []
-    for problem in problems:
-        n = len(problem.scores)
-        if not (keep := share(grid.top_p, n)):
-            raise ConfigError(f"top_p {grid.top_p}: is less than one of the {n} rows of {problem.name}")
-        runner = _Runner(problem, Truth(problem.scores, keep), grid)
-        runner.check_known(policies)
-        smallest = share(min(grid.budgets), n)
-        for k in dict.fromkeys(default_k(n, smallest) if k is None else k for k in grid.ks):
-            outcomes += runner.clustered(k, policies, track)
-        outcomes += runner.uniform()
-        outcomes += runner.stale()
-    return outcomes
+    if taken := {STALE, UNIFORM} & policies.keys():
+        raise ConfigError(f"simulate(policies): {taken.pop()!r} is the name of a reference; take another")
+    track = track or Screen(quiet=True).track
+    return [outcome for problem in problems for outcome in _Runner(problem, policies, grid, track).outcomes()]
+
+
+def _check_names(what: str, names: list[str]) -> None:
+    if not names:
+        raise ConfigError(f"simulate({what}): must hold at least one")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"simulate({what}): {twice[0]!r} is there twice; each needs a name of its own")
+
+
+@dataclass(frozen=True, eq=False)
+class _Clusters:
+    """What the runs over one clustering share."""
+
+    labels: Rows  # (N,)
+    arms: SimulatedArms
+
+
+def _clusters(labels: Rows, scores: NDArray[np.float64], k: int) -> _Clusters:
+    sizes = np.bincount(labels, minlength=k)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a cluster without rows
+        return _Clusters(labels, SimulatedArms(sizes, np.bincount(labels, scores, minlength=k) / sizes))
 
 
 class _Runner:
     """The runs of one problem."""
 
-    def __init__(self, problem: Problem, truth: Truth, grid: Grid) -> None:
-        self.problem, self.truth, self.grid = problem, truth, grid
-        self.budgets = sorted(grid.budgets)
-
-    def check_known(self, policies: Mapping[str, Policy | LinearUCB]) -> None:
-        """Refuse to draw row by row where nothing is known of rows."""
+    def __init__(
+        self, problem: Problem, policies: Mapping[str, Policy | LinearUCB], grid: Grid, track: Track
+    ) -> None:
+        self.problem, self.policies, self.grid, self.track = problem, policies, grid, track
+        self.scores, self.budgets = problem.scores, sorted(grid.budgets)
+        n = len(self.scores)
+        if not (keep := share(grid.top_p, n)):
+            raise ConfigError(f"top_p {grid.top_p}: is less than one of the {n} rows of {problem.name}")
+        self.truth = Truth(self.scores, keep)
         by_row = [name for name, policy in policies.items() if isinstance(policy, LinearUCB)]
-        if by_row and self.problem.estimate is None:
+        if by_row and problem.estimate is None:
             raise ConfigError(
-                f"policy {by_row[0]}: needs what is known of the rows of {self.problem.name} before they are "
+                f"policy {by_row[0]}: needs what is known of the rows of {problem.name} before they are "
                 f"drawn; give --clusters-from (in Python Problem(estimate=...)), or leave the policy out"
             )
 
@@ -186,122 +202,96 @@ class _Runner:
         components = principal(self.problem.features, DIM)
         return Known(estimate, components, np.zeros(len(estimate), np.int64))
 
-    def clustered(
-        self, k: int, policies: Mapping[str, Policy | LinearUCB], track: Track
-    ) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[Outcome]:
+        """All, those of reference last."""
+        n = len(self.scores)
+        smallest = share(self.budgets[0], n)
+        for k in dict.fromkeys(default_k(n, smallest) if k is None else k for k in self.grid.ks):
+            yield from self._clustered(k)
+        yield from self._uniform()
+        yield from self._stale()
+
+    def _clustered(self, k: int) -> Iterator[Outcome]:
         """All runs over one clustering."""
-        grid, scores = self.grid, self.problem.scores
-        with track(f"k-means, k {k}", grid.iterations, "iterations") as advance:
-            clusters = spherical_kmeans(
+        grid, clusters = self.grid, _clusters(self._labels(k), self.scores, k)
+        self._check_cold_starts(clusters.arms.sizes)
+        runs = list(itertools.product(grid.csps, self.policies, grid.seeds))
+        with self.track("simulate", len(runs), "runs") as advance:
+            for csp, name, seed in runs:
+                taken = self._taken(clusters.labels, self.policies[name], csp, seed)
+                yield from self._judged(name, csp, seed, taken, clusters)
+                advance(1, name)
+
+    def _labels(self, k: int) -> Rows:
+        with self.track(f"k-means, k {k}", self.grid.iterations, "iterations") as advance:
+            return spherical_kmeans(
                 self.problem.features,
                 k,
-                iterations=grid.iterations,
-                seed=grid.cluster_seed,
+                iterations=self.grid.iterations,
+                seed=self.grid.cluster_seed,
                 progress=lambda done, _of, mean: advance(min(done, 1), f"mean cosine {mean:.4f}"),
-            )
-        self._check_cold_starts(clusters.sizes)
-        arms = _arms(clusters.labels, scores, k)
-        with track("simulate", len(grid.csps) * len(policies) * len(grid.seeds), "runs") as advance:
-            for csp in grid.csps:
-                for name, policy in policies.items():
-                    for seed in grid.seeds:
-                        if isinstance(policy, LinearUCB):
-                            yield from self._by_row(name, policy, csp, seed, clusters.labels, arms)
-                            advance(1, name)
-                            continue
-                        selection = select(
-                            clusters.labels,
-                            lambda rows: scores[rows],
-                            policy,
-                            budget=self.budgets[-1],
-                            cold_start=csp,
-                            top_p=grid.top_p,
-                            draw_batch=grid.draw_batch,
-                            seed=seed,
-                        )
-                        yield from self._by_budget(name, csp, seed, selection.drawn, clusters.labels, arms)
-                        advance(1, name)
+            ).labels
 
-    def _by_row(
-        self,
-        name: str,
-        policy: LinearUCB,
-        csp: float,
-        seed: int,
-        labels: NDArray[np.int64],
-        arms: SimulatedArms,
-    ) -> Iterator[Outcome]:
-        """One outcome a budget, each a run of its own."""
-        k, scores = len(arms.sizes), self.problem.scores
+    def _check_cold_starts(self, sizes: Rows) -> None:
+        """Of the smallest budget: the others have more room."""
+        for csp in self.grid.csps:
+            Budget(self.budgets[0], csp, self.grid.top_p).cold_draws(sizes.tolist())
+
+    def _taken(self, labels: Rows, policy: Policy | LinearUCB, csp: float, seed: int) -> Iterator[Taken]:
+        grid, scores = self.grid, self.scores
+        if isinstance(policy, LinearUCB):
+            for budget in self.budgets:
+                found = linear_ucb(
+                    labels,
+                    self.known,
+                    lambda rows: scores[rows],
+                    policy,
+                    budget=budget,
+                    top_p=grid.top_p,
+                    seed=seed,
+                )
+                yield budget, found.drawn, found.rows
+            return
+        selection = select(
+            labels,
+            lambda rows: scores[rows],
+            policy,
+            budget=self.budgets[-1],
+            cold_start=csp,
+            top_p=grid.top_p,
+            draw_batch=grid.draw_batch,
+            seed=seed,
+        )
+        yield from self._prefixes(selection.drawn)
+
+    def _prefixes(self, drawn: Rows) -> Iterator[Taken]:
+        """Each budget's part of the draws (T,) of the largest."""
         for budget in self.budgets:
-            found = linear_ucb(
-                labels,
-                self.known,
-                lambda rows: scores[rows],
-                policy,
-                budget=budget,
-                top_p=self.grid.top_p,
-                seed=seed,
-            )
-            draws = np.bincount(labels[found.drawn], minlength=k)
-            measures = self.truth.found(found.rows)
-            yield Outcome(self.problem.name, name, budget, k, csp, seed, found.spent, *measures, draws, arms)
+            prefix = drawn[: share(budget, len(self.scores))]
+            yield budget, prefix, prefix
 
-    def uniform(self) -> Iterator[Outcome]:
+    def _uniform(self) -> Iterator[Outcome]:
         """Rows in uniformly random order."""
-        n = len(self.problem.scores)
-        labels = np.zeros(n, np.int64)
-        arms = _arms(labels, self.problem.scores, 1)
+        n = len(self.scores)
+        clusters = _clusters(np.zeros(n, np.int64), self.scores, 1)
         for seed in self.grid.seeds:
             drawn = np.random.default_rng(seed).permutation(n)
-            yield from self._by_budget(UNIFORM, 0.0, seed, drawn, labels, arms)
+            yield from self._judged(UNIFORM, 0.0, seed, self._prefixes(drawn), clusters)
 
-    def stale(self) -> Iterator[Outcome]:
+    def _stale(self) -> Iterator[Outcome]:
         """The rows that are best by what was known before, if anything was."""
         if (stale := self.problem.stale_scores) is not None:
-            chosen = np.argsort(-stale, kind="stable")[: self.truth.keep]
-            nothing, no_arms = np.empty(0, np.int64), SimulatedArms(np.empty(0, np.int64), np.empty(0))
-            found = self.truth.found(chosen)
-            yield Outcome(self.problem.name, STALE, 0.0, 0, 0.0, 0, 0, *found, nothing, no_arms)
+            best = np.argsort(-stale, kind="stable")[: self.truth.keep]
+            nothing = np.empty(0, np.int64)
+            no_clusters = _Clusters(nothing, SimulatedArms(nothing, np.empty(0)))
+            yield from self._judged(STALE, 0.0, 0, [(0.0, nothing, best)], no_clusters)
 
-    def _by_budget(
-        self,
-        policy: str,
-        csp: float,
-        seed: int,
-        drawn: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        arms: SimulatedArms,
+    def _judged(
+        self, policy: str, csp: float, seed: int, taken: Iterable[Taken], clusters: _Clusters
     ) -> Iterator[Outcome]:
-        """One outcome a budget, from the draws (T,) of the largest, in order."""
-        k = len(arms.sizes)
-        for budget in self.budgets:
-            spent = share(budget, len(labels))
-            prefix = drawn[:spent]
-            draws = np.bincount(labels[prefix], minlength=k)
-            found = self.truth.found(prefix)
-            yield Outcome(self.problem.name, policy, budget, k, csp, seed, spent, *found, draws, arms)
-
-    def _check_cold_starts(self, sizes: NDArray[np.int64]) -> None:
-        n, top_p = len(self.problem.scores), self.grid.top_p
-        for csp in self.grid.csps:
-            first = {arm: cold_draws(csp, size) for arm, size in enumerate(sizes.tolist()) if size}
-            for budget in self.budgets:
-                spend, keep = share(budget, n), self.truth.keep
-                check_counts(n, first, spend, keep, budget=budget, cold_start=csp, top_p=top_p)
-
-
-def _arms(labels: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> SimulatedArms:
-    sizes = np.bincount(labels, minlength=k)
-    with np.errstate(invalid="ignore"):  # 0 / 0 of a cluster without rows
-        return SimulatedArms(sizes, np.bincount(labels, scores, minlength=k) / sizes)
-
-
-def _check_names(what: str, names: Iterable[str]) -> None:
-    names = list(names)
-    if not names:
-        raise ConfigError(f"simulate({what}): must hold at least one")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"simulate({what}): {twice[0]!r} is there twice; each needs a name of its own")
-    if what == "policies" and (taken := {STALE, UNIFORM} & set(names)):
-        raise ConfigError(f"simulate(policies): {taken.pop()!r} is the name of a reference; take another")
+        """One outcome a budget."""
+        problem, k = self.problem.name, len(clusters.arms.sizes)
+        for budget, drawn, found in taken:
+            measures = self.truth.found(found)
+            draws = np.bincount(clusters.labels[drawn], minlength=k)
+            yield Outcome(problem, policy, budget, k, csp, seed, len(drawn), *measures, draws, clusters.arms)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from clusterucb.errors import ConfigError, InputError, MismatchError
+from clusterucb.errors import ConfigError, InputError, MismatchError, reason
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.kmeans import Features
 from clusterucb.features.store import FeatureStore
@@ -63,12 +63,12 @@ def read_problems(
     Raises:
         ConfigError, InputError, MismatchError: a store is none, is damaged, or is of other rows.
     """
-    ours = [_features_folder(path) for path in (*stores, *clusters_from)]
-    if not any(ours):
+    folders = {path: _features_folder(path) for path in (*stores, *clusters_from)}
+    theirs = [path for path, folder in folders.items() if folder is None]
+    if len(theirs) == len(folders):
         return [_less_problem(stores, clusters_from, less)]
-    if None in ours:
-        other = (*stores, *clusters_from)[ours.index(None)]
-        raise ConfigError(f"{other}: LESS's gradients, beside a store of ours; give either kind alone")
+    if theirs:
+        raise ConfigError(f"{theirs[0]}: LESS's gradients, beside a store of ours; give either kind alone")
     if less != Less():
         raise ConfigError(
             f"{stores[0]}: has the target's directions in it; --target, --subtasks and"
@@ -76,8 +76,9 @@ def read_problems(
         )
     if len(clusters_from) > 1:
         raise ConfigError("--clusters-from: given more than once; one store holds all rows of a pool")
-    stale = _own(clusters_from[0]) if clusters_from else None
-    return [_problem(_own(path), stale) for path in stores]
+    ours = {path: _store(path, folder) for path, folder in folders.items() if folder}
+    stale = ours[clusters_from[0]] if clusters_from else None
+    return [_problem(ours[path], stale) for path in stores]
 
 
 def _features_folder(path: Path) -> Path | None:
@@ -94,19 +95,6 @@ def _features_folder(path: Path) -> Path | None:
     return None
 
 
-def _own(path: Path) -> _Store:
-    folder = _features_folder(path)
-    assert folder is not None
-    file = _directions_file(path, folder)
-    try:
-        store, directions = FeatureStore(folder), load_file(file)["directions"]
-    except (OSError, SafetensorError, KeyError) as error:
-        said = str(error).splitlines()[0]
-        raise MismatchError(f"{folder}: is damaged ({said}); make it again by `gradients`") from None
-    scores = stored_influence(store.features, directions)
-    return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
-
-
 def _directions_file(path: Path, folder: Path) -> Path:
     """The target's directions: a run's, or those beside a folder of features or in the run that it is of."""
     if folder != path:
@@ -115,15 +103,24 @@ def _directions_file(path: Path, folder: Path) -> Path:
     return beside if beside.exists() else RunDir(folder.parent).directions_at(1)
 
 
+def _store(path: Path, folder: Path) -> _Store:
+    try:
+        store = FeatureStore(folder)
+        directions = load_file(_directions_file(path, folder))["directions"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise MismatchError(f"{folder}: is damaged ({reason(error)}); make it again by `gradients`") from None
+    scores = stored_influence(store.features, directions)
+    return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
+
+
 def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: Less) -> Problem:
     if less.target is None:
         raise ConfigError(f"{stores[0]}: LESS's gradients need --target, the folder of the task's gradients")
     if less.clusters_target and not clusters_from:
         raise ConfigError("--clusters-target: is the task at the checkpoint of --clusters-from; give both")
     fresh = _less(stores, less.target, less.subtasks)
-    return _problem(
-        fresh, _less(clusters_from, less.clusters_target, less.subtasks) if clusters_from else None
-    )
+    stale = _less(clusters_from, less.clusters_target, less.subtasks) if clusters_from else None
+    return _problem(fresh, stale)
 
 
 def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
@@ -147,10 +144,11 @@ def _problem(fresh: _Store, stale: _Store | None) -> Problem:
     assert fresh.scores is not None
     if stale is None:
         return Problem(fresh.name, fresh.scores, fresh.features)
-    if len(stale.features) != len(fresh.features):
+    rows, expected = len(stale.features), len(fresh.features)
+    if rows != expected:
         raise MismatchError(
-            f"--clusters-from {stale.name}: has {len(stale.features)} rows, {fresh.name} has"
-            f" {len(fresh.features)}; expected stores of the same pool"
+            f"--clusters-from {stale.name}: has {rows} rows, {fresh.name} has {expected};"
+            " expected stores of the same pool"
         )
     same = {key: fresh.made_with[key] for key in SAME_ROWS if key in fresh.made_with}
     check_made_with(stale.made_with, same, f"--clusters-from {stale.name}")
