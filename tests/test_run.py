@@ -285,7 +285,7 @@ def test_the_loss_after_a_period_is_that_of_the_model_then(server, finished, oth
 
     session = Session(load(finished / "config.yaml"))
     for period, step in ((1, 3), (2, 6)):
-        server.dies(["run", *options(other)], publication(f"checkpoint-{step}/whole.json", "after"))
+        server.dies(["run", *options(other)], publication(f"training/checkpoint-{step}/whole.json", "after"))
         saved = Path(other["out"]) / f"training/checkpoint-{step}"
         loss = read(finished / f"periods/{period}.json")
         assert evaluate_adapters(session, {"saved": saved})["saved"]["losses"] == loss["losses"]
