@@ -102,9 +102,9 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def run_settings(shared_settings):
-    """Options of every finished run; saved within periods, and with more than one batch of gradients."""
-    own = {"save_steps": 2, "batch_tokens": 512, "less_warmup": 0.2, "less_checkpoints": 3}
-    return {**shared_settings, **own}
+    """Options of every finished run; of some rows a gradient sees a part, and not of all in one batch."""
+    own = {"gradient_length": 40, "batch_tokens": 512, "save_steps": 2}
+    return {**shared_settings, **own, "less_warmup": 0.2, "less_checkpoints": 3}
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
     tokenizer = build_tokenizer()
     total = 0
     for path in (*settings["pool"], *settings["target"]):
-        limit = 48 if "pool" in path else 1400
+        limit = 40 if "pool" in path else 1400
         for row in lines(path):
             text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
             total += min(limit, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
