@@ -214,11 +214,14 @@ class Inputs:
     ) -> T:
         """An artifact of the inputs, made by rank 0 whenever it is first asked for.
 
-        Until the run has its settings, what a beginning with others has left is dropped.
+        Until the run has its settings, what a beginning with others has left is dropped; a run that is warmed
+        up or has selected keeps it, though its settings were removed.
         """
+        begun = (self._settled, self.dir.warmup, self.dir.round(1))
 
         def act() -> None:
-            if path.exists() and not self._settled.exists() and (not made_with or told(path) != made_with):
+            settled = any(sign.exists() for sign in begun)
+            if path.exists() and not settled and (not made_with or told(path) != made_with):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             made(path, make, read, made_with)
 
