@@ -473,7 +473,7 @@ WRITES = [  # where no room is left, and the artifact that is told
     ({**publication("clusters.safetensors"), "call": 2}, "clusters.safetensors"),
     (tensors("rounds/1.part/selection.safetensors", "numpy"), "rounds/1"),
     ({"where": "pathlib:Path.open", "path": "rounds/2.part/scores.jsonl"}, "rounds/2"),
-    (publication("evaluation.json"), "evaluation.json"),
+    ({**publication("evaluation.json"), "call": 2}, "evaluation.json"),
 ]
 
 
