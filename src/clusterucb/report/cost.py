@@ -8,8 +8,7 @@ from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plot
 
 def cost(run: RunData) -> Section:
     """The section."""
-    figures = {"seconds": _seconds(run)} if run.total.seconds > 0 else {}
-    return Section(figures=figures)
+    return Section(figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
 
 
 def _seconds(run: RunData) -> Figure:
