@@ -21,8 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
-from clusterucb.report.cost import cost
-from clusterucb.report.quality import quality, side_by_side
+from clusterucb.report.quality import cost, quality, side_by_side
 from clusterucb.report.run_data import RunData
 from clusterucb.report.section import FILTERS, Section, script_json, visible
 from clusterucb.report.selected import BYTES, selected

@@ -1,4 +1,4 @@
-"""How good the adapter is: the loss on held-out rows by period; and several runs side by side."""
+"""How good the adapter is, by the loss on held-out rows, and what it cost; several runs side by side."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.report.run_data import Json, RunData
-from clusterucb.report.section import COLOURS, GREY, Figure, Section, Trace, axis, commas, plotted, with_error
+from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, seconds, with_error
 
 
 def quality(run: RunData) -> Section:
-    """The section."""
+    """The section of the losses."""
     losses = _losses(run)
     base = losses.get("base")
     against = {name: _paired(loss, base) for name, loss in losses.items() if base and loss is not base}
@@ -39,7 +39,7 @@ def _losses(run: RunData) -> dict[str, Json]:
     return {name: loss for name, loss in found.items() if loss}
 
 
-def _error_bars(losses: list[Json], **look: Any) -> Trace:
+def _error_bars(losses: list[Json], **look: Any) -> dict[str, Any]:
     """Losses with their standard errors, up and down."""
     errors = [found["standard_error"] or 0.0 for found in losses]
     return {"y": [found["loss"] for found in losses], "error_y": {"type": "data", "array": errors, **look}}
@@ -57,6 +57,27 @@ def _loss_figure(losses: Mapping[str, Json]) -> Figure:
     }
     label = "Loss on the evaluated rows, before training and after each period"
     return Figure(label, [line], layout={"height": 300, "yaxis": axis("loss")})
+
+
+def cost(run: RunData) -> Section:
+    """The section of what the run has cost, step by step."""
+    return Section(figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
+
+
+def _seconds(run: RunData) -> Figure:
+    steps = [*run.steps.items()][::-1]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [spent.seconds for _, spent in steps],
+        "y": [plotted(name) for name, _ in steps],
+        "marker": {"color": [COLOURS[0] if spent.pool_gradients else GREY for _, spent in steps]},
+        "text": [seconds(spent.seconds) for _, spent in steps],
+        "textposition": "auto",
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+    }
+    layout = {"height": 120 + 26 * len(steps), "xaxis": axis("seconds"), "yaxis": {"automargin": True}}
+    return Figure("Seconds of each step, as bars", [bars], layout=layout)
 
 
 def side_by_side(runs: Sequence[RunData]) -> Section:
@@ -93,7 +114,7 @@ def _sources(runs: Sequence[RunData]) -> dict[str, list[str]]:
     """Rows that each run has selected of a source, and their share."""
     found = [run.selected_sources for run in runs]
     names = dict.fromkeys(chain(*found))
-    return {name: [f"{commas(r[name])} ({r[name] / r.total():.0%})" for r in found] for name in names}
+    return {name: [f"{r[name]:,} ({r[name] / r.total():.0%})" for r in found] for name in names}
 
 
 def _overlap(runs: Sequence[RunData]) -> list[list[str]]:
@@ -106,7 +127,7 @@ def _overlap(runs: Sequence[RunData]) -> list[list[str]]:
 
 
 def _loss_bars(runs: Sequence[RunData]) -> Figure:
-    def bars(model: str, colour: str) -> Trace:
+    def bars(model: str, colour: str) -> dict[str, Any]:
         losses = [run.evaluation[model] for run in runs if run.evaluation]
         look = {"type": "bar", "name": model, "marker": {"color": colour}}
         return {**look, "x": [plotted(run.name) for run in runs], **_error_bars(losses)}

@@ -42,14 +42,12 @@ def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, An
     """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
     if run.clusters is None:
         return []
-    chosen = run.in_clusters(run.selected)
     mean, spread = _influence(run)
+    facts = {"rows": run.sizes, "selected": run.in_clusters(run.selected), "mean": mean, "spread": spread}
 
     def line(cluster: int) -> dict[str, Any]:
         spent = [f"{commas(found[cluster])} ({found[cluster] / found.sum():.0%})" for found in draws]
-        scores = {"mean": mean[cluster], "spread": spread[cluster]}
-        rows = {"rows": run.sizes[cluster], "selected": chosen[cluster]}
-        return {"cluster": cluster, **rows, **scores, "draws": spent}
+        return {"cluster": cluster, "draws": spent, **{name: of[cluster] for name, of in facts.items()}}
 
     return [line(cluster) for cluster in run.leading]
 
@@ -60,8 +58,8 @@ def _influence(run: RunData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if run.clusters is None or not run.rounds:
         return np.full(k, np.nan), np.full(k, np.nan)
     first = run.rounds[0].scored
-    labels = run.clusters[first.rows]
-    scored = np.where(run.in_clusters(first.rows) > 0, run.in_clusters(first.rows), np.nan)
+    labels, scored = run.clusters[first.rows], run.in_clusters(first.rows).astype(float)
+    scored[scored == 0] = np.nan
     mean = np.bincount(labels, first.scores, k) / scored
     return mean, np.sqrt(np.bincount(labels, (first.scores - mean[labels]) ** 2, k) / scored)
 
@@ -92,11 +90,6 @@ class Course:
     mean: NDArray[np.float64]
     threshold: NDArray[np.float64]
     kept: NDArray[np.float64]
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """Rows drawn at the beginning of each window, (w,)."""
-        return np.concatenate([[0], self.ends[:-1]])
 
 
 def course(found: RoundData, leading: Sequence[int]) -> Course:
@@ -143,17 +136,15 @@ def _arms_figure(courses: dict[str, Course], leading: list[int]) -> Figure:
 def _bars(found: Course, leading: list[int]) -> list[Trace]:
     names = [f"cluster {arm}" for arm in leading] + ["all others"]
     colours = [*COLOURS[: len(leading)], FAINT]
-    place = {
-        "x": ((found.starts + found.ends) / 2).tolist(),
-        "width": (0.96 * (found.ends - found.starts)).tolist(),
-    }
-    return [
-        {
-            **{"type": "bar", "name": name, "marker": {"color": colour}, **place, "y": rounded(shares)},
-            "hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>",
-        }
-        for name, colour, shares in zip(names, colours, found.shares, strict=True)
-    ]
+    starts = np.concatenate([[0], found.ends[:-1]])
+    place = {"x": ((starts + found.ends) / 2).tolist(), "width": (0.96 * (found.ends - starts)).tolist()}
+
+    def bars(name: str, colour: str, shares: NDArray[np.float64]) -> Trace:
+        look = {"name": name, "marker": {"color": colour}}
+        hover = {"hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>"}
+        return {"type": "bar", **look, **place, "y": rounded(shares), **hover}
+
+    return [*map(bars, names, colours, found.shares)]
 
 
 def _found_figure(courses: dict[str, Course]) -> Figure:
