@@ -15,12 +15,11 @@ Number = TypeVar("Number", int, float)
 
 def simulate(
     stores: Annotated[
-        list[str] | None,
+        list[Path] | None,
         typer.Argument(
             metavar="STORE...",
             help="Run directories or folders of features, each a problem of its own; or LESS's gradients of"
             " training files (folders with all_orig.pt), which make one pool and need --target.",
-            show_default=False,
         ),
     ] = None,
     policies: Annotated[
@@ -34,8 +33,8 @@ def simulate(
         str | None,
         typer.Option(
             "--k",
-            help="Numbers of clusters; by default the square root of the rows, at most half of the smallest"
-            " budget. Clusters are the same for all seeds.",
+            help="Numbers of clusters, which all seeds share; by default the square root of the rows, at most"
+            " half of the smallest budget.",
         ),
     ] = None,
     csp: Annotated[str, typer.Option(help="Cold starts: shares of every cluster drawn first.")] = "0.02",
@@ -43,18 +42,17 @@ def simulate(
     top_p: Annotated[float, typer.Option(help="The share of the pool that is selected.")] = 0.05,
     draw_batch: Annotated[int, typer.Option(help="Rows drawn at once.")] = 8,
     clusters_from: Annotated[
-        list[str] | None,
+        list[Path] | None,
         typer.Option(
             help="A store of the same rows at another checkpoint: the clusters are made of its features, and"
             " its influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
-            show_default=False,
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
+        Path | None, typer.Option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
     ] = None,
     clusters_target: Annotated[
-        str | None, typer.Option(help="The same at the checkpoint of --clusters-from, for `stale`.")
+        Path | None, typer.Option(help="The same at the checkpoint of --clusters-from, for `stale`.")
     ] = None,
     subtasks: Annotated[
         int, typer.Option(min=1, help="Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.")
@@ -86,14 +84,9 @@ def simulate(
     from clusterucb.studies.simulate.outcomes import spreads, write_draws, write_outcomes
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
-    from clusterucb.studies.simulate.stores import Less, read_problems
+    from clusterucb.studies.simulate.stores import read_problems
 
-    less = Less(
-        target=Path(target) if target else None,
-        subtasks=subtasks,
-        clusters_target=Path(clusters_target) if clusters_target else None,
-    )
-    problems = read_problems([*map(Path, stores)], [*map(Path, clusters_from or [])], less)
+    problems = read_problems(stores, clusters_from or (), target, subtasks, clusters_target)
     folder = RunDir(out)
     with folder.owned():
         outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
