@@ -10,7 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.filesize import decimal
 
-from clusterucb.cli.tables import evaluated_on, how_often, print_table, say, with_error
+from clusterucb.cli.tables import evaluated_on, how_often, print_table, say
+from clusterucb.report.section import seconds, with_error
 from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.truth import MEASURES
@@ -105,7 +106,7 @@ def _headings(first: str, counts: Sequence[str]) -> list[str]:
 def _spent(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
     for name in counts:
         yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:,.0f}"
-    yield "?" if cost["seconds"] is None else _time(cost["seconds"])
+    yield "?" if cost["seconds"] is None else seconds(cost["seconds"])
     yield decimal(cost["disk"])
 
 
@@ -116,7 +117,7 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{total['pool_gradients']:,} pool gradients{forwards} are {full['share_of_cost']:.0%} of the "
             f"{full['pool_gradients']:,} that scoring all rows {how_often(full)} takes; "
-            f"time {_time(total['seconds'])} against {_time(full['seconds'])}."
+            f"time {seconds(total['seconds'])} against {seconds(full['seconds'])}."
         )
     if plan["exact"]:
         yield "Counts are exact; tokens marked ~ are those of as many rows drawn at random, on average."
@@ -138,16 +139,6 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
         "Loading, reading the inputs and benchmarks are left out of the time. While it trains, a run takes "
         f"{decimal(plan['disk']['while training'])} more of the disk."
     )
-
-
-def _time(seconds: float) -> str:
-    """As 12.3 s, 4 min 20 s or 3 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def show_simulation(spreads: pd.DataFrame, top_p: float, console: Console | None = None) -> None:
