@@ -81,7 +81,7 @@ def simulate(
     from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.studies.simulate.outcomes import spreads, write_draws, write_outcomes
+    from clusterucb.studies.simulate.outcomes import spreads, write_tables
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
     from clusterucb.studies.simulate.stores import read_problems
@@ -90,9 +90,8 @@ def simulate(
     folder = RunDir(out)
     with folder.owned():
         outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
+        write_tables(folder.path, outcomes)
         shown = spreads(outcomes)
-        write_outcomes(folder.path / "simulation.csv", outcomes)
-        write_draws(folder.path / "draws.csv", outcomes)
         write_plot(folder.path / "simulation.html", shown, top_p)
     if not quiet:
         show_simulation(shown, top_p)
