@@ -31,23 +31,16 @@ _UNSEEN = re.compile(
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, drawn by the page's script when it comes into view.
+    """A figure, drawn by the page's script when it comes into view."""
 
-    Attributes:
-        label: what is seen, for those who do not see it.
-        traces: those that are always seen, above all others.
-        choices: traces that a menu chooses from, by its words; the first are seen at the beginning.
-        menu: what is chosen.
-        layout: colours of text and grid are the page's.
-        square: not wider than high.
-    """
-
-    label: str
-    traces: Sequence[Trace] = ()
-    choices: Mapping[str, Sequence[Trace]] = field(default_factory=dict)
-    menu: str = ""
-    layout: Trace = field(default_factory=dict)
-    square: bool = False
+    label: str  # what is seen, for those who do not see it
+    traces: Sequence[Trace] = ()  # those that are always seen, above all others
+    choices: Mapping[str, Sequence[Trace]] = field(
+        default_factory=dict
+    )  # by a menu's words; the first at first
+    menu: str = ""  # what is chosen
+    layout: Trace = field(default_factory=dict)  # colours of text and grid are the page's
+    square: bool = False  # not wider than high
 
     def to_json(self) -> dict[str, Any]:
         """Traces, layout, and which traces are seen by each choice."""
@@ -64,17 +57,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What fills a section's template.
+    """What fills a section's template."""
 
-    Attributes:
-        facts: by the names that the template calls them.
-        figures: by name; a template draws those that are there.
-        examples: rows that can be searched and filtered, for the page's script.
-    """
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    examples: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # by the names that the template calls them
+    figures: dict[str, Figure] = field(default_factory=dict)  # by name; a template draws those that are there
+    examples: dict[str, Any] | None = None  # rows that can be searched and filtered, for the page's script
 
 
 def axis(title: str, **look: Any) -> Trace:

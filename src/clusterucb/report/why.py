@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,24 +71,14 @@ def _spent(found: RoundData) -> dict[str, Any]:
     return {**facts, "clusters": len(np.unique(arms[late:])), "kept": found.kept[late:].mean()}
 
 
-@dataclass(frozen=True, eq=False)
-class Course:
-    """The draws of a selection in windows of equal length, the first of which is the cold start.
+class Course(NamedTuple):
+    """The draws of a selection in w windows of equal length, the first of which is the cold start."""
 
-    Attributes:
-        ends: rows drawn at the end of each window, (w,).
-        shares: of the draws of a window, each leading cluster's, and the others' together, (a + 1, w).
-        mean: influence of the rows of a window, (w,).
-        threshold: the lowest of the best rows so far at each window's end, (w,); NaN before there are as many
-            as are selected.
-        kept: share of a window's draws that were selected in the end, (w,).
-    """
-
-    ends: NDArray[np.int64]
-    shares: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    threshold: NDArray[np.float64]
-    kept: NDArray[np.float64]
+    ends: NDArray[np.int64]  # (w,), rows drawn at the end of each
+    shares: NDArray[np.float64]  # (a + 1, w), of its draws: each leading cluster's, and all others'
+    mean: NDArray[np.float64]  # (w,), influence of its rows
+    threshold: NDArray[np.float64]  # (w,), lowest of the best rows so far; NaN before as many as are selected
+    kept: NDArray[np.float64]  # (w,), share of its draws that were selected in the end
 
 
 def course(found: RoundData, leading: Sequence[int]) -> Course:

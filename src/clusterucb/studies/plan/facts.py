@@ -46,28 +46,16 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Rows and tokens of a run's inputs, and sizes of its model.
+    """Rows and tokens of a run's inputs, and sizes of its model."""
 
-    Attributes:
-        rows: usable rows of the pool, N.
-        excluded: rows that cannot be used.
-        numbers: the pool rows that were tokenised and can be used, (n,); n is N unless only a sample was.
-        gradient_lengths: tokens that the gradient of each of these sees, (n,).
-        training_lengths: tokens that training sees, (n,).
-        target_lengths: tokens of each target row.
-        subtasks: of the target.
-        evaluated_lengths: tokens of each row that the evaluation takes the loss of.
-        sizes: of the model.
-    """
-
-    rows: int
-    excluded: int
-    numbers: NDArray[np.int64]
-    gradient_lengths: Lengths
-    training_lengths: Lengths
-    target_lengths: Lengths
-    subtasks: int
-    evaluated_lengths: Lengths
+    rows: int  # usable ones of the pool, N
+    excluded: int  # rows that cannot be used
+    numbers: NDArray[np.int64]  # (n,), usable pool rows that were tokenised; n is N unless a sample was
+    gradient_lengths: Lengths  # (n,), tokens that the gradient of each of these sees
+    training_lengths: Lengths  # (n,), tokens that training sees
+    target_lengths: Lengths  # tokens of each target row
+    subtasks: int  # of the target
+    evaluated_lengths: Lengths  # tokens of each row that the evaluation takes the loss of
     sizes: Sizes
 
     @property

@@ -44,21 +44,13 @@ Batches = list[NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second, and for k-means pairs of a row and a cluster; None where it is not known.
+    """Tokens a second, and for k-means pairs of a row and a cluster; None where it is not known."""
 
-    Attributes:
-        gradients: of rows whose gradient is taken and projected.
-        training: of rows in training, both passes.
-        forward: of rows that only go forward.
-        clustering: pairs a second, of one iteration.
-        measured: here and now, with this model.
-    """
-
-    gradients: float
-    training: float
-    forward: float
-    clustering: float | None
-    measured: bool
+    gradients: float  # of rows whose gradient is taken and projected
+    training: float  # of rows in training, both passes
+    forward: float  # of rows that only go forward
+    clustering: float | None  # pairs a second, of one iteration
+    measured: bool  # here and now, with this model
 
     @classmethod
     def given(cls, tokens_per_second: float) -> Speed:

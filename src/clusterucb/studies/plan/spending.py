@@ -23,19 +23,12 @@ Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
 @dataclass(frozen=True)
 class Planned:
-    """One step.
+    """One step."""
 
-    Attributes:
-        cost: all counts; no seconds.
-        work: what its time goes into; `none` is over in a moment.
-        expected: its tokens are an expectation.
-        disk: bytes that it leaves, without files of a few kilobytes.
-    """
-
-    cost: Cost
-    work: Work = "none"
-    expected: bool = False
-    disk: int = 0
+    cost: Cost  # all counts; no seconds
+    work: Work = "none"  # what its time goes into; `none` is over in a moment
+    expected: bool = False  # its tokens are an expectation
+    disk: int = 0  # bytes that it leaves, without files of a few kilobytes
 
 
 def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
