@@ -81,7 +81,6 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
 
 
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
-_OF_METHODS = (*_COUNTS, "gradient_equivalents")
 
 
 def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
@@ -90,20 +89,20 @@ def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     named = plan["method"] if plan["bandit"] == "none" else f"{plan['method']} with {plan['bandit']}"
     excluded = f", {plan['excluded']:,} more cannot be used" if plan["excluded"] else ""
     title = f"Plan: {named}, {plan['rows']:,} usable rows{excluded}"
-    steps = {**plan["steps"], "total": plan["total"]}
-    rows = ([name, *_spent(cost, _COUNTS)] for name, cost in steps.items())
-    print_table(console, title, _headings("step", _COUNTS), rows, total=True)
-    rows = ([name, *_spent(cost, _OF_METHODS)] for name, cost in plan["methods"].items())
-    print_table(console, "The same settings by method", _headings("method", _OF_METHODS), rows)
+    steps, counts = {**plan["steps"], "total": plan["total"]}, (*_COUNTS, "gradient_equivalents")
+    print_table(console, title, *_spent("step", steps, _COUNTS), total=True)
+    print_table(console, "The same settings by method", *_spent("method", plan["methods"], counts))
     for line in _plan_remarks(plan):
         say(console, line)
 
 
-def _headings(first: str, counts: Sequence[str]) -> list[str]:
-    return [first, *(name.replace("_", " ") for name in counts), "time", "disk"]
+def _spent(what: str, costs: dict[str, Any], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows."""
+    headings = [what, *(name.replace("_", " ") for name in counts), "time", "disk"]
+    return headings, [[name, *_cost(cost, counts)] for name, cost in costs.items()]
 
 
-def _spent(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
+def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
     for name in counts:
         yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:,.0f}"
     yield "?" if cost["seconds"] is None else seconds(cost["seconds"])

@@ -71,6 +71,7 @@ class RunData:
         config, settings: as values, and as the YAML text that was saved.
         method: that they name.
         counts: rows of the pool, usable and excluded ones, and its fingerprint; None before it is read.
+        usable: rows that can be chosen, as far as they are known.
         contamination: the content of contamination.json.
         evaluation: that of evaluation.json, with which a run is finished.
         benchmarks: that of benchmarks/results.json.
@@ -90,22 +91,18 @@ class RunData:
         self.method = method_of(self.config)
         self.settings = self.dir.config.read_text(encoding="utf-8")
         self.counts = _read(self.dir.pool / "manifest.json", read_json)
+        self.usable = int(self.counts["usable"]) if self.counts else 0
         self.contamination = _read(self.dir.contamination, read_json)
         self.evaluation = _read(self.dir.evaluation, read_json)
         self.benchmarks = _read(self.dir.benchmarks / "results.json", read_json)
         self.full: Json | None = (_read(self.dir.summary, read_json) or {}).get("full")
-        self._given = pool
+        self._pool = pool
 
     @property
     def method_name(self) -> str:
         """The method as a person says it."""
         bandit = " with the bandit" if self.method.budgeted else ""
         return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
-
-    @property
-    def usable(self) -> int:
-        """Rows that can be chosen, as far as they are known."""
-        return int(self.counts["usable"]) if self.counts else 0
 
     @cached_property
     def excluded(self) -> list[dict[str, str]]:
@@ -200,24 +197,19 @@ class RunData:
     @property
     def pool(self) -> Pool | None:
         """The pool, if it is still the run's."""
-        return self._opened[0]
-
-    @property
-    def pool_missing(self) -> str | None:
-        """Why the pool cannot be read, if so."""
-        return self._opened[1]
+        return None if self.pool_missing else self._pool
 
     @cached_property
-    def _opened(self) -> tuple[Pool | None, str | None]:
+    def pool_missing(self) -> str | None:
+        """Why the pool cannot be read, if so."""
         if self.counts is None:
-            return None, "the pool is not read yet"
+            return "the pool is not read yet"
         try:
-            pool = Pool.read(self.config.pool) if self._given is None else self._given
+            self._pool = Pool.read(self.config.pool) if self._pool is None else self._pool
         except ClusterUCBError as error:
-            return None, str(error)
-        if pool.fingerprint != self.counts["made_with"]["pool"]:
-            return None, "the pool's files have changed since the run read them"
-        return pool, None
+            return str(error)
+        changed = self._pool.fingerprint != self.counts["made_with"]["pool"]
+        return "the pool's files have changed since the run read them" if changed else None
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
