@@ -35,9 +35,7 @@ class Figure:
 
     label: str  # what is seen, for those who do not see it
     traces: Sequence[Trace] = ()  # those that are always seen, above all others
-    choices: Mapping[str, Sequence[Trace]] = field(
-        default_factory=dict
-    )  # by a menu's words; the first at first
+    choices: Mapping[str, Sequence[Trace]] = field(default_factory=dict)  # by a menu's words, the first first
     menu: str = ""  # what is chosen
     layout: Trace = field(default_factory=dict)  # colours of text and grid are the page's
     square: bool = False  # not wider than high
