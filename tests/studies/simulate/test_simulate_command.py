@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
-from simulation_helpers import write_less
 
 import clusterucb as cu
 from cli_helpers import clusterucb, lines
@@ -44,6 +44,14 @@ def features(folder, rows=80, dim=24, seed=0, made_with=None):
         writer.write(np.arange(rows), x, np.zeros(rows))
         save_file({"directions": directions}, folder / "directions.safetensors")
         writer.finish({})
+    return folder
+
+
+def write_less(folder, rows):
+    """A gradient file where LESS puts it."""
+    file = folder / f"dim{rows.shape[1]}/all_orig.pt"
+    file.parent.mkdir(parents=True)
+    torch.save(torch.from_numpy(rows).half(), file)
     return folder
 
 
