@@ -7,6 +7,7 @@ the same store gives the same map.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,10 +60,8 @@ def sampled(rows: int, selected: NDArray[np.int64], limit: int) -> NDArray[np.in
 def map_figure(run: RunData, found: FeatureMap) -> Figure:
     """The map, to be coloured by cluster, source or influence, with rings around the selected rows."""
     measure = "likeness to the target" if run.method.hidden else "influence"
-    words = [
-        _described(run, row, f"{measure} {score:.4f}")
-        for row, score in zip(found.rows.tolist(), found.influence.tolist(), strict=True)
-    ]
+    scores = [f"{measure} {score:.4f}" for score in found.influence.tolist()]
+    words = [*map(partial(_described, run), found.rows.tolist(), scores)]
 
     def points(at: NDArray[np.intp], name: str, colour: Any, **look: Any) -> Trace:
         marker = {"size": 5, "opacity": 0.75, "color": colour, **look}
@@ -125,9 +124,8 @@ def _rings(run: RunData, found: FeatureMap) -> list[Trace]:
         return []
     size, width = (10, 1.5) if chosen.sum() < 300 else (6, 0.75)
     ring = {"symbol": "circle-open", "size": size, "color": GREY, "line": {"width": width}}
-    return [
-        {**_scatter("selected", found.points[chosen]), "marker": ring, "hoverinfo": "skip", "meta": "ink"}
-    ]
+    look = {"marker": ring, "hoverinfo": "skip", "meta": "ink"}
+    return [{**_scatter("selected", found.points[chosen]), **look}]
 
 
 def _arrows(run: RunData, found: FeatureMap) -> list[Trace]:

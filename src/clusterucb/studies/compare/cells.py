@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clusterucb.config import Config
 from clusterucb.errors import ClusterUCBError
@@ -19,8 +19,6 @@ from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import method_of
 from clusterucb.run.presets import PRESETS, Preset, draws_first, in_order, preset_named
 from clusterucb.runtime.files import read_json, write_json
-
-State = Literal["finished", "failed", "unfinished"]
 
 SHARED = "shared"
 """The folder of what runs have in common."""
@@ -70,8 +68,8 @@ class Cell:
         self.run.share(elsewhere)
 
     @property
-    def state(self) -> State:
-        """Finished is what has a summary, as that comes last, unless something failed since."""
+    def state(self) -> str:
+        """`finished` is what has a summary, as that comes last, unless it `failed` since; or `unfinished`."""
         if self._failed.exists():
             return "failed"
         return "finished" if self.run.summary.exists() else "unfinished"
