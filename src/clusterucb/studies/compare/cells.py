@@ -8,7 +8,6 @@ elsewhere.json          where that is which it shares with other cells
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,11 +98,6 @@ class Cell:
     @property
     def _traceback(self) -> Path:
         return self.run.path / "failed.traceback.txt"
-
-
-def cells(out: Path, presets: Sequence[Preset], repeats: int) -> list[Cell]:
-    """Repetition by repetition, so that all methods can be compared as soon as possible."""
-    return [Cell(out, preset, repeat) for repeat in range(repeats) for preset in presets]
 
 
 def all_cells(out: Path) -> list[Cell]:

@@ -24,7 +24,7 @@ from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish, storage_errors, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
-from clusterucb.studies.compare.cells import SHARED, Cell, all_cells, cells
+from clusterucb.studies.compare.cells import SHARED, Cell, all_cells
 from clusterucb.studies.compare.results import compared, write_cells
 
 
@@ -58,7 +58,9 @@ def compare(
     chosen, repeats = presets_named(methods), repetitions(seeds)
     config = config.with_absolute_paths()
     out = RunDir(config.out)
-    settings, asked = out.path / "comparison.yaml", cells(out.path, chosen, repeats)
+    settings = out.path / "comparison.yaml"
+    # repetition by repetition, so that all methods can be compared as soon as possible
+    asked = [Cell(out.path, preset, repeat) for repeat in range(repeats) for preset in chosen]
     with ExitStack() as held, storage_errors(out.path):
         world.lead(lambda: held.enter_context(out.owned()))
         world.lead(lambda: _check_settings(settings, config))

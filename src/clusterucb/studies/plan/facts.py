@@ -63,17 +63,14 @@ class Facts:
         """Whether all rows were tokenised."""
         return len(self.numbers) == self.rows
 
-    def gradient_tokens(self, rows: int) -> int:
-        """Tokens of `rows` rows whose gradient is taken: of all, or of so many drawn at random."""
-        return round(rows * float(self.gradient_lengths.mean()))
-
-    def training_tokens(self, rows: int) -> int:
-        """Tokens in training of so many rows drawn at random."""
-        return round(rows * float(self.training_lengths.mean()))
-
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
         return self.sizes.hidden if config.clustering.features == "hidden" else config.gradients.dim
+
+
+def expected_tokens(lengths: Lengths, rows: int) -> int:
+    """Of all rows of these lengths, (n,), or of so many drawn at random."""
+    return round(rows * float(lengths.mean()))
 
 
 def read_facts(session: Session, *, quick: bool = False) -> Facts:

@@ -16,7 +16,7 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.directory import numbered
 from clusterucb.run.methods import Method, budget_of, method_of, number_of_clusters
 from clusterucb.steps.train import random_rows, warmup_rows
-from clusterucb.studies.plan.facts import FLOAT, Facts
+from clusterucb.studies.plan.facts import FLOAT, Facts, expected_tokens
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
@@ -33,16 +33,16 @@ class Planned:
 
 def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
     """Every step of a run, in order."""
-    steps = _Steps(config, facts)
+    steps = _Steps(config, facts, method_of(config))
     selected = steps.by_gradients() if steps.method.takes_gradients else steps.by_scores()
     return {**dict(selected), "train": steps.train(), "evaluate": steps.evaluate()}
 
 
 def kept_before(facts: Facts) -> dict[str, int]:
     """Bytes that a run keeps besides its steps' results: the pool's tokens, the adapter before training."""
-    mean = max(facts.gradient_lengths.mean(), facts.training_lengths.mean())
-    tokens = 5 * round(facts.rows * float(mean))  # an int32 and a label
-    return {"pool": tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
+    lengths = (facts.gradient_lengths, facts.training_lengths)
+    tokens = max(expected_tokens(seen, facts.rows) for seen in lengths)  # an int32 and a label each
+    return {"pool": 5 * tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,7 @@ class _Steps:
 
     config: Config
     facts: Facts
-
-    @property
-    def method(self) -> Method:
-        """How rows are selected."""
-        return method_of(self.config)
+    method: Method
 
     def by_gradients(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes gradients of pool rows."""
@@ -75,7 +71,7 @@ class _Steps:
     def by_scores(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes none."""
         rows, method = self.facts.rows, self.method.name
-        tokens = self.facts.gradient_tokens(rows)
+        tokens = expected_tokens(self.facts.gradient_lengths, rows)
         if method in ("random", "bm25"):
             yield "select 1", Planned(Cost(rows if method == "bm25" else 0))
             return
@@ -86,7 +82,7 @@ class _Steps:
     def train(self) -> Planned:
         settings, rows = self.config.training, budget_of(self.config).keep(self.facts.rows)
         trained = settings.periods * settings.epochs_per_period * rows
-        cost = Cost(trained, self.facts.training_tokens(trained))
+        cost = Cost(trained, expected_tokens(self.facts.training_lengths, trained))
         every_row = rows == self.facts.rows and self.facts.exact
         return Planned(cost, "training", not every_row, self.facts.sizes.checkpoint)
 
@@ -98,7 +94,7 @@ class _Steps:
     def _warmup(self) -> Planned:
         """Training on random rows; those that the seed draws, where their lengths are known."""
         facts, rows = self.facts, warmup_rows(self.config, self.facts.rows)
-        tokens = facts.training_tokens(rows)
+        tokens = expected_tokens(facts.training_lengths, rows)
         if facts.exact:
             tokens = int(facts.training_lengths[random_rows(facts.rows, rows, self.config.seed)].sum())
         return Planned(Cost(rows, tokens), "training", not facts.exact, facts.sizes.checkpoint)
@@ -107,7 +103,8 @@ class _Steps:
         """Features of all rows, their losses and flags, and the target's directions, at one checkpoint."""
         rows, dim, expected = self.facts.rows, self.facts.stored_dim(self.config), not self.facts.exact
         width = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
-        disk, tokens = rows * width + self._directions(dim), self.facts.gradient_tokens(rows)
+        tokens = expected_tokens(self.facts.gradient_lengths, rows)
+        disk = rows * width + self._directions(dim)
         if not self.method.hidden:
             return Planned(Cost(rows, tokens, rows) + self._target, "gradients", expected, disk)
         tokens += self._target.tokens
@@ -122,7 +119,7 @@ class _Steps:
         """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
         config, facts = self.config, self.facts
         rows = budget_of(config).spend(facts.rows)
-        once = Cost(rows, facts.gradient_tokens(rows), rows) + self._target
+        once = Cost(rows, expected_tokens(facts.gradient_lengths, rows), rows) + self._target
         cost = sum([once] * checkpoints, Cost())
         disk = checkpoints * self._directions(config.gradients.dim) if not self.method.reselects else 0
         return Planned(cost, "gradients", rows < facts.rows or not facts.exact, disk)
