@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clusterucb.errors import ConfigError, InputError, StorageError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.kmeans import Clusters, spherical_kmeans
 from clusterucb.selection.budget import default_k
 
@@ -215,8 +215,6 @@ def test_a_missing_or_broken_file_of_clusters_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"not this")
     with pytest.raises(InputError, match=r"x: not clusters written by"):
         Clusters.load(tmp_path / "x")
-    with pytest.raises(StorageError, match="cannot be written"):
-        spherical_kmeans(planted()[0], 2).save(tmp_path / "no" / "folder")
 
 
 @given(st.integers(1, 10**7), st.integers(0, 10**7))
@@ -234,7 +232,7 @@ def test_default_k_is_about_the_root_of_n_and_at_most_half_the_budget(n, budget_
         (np.eye(4), {"k": 5}, ConfigError, r"k=5\): must be at most the number of rows, 4; lower k"),
         (np.eye(4), {"iterations": -1}, ConfigError, r"iterations=-1"),
         (np.eye(4), {"block": 0}, ConfigError, r"block=0"),
-        (np.eye(4), {"seed": -1}, ConfigError, r"seed=-1\): must be 0 or more"),
+        (np.eye(4), {"seed": -1}, ConfigError, r"seed=-1\): must be at least 0"),
         (np.zeros((0, 4)), {}, InputError, r"shape \(0, 4\)"),
         (np.zeros(4), {}, InputError, r"shape \(4,\)"),
         (np.diag([1, 1, 0, 1]), {}, InputError, r"row 2 is all zero.*exclude the row"),

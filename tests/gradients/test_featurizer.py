@@ -133,7 +133,7 @@ class TestOutOfMemory:
 
     def test_a_batch_of_processes_that_share_a_model_is_not_halved(self, featurize, monkeypatch):
         tried = self.limit(monkeypatch, 2)
-        monkeypatch.setattr("clusterucb.gradients.featurizer.is_sharded", lambda _model: True)
+        monkeypatch.setattr("clusterucb.gradients.batches.is_sharded", lambda _model: True)
         words = r"row 0: out of memory.* micro-batch of 3 rows .* cannot halve; lower --batch-tokens"
         with pytest.raises(InputError, match=words):
             featurize(rows([9, 5, 4]))

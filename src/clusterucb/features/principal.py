@@ -20,7 +20,7 @@ def principal(features: Vectors, dim: int, *, iterations: int = 3, block: int = 
 
     Memory: `block` rows, and (d, dim + 16) twice.
     """
-    n, d = len(features), features[0:1].shape[1]
+    n, d = features.shape
     starts = range(0, n, block)
 
     def rows(start: int) -> NDArray[np.float32]:

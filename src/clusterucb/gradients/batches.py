@@ -13,9 +13,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.runtime.sharding import is_sharded
 
 Describe = Callable[[int], str]
 """Names row i of a micro-batch in an error."""
@@ -95,38 +97,30 @@ def within_memory(
     compute: Callable[[Sequence[Encoded], Describe], Result],
     rows: Sequence[Encoded],
     describe: Describe,
-    device: torch.device,
-    advice: str,
-    *,
-    halve: bool = True,
+    model: nn.Module,
 ) -> list[Result]:
-    """What `compute` makes of a micro-batch, or of its halves one after the other where memory runs out.
+    """What `compute(rows, describe)` makes of a micro-batch, or of its halves where memory runs out.
 
-    Args:
-        compute: told the rows, and how they are called.
-        rows: the micro-batch.
-        describe: names row i in an error.
-        device: whose memory it is.
-        advice: how one row gets along with less.
-        halve: whether this process may compute more often than the others.
+    The processes that share a sharded model compute equally often, so there nothing is halved.
 
     Raises:
-        InputError: memory does not suffice for one row alone; names it, and ends with `advice`. Or not for
-            the micro-batch, where it may not be halved.
+        InputError: memory does not suffice for one row alone, or for the micro-batch where it may not be
+            halved; `describe(i)` names row i.
     """
     try:
         return [compute(rows, describe)]
     except torch.OutOfMemoryError:
+        device = next(model.parameters()).device
         if len(rows) == 1:
             raise InputError(
                 f"{describe(0)}: out of memory on {device} for this row alone ({len(rows[0].ids)} tokens); "
-                f"{advice}"
+                f"lower --gradient-length (of a target row --target-length), or use a smaller model or rank"
             ) from None
-        if not halve:
+        if is_sharded(model):
             raise InputError(
                 f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this "
                 "one on, which processes that share a model cannot halve; lower --batch-tokens"
             ) from None
     half = len(rows) // 2
-    first = within_memory(compute, rows[:half], describe, device, advice)
-    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), device, advice)
+    first = within_memory(compute, rows[:half], describe, model)
+    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), model)

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from clusterucb.errors import ConfigError, InputError, MismatchError, reason
-from clusterucb.features.influence import stored_influence
-from clusterucb.features.kmeans import Features
+from clusterucb.features.influence import Vectors, stored_influence
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import check_made_with
@@ -44,7 +43,7 @@ class _Store:
     """Rows, the target's directions and influence where they are there, and facts that must agree."""
 
     name: str
-    features: Features
+    features: Vectors
     directions: NDArray[np.float32] | None
     scores: NDArray[np.float64] | None
     made_with: Mapping[str, object]
