@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import TrainerCallback
 
 from builders import build_model, build_tokenizer, write_rows
 from cli_helpers import clusterucb, lines, options, read, result
@@ -189,7 +190,7 @@ def test_the_loss_after_a_period_is_that_of_the_model_then(settings, tmp_path, m
 
 
 def test_the_losses_after_periods_change_nothing_that_is_trained(finished, other, monkeypatch):
-    monkeypatch.setattr("clusterucb.training.callbacks.PeriodEnds.on_step_end", lambda *_, **__: None)
+    monkeypatch.setattr("clusterucb.steps.train.watch", lambda *_: TrainerCallback())
     without = {name: data for name, data in result(run(other)).items() if not name.startswith("periods")}
     with_them = {name: data for name, data in result(finished).items() if not name.startswith("periods")}
     assert not list(Path(other["out"]).glob("periods/*"))

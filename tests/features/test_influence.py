@@ -83,15 +83,15 @@ def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_pat
 
 def test_scores_come_in_the_order_asked_for(live, tmp_path):
     featurize, batch = live
-    lengths, directions = lengths_of(batch), random_directions(3)
+    directions = random_directions(3)
     asked = np.array([17, 3, 20, 0, 11])
     told = []
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        found = score(featurize, batch, directions, 60, log, progress=lambda *at: told.append(at))(asked)
+        found = score(featurize, batch, directions, 60, log, progress=told.append)(asked)
     for row, met in zip(asked, found, strict=True):
         alone = influence(featurize([batch[row]])[0], directions)[0]
         assert met == pytest.approx(alone, abs=1e-3)
-    assert np.sum(told, axis=0).tolist() == [5, lengths[asked].sum()]
+    assert sum(told) == 5
 
 
 def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):

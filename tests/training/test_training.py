@@ -186,8 +186,8 @@ def train(folder, rounds, *more, **changes):
     model = adapted(dropout=0.3)
     dynamic = DynamicSelection(tokens, np.arange(10), reselect)
     settings = Training(**(SETTINGS | changes))
-    done = finetune(model, dynamic.dataset, folder, settings, seed=5, epochs=3, callbacks=(dynamic, *more))
-    return weights(model), done
+    moments = finetune(model, dynamic.dataset, folder, settings, seed=5, epochs=3, callbacks=(dynamic, *more))
+    return weights(model), moments
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,8 @@ class TestFinetune:
             train(tmp_path, rounds, KillAt(at))
         found, again = train(tmp_path, rounds)
         assert same(found, expected)
-        assert same(again.moments.mean, moments.moments.mean)
-        assert again.moments.step == 9
+        assert same(again.mean, moments.mean)
+        assert again.step == 9
         assert {p: r.tolist() for p, r in rounds.items()} == {
             p: r.tolist() for p, r in expected_rounds.items()
         }
@@ -240,10 +240,9 @@ class TestFinetune:
         assert not same(weights(model), whole[0])
 
     def test_the_moments_are_those_of_the_last_step(self, whole):
-        _, done, _ = whole
-        assert done.moments.step == 9
-        assert done.seconds > 0
-        assert all(bool((t != 0).any()) for t in done.moments.square.values())
+        _, moments, _ = whole
+        assert moments.step == 9
+        assert all(bool((t != 0).any()) for t in moments.square.values())
 
     def test_a_finished_training_is_not_done_again(self, tmp_path, whole):
         rounds, watch = {}, Watch()
@@ -262,7 +261,7 @@ class TestFinetune:
     def test_every_step_is_told_and_no_gradient_is_left(self, tmp_path):
         model, told = adapted(), []
         dataset = SwappableRows(rows(10), np.arange(10))
-        done = finetune(
+        moments = finetune(
             model,
             dataset,
             tmp_path,
@@ -271,7 +270,7 @@ class TestFinetune:
             epochs=1,
             advance=lambda amount, note="", **_numbers: told.append(amount),
         )
-        assert done.moments.step == sum(told) == optimizer_steps(10, 1, Training(**SETTINGS))
+        assert moments.step == sum(told) == optimizer_steps(10, 1, Training(**SETTINGS))
         assert all(p.grad is None for p in model.parameters())
 
     def test_a_loss_that_is_nan_names_the_row(self, tmp_path):

@@ -30,14 +30,12 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
     """
     if adapter is not None:
         return open_adapter(model, Path(adapter), is_trainable=True)
-    targets: str | list[str] = lora.target_modules
-    if targets == ["all-linear"]:
-        targets = "all-linear"
+    names = lora.target_modules
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules="all-linear" if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
     linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -46,7 +44,7 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            f"target_modules {' '.join(lora.target_modules)}: {reason(error)}; "
+            f"target_modules {' '.join(names)}: {reason(error)}; "
             f"this model's linear layers are called {', '.join(linears)}, or use all-linear"
         ) from None
 
