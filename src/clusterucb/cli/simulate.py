@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from clusterucb.cli.options import Quiet, option
 from clusterucb.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
@@ -24,45 +25,45 @@ def simulate(
         ),
     ] = None,
     policies: Annotated[
-        str, typer.Option(help="Published policies (all five by default), and your own as module:callable.")
+        str, option(help="Published policies (all five by default), and your own as module:callable.")
     ] = "ucb_beta,ucb1,ucb_threshhard,ucb_threshnormal,random",
     budgets: Annotated[
         str,
-        typer.Option(help="Shares of the pool that may be looked at, cold start included, with commas."),
+        option(help="Shares of the pool that may be looked at, cold start included, with commas."),
     ] = "0.05,0.1,0.2,0.4,0.8",
     k: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--k",
             help="Numbers of clusters; by default the square root of the rows, at most half of the smallest"
             " budget. Clusters are the same for all seeds.",
         ),
     ] = None,
-    csp: Annotated[str, typer.Option(help="Cold starts: shares of every cluster drawn first.")] = "0.02",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with draws of its own.")] = 10,
-    top_p: Annotated[float, typer.Option(help="The share of the pool that is selected.")] = 0.05,
-    draw_batch: Annotated[int, typer.Option(help="Rows drawn at once.")] = 8,
+    csp: Annotated[str, option(help="Cold starts: shares of every cluster drawn first.")] = "0.02",
+    seeds: Annotated[int, option(min=1, help="Repetitions, each with draws of its own.")] = 10,
+    top_p: Annotated[float, option(help="The share of the pool that is selected.")] = 0.05,
+    draw_batch: Annotated[int, option(help="Rows drawn at once.")] = 8,
     clusters_from: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             help="A store of the same rows at another checkpoint: the clusters are made of its features, and"
             " its influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
             show_default=False,
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
+        str | None, option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
     ] = None,
     clusters_target: Annotated[
-        str | None, typer.Option(help="The same at the checkpoint of --clusters-from, for `stale`.")
+        str | None, option(help="The same at the checkpoint of --clusters-from, for `stale`.")
     ] = None,
     subtasks: Annotated[
-        int, typer.Option(min=1, help="Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.")
+        int, option(min=1, help="Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.")
     ] = 1,
     out: Annotated[
-        str | None, typer.Option(help="The folder for simulation.csv, draws.csv and simulation.html.")
+        str | None, option(help="The folder for simulation.csv, draws.csv and simulation.html.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Policies, budgets and clusters tried on stored features, without a model: what would a bandit find?"""
     if not (stores and out):

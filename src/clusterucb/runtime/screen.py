@@ -10,7 +10,6 @@ closed by the next command, so that it stands alone and a reader can pass it ove
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -228,7 +227,8 @@ class EventLog:
         if self._file.closed:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps(_finite({"time": now, "event": event, **fields}), ensure_ascii=False)
+        told = json.dumps({"time": now, "event": event, **fields})
+        line = json.dumps(json.loads(told, parse_constant=lambda _name: None), ensure_ascii=False)
         try:
             self._file.write(line.encode() + b"\n")
         except OSError as error:
@@ -251,8 +251,11 @@ class EventLog:
 
 
 @contextmanager
-def logged(path: str | Path, command: str) -> Iterator[EventLog]:
-    """A log that tells of the command's beginning and end, and of the error that ends it."""
+def logged(path: str | Path | None, command: str) -> Iterator[EventLog | None]:
+    """A log, if there is a path. It tells of the command's beginning and end, and of what ends it early."""
+    if path is None:
+        yield None
+        return
     started, status = time.monotonic(), 0
     with EventLog(path) as log:
         log.write("command_begun", command=command, version=__version__, process=os.getpid())
@@ -274,12 +277,3 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, ClusterUCBError) else 1
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null in the place of infinities and of what is not a number."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
