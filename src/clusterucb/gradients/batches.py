@@ -71,25 +71,27 @@ class Batch:
         return sums / self.label_counts
 
 
-def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right into one batch on `device`; every row must have a label."""
-    width = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), width), np.int64)
-    attention = np.zeros((len(rows), width), np.int64)
-    labels = np.zeros((len(rows), width), bool)
+def padded(rows: Sequence[Encoded]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows padded on the right, (B, T) each: token ids, 1 for tokens and 0 for padding, where labels are."""
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    ids, attention, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     for b, row in enumerate(rows):
         length = len(row.ids)
-        ids[b, :length] = row.ids
-        attention[b, :length] = 1
-        labels[b, 1:length] = row.labels[1:]
-    owners, positions = np.nonzero(labels)
+        ids[b, :length], attention[b, :length], labels[b, :length] = row.ids, 1, row.labels
+    return ids, attention, labels
+
+
+def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows on the right into one batch on `device`; every row must have a label."""
+    ids, attention, labels = padded(rows)
+    owners, before = np.nonzero(labels[:, 1:])  # nothing predicts a row's first token
     return Batch(
         ids=torch.from_numpy(ids).to(device),
         attention=torch.from_numpy(attention).to(device),
-        predictors=torch.from_numpy(owners * width + positions - 1).to(device),
-        answers=torch.from_numpy(ids[owners, positions]).to(device),
+        predictors=torch.from_numpy(owners * ids.shape[1] + before).to(device),
+        answers=torch.from_numpy(ids[owners, before + 1]).to(device),
         owners=owners,
-        label_counts=labels.sum(1),
+        label_counts=labels[:, 1:].sum(1),
     )
 
 
