@@ -36,9 +36,8 @@ def forward(
 ) -> NDArray[Number]:
     """What `compute` makes of a micro-batch, (B, ...); out of memory, the batch is halved.
 
-    Raises:
-        InputError: memory does not suffice for one row alone, or what is computed of it is not finite;
-            `describe(i)` names row i.
+    Raises InputError where memory does not suffice for one row alone, or what is computed of it is not
+    finite; `describe(i)` names row i.
     """
 
     def computed(rows: Sequence[Encoded], describe: Describe) -> NDArray[Number]:

@@ -186,13 +186,9 @@ class StoredFeatures:
 
 
 class FeatureStore:
-    """A finished store.
+    """A finished store, in a folder that a FeatureWriter has filled.
 
-    Args:
-        folder: written by FeatureWriter.
-
-    Raises:
-        MismatchError: not a finished store, or its files are shorter than its manifest says.
+    Raises MismatchError where it is not finished, or its files are not as long as its manifest says.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -26,14 +26,10 @@ Result = TypeVar("Result")
 
 
 def micro_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Split rows into batches of like length, the longest rows first.
+    """Split rows of so many tokens (n,) into batches of like length, the longest rows first.
 
-    Args:
-        lengths: tokens of each row, shape (n,).
-        max_tokens: bound on rows times padded length of a batch; a longer row stands alone.
-
-    Returns:
-        Positions into `lengths`, one array a batch; every position occurs once.
+    Rows times padded length of a batch is at most `max_tokens`; a longer row stands alone. Returns positions
+    into `lengths`, one array a batch; every position occurs once.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []

@@ -53,11 +53,8 @@ class Featurizer:
     def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
-        Out of memory, the batch of a model that is not sharded is halved. `describe(i)` names row i in an
-        error.
-
-        Raises:
-            InputError: a row's loss or gradient is not a finite number, or memory does not suffice.
+        Raises InputError where a row's loss or gradient is not a finite number, or memory does not suffice;
+        `describe(i)` names row i.
         """
         return self.begin(rows, describe)()
 

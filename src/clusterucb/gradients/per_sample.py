@@ -37,8 +37,7 @@ def canonical_name(name: str) -> str:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name to parameter, for those that training changes, in the model's order.
 
-    Raises:
-        ConfigError: two adapters are trained at once.
+    Raises ConfigError where two adapters are trained at once.
     """
     reshard(model)
     parameters: dict[str, nn.Parameter] = {}

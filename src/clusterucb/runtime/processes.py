@@ -153,11 +153,7 @@ class World:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Turn what other libraries say of a lost process into one line.
-
-        Raises:
-            LostError: a process has ended, or does not answer.
-        """
+        """Turn what other libraries say of a process that has ended, or does not answer, into LostError."""
         try:
             yield
         except RuntimeError as error:
@@ -183,11 +179,7 @@ class World:
             )
 
     def check_complete(self) -> None:
-        """Refuse to act alone where there are others, which would all write the same files.
-
-        Raises:
-            ConfigError: torch.distributed knows of several processes, and this world of one.
-        """
+        """Raise ConfigError where there are others that this world does not know: all would write as one."""
         import torch.distributed as dist
 
         if self.size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -198,13 +198,9 @@ class _Rate(ProgressColumn):
 
 
 class EventLog:
-    """A file of events.
+    """A file of events, appended to, and made with its folder where it is missing.
 
-    Args:
-        path: appended to; made with its folder where it is missing.
-
-    Raises:
-        InputError: it cannot be opened.
+    Raises InputError where it cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -221,8 +217,7 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; numbers that JSON does not have become null.
 
-        Raises:
-            StorageError: the disk is full or does not answer. Nothing more is written then.
+        Raises StorageError where the disk is full or does not answer. Nothing more is written then.
         """
         if self._file.closed:
             return

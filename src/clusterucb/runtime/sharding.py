@@ -78,11 +78,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def refuse_other_shards(model: nn.Module) -> None:
-    """Refuse a model whose weights are nowhere a layer's own, or not where the layer runs.
-
-    Raises:
-        ConfigError: FSDP 1 has sharded it, or FSDP 2 keeps the shards on the host.
-    """
+    """Raise ConfigError for a model that FSDP 1 has sharded, or whose shards FSDP 2 keeps on the host."""
     if not _distributed():
         return
     from torch.distributed.fsdp import FullyShardedDataParallel

@@ -50,11 +50,7 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
 
 
 def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False) -> PeftModel:
-    """The model with the adapter in a folder that peft wrote.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors, or it does not fit the model.
-    """
+    """The model with the adapter in a folder that peft wrote; InputError where it does not fit or is none."""
     _check_adapter(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
@@ -79,11 +75,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """The shapes of its tensors, without reading them.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors.
-    """
+    """The shapes of its tensors, without reading them; InputError where there is no adapter."""
     _check_adapter(folder)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -77,20 +77,13 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         return self.dataset.as_datasets()
 
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse a trainer that would not see the swaps.
-
-        Raises:
-            ConfigError: names the argument.
-        """
+        """Raise ConfigError for an argument under which the trainer would not see the swaps."""
         _refuse_arguments(args)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
-        """Begin with period 1's rows, or notice a resumed training: its rows have to be restored.
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Begin with period 1's rows, or notice a resumed training, whose rows have to be restored.
 
-        Raises:
-            ConfigError: the trainer would not see the swaps.
+        Raises ConfigError where the trainer would not see the swaps.
         """
         _refuse_arguments(args)
         if not self.dataset.serves(getattr(kwargs["train_dataloader"], "dataset", self.dataset)):
@@ -102,9 +95,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         self.dataset.swap(self._first)
         self._resumed = state.global_step > 0
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Select for the period that starts here, or that training is resumed in."""
         steps_per_epoch = math.ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
         epoch = state.global_step // steps_per_epoch

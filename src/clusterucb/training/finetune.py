@@ -41,11 +41,7 @@ def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
 
 
 def accumulation_steps(settings: Training, processes: int) -> int:
-    """Micro-batches that each process takes in one optimizer step.
-
-    Raises:
-        ConfigError: they do not come out even.
-    """
+    """Micro-batches that each process takes in one optimizer step; ConfigError where they are not even."""
     steps, rest = divmod(settings.batch_size, settings.micro_batch * processes)
     if rest:
         raise ConfigError(

@@ -171,11 +171,7 @@ def _forget_quantisation(model: Any) -> None:
 
 
 def check_quantisation(load_in: str, device: torch.device) -> None:
-    """Refuse what cannot be loaded here.
-
-    Raises:
-        ConfigError: the package is missing, or the device is not one that it knows.
-    """
+    """Raise ConfigError where the package is missing, or the device is not one that it knows."""
     if load_in == "dtype":
         return
     if find_spec("bitsandbytes") is None:
