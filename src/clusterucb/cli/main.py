@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.markup import escape
 
-from clusterucb.cli.options import Quiet, option, parameters, refuse_gone, repeat_list_options
+from clusterucb.cli.options import Quiet, argument, option, parameters, refuse_gone, repeat_list_options
 from clusterucb.cli.simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
 from clusterucb.runtime.processes import ALONE, World, joined, leads
@@ -224,8 +224,7 @@ def _select(
     checkpoint: Annotated[
         str | None,
         option(
-            help="Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.",
-            metavar="DIR",
+            "Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.", "DIR"
         ),
     ] = None,
 ) -> Path:
@@ -291,14 +290,12 @@ def _compare(
     methods: Annotated[
         str | None,
         option(
-            help="With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
+            "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
             "dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, random; NAME@BUDGET has a "
             "budget of its own (default: clusterucb,dynamic,less,rds,bm25,random)"
         ),
     ] = None,
-    seeds: Annotated[
-        str | None, option(help="How often each method is run (default: 3)", metavar="N")
-    ] = None,
+    seeds: Annotated[str | None, option("How often each method is run (default: 3)", "N")] = None,
 ) -> None:
     """Several methods, several times each, over one warmup and its features: one table."""
     from clusterucb.run.presets import DEFAULT, presets_named, repetitions
@@ -326,18 +323,16 @@ def _plan(
     tokens_per_second: Annotated[
         str | None,
         option(
-            help="Tokens of gradients a second on the machine that the run is for; without it, the speed is "
+            "Tokens of gradients a second on the machine that the run is for; without it, the speed is "
             "measured here.",
-            metavar="N",
+            "N",
         ),
     ] = None,
-    probe_seconds: Annotated[
-        str | None, option(help="How long the speed is measured (default: 20)", metavar="N")
-    ] = None,
+    probe_seconds: Annotated[str | None, option("How long the speed is measured (default: 20)", "N")] = None,
     quick: Annotated[
-        bool, option("--quick", help="Tokenise a sample of the pool only, and let it speak for all rows.")
+        bool, option("Tokenise a sample of the pool only, and let it speak for all rows.", None, "--quick")
     ] = False,
-    as_json: Annotated[bool, option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Annotated[bool, option("Print the plan as JSON.", None, "--json")] = False,
 ) -> None:
     """What a run with these settings would cost in gradients, tokens, time and disk; nothing is run."""
     speed = _positive("--tokens-per-second", tokens_per_second)
@@ -401,19 +396,16 @@ _COMMANDS = {
 
 
 def prepare(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Data sets, as --list names them.", show_default=False)
-    ] = None,
+    names: Annotated[list[str] | None, argument("Data sets, as --list names them.")] = None,
     origin: Annotated[
-        str | None,
-        option("--from", help="A raw file, a folder with official files, or hub.", metavar="PATH|hub"),
+        str | None, option("A raw file, a folder with official files, or hub.", "PATH|hub", "--from")
     ] = None,
-    out: Annotated[str | None, option(help="The folder for NAME.jsonl and NAME.json.", metavar="DIR")] = None,
+    out: Annotated[str | None, option("The folder for NAME.jsonl and NAME.json.", "DIR")] = None,
     rows: Annotated[
-        int | None, option(min=1, help="At most so many rows of each, drawn by the seed.")
+        int | None, option("At most so many rows of each, drawn by the seed.", "N", min=1)
     ] = None,
-    seed: Annotated[int, option(min=0, help="Which rows are drawn.")] = 0,
-    show: Annotated[bool, option("--list", help="Show the data sets and end.")] = False,
+    seed: Annotated[int, option("Which rows are drawn.", "N", min=0)] = 0,
+    show: Annotated[bool, option("Show the data sets and end.", None, "--list")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert the papers' instruction data sets to pool files of messages."""
@@ -439,14 +431,12 @@ def prepare(
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="DIR...",
-            help="Run directories, finished or not; the directory of a comparison stands for its runs.",
-            show_default=False,
+        argument(
+            "Run directories, finished or not; the directory of a comparison stands for its runs.", "DIR..."
         ),
     ] = None,
     out: Annotated[
-        str | None, option(help="The page; report.html in DIR unless there are several.", metavar="FILE")
+        str | None, option("The page; report.html in DIR unless there are several.", "FILE")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -461,21 +451,15 @@ def report(
 
 
 def export(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="DIR", help="A run directory, finished or not.", show_default=False),
-    ] = None,
+    run: Annotated[str | None, argument("A run directory, finished or not.", "DIR")] = None,
     form: Annotated[
-        str | None,
-        option("--format", help="Who is to read it: trl, llamafactory or axolotl.", metavar="FORMAT"),
+        str | None, option("Who is to read it: trl, llamafactory or axolotl.", "FORMAT", "--format")
     ] = None,
     number: Annotated[
         int | None,
-        option("--round", min=1, help="Rows of this round; without it of all rounds, each row once."),
+        option("Rows of this round; without it of all rounds, each row once.", "N", "--round", min=1),
     ] = None,
-    out: Annotated[
-        str | None, option(help="The folder; exports/FORMAT in DIR without it.", metavar="DIR")
-    ] = None,
+    out: Annotated[str | None, option("The folder; exports/FORMAT in DIR without it.", "DIR")] = None,
     quiet: Quiet = False,
 ) -> None:
     """The selected rows as training data that trl, LLaMA-Factory or axolotl read as they are."""
@@ -496,7 +480,7 @@ def export(
 
 def _root(
     version: Annotated[
-        bool, option("--version", help="Show version and commit, and end.", is_eager=True)
+        bool, option("Show version and commit, and end.", None, "--version", is_eager=True)
     ] = False,
 ) -> None:
     if version:

@@ -32,20 +32,22 @@ _VALUES = {
 """What stands for a value, where its type does not say it."""
 
 
-def option(*flags: str, help: str, **look: Any) -> Any:
-    """An option of typer whose help is text: a bracket in it is no markup."""
-    return typer.Option(*flags, help=escape(help), **look)
+def option(text: str, value: str | None = None, *flags: str, **look: Any) -> Any:
+    """An option of typer with its help, which is text: a bracket in it is no markup.
+
+    `value` stands for its value in the help; its flags are made of its name, if none is given.
+    """
+    return typer.Option(*flags, help=escape(text), metavar=value, **look)
 
 
-Quiet = Annotated[bool, option("--quiet", "-q", help="Show nothing but errors.")]
+def argument(text: str, value: str | None = None) -> Any:
+    """The same for what has no flag."""
+    return typer.Argument(help=escape(text), metavar=value, show_default=False)
 
 
-JsonLog = Annotated[
-    str | None,
-    option(
-        help="Append what happens to this file, one JSON object a line (docs/logging.md).", metavar="FILE"
-    ),
-]
+Quiet = Annotated[bool, option("Show nothing but errors.", None, "--quiet", "-q")]
+_File = Annotated[str | None, argument("Settings as YAML; options go over them.")]
+_LOG = option("Append what happens to this file, one JSON object a line (docs/logging.md).", "FILE")
 
 
 def parameters(own: Iterable[inspect.Parameter] = (), kind: str = "Config") -> list[inspect.Parameter]:
@@ -57,13 +59,11 @@ def parameters(own: Iterable[inspect.Parameter] = (), kind: str = "Config") -> l
     """
     from clusterucb import config
 
-    file = typer.Argument(help="Settings as YAML; options go over them.", show_default=False)
-    known = {"config": Annotated[str | None, file]}
-    known |= {setting.name: _option(setting) for setting in config.settings(getattr(config, kind))}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    found = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in known.items()]
+    known = {setting.name: _option(setting) for setting in config.settings(getattr(config, kind))}
+    known = {"config": _File, **known, "json_log": Annotated[str | None, _LOG]}
+    found = [inspect.Parameter(name, keyword, default=None, annotation=look) for name, look in known.items()]
     found += [parameter.replace(kind=keyword) for parameter in own]
-    found.append(inspect.Parameter("json_log", keyword, default=None, annotation=JsonLog))
     return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=Quiet)]
 
 
@@ -73,15 +73,13 @@ def _flag(name: str) -> str:
 
 def _option(setting: Setting) -> Any:
     shown = "" if setting.required else _shown(setting.default)
-    look: dict[str, Any] = {
-        "help": f"{setting.help} (default: {shown})" if shown else setting.help,
-        "show_default": False,
-        "rich_help_panel": setting.section.capitalize() if setting.section else "Input and output",
-    }
+    text = f"{setting.help} (default: {shown})" if shown else setting.help
+    flag, panel = _flag(setting.name), (setting.section or "input and output").capitalize()
+    look = {"show_default": False, "rich_help_panel": panel}
     if setting.annotation is bool:
-        return Annotated[bool, option(_flag(setting.name), **look)]
+        return Annotated[bool, option(text, None, flag, **look)]
     kind = list[str] | None if setting.name in _lists() else str | None
-    return Annotated[kind, option(_flag(setting.name), metavar=_value(setting), **look)]
+    return Annotated[kind, option(text, _value(setting), flag, **look)]
 
 
 def _value(setting: Setting) -> str:
