@@ -16,7 +16,7 @@ Number = TypeVar("Number", int, float)
 
 def simulate(
     stores: Annotated[
-        list[str] | None,
+        list[Path] | None,
         argument(
             "Run directories or folders of features, each a problem of its own; or LESS's gradients of "
             "training files (folders with all_orig.pt), which make one pool and need --target.",
@@ -43,7 +43,7 @@ def simulate(
     top_p: Annotated[float, option("The share of the pool that is selected.", "N")] = 0.05,
     draw_batch: Annotated[int, option("Rows drawn at once.", "N")] = 8,
     clusters_from: Annotated[
-        list[str] | None,
+        list[Path] | None,
         option(
             "A store of the same rows at another checkpoint: the clusters are made of its features, and its "
             "influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
@@ -52,10 +52,10 @@ def simulate(
         ),
     ] = None,
     target: Annotated[
-        str | None, option("LESS's gradients of the task, at the STOREs' checkpoint.", "STORE")
+        Path | None, option("LESS's gradients of the task, at the STOREs' checkpoint.", "STORE")
     ] = None,
     clusters_target: Annotated[
-        str | None, option("The same at the checkpoint of --clusters-from, for `stale`.", "STORE")
+        Path | None, option("The same at the checkpoint of --clusters-from, for `stale`.", "STORE")
     ] = None,
     subtasks: Annotated[
         int, option("Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.", "N", min=1)
@@ -84,23 +84,17 @@ def simulate(
     from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.studies.simulate.outcomes import spreads, write_draws, write_outcomes
+    from clusterucb.studies.simulate.outcomes import spreads, write_tables
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
-    from clusterucb.studies.simulate.stores import Less, read_problems
+    from clusterucb.studies.simulate.stores import read_problems
 
-    less = Less(
-        target=Path(target) if target else None,
-        subtasks=subtasks,
-        clusters_target=Path(clusters_target) if clusters_target else None,
-    )
-    problems = read_problems([*map(Path, stores)], [*map(Path, clusters_from or [])], less)
+    problems = read_problems(stores, clusters_from or (), target, subtasks, clusters_target)
     folder = RunDir(out)
     with folder.owned():
         outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
+        write_tables(folder.path, outcomes)
         shown = spreads(outcomes)
-        write_outcomes(folder.path / "simulation.csv", outcomes)
-        write_draws(folder.path / "draws.csv", outcomes)
         write_plot(folder.path / "simulation.html", shown, top_p)
     if not quiet:
         show_simulation(shown, top_p)

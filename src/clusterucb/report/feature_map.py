@@ -7,8 +7,7 @@ the same store gives the same map.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +22,14 @@ LIMIT = 5000
 ARROWS = 12
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """A sample of features in a plane.
+class FeatureMap(NamedTuple):
+    """A sample of features in a plane."""
 
-    Attributes:
-        rows: usable rows of the sample, ascending, (n,).
-        points: their coordinates, (n, 2).
-        influence: their influence at the checkpoint of the features, (n,).
-        arrows: each subtask's direction in the plane, as a part of its length, (S, 2).
-        explained: shares of the sample's variance along both axes.
-    """
-
-    rows: NDArray[np.int64]
-    points: NDArray[np.float32]
-    influence: NDArray[np.float64]
-    arrows: NDArray[np.float64]
-    explained: tuple[float, float]
+    rows: NDArray[np.int64]  # (n,), usable rows of the sample, ascending
+    points: NDArray[np.float32]  # (n, 2), their coordinates
+    influence: NDArray[np.float64]  # (n,), theirs at the checkpoint of the features
+    arrows: NDArray[np.float64]  # (S, 2), each subtask's direction in the plane, as a part of its length
+    explained: tuple[float, float]  # shares of the sample's variance along both axes
 
 
 def map_features(

@@ -99,25 +99,6 @@ def test_nothing_found_is_lost_as_the_budget_grows(seed, name, n, k, ties, draw_
         assert all((one.draws <= more.draws).all() for one, more in itertools.pairwise(run))
 
 
-def test_linear_ucb_is_run_for_each_budget_with_what_is_known_of_rows():
-    given = problem(3)
-    given = cu.Problem("p", given.scores, given.features, None, given.scores + 0.3)
-    grid = cu.Grid((0.1, 0.3), (4,), seeds=(0, 5), top_p=0.1)
-    found = [run for run in cu.simulate([given], {"rows": cu.LinearUCB()}, grid) if run.policy == "rows"]
-    labels = cu.spherical_kmeans(given.features, 4).labels
-    known = cu.Known(given.estimate, given.features, np.zeros(200, np.int64))
-    assert len(found) == 4
-    for run in found:
-        own = cu.linear_ucb(
-            labels, known, lambda r: given.scores[r], budget=run.budget, top_p=0.1, seed=run.seed
-        )
-        assert run.recall == np.isin(own.rows, list(best_rows(given.scores, 20))).mean()
-        assert run.spent == own.spent == run.draws.sum() == run.budget * 200
-        assert run.captured == pytest.approx(
-            given.scores[own.rows].mean() / np.sort(given.scores)[-20:].mean()
-        )
-
-
 def test_linear_ucb_is_refused_where_nothing_is_known_of_rows():
     with pytest.raises(ConfigError, match=r"policy rows: needs what is known .* give --clusters-from"):
         cu.simulate([problem()], {"rows": cu.LinearUCB()}, cu.Grid((0.1,), (4,)))

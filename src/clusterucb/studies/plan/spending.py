@@ -23,19 +23,12 @@ Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
 @dataclass(frozen=True)
 class Planned:
-    """One step.
+    """One step."""
 
-    Attributes:
-        cost: all counts; no seconds.
-        work: what its time goes into; `none` is over in a moment.
-        expected: its tokens are an expectation.
-        disk: bytes that it leaves, without files of a few kilobytes.
-    """
-
-    cost: Cost
-    work: Work = "none"
-    expected: bool = False
-    disk: int = 0
+    cost: Cost  # all counts; no seconds
+    work: Work = "none"  # what its time goes into; `none` is over in a moment
+    expected: bool = False  # its tokens are an expectation
+    disk: int = 0  # bytes that it leaves, without files of a few kilobytes
 
 
 def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
@@ -66,18 +59,17 @@ class _Steps:
 
     def by_gradients(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes gradients of pool rows."""
-        method, config = self.method, self.config
-        rows = warmup_rows(config, self.facts.rows)
+        method = self.method
         for number in method.numbers:
-            yield numbered("warmup", number, " "), self._warmup(rows)
+            yield numbered("warmup", number, " "), self._warmup()
         for number in range(1, method.stored + 1):
-            found = self._hidden_states() if method.hidden else self._gradients()
-            yield numbered("gradients", number, " "), found
+            yield numbered("gradients", number, " "), self._features()
         if method.budgeted:
             yield "cluster", self._cluster()
+        ranked = Planned(Cost(self.facts.rows))  # by what is stored
         fresh = max(1, method.checkpoints - method.stored)
-        yield "select 1", self._ranking() if method.ranks_stored else self._select(fresh)
-        for number in method.rounds(config.training.periods)[1:]:
+        yield "select 1", ranked if method.ranks_stored else self._select(fresh)
+        for number in method.rounds(self.config.training.periods)[1:]:
             yield f"select {number}", self._select()
 
     def by_scores(self) -> Iterator[tuple[str, Planned]]:
@@ -103,36 +95,28 @@ class _Steps:
         lengths, times = self.facts.evaluated_lengths, 1 + self.config.training.periods
         return Planned(Cost(times * len(lengths), times * int(lengths.sum())), "forward")
 
-    def _warmup(self, rows: int) -> Planned:
+    def _warmup(self) -> Planned:
         """Training on random rows; those that the seed draws, where their lengths are known."""
-        facts = self.facts
+        facts, rows = self.facts, warmup_rows(self.config, self.facts.rows)
         tokens = facts.training_tokens(rows)
         if facts.exact:
             tokens = int(facts.training_lengths[random_rows(facts.rows, rows, self.config.seed)].sum())
         return Planned(Cost(rows, tokens), "training", not facts.exact, facts.sizes.checkpoint)
 
-    def _gradients(self) -> Planned:
-        """Features of all rows at one checkpoint, and the target's directions there."""
-        rows = self.facts.rows
-        pool = Cost(rows, self.facts.gradient_tokens(rows), rows)
-        disk = self._store(self.config.gradients.dim)
-        return Planned(pool + self._target, "gradients", not self.facts.exact, disk)
-
-    def _hidden_states(self) -> Planned:
-        """The same of hidden states: forward passes alone."""
-        rows = self.facts.rows
-        tokens = self.facts.gradient_tokens(rows) + self._target.tokens
-        cost, disk = Cost(rows, tokens, pool_forwards=rows), self._store(self.facts.sizes.hidden)
-        return Planned(cost, "forward", not self.facts.exact, disk)
+    def _features(self) -> Planned:
+        """Features of all rows, their losses and flags, and the target's directions, at one checkpoint."""
+        rows, dim, expected = self.facts.rows, self.facts.stored_dim(self.config), not self.facts.exact
+        width = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
+        disk, tokens = rows * width + self._directions(dim), self.facts.gradient_tokens(rows)
+        if not self.method.hidden:
+            return Planned(Cost(rows, tokens, rows) + self._target, "gradients", expected, disk)
+        tokens += self._target.tokens
+        return Planned(Cost(rows, tokens, pool_forwards=rows), "forward", expected, disk)
 
     def _cluster(self) -> Planned:
         rows, k = self.facts.rows, number_of_clusters(self.config, self.facts.rows)
         disk = 8 * rows + FLOAT * k * self.facts.stored_dim(self.config)
         return Planned(Cost(rows), "clustering", disk=disk)
-
-    def _ranking(self) -> Planned:
-        """A selection by what is stored."""
-        return Planned(Cost(self.facts.rows))
 
     def _select(self, checkpoints: int = 1) -> Planned:
         """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
@@ -147,11 +131,6 @@ class _Steps:
     def _target(self) -> Cost:
         lengths = self.facts.target_lengths
         return Cost(tokens=int(lengths.sum()), target_gradients=len(lengths))
-
-    def _store(self, dim: int) -> int:
-        """Bytes of features with their losses and flags, and of directions."""
-        row = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
-        return self.facts.rows * row + self._directions(dim)
 
     def _directions(self, dim: int) -> int:
         return FLOAT * self.facts.subtasks * dim
