@@ -18,7 +18,7 @@ import weakref
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -56,7 +56,7 @@ class Lines:
         Raises InputError if the source is missing, a directory, of an unknown kind, damaged or without
         rows, StorageError if the temporary folder is full. Lines are not parsed yet.
         """
-        name = str(source) if name is None else name
+        name = name or str(source)
         with read_errors(name):
             return _open_hub(str(source), name) if is_hub(source) else _open_file(Path(source), name)
 
@@ -151,14 +151,14 @@ def read_errors(name: str) -> Iterator[None]:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
-            f"{name}: a truncated or corrupt gzip file ({_short_reason(error)}); fetch it again"
+            f"{name}: a truncated or corrupt gzip file ({reason(error):.200}); fetch it again"
         ) from error
     except OSError as error:
         if _is_full(error):
             raise StorageError(
                 f"{name}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR to a larger folder"
             ) from error
-        raise InputError(f"{name}: cannot be read ({error.strerror or _short_reason(error)})") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror or reason(error):.200})") from error
 
 
 def is_hub(source: str | Path) -> bool:
@@ -320,19 +320,18 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
     import pyarrow
     import pyarrow.parquet
 
-    with ExitStack() as stack:
+    with _temporary() if packed else stream as file:
         if packed:  # it is read from its end, and going back in a gzip stream unpacks all of it again
-            packed_stream, stream = stream, stack.enter_context(_temporary())
-            shutil.copyfileobj(packed_stream, stream)
+            shutil.copyfileobj(stream, file)
         try:
-            with pyarrow.parquet.ParquetFile(stream) as table:
+            with pyarrow.parquet.ParquetFile(file) as table:
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
                 yield from _dumped(record for batch in batches for record in batch.to_pylist())
         except (pyarrow.ArrowException, OSError) as error:
             if _is_full(error):
                 raise
             raise InputError(
-                f"{name}: a truncated or corrupt parquet file ({_short_reason(error)}); fetch it again"
+                f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
             ) from error
 
 
@@ -349,7 +348,7 @@ def _open_hub(source: str, name: str) -> Lines:
         if _is_full(error):
             raise
         raise InputError(
-            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {_short_reason(error)}); "
+            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {reason(error):.200}); "
             "check name, config and split, and that the hub can be reached"
         ) from error
 
@@ -360,7 +359,3 @@ def _is_full(error: BaseException) -> bool:
 
 def _temporary() -> BinaryIO:
     return cast(BinaryIO, tempfile.TemporaryFile())
-
-
-def _short_reason(error: BaseException) -> str:
-    return reason(error)[:200]
