@@ -244,7 +244,7 @@ class _Array:
         self._stream, self._name, self._chunk = stream, name, chunk
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
-        # The text from `_at` on is unread; `_line` and `_row` say where that is.
+        # The text from `_at` on is unread, in the file's `_row`; it begins in the file's `_line`.
         self._text, self._at, self._line, self._row = "", 0, 1, 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -263,7 +263,7 @@ class _Array:
         """The next character that is no space, "" at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self._at)
-            self._go(space.end() if space else self._at)
+            self._at = space.end() if space else self._at
             if self._at < len(self._text) or not self._more():
                 return self._text[self._at : self._at + 1]
 
@@ -277,7 +277,7 @@ class _Array:
         value, end = self._value()
         if not isinstance(value, dict):
             raise self._broken(f"a JSON {type(value).__name__}, expected an object {{...}}", self._at)
-        self._go(end)
+        self._at = end
         self._row += 1
         return value
 
@@ -296,6 +296,7 @@ class _Array:
     def _more(self) -> bool:
         """Drop what is read, and at least double what is not; False at the end of the file."""
         rest = self._text[self._at :]
+        self._line += self._text.count("\n", 0, self._at)
         data = self._stream.read(max(self._chunk, len(rest)))
         try:
             self._text, self._at = rest + self._utf8.decode(data, not data), 0
@@ -307,12 +308,8 @@ class _Array:
             ) from error
         return bool(data)
 
-    def _go(self, to: int) -> None:
-        self._line += self._text.count("\n", self._at, to)
-        self._at = to
-
     def _broken(self, why: str, at: int) -> InputError:
-        line = self._line + self._text.count("\n", self._at, at)
+        line = self._line + self._text.count("\n", 0, at)
         return InputError(f"{self._name}, line {line}, row {self._row}: broken JSON: {why}. Repair the file")
 
 
