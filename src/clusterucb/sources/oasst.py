@@ -53,14 +53,15 @@ def _trees(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
                 yield _checked(record["prompt"], where), where
             else:
                 messages.append(({**_checked(record, where), "replies": []}, where))
-        if messages and str(tree_id) in seen:
+        if not messages:
+            continue
+        if str(tree_id) in seen:
             raise InputError(
                 f"{messages[0][1]}: tree {tree_id!r:.60} was met before, expected its rows one after another. "
                 "Sort the file by message_tree_id"
             )
-        if messages:
-            seen.add(str(tree_id))
-            yield from _linked(messages)
+        seen.add(str(tree_id))
+        yield from _linked(messages)
 
 
 def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node | Dropped, str]]:

@@ -119,9 +119,9 @@ def _with_looks(source: Source) -> Iterator[None]:
 
 def _matches(room: Path, pattern: str) -> list[Path]:
     """Files of this name or of this name and `.gz`, in order; of both, the plain one."""
-    plain = {path.name: path for path in room.glob(pattern) if path.is_file()}
-    packed = {path.name.removesuffix(".gz"): path for path in room.glob(f"{pattern}.gz") if path.is_file()}
-    return [path for _, path in sorted({**packed, **plain}.items())]
+    paths = [*room.glob(f"{pattern}.gz"), *room.glob(pattern)]
+    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
+    return [path for _, path in sorted(found.items())]
 
 
 def _not_found(source: Source, folder: Path, rooms: list[Path]) -> str:
