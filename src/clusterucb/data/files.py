@@ -26,6 +26,7 @@ from clusterucb.errors import InputError, StorageError, reason
 
 HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_ENDING = re.compile(r"(\.jsonl|\.json|\.parquet)(\.gz)?\Z", re.IGNORECASE)
 _PARQUET_BATCH = 256  # rows decoded at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # a literal or an escape cut by the chunk's end fails at most this far before it
@@ -141,7 +142,7 @@ def dump(record: Any) -> bytes:
 
 def unpacked(path: Path) -> BinaryIO:
     """The file, open to read its bytes; what `.gz` has packed is unpacked."""
-    return cast(BinaryIO, gzip.open(path) if _is_packed(path) else path.open("rb"))
+    return cast(BinaryIO, gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 @contextmanager
@@ -168,15 +169,7 @@ def is_hub(source: str | Path) -> bool:
 
 def stem(name: str) -> str:
     """The name without the suffixes that `Lines.open` knows: "cot.v2.jsonl.gz" -> "cot.v2"."""
-    base = name[: -len(".gz")] if name.lower().endswith(".gz") else name
-    for suffix in SUFFIXES:
-        if base.lower().endswith(suffix):
-            return base[: -len(suffix)]
-    return name
-
-
-def _is_packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+    return _ENDING.sub("", name)
 
 
 def _open_file(path: Path, name: str) -> Lines:
@@ -184,16 +177,17 @@ def _open_file(path: Path, name: str) -> Lines:
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: a directory, expected a file; name the files in it")
-    kind = Path(path.stem if _is_packed(path) else path).suffix.lower()
-    if kind not in SUFFIXES:
+    ending = _ENDING.search(path.name)
+    if not ending:
         met = "".join(path.suffixes[-2:]) or "none"
         raise InputError(f"{path}: unknown suffix ({met}); known: {', '.join(SUFFIXES)}, each also with .gz")
-    if kind == ".jsonl" and not _is_packed(path):
+    kind, packed = ending[1].lower(), bool(ending[2])
+    if kind == ".jsonl" and not packed:
         file = path.open("rb")
         return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
     with unpacked(path) as stream:
         if kind == ".parquet":
-            return Lines.spooled(_parquet(stream, _is_packed(path), name), name, "row")
+            return Lines.spooled(_parquet(stream, packed, name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
             # Objects are numbered, not lines: a minified array is one line.
             return Lines.spooled(_dumped(_Array(stream, name)), name, "row")

@@ -62,12 +62,9 @@ def prepare(
         out: a folder, made if need be; what it has of this data set is written anew.
         progress: `Screen.track` of a screen; None shows nothing.
         rows: at most so many conversations, drawn by `seed`; they are held in memory meanwhile.
-        seed: which are drawn.
 
-    Raises:
-        ConfigError: no data set has this name.
-        InputError: the raw files are not there, damaged, another data set's, or without a usable row.
-        StorageError: the disk is full.
+    Raises ConfigError for an unknown name, InputError for raw files that are not there, damaged, another
+    data set's or without a usable row, StorageError for a full disk.
     """
     source, out = source_named(name), Path(out)
     if Path(origin).resolve() == (out / f"{name}.jsonl").resolve():

@@ -57,8 +57,8 @@ def _trees(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
             continue
         if str(tree_id) in seen:
             raise InputError(
-                f"{messages[0][1]}: tree {tree_id!r:.60} was met before, expected its rows one after another. "
-                "Sort the file by message_tree_id"
+                f"{messages[0][1]}: tree {tree_id!r:.60} was met before, expected its rows one after "
+                "another. Sort the file by message_tree_id"
             )
         seen.add(str(tree_id))
         yield from _linked(messages)
