@@ -1,9 +1,11 @@
-"""Files that a test writes, the official ones where they are there, and the one line that refuses either."""
+"""Files that a test writes, a hub that is not there, the official files, and the line that refuses any."""
 
 import gzip
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -46,3 +48,18 @@ def official_files():
     if not folder.is_dir():
         pytest.skip("the official files are not next to the repository")
     return folder
+
+
+class Hub:
+    """Data sets, or errors, that `datasets.load_dataset` has by name, config and split."""
+
+    def __init__(self, monkeypatch):
+        self.sets = {}
+        self.asked = []
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=self.load))
+
+    def load(self, name, config=None, split=None):
+        self.asked.append((name, config, split))
+        if isinstance(found := self.sets[name, config, split], Exception):
+            raise found
+        return iter(found)

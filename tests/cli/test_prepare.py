@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli_helpers import clusterucb, lines, options, read
+from cli_helpers import clusterucb, lines
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.sources.conversion import prepare
 
@@ -99,12 +99,6 @@ def test_a_wrong_name_is_told_before_anything_is_written(raw, tmp_path):
     assert not (tmp_path / "pool").exists()
 
 
-def test_a_folder_without_the_files_is_told_with_what_is_expected(raw, tmp_path):
-    said = clusterucb("prepare", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint
-    assert said.startswith(f"{raw}: no raw files of dolly; expected databricks-dolly-15k.jsonl (also as .gz)")
-    assert "found code_alpaca_2k.json, gsm8k. They come from https://huggingface.co/datasets/dat" in said
-
-
 def test_a_later_data_set_that_fails_leaves_the_earlier_ones_whole(raw, tmp_path):
     clusterucb("prepare", "gsm8k", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint  # noqa: B018
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["gsm8k.json", "gsm8k.jsonl"]
@@ -116,14 +110,3 @@ def test_out_that_is_a_file_is_refused(raw, tmp_path):
     said = clusterucb("prepare", "gsm8k", "--from", raw, "--out", file).complaint
     assert said == f"{file}: not a folder. Name a folder to write to"
     assert json.loads(file.read_text()) == TASKS
-
-
-def test_a_prepared_file_is_a_pool_as_it_is(raw, settings, tmp_path):
-    assert (
-        clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool").status == 0
-    )
-    pool = [tmp_path / "pool/gsm8k.jsonl", tmp_path / "pool/code_alpaca.jsonl"]
-    outcome = clusterucb("warmup", *options(settings, pool=pool, train_length=200, gradient_length=200))
-    assert outcome.status == 0, outcome
-    manifest = read(f"{settings['out']}/pool/manifest.json")
-    assert (manifest["rows"], manifest["usable"]) == (63, 63)

@@ -1,9 +1,7 @@
 import errno
 import io
 import json
-import sys
 import tracemalloc
-from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from clusterucb.data import files
 from clusterucb.data.files import Lines, stem
 from clusterucb.errors import StorageError
-from file_helpers import refusal, write
+from file_helpers import Hub, refusal, write
 
 RECORDS = [chat_record(f"Frage {i} – naïve 😀?", f"Antwort {i}\nzwei", id=i) for i in range(5)]
 
@@ -178,18 +176,6 @@ def test_a_full_temporary_folder_is_a_storage_error(tmp_path, monkeypatch, suffi
         Lines.open(write(tmp_path / f"pool{suffix}", RECORDS))
 
 
-def hub(monkeypatch, answer):
-    def load_dataset(*args, **options):
-        calls.append((args, options))
-        if isinstance(answer, Exception):
-            raise answer
-        return iter(answer)
-
-    calls = []
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return calls
-
-
 @pytest.mark.parametrize(
     ("source", "config", "split"),
     [
@@ -200,23 +186,21 @@ def hub(monkeypatch, answer):
     ],
 )
 def test_a_hub_data_set_is_asked_for_by_name_config_and_split(monkeypatch, source, config, split):
-    calls = hub(monkeypatch, RECORDS)
-    lines = Lines.open(source)
-    assert calls == [(("org/name", config), {"split": split})]
-    assert [record for record, _ in lines.records()] == RECORDS
-    assert lines.where(0) == f"{source}, row 1"
+    Hub(monkeypatch).sets["org/name", config, split] = RECORDS
+    expected = [(record, f"{source}, row {i}") for i, record in enumerate(RECORDS, 1)]
+    assert [*Lines.open(source).records()] == expected
 
 
 @pytest.mark.parametrize(
     "error", [ConnectionError("Couldn't reach it\nat all"), ValueError("Unknown split"), KeyError()]
 )
 def test_a_hub_data_set_that_does_not_load_is_refused(monkeypatch, error):
-    hub(monkeypatch, error)
+    Hub(monkeypatch).sets["org/name", None, "train"] = error
     assert "hub:org/name: the hub data set cannot be loaded" in refusal(records, "hub:org/name")
 
 
 def test_a_disk_that_is_full_while_a_hub_data_set_is_loaded_is_a_storage_error(monkeypatch):
-    hub(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    Hub(monkeypatch).sets["org/name", None, "train"] = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(StorageError, match="TMPDIR"):
         Lines.open("hub:org/name")
 
