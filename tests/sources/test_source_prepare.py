@@ -43,15 +43,6 @@ def official(name, folder, packed=""):
     return folder
 
 
-def test_the_table_has_the_eight_data_sets():
-    assert sorted(SOURCES) == sorted(NAMES)
-    for name, source in SOURCES.items():
-        assert source.name == name
-        assert source.hub.startswith("hub:")
-        assert source.url.startswith("https://")
-        assert all((source.title, source.licence, source.files, source.columns, source.looks))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_official_files_in_either_folder_packed_or_not_give_the_same_bytes(tmp_path, name):
     written = []

@@ -76,13 +76,6 @@ def test_the_hub_gives_the_questions_and_the_harness_the_shots(tmp_path, monkeyp
     assert [q.gold for q in bbh.targets(None, None, 0)] == [{"target": str(n)} for n in range(3)]
 
 
-def test_the_hub_without_the_harness_says_what_to_install(monkeypatch):
-    install(monkeypatch, lm_eval=None)
-    message = refusal(bbh.targets, None, None, 0, error=ConfigError)
-    assert "lm-eval's tasks/bbh/cot_fewshot" in message
-    assert "pip install 'clusterucb[eval]'" in message
-
-
 def test_a_harness_with_other_shots_is_refused(tmp_path, monkeypatch):
     install(monkeypatch, lm_eval=write_harness(tmp_path))
     path = tmp_path / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml"
@@ -110,19 +103,12 @@ def test_files_that_cannot_be_used(folder, name, text, message):
     assert message in refusal(bbh.questions, folder, 3)
 
 
-def test_a_prompt_without_questions_is_named(folder):
+def test_a_prompt_without_questions_is_named_and_a_target_all_the_same(folder):
     (folder / "bbh" / "sums.json").unlink()
     assert "cot-prompts/sums.txt without sums.json" in refusal(bbh.questions, folder, 3)
+    (folder / "bbh" / "sorting.json").unlink()
+    assert "no <task>.json for bbh" in refusal(bbh.questions, folder, 3)
     assert len(bbh.targets(folder, None, 0)) == 6
-
-
-def test_missing_files_are_named_with_what_is_expected(folder, tmp_path):
-    assert "no cot-prompts/*.txt for bbh" in refusal(bbh.targets, tmp_path / "bbh" / "cot-prompts", None, 0)
-    for path in (folder / "bbh").glob("*.json"):
-        path.unlink()
-    message = refusal(bbh.questions, folder, 3)
-    assert "no <task>.json for bbh" in message
-    assert "https://github.com/suzgunmirac/BIG-Bench-Hard" in message
 
 
 @pytest.mark.parametrize(

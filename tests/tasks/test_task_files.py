@@ -21,27 +21,10 @@ def test_folders_of_the_task_come_before_the_data_folder(tmp_path):
     assert FILES.find(tmp_path, "d.json") == []
 
 
-def test_a_missing_file_in_one_line(tmp_path):
-    assert refusal(FILES.files, tmp_path, "a.json") == (
-        f"{tmp_path}: no a.json for sums (looked in sums/, add/ and the folder itself); "
-        "expected sums/a.json. Get it from https://example.org/sums"
-    )
-    said = refusal(FILES.files, tmp_path / "none", "a.json")
-    assert said == f"{tmp_path}/none: no such folder; expected one that holds sums/a.json"
-
-
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_json_plain_packed_and_with_a_byte_order_mark(tmp_path, name, mark):
     assert read_json(write(tmp_path / name, f'{mark}{{"a": "é"}}')) == {"a": "é"}
-
-
-def test_json_that_cannot_be_read(tmp_path):
-    assert "a.json: broken JSON at line 2, column 3" in refusal(
-        read_json, write(tmp_path / "a.json", '{"a":\n1,}')
-    )
-    (tmp_path / "a.json.gz").write_bytes(b"{}")
-    assert "a.json.gz: a truncated or corrupt gzip file" in refusal(read_json, tmp_path / "a.json.gz")
 
 
 def test_text_has_newlines_and_is_utf8(tmp_path):
@@ -50,17 +33,9 @@ def test_text_has_newlines_and_is_utf8(tmp_path):
     assert "cannot be read" in refusal(files.read_text, tmp_path)
 
 
-@pytest.mark.parametrize(("record", "met"), [({}, "met: )"), ({"b": 1}, "met: b)"), ([1], "met: list)")])
-@pytest.mark.parametrize("read", [text_field, list_field])
-def test_a_field_that_is_not_there(read, record, met):
-    message = refusal(read, record, "a", "x.json, line 1")
-    assert message.startswith("x.json, line 1: no a in it (")
-    assert met in message
-
-
-def test_fields_of_another_kind():
+def test_fields_are_told_with_what_was_met_and_texts_stay_as_they_are():
     assert text_field({"a": " b "}, "a", "x") == " b "
-    assert "x: a is 3, expected some text" in refusal(text_field, {"a": 3}, "a", "x")
+    assert refusal(list_field, {}, "a", "x").startswith("x: no a in it (met: );")
     assert "x: a is 'b', expected a list" in refusal(list_field, {"a": "b"}, "a", "x")
 
 
@@ -84,11 +59,11 @@ def test_files_of_a_package_are_found_without_importing_it(harness):
 def test_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     assert files.humaneval_file() is None
-    assert "lm-eval is not installed; run: pip" in refusal(files.harness_files, "gsm8k", error=ConfigError)
+    said = refusal(files.harness_files, "gsm8k", error=ConfigError)
+    assert "lm-eval's tasks/gsm8k, and lm-eval is not installed; run: pip install 'clusterucb[eval]'" in said
 
 
 def test_a_harness_that_lacks_the_files(harness):
-    assert "has no tasks/arc/" in refusal(files.harness_files, "arc", error=ConfigError)
     assert "has no tasks/gsm8k/x.yaml" in refusal(files.harness_files, "gsm8k", "x.yaml", error=ConfigError)
 
 

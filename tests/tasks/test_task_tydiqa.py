@@ -64,11 +64,7 @@ FILE = "tydiqa-goldp-v1.1-dev.json"
         ("", {"data": "x"}, f"{FILE}: data is 'x', expected a list"),
         ("", {"data": ["x"]}, f"{FILE}, data[0]: no paragraphs in it (met: str)"),
         ("paragraph", {"context": ""}, "data[0].paragraphs[0]: context is '', expected some text"),
-        (
-            "question",
-            {"id": "french-1-0"},
-            "begins with no language of the task; expected arabic",
-        ),
+        ("question", {"id": "french-1-0"}, "begins with no language of the task; expected arabic"),
         ("question", {"answers": []}, "qas[0]: answers is [], expected a list that is not empty"),
         ("question", {"answers": [{"text": 3}]}, "qas[0]: text is 3, expected some text"),
     ],
