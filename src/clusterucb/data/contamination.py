@@ -1,16 +1,13 @@
 """Near duplicates in the pool of texts that training must not see, by the n-grams of words they share.
 
 The rule is that of Tulu 3's decontamination (Lambert et al., 2024): a row is a near duplicate of a text if
-at least half of the text's distinct 8-grams of words occur in the row.
+at least half of the text's distinct 8-grams of words occur in the row, within one message.
 
-    words     as in data/words.py
-    n-grams   n words in a row within one message, as 64-bit hashes, equal in every process
     short     a text of fewer than n words is one gram of all its words: only an equal run is a hit
     common    an n-gram in more than `COMMON` of the texts is a phrase of their form ("which of the following
               is"), or one text given many times: it tells none of them apart, and counts for none
 
-Knows rows and arrays; nothing of files, models or selection. The index takes about 50 bytes for each
-n-gram of the texts; a row that has been looked up leaves nothing behind.
+N-grams are 64-bit hashes, about 50 bytes for each of the texts'; a row looked up leaves nothing behind.
 """
 
 from __future__ import annotations

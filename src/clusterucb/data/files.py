@@ -319,8 +319,6 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
                 yield from _dumped(record for batch in batches for record in batch.to_pylist())
         except (pyarrow.ArrowException, OSError) as error:
-            if _is_full(error):
-                raise
             raise InputError(
                 f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
             ) from error

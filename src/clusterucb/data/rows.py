@@ -1,12 +1,5 @@
 """One record of a data set, in any of four shapes, as a conversation.
 
-| shape               | columns                                                              |
-|---------------------|----------------------------------------------------------------------|
-| `messages`          | `messages`: list of {role, content[, given]} (open-instruct)         |
-| `prompt/completion` | both strings, or both lists of {role, content} (trl)                 |
-| `instruction/output`| strings, with an optional `input` (Alpaca)                           |
-| `conversations`     | list of {from, value} (ShareGPT)                                     |
-
 Knows nothing of files: `where` is how a message names the row ("pool.jsonl, line 12").
 """
 
@@ -20,10 +13,10 @@ from typing import Any
 from clusterucb.errors import InputError
 
 SHAPES: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt/completion": ("prompt", "completion"),
-    "instruction/output": ("instruction", "output"),
-    "conversations": ("conversations",),
+    "messages": ("messages",),  # list of {role, content[, given]} (open-instruct)
+    "prompt/completion": ("prompt", "completion"),  # strings, or lists of {role, content} (trl)
+    "instruction/output": ("instruction", "output"),  # strings, with an optional `input` (Alpaca)
+    "conversations": ("conversations",),  # list of {from, value} (ShareGPT)
 }
 """Shapes and the columns that a record must have for each; the first that fits is taken."""
 

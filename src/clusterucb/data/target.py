@@ -1,7 +1,4 @@
-"""The target: the few rows of the task to get better at, each in a subtask.
-
-Same formats as the pool, all of it in memory. Subtasks may have any sizes and come in any order.
-"""
+"""The target: the few rows of the task to get better at, in memory, each in a subtask of any size."""
 
 from __future__ import annotations
 

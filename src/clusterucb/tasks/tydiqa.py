@@ -149,10 +149,9 @@ def _from_file(path: Path) -> Iterator[_Item]:
             context = text_field(paragraph, "context", within)
             for q, question in enumerate(list_field(paragraph, "qas", within)):
                 where = f"{within}.qas[{q}]"
-                answers = list_field(question, "answers", where)
-                yield _item(
-                    question, context, [text_field(answer, "text", where) for answer in answers], where
-                )
+                given = list_field(question, "answers", where)
+                answers = [text_field(answer, "text", where) for answer in given]
+                yield _item(question, context, answers, where)
 
 
 def _from_hub(split: str) -> Iterator[_Item]:
