@@ -66,7 +66,6 @@ class Arms:
         moments.add(values)
         self._scores.extend(values)
         self._slots.extend([self._columns["slot"][at]] * len(values))
-        self.total += len(values)
         self._columns["mean"][at] = moments.mean
         self._columns["std"][at] = moments.std
         self._columns["largest"][at] = moments.largest
@@ -87,11 +86,11 @@ class Arms:
         at = self.ids.searchsorted(arm)
         n = self._columns["n"][at]
         self._columns["std"][at] *= math.sqrt(n / (n + 1))
-        self.total += 1
         self._count(at, 1)
 
     def _count(self, at: np.intp, draws: int) -> None:
         columns = self._columns
+        self.total += draws
         columns["n"][at] += draws
         columns["unseen"][at] -= draws
         if not columns["unseen"][at]:
@@ -169,17 +168,17 @@ class Threshold:
 
     def add(self, slot: int, value: float) -> None:
         """Count one draw."""
-        is_new, is_low = value not in self._slots_of, value < self.value
-        self._slots_of[value].append(slot)
-        self.draws += 1
-        if is_low:
+        slots = self._slots_of[value]
+        if value < self.value:
             self._below += 1
+            if not slots:
+                heappush(self._low, -value)
         else:
             self.reach[slot] += 1
-        if is_new and is_low:
-            heappush(self._low, -value)
-        elif is_new:
-            heappush(self._high, value)
+            if not slots:
+                heappush(self._high, value)
+        slots.append(slot)
+        self.draws += 1
         self._settle()
 
     def _settle(self) -> None:
@@ -187,30 +186,21 @@ class Threshold:
         at = (self.draws - 1) * self._q
         floor, ceil = math.floor(at), math.ceil(at)
         while self._below > ceil:
-            self._sink()
+            self._move(self._low, self._high, 1)
         while self._below + len(self._slots_of[self._high[0]]) <= ceil:
-            self._climb()
+            self._move(self._high, self._low, -1)
         self.value = x1 = self._high[0]
         if self._below > floor:
             x0, part = -self._low[0], at - floor
             self.value = x0 + (x1 - x0) * part if part < 0.5 else x1 - (x1 - x0) * (1 - part)  # as numpy
             if self.value <= x0:  # no float lies between them
-                self._sink()
+                self._move(self._low, self._high, 1)
 
-    def _sink(self) -> None:
-        """tau goes to the next lower value."""
-        value = -heappop(self._low)
-        heappush(self._high, value)
-        self._count(value, 1)
-
-    def _climb(self) -> None:
-        """tau goes above the value that it has."""
-        value = heappop(self._high)
-        heappush(self._low, -value)
-        self._count(value, -1)
-
-    def _count(self, value: float, by: int) -> None:
-        slots = self._slots_of[value]
-        self._below -= by * len(slots)
+    def _move(self, source: list[float], to: list[float], reaching: int) -> None:
+        """The equal draws next to tau change sides: 1, they reach it from now on, or -1, no longer."""
+        value = heappop(source)
+        heappush(to, -value)
+        slots = self._slots_of[-reaching * value]
+        self._below -= reaching * len(slots)
         for slot in slots:
-            self.reach[slot] += by
+            self.reach[slot] += reaching

@@ -105,8 +105,8 @@ def linear_ucb(
     check_seed(seed)
     rng = np.random.default_rng(seed)
     belief = _Belief(labels, known)
-    first, *parts = how.parts(spend)
-    rows = _first(labels, known, first, math.ceil(how.uniform * first), rng)
+    count, *parts = how.parts(spend)
+    first = _first(labels, known, count, math.ceil(how.uniform * count), rng)
     steps = itertools.count()
 
     def observe(rows: Rows, *, cold: bool = False) -> None:
@@ -117,23 +117,15 @@ def linear_ucb(
                 on_draw(Draw(next(steps), arm, rows[own], scores[own], cold))
         belief.see(rows, scores)
 
-    observe(rows, cold=True)
+    observe(first, cold=True)
     for part in parts:
         if how.stop and belief.change(keep) <= how.stop:
             break
         observe(belief.best(part, how.beta))
     expected = belief.expected()
-    kept = top(expected, keep)
-    return Selection(
-        rows=kept,
-        scores=expected[kept],
-        clusters=labels[kept],
-        drawn=belief.rows,
-        drawn_scores=belief.scores,
-        drawn_clusters=labels[belief.rows],
-        cold=len(rows),
-        expected_change=belief.change(keep),
-    )
+    rows, drawn, cold = top(expected, keep), belief.rows, len(first)
+    scores, change = expected[rows], belief.change(keep)
+    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change)
 
 
 class _Belief:

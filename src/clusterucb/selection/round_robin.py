@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Similarities = NDArray[np.float32]
+Found = tuple[NDArray[np.int32], Similarities]  # rows, and how similar each is
 
 
 def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -34,12 +35,13 @@ def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.
             row = int(rows[who, places[who]])
             taken[row] = True
             order.append((row, float(similarities[who, places[who]])))
-    return np.array([row for row, _ in order], np.int64), np.array([found for _, found in order])
+    taken_rows, found = zip(*order, strict=True)
+    return np.array(taken_rows, np.int64), np.array(found)
 
 
-def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int32], Similarities]:
-    """The `count` most similar rows of each target row, best first, (n, count), and their similarities."""
-    found: list[tuple[NDArray[np.int32], Similarities]] = []
+def _most_similar(blocks: Iterable[Similarities], count: int) -> Found:
+    """The `count` most similar rows of each target row, best first, (n, count) each."""
+    found: list[Found] = []
     start = 0
     for block in blocks:
         rows = np.arange(start, start + block.shape[1], dtype=np.int32)
@@ -50,9 +52,7 @@ def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[n
     return _best(found, count)
 
 
-def _best(
-    found: list[tuple[NDArray[np.int32], Similarities]], count: int
-) -> tuple[NDArray[np.int32], Similarities]:
+def _best(found: list[Found], count: int) -> Found:
     """The `count` best of all; equals stay in their order, which is that of the rows."""
     rows, similarities = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
