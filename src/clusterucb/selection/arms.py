@@ -62,13 +62,11 @@ class Arms:
 
     def record(self, arm: int, scores: NDArray[np.float64]) -> None:
         """Count draws of the open arm with id `arm`; `scores` is float[b], 1 <= b <= its unseen rows."""
-        at, moments, values = self.ids.searchsorted(arm), self._moments[arm], scores.tolist()
-        moments.add(values)
+        at, columns, values = self.ids.searchsorted(arm), self._columns, scores.tolist()
         self._scores.extend(values)
-        self._slots.extend([self._columns["slot"][at]] * len(values))
-        self._columns["mean"][at] = moments.mean
-        self._columns["std"][at] = moments.std
-        self._columns["largest"][at] = moments.largest
+        self._slots.extend([columns["slot"][at]] * len(values))
+        columns["mean"][at], columns["std"][at] = self._moments[arm].add(values)
+        columns["largest"][at] = max(columns["largest"][at], *values)
         self._count(at, len(values))
 
     def copy(self) -> Arms:
@@ -115,7 +113,7 @@ class Arms:
 
 
 class _Moments:
-    """Mean, population standard deviation and largest of one arm's draws, in O(1) a draw.
+    """Mean and population standard deviation of one arm's draws, in O(1) a draw.
 
     Sums of deviations from the arm's first draw, not Welford's recurrence: sums of integers, or of
     multiples of 1/64, are exact, so arms with equal draws in another order tie exactly. It is stable:
@@ -123,30 +121,24 @@ class _Moments:
     so the difference below loses at most a factor n.
     """
 
-    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "n")
+    __slots__ = ("_d1", "_d2", "_first", "_n", "_sum")
 
     def __init__(self) -> None:
-        self.n, self.largest = 0, -math.inf
+        self._n = 0
         self._first = self._sum = self._d1 = self._d2 = 0.0
 
-    def add(self, values: list[float]) -> None:
-        if not self.n:
+    def add(self, values: list[float]) -> tuple[float, float]:
+        """Count some draws; mean and deviation of all so far."""
+        if not self._n:
             self._first = values[0]
         for x in values:
             d = x - self._first
             self._sum += x
             self._d1 += d
             self._d2 += d * d
-        self.n += len(values)
-        self.largest = max(self.largest, *values)
-
-    @property
-    def mean(self) -> float:
-        return self._sum / self.n
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(max(self.n * self._d2 - self._d1 * self._d1, 0.0) / (self.n * self.n))
+        self._n += len(values)
+        spread = max(self._n * self._d2 - self._d1 * self._d1, 0.0)
+        return self._sum / self._n, math.sqrt(spread / (self._n * self._n))
 
 
 class Threshold:

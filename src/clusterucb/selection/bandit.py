@@ -40,6 +40,9 @@ class Draw:
     cold: bool  # drawn in the cold start
 
 
+OnDraw = Callable[[Draw], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The rows kept, and all that was drawn to find them."""
@@ -76,7 +79,7 @@ def select(
     draw_batch_arms: DrawBatchArms = "one",
     estimate: ArrayLike | None = None,
     seed: int = 0,
-    on_draw: Callable[[Draw], None] | None = None,
+    on_draw: OnDraw | None = None,
 ) -> Selection:
     """Find the most influential rows of a pool while computing the influence of only a part of them.
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.bandit import Draw, Influence, Rows, Scores, Selection
+from clusterucb.selection.bandit import Draw, Influence, OnDraw, Rows, Scores, Selection
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_labels, check_scores, check_seed
 from clusterucb.selection.known import Known
@@ -84,7 +83,7 @@ def linear_ucb(
     budget: float = 0.2,
     top_p: float = 0.05,
     seed: int = 0,
-    on_draw: Callable[[Draw], None] | None = None,
+    on_draw: OnDraw | None = None,
 ) -> Selection:
     """Find the most influential rows of a pool while computing the influence of only a part of them.
 
@@ -129,17 +128,13 @@ def linear_ucb(
 
 
 class _Belief:
-    """What is thought of every row, by what is known of it and what was drawn.
-
-    Attributes:
-        rows, scores: drawn so far, in draw order.
-    """
+    """What is thought of every row, by what is known of it and what was drawn."""
 
     def __init__(self, labels: Rows, known: Known) -> None:
         self._arms = np.unique(labels, return_inverse=True)[1].reshape(-1)
         self._regression = Regression(_columns(known), known.features, self._arms)
         self._open = np.ones(len(labels), bool)
-        self.rows, self.scores = np.empty(0, np.int64), np.empty(0)
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0)  # drawn so far, in draw order
 
     def see(self, rows: Rows, scores: Scores) -> None:
         """Count draws, and think anew."""
@@ -190,8 +185,8 @@ class _Belief:
     def _noise_of_arms(self) -> Scores:
         """Variance of a row's own part in each cluster, (K,): of its draws, drawn towards that of all."""
         left = (self.scores - self._mean[self.rows]) ** 2
-        arms, size = self._arms[self.rows], int(self._arms.max()) + 1
-        sums, counts = np.bincount(arms, left, size), np.bincount(arms, minlength=size)
+        counts = self._regression.counts
+        sums = np.bincount(self._arms[self.rows], left, len(counts))
         return (sums + PRIOR_DRAWS * self._posterior.noise) / (counts + PRIOR_DRAWS)
 
 

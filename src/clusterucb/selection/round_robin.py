@@ -5,6 +5,7 @@ The selection of RDS+ (Ivison et al. 2025, arXiv 2503.01807). Knows similarities
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -25,18 +26,14 @@ def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.
         count: at most the number of the pool's rows.
     """
     rows, similarities = _most_similar(blocks, count)  # (n, count)
-    taken = np.zeros(int(rows.max()) + 1, bool)
-    places = [0] * len(rows)
-    order: list[tuple[int, float]] = []
-    while len(order) < count:
-        for who in range(min(len(rows), count - len(order))):
-            while taken[rows[who, places[who]]]:
-                places[who] += 1
-            row = int(rows[who, places[who]])
-            taken[row] = True
-            order.append((row, float(similarities[who, places[who]])))
-    taken_rows, found = zip(*order, strict=True)
-    return np.array(taken_rows, np.int64), np.array(found)
+    queues = [zip(*best, strict=True) for best in zip(rows, similarities, strict=True)]
+    taken: dict[int, float] = {}  # row -> similarity, as they are taken
+    for queue in itertools.cycle(queues):
+        if len(taken) == count:
+            break
+        row, similarity = next(found for found in queue if found[0] not in taken)
+        taken[row] = similarity
+    return np.array(list(taken), np.int64), np.array(list(taken.values()), np.float64)
 
 
 def _most_similar(blocks: Iterable[Similarities], count: int) -> Found:

@@ -6,7 +6,6 @@ asks for all rows at once, and so computes what the full method computes, to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.bandit import Draw, DrawBatchArms, Influence, Selection, select
+from clusterucb.selection.bandit import DrawBatchArms, Influence, OnDraw, Selection, select
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_scores
 from clusterucb.selection.known import Known
@@ -22,7 +21,6 @@ from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
 from clusterucb.selection.share import top
 
-OnDraw = Callable[[Draw], None]
 DrawOrder = Literal["uniform", "stale"]
 Asks = Literal["nothing", "estimates", "features"]
 """What a selector is to be told of rows before they are drawn: features come with estimates."""
