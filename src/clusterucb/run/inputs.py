@@ -135,7 +135,7 @@ class Inputs:
     ) -> None:
         self.config, self.dir, self.screen, self.world = config, run, screen, world
         self.sharded = world.size > 1 and config.training.shard == "fsdp"
-        self._settled = settled or run.config
+        self._settled, self._told = settled or run.config, False
 
     @cached_property
     def pool(self) -> Pool:
@@ -250,8 +250,9 @@ class Inputs:
         return found
 
     def tell_unchecked(self) -> None:
-        """Tell the person of benchmarks that the pool was not checked against."""
-        if found := unchecked(self.dir, self.config):
+        """Tell the person, once, of benchmarks that the pool was not checked against."""
+        if not self._told and (found := unchecked(self.dir, self.config)):
+            self._told = True
             self.screen.say(f"the pool was not checked against {', '.join(found)} when this run began")
 
     @cached_property
