@@ -4,6 +4,7 @@
 which serves the store, forks the ranks and starts them anew when one fails, as often as the job allows.
 """
 
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import clusterucb.runtime.processes
 from cli_helpers import options
 from forks import be_ready, child
 
@@ -19,6 +21,8 @@ from forks import be_ready, child
 def serve():
     """Run each line of standard input, a job as JSON; answer with how its ranks ended."""
     be_ready("torch.distributed", "torch.nn.parallel.distributed", "accelerate.data_loader")
+    clusterucb.runtime.processes._FAREWELL = 0.5  # that the killed are waited for
+    gc.freeze()  # or every training of every rank would look through all that is loaded
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

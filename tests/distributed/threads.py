@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clusterucb.runtime.processes import World
+from clusterucb.runtime.processes import _Group
 
 
 @dataclass(frozen=True)
-class Thread(World):
+class Thread(_Group):
     """A world whose processes are threads of this one; they exchange values over a table."""
 
     table: list = None
@@ -29,13 +29,6 @@ class Thread(World):
 
     def lead(self, act):
         return self.gather(act() if self.leads else None)[0]
-
-    def share(self, items, compute, each=1):
-        for start in range(0, len(items), each * self.size):
-            wave = items[start : start + each * self.size]
-            parts = self.gather(list(compute(wave[self.rank :: self.size])))
-            for place, item in enumerate(wave):
-                yield item, parts[place % self.size][place // self.size]
 
 
 def together(size, function):
