@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clusterucb.runtime.processes import _Group
+from clusterucb.runtime.processes import World
 
 
 @dataclass(frozen=True)
-class Thread(_Group):
+class Thread(World):
     """A world whose processes are threads of this one; they exchange values over a table."""
 
     table: list = None
