@@ -94,10 +94,12 @@ def test_labels_cover_exactly_the_stripped_answer_where_a_template_strips(name):
 
 
 @pytest.mark.parametrize("name", TALKS)
-def test_labels_cover_what_follows_the_instruction_in_a_llama_2_template(name):
+def test_labels_cover_the_answer_and_its_end_in_a_llama_2_template(name):
+    """And the space before the answer, where it is one token with its first word."""
     tokenizer = TEMPLATED["llama2"]
-    expected = [f" {a.strip()} </s>" for a in answers(TALKS[name])]
-    check(TALKS[name], tokenizer, chat_format("auto", tokenizer), expected)
+    encoded = encode(TALKS[name], tokenizer, chat_format("auto", tokenizer), "row")
+    pieces = [piece.removeprefix(" ") for piece in labelled_pieces(encoded, tokenizer)]
+    assert pieces == [f"{a.strip()} </s>" for a in answers(TALKS[name])]
 
 
 @pytest.mark.parametrize("kind", ["tulu", "chatml", "stripping", "llama2"])
@@ -146,7 +148,8 @@ def test_spans_are_ordered_disjoint_and_follow_the_prompt_of_their_turn(pairs, c
 
 
 def test_labels_agree_with_tokenising_prefix_by_prefix():
-    for tokenizer, chat in [(BYTES, Tulu("</s>")), *((t, Template(t)) for t in TEMPLATED.values())]:
+    exact = (TEMPLATED[name] for name in ("chatml", "stripping"))  # their prompts end where the answer begins
+    for tokenizer, chat in [(BYTES, Tulu("</s>")), *((t, Template(t)) for t in exact)]:
         messages = TALKS["multi"]
         encoded = encode(messages, tokenizer, chat, "row")
         expected = np.zeros(len(encoded), bool)
@@ -197,14 +200,11 @@ def test_a_template_without_end_token_labels_the_content_alone():
     assert [rendered.text[a:b] for a, b in rendered.spans] == answers(TALKS["multi"])
 
 
-def test_a_template_that_words_the_answer_its_own_way_is_labelled_up_to_its_end_token():
+def test_a_template_that_words_the_answer_its_own_way_costs_the_row():
     tokenizer = byte_tokenizer(chat_template=THINKING)
-    check(
-        talk("user: u", "assistant: abc"),
-        tokenizer,
-        Template(tokenizer),
-        ["<think>\n</think>\nABC<|im_end|>"],
-    )
+    with pytest.raises(InputError, match=r"^row: .* leaves out a part of message 2 \(assistant\)"):
+        encode(talk("user: u", "assistant: abc"), tokenizer, Template(tokenizer), "row")
+    check(talk("user: u", "assistant: ABC"), tokenizer, Template(tokenizer), ["ABC<|im_end|>"])
 
 
 def test_an_end_token_without_a_role_of_its_own_is_found():
@@ -216,11 +216,10 @@ def test_an_end_token_without_a_role_of_its_own_is_found():
     check(TALKS["single"], tokenizer, Template(tokenizer), ["It is 4.<|eot|>"])
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_way_out():
+def test_where_thoughts_of_earlier_turns_are_dropped_the_whole_conversation_counts():
     tokenizer = byte_tokenizer(chat_template=REWRITING)
-    messages = talk("user: a", "assistant: <think>x</think>b", "user: c", "assistant: d")
-    with pytest.raises(InputError, match=r"pool.jsonl:3: .*rewrites earlier turns.*use --chat tulu"):
-        encode(messages, tokenizer, Template(tokenizer), "pool.jsonl:3")
+    messages = talk("user: a", "assistant: <think>x</think>b", "user: c", "assistant: <think>y</think>d")
+    check(messages, tokenizer, Template(tokenizer), ["b<|im_end|>", "<think>y</think>d<|im_end|>"])
 
 
 @pytest.mark.parametrize(

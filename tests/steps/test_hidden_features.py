@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clusterucb.run.artifacts import directions_at, store
 from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
-from clusterucb.run.artifacts import directions_at, store
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
 from clusterucb.training.adapter import load_adapter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,14 @@ from clusterucb.errors import ConfigError, InputError
 
 CHATS = ("auto", "tulu", "template")
 """The names that `chat_format` knows."""
+
+
+Turn = tuple[str, str]
+"""Role and content."""
+
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_LEADING_TOKENS = re.compile(r"\s*(?:<[^<>\s]+>)+")
+_LEADING_TOKEN = re.compile(r"\s*<[^<>\s]+>")
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,13 @@ class Tulu:
 
 @dataclass(frozen=True)
 class Template:
-    """The tokenizer's own chat template."""
+    """The tokenizer's own chat template.
+
+    Where an answer stands in the text is found by what changes when another text stands in its place. So what
+    the template itself writes, as an empty thought or a header, is never taken for the answer; and where it
+    renders an earlier turn otherwise once others follow, the whole conversation's rendering counts. A
+    template with `{% generation %}` says itself what is learnt.
+    """
 
     tokenizer: Any
 
@@ -108,72 +123,115 @@ class Template:
         return "template"
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """A span runs from the end of the generation prompt to the end of the answer's end token.
+        """A span is what is visible of an answer, and the token that ends its turn.
 
-        Raises InputError if the template fails, or renders a turn otherwise once others follow it.
+        Raises InputError if the template fails, or leaves out a part of a message. Thoughts, up to
+        `</think>`, may be left out of any answer but the last.
         """
         messages = _through_last_answer(messages)
-        full = self._apply(messages, False)
-        spans = []
+        turns = [(message.role, message.content) for message in messages]
+        text = self._apply(turns)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        places = {i: self._place(turns, i, text) for i in answers}
         for i, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            after = full if i + 1 == len(messages) else self._apply(messages[: i + 1], False)
-            before = self._apply(messages[:i], True) if i else self._opening(messages[:1], after)
-            if not (full.startswith(after) and after.startswith(before)):
+            found = text if i not in places else text[slice(*places[i])]
+            if not _holds(found, message.content, thoughts=i == answers[-1] or message.role != "assistant"):
                 raise InputError(
-                    f"the tokenizer's chat template rewrites earlier turns (message {i + 1}, assistant, "
-                    "is rendered otherwise within the whole conversation); use --chat tulu"
+                    f"the tokenizer's chat template leaves out a part of message {i + 1} ({message.role}); "
+                    "use --chat tulu, or another template"
                 )
-            turn, start = after[len(before) :], len(before)
-            end = start + self._answer_length(turn, message.content)
-            spans.append((start + _given_end(turn, message), end))
-        return Rendered(full, tuple(spans))
+        if self._marks:
+            return Rendered(text, self._marked(turns))
+        return Rendered(text, tuple(self._span(text, places[i], messages[i]) for i in answers))
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the template's generation prompt."""
-        return self._apply(_without_last_answer(messages), True)
+        return self._apply([(m.role, m.content) for m in _without_last_answer(messages)], True)
+
+    def _span(self, text: str, place: tuple[int, int], message: Message) -> tuple[int, int]:
+        """From the answer, behind what is given of it, to the end of its turn."""
+        start, end = place
+        for given in (message.given, message.given.lstrip()):
+            if given and text.startswith(given, start):
+                start += len(given)
+                break
+        tail = text[end:]
+        outer = len(tail) - len(tail.lstrip())
+        ending = next((e for e in self._endings if tail[outer:].startswith(e)), "")
+        return start, end + outer + len(ending) if ending else end
+
+    def _place(self, turns: Sequence[Turn], i: int, text: str) -> tuple[int, int]:
+        """Where the text has what it shows of message `i`."""
+        role, content = turns[i]
+        stand_in = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in text)
+        other = self._apply([*turns[:i], (role, stand_in), *turns[i + 1 :]])
+        start, end = _difference(text, other)
+        if "</think>" in content:
+            start = _with_thought(text, start, end, content)
+        shown = text[start:end]
+        if shown.strip() != content.strip():  # thoughts are left out, and space with them
+            start, end = start + len(shown) - len(shown.lstrip()), end - len(shown) + len(shown.rstrip())
+        return start, end
 
     @cached_property
-    def _specials(self) -> list[str]:
-        # Templates end turns with tokens that are special but have no role (<|eot_id|>, <|end|>), too.
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        texts = {str(token) for token in added if token.special}
-        return sorted((texts | {str(token) for token in self.tokenizer.all_special_tokens}) - {""})
+    def _endings(self) -> list[str]:
+        """What the template writes to end an answer's turn, within a conversation and at its end."""
+        question, answer = ("user", "\ue000"), ("assistant", "\ue001")
+        try:
+            last = self._apply([question, answer]).partition("\ue001")[2]
+            middle = self._apply([question, answer, question]).partition("\ue001")[2]
+        except InputError:
+            return []
+        middle = middle[: middle.find("\ue000")]
+        shared = last[: _common(last, middle)]
+        if shared.strip() and shared.rstrip() == last.rstrip():
+            return [shared.strip()]
+        if tokens := _LEADING_TOKENS.match(shared):
+            return [tokens[0].strip()]
+        found = [match[0].strip() for tail in (middle, last) if (match := _LEADING_TOKEN.match(tail))]
+        return found if last.strip() else []
 
-    def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
+    @property
+    def _marks(self) -> bool:
+        return _GENERATION.search(self.tokenizer.chat_template) is not None
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    def _marked(self, turns: Sequence[Turn]) -> tuple[tuple[int, int], ...]:
+        """What the template marks as the model's own."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        _, marked = render_jinja_template(
+            conversations=[self._messages(turns)],
+            chat_template=self.tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        return tuple((start, end) for start, end in marked[0])
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template wants a message's content as a list of parts."""
+        turn = [{"role": "user", "content": "\ue000"}]
+        try:
+            return "\ue000" not in self.tokenizer.apply_chat_template(turn, tokenize=False)
+        except _failures():
+            return True
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        if not self._in_parts:
+            return [{"role": role, "content": content} for role, content in turns]
+        return [{"role": role, "content": [{"type": "text", "text": content}]} for role, content in turns]
+
+    def _apply(self, turns: Sequence[Turn], generation_prompt: bool = False) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt
+                self._messages(turns), tokenize=False, add_generation_prompt=generation_prompt
             )
-        # A template is a program of its own: besides jinja's errors it can raise any of these.
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except _failures() as error:
             raise InputError(
-                f"the tokenizer's chat template fails ({type(error).__name__}: {reason}); "
-                "repair the row or use --chat tulu"
+                f"the tokenizer's chat template fails ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}); repair the row or use --chat tulu"
             ) from error
         return str(text)
-
-    def _opening(self, first: Sequence[Message], rendered: str) -> str:
-        """What precedes an answer that opens the conversation: templates do not render no messages."""
-        generation_prompt = self._apply(first, True).removeprefix(rendered)
-        return rendered[: rendered.find(generation_prompt)] + generation_prompt
-
-    def _answer_length(self, turn: str, content: str) -> int:
-        """Length of answer and end token in `turn`, which is all that the template wrote for them."""
-        specials = self._specials
-        end = _content_end(turn, content)
-        if end is None:  # the template wrote the answer in its own way: its end token comes last
-            return max((turn.rfind(s) + len(s) for s in specials if s in turn), default=len(turn.rstrip()))
-        found = [(at, -len(s)) for s in specials if (at := turn.find(s, end)) >= 0]
-        if not found:
-            return end
-        at, negative_length = min(found)
-        return at - negative_length
 
 
 def chat_format(name: str, tokenizer: Any) -> ChatFormat:
@@ -215,7 +273,8 @@ def fingerprint(tokenizer: Any, chat: ChatFormat) -> str:
 
 
 def encode(messages: Sequence[Message], tokenizer: Any, chat: ChatFormat, where: str) -> Encoded:
-    """Tokens and labels of a conversation; a token is a label if it starts inside an answer's span.
+    """Tokens and labels of a conversation; a token is a label if it starts inside an answer's span, or with
+    nothing but the space before it.
 
     Raises InputError naming `where` if the chat template fails on it, ConfigError if the tokenizer is
     not fast.
@@ -236,7 +295,7 @@ def encode(messages: Sequence[Message], tokenizer: Any, chat: ChatFormat, where:
         verbose=False,  # no advice on long texts: `fit` sees to them
     )
     offsets = np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
-    return Encoded(np.asarray(tokens["input_ids"], np.int32), _labels(offsets, rendered.spans))
+    return Encoded(np.asarray(tokens["input_ids"], np.int32), _labels(offsets, rendered))
 
 
 def fit(encoded: Encoded, max_length: int) -> Encoded | str:
@@ -262,7 +321,7 @@ def fit(encoded: Encoded, max_length: int) -> Encoded | str:
     return Encoded(encoded.ids[start : start + max_length], labels)
 
 
-def _labels(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+def _labels(offsets: npt.NDArray[np.int64], rendered: Rendered) -> npt.NDArray[np.bool_]:
     """Labels [T] from character offsets [T, 2]."""
     starts, ends = offsets[:, 0].copy(), offsets[:, 1]
     # Some tokenizers trim spaces from offsets, and leave a token that is all space no width at its
@@ -271,8 +330,10 @@ def _labels(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) ->
     bare = starts == ends
     starts[bare] = np.minimum(starts, previous)[bare]
     labels = np.zeros(len(offsets), np.bool_)
-    for start, end in spans:
+    for start, end in rendered.spans:
         labels |= (starts >= start) & (starts < end) & (ends > starts)
+        for token in np.flatnonzero((starts < start) & (ends > start)):  # a space and an answer's first word
+            labels[token] |= rendered.text[starts[token] : start].isspace()
     labels[:1] = False
     return labels
 
@@ -283,21 +344,44 @@ def _run_start(labels: npt.NDArray[np.bool_], end: int) -> int:
     return int(gaps[-1]) + 1 if len(gaps) else 0
 
 
-def _content_end(turn: str, content: str) -> int | None:
-    """Where the content ends if the turn begins with it, perhaps stripped; else None."""
-    if turn.startswith(content):
-        return len(content)
-    indent = len(turn) - len(turn.lstrip())
-    content = content.strip()
-    return indent + len(content) if turn.startswith(content, indent) else None
+def _failures() -> tuple[type[Exception], ...]:
+    """What a template can raise, as a program of its own: besides jinja's errors any of these."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
 
-def _given_end(turn: str, message: Message) -> int:
-    """Where the given part of the answer ends in `turn`; 0 if the template wrote the answer otherwise."""
-    whole = _content_end(turn, message.content)
-    if whole is None or not message.given:
-        return 0
-    return turn.index(message.given, 0, whole) + len(message.given)
+def _difference(text: str, other: str) -> tuple[int, int]:
+    """Where `text` has what `other` has not: between what both begin and end with."""
+    start = _common(text, other)
+    return start, len(text) - _common(text[start:][::-1], other[start:][::-1])
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def _with_thought(text: str, start: int, end: int, content: str) -> int:
+    """The start of an answer whose thought begins as the template's own empty one does."""
+    wanted = _squeezed(content)
+    for place in range(start, max(-1, start - len("<think>") - 4), -1):
+        if _squeezed(text[place:end]) == wanted:
+            return place + len(text[place:]) - len(text[place:].lstrip())
+    return start
+
+
+def _holds(text: str, content: str, *, thoughts: bool) -> bool:
+    """Whether a text has all of a message but for space; without its thoughts if these may go."""
+    found = _squeezed(text)
+    return _squeezed(content) in found or (
+        not thoughts and _squeezed(content.rpartition("</think>")[2]) in found
+    )
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _default_bos(tokenizer: Any) -> str:

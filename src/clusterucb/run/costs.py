@@ -15,7 +15,11 @@ from clusterucb.run.methods import Method
 from clusterucb.runtime.files import read_json
 
 FORWARD_SHARE = 1 / 3
-"""What a forward pass of a row takes, in gradients of a row."""
+"""What a forward pass of a row takes, in gradients of a row: backward is twice forward.
+
+By operations alone it would be a half, as frozen weights have no gradient; but the vocabulary head goes both
+ways, attention's matrix is computed again, and Adam's direction and the projection wait for memory.
+"""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from clusterucb.training.adapter import read_adapter, set_adapter
 
 def weights(session: Session) -> list[float]:
     """The weight of each checkpoint: those given, or its epoch's mean learning rate; their sum is 1."""
+    if session.method.checkpoints == 1:  # whose rate may be 0: that of a rising schedule's first step
+        return [1.0]
     given = session.config.less.less_weights or [
         read_json(session.dir.checkpoint(number) / "checkpoint.json").get("learning_rate", 1.0)
         for number in session.method.numbers

@@ -93,12 +93,14 @@ def _save_settings(path: Path, config: Config) -> None:
 
 
 def _check_methods(asked: Sequence[Cell], inputs: Inputs) -> None:
-    """Read the inputs, for which every method's settings must hold."""
+    """Read the inputs, and the model if it was not before: every method's settings must hold for them."""
     sessions = [_session(cell, inputs) for cell in asked if cell.repeat == 0]
     for session in sessions:
         session.check_inputs()
     for session in sessions:
         session.check_plan(inputs.counts["usable"])
+    if not inputs.world.has(inputs.dir.initial):
+        inputs.load_model()
 
 
 def _session(cell: Cell, inputs: Inputs) -> Session:

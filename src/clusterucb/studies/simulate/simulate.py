@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.features.kmeans import Features, spherical_kmeans
+from clusterucb.features.influence import Vectors
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.knowledge import DIM
 from clusterucb.features.principal import principal
 from clusterucb.runtime.screen import Advance, Screen
@@ -57,7 +58,7 @@ class Problem:
 
     name: str
     scores: NDArray[np.float64]
-    features: Features
+    features: Vectors
     stale_scores: NDArray[np.float64] | None = None
     estimate: NDArray[np.float64] | None = None
 

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from clusterucb.errors import ConfigError, InputError, MismatchError, reason
-from clusterucb.features.influence import stored_influence
-from clusterucb.features.kmeans import Features
+from clusterucb.features.influence import Vectors, stored_influence
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import check_made_with
@@ -29,7 +28,7 @@ class _Store:
     """Rows, the target's directions where they are there, and facts that must agree."""
 
     name: str
-    features: Features
+    features: Vectors
     directions: NDArray[np.float32] | None
     made_with: Mapping[str, object]
 

@@ -1,0 +1,174 @@
+"""The templates of today's models: what is learnt of a conversation, whatever the template writes around it.
+
+The stock templates are those that trl ships; others are written here, each for one thing that templates do.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from data_helpers import CHATML, byte_tokenizer, talk
+
+from clusterucb.data.chat import Template, encode
+from clusterucb.data.rows import Message
+from clusterucb.errors import InputError
+
+TRL = importlib.util.find_spec("trl")
+STOCK = sorted(Path(TRL.origin).with_name("chat_templates").glob("*.jinja")) if TRL else []
+MARKED = [path for path in STOCK if "endgeneration" in path.read_text()]
+UNMARKED = [path for path in STOCK if path not in MARKED]
+TALKS = {
+    "single": talk("user: What is 2 + 2?", "assistant: It is 4."),
+    "two": talk("user: Capital of France?", "assistant: Paris.", "user: Spain?", "assistant: Madrid it is."),
+    "system": talk("system: Be brief.", "user: Two plus two?", "assistant: 4"),
+    "thought": talk("user: 2 + 2?", "assistant: <think>\nadd them\n</think>\n\nIt is 4."),
+    "thoughts": talk(
+        "user: 2 + 2?", "assistant: <think>\nadd them\n</think>\n\nIt is 4.",
+        "user: 3 + 3?", "assistant: <think>\nadd these\n</think>\n\nSix.",
+    ),
+}  # fmt: skip
+ENDINGS = {  # of a turn within the conversation, and of its last one
+    "cohere": "<|END_OF_TURN_TOKEN|>",
+    "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>",
+    "gemma4": "<turn|>",
+    "gemma": "<end_of_turn>",
+    "glm4moe": "",  # the next turn's beginning ends it
+    "gptoss": ("<|end|>", "<|return|>"),
+    "idefics3": "<end_of_utterance>",
+    "lfm2": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llava_next": "</s>",
+    "muse_glimmer": "<|eot|>",
+    "nemotron": "<|im_end|>",
+    "phi3": "<|end|>",
+    "qwen": "<|im_end|>",
+    "smolvlm": "<end_of_utterance>",
+}
+NO_SYSTEM = ("gemma.jinja", "gemma_training.jinja")
+DROPS_THOUGHTS = ("deepseek",)  # of the last turn, too: such a row cannot be learnt whole
+
+
+def ending(path, *, last):
+    """What ends a turn under a stock template."""
+    name = max((name for name in ENDINGS if path.stem.startswith(name)), key=len)
+    both = ENDINGS[name]
+    return both if isinstance(both, str) else both[last]
+
+
+def learnt(rendered):
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+@pytest.mark.parametrize("name", ["single", "two", "system"])
+@pytest.mark.parametrize("path", UNMARKED, ids=lambda path: path.stem)
+def test_what_is_learnt_is_each_answer_and_the_end_of_its_turn(path, name):
+    template = Template(byte_tokenizer(chat_template=path.read_text()))
+    messages = TALKS[name]
+    if name == "system" and path.name in NO_SYSTEM:
+        with pytest.raises(InputError, match="System role not supported"):
+            template.render(messages)
+        return
+    answers = [message.content for message in messages if message.role == "assistant"]
+    wanted = [a + ending(path, last=a == answers[-1]) for a in answers]
+    assert learnt(template.render(messages)) == wanted
+
+
+@pytest.mark.parametrize("path", STOCK, ids=lambda path: path.stem)
+def test_the_tokens_are_those_of_the_templates_own_rendering(path):
+    tokenizer = byte_tokenizer(chat_template=path.read_text())
+    template = Template(tokenizer)
+    for name in ("single", "two"):
+        whole = tokenizer.apply_chat_template(template._messages([(m.role, m.content) for m in TALKS[name]]))
+        ids = getattr(whole, "input_ids", whole)
+        assert encode(TALKS[name], tokenizer, template, "row").ids.tolist() == list(ids)
+
+
+@pytest.mark.parametrize("name", TALKS)
+@pytest.mark.parametrize("path", MARKED, ids=lambda path: path.stem)
+def test_a_template_that_marks_what_is_learnt_is_taken_at_its_word(path, name):
+    tokenizer = byte_tokenizer(chat_template=path.read_text())
+    template, messages = Template(tokenizer), TALKS[name]
+    no_system = name == "system" and path.name in NO_SYSTEM
+    drops = name.startswith("thought") and path.stem == "deepseekv3_training"
+    if no_system or drops:
+        with pytest.raises(
+            InputError, match="System role not supported" if no_system else "leaves out a part"
+        ):
+            encode(messages, tokenizer, template, "row")
+        return
+    found = encode(messages, tokenizer, template, "row")
+    whole = tokenizer.apply_chat_template(
+        template._messages([(m.role, m.content) for m in messages]),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    assert found.ids.tolist() == list(whole["input_ids"])
+    assert found.labels.tolist() == [bool(mark) for mark in whole["assistant_masks"]]
+
+
+@pytest.mark.parametrize("path", UNMARKED, ids=lambda path: path.stem)
+def test_a_thought_is_learnt_where_it_is_shown_and_never_the_templates_empty_one(path):
+    template = Template(byte_tokenizer(chat_template=path.read_text()))
+    if path.stem.startswith(DROPS_THOUGHTS):
+        with pytest.raises(InputError, match=r"leaves out a part of message 2 \(assistant\)"):
+            template.render(TALKS["thought"])
+        return
+    (single,) = learnt(template.render(TALKS["thought"]))
+    first, last = learnt(template.render(TALKS["thoughts"]))
+    for text, thought, answer in ((single, "add them", "It is 4."), (last, "add these", "Six.")):
+        assert text.split() == f"<think> {thought} </think> {answer}".split() or "".join(text.split()) == (
+            "".join(f"<think>{thought}</think>{answer}{ending(path, last=True)}".split())
+        )
+    whole = "".join(f"<think>addthem</think>Itis4.{ending(path, last=False)}".split())
+    assert "".join(first.split()) in (whole, f"Itis4.{ending(path, last=False)}")
+
+
+EMPTY_THOUGHT = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+)
+PARTS = CHATML.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}")
+NO_GENERATION_PROMPT = CHATML.partition("{% if add_generation_prompt")[0]
+ORDINARY_END = CHATML.replace("<|im_end|>", "### End")
+TWO_ENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+)
+FORGETFUL = CHATML.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (EMPTY_THOUGHT, "<|im_end|>"),
+        (PARTS, "<|im_end|>"),
+        (NO_GENERATION_PROMPT, "<|im_end|>"),
+        (ORDINARY_END, "### End"),
+        (TWO_ENDS, "<|return|>"),
+    ],
+    ids=["empty thought", "content in parts", "no generation prompt", "an ordinary end", "two ends"],
+)
+def test_what_a_template_writes_around_an_answer_is_not_learnt_but_its_end(template, end):
+    found = learnt(Template(byte_tokenizer(chat_template=template)).render(TALKS["two"]))
+    assert found == ["Paris." + end.replace("return", "end"), "Madrid it is." + end]
+
+
+def test_behind_an_empty_thought_what_is_given_of_an_answer_is_not_learnt():
+    messages = (Message("user", "2 + 2?"), Message("assistant", "The answer is: B", "The answer is:"))
+    assert learnt(Template(byte_tokenizer(chat_template=EMPTY_THOUGHT)).render(messages)) == [" B<|im_end|>"]
+
+
+def test_a_message_that_the_template_leaves_out_costs_the_row():
+    tokenizer = byte_tokenizer(chat_template=FORGETFUL)
+    with pytest.raises(InputError, match=r"^p:1: .*leaves out a part of message 1 \(system\).*--chat tulu"):
+        encode(TALKS["system"], tokenizer, Template(tokenizer), "p:1")
+
+
+def test_an_answer_that_repeats_what_stands_around_it_is_found_in_its_place():
+    for word in ("assistant", "<|im_start|>", "\n", " assistant\n", "user"):
+        messages = (Message("user", word), Message("assistant", f"x{word}x"), Message("user", word))
+        messages += (Message("assistant", f"{word}."),)
+        found = learnt(Template(byte_tokenizer(chat_template=CHATML)).render(messages))
+        assert [text.strip() for text in found] == [f"x{word}x<|im_end|>", f"{word}.<|im_end|>".strip()]
