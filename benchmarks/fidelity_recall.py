@@ -16,6 +16,7 @@ import numpy as np
 from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features, read_warmup
 from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
+from pandas import Series
 
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
@@ -156,11 +157,4 @@ def _plain(value: Any) -> Any:
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return ranks
+    return float(np.corrcoef(Series(a).rank(), Series(b).rank())[0, 1])

@@ -14,10 +14,10 @@ from fidelity_features import DIRECTIONS, fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
 from fidelity_rows import MEMORY, ROW_LEVEL
 
-from clusterucb.features.kmeans import default_k
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json
+from clusterucb.selection.budget import default_k
 from clusterucb.selection.policies import POLICIES
 from clusterucb.selection.share import share
 

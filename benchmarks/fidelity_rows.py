@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from clusterucb.features.drawn import DrawnWriter
 from clusterucb.features.influence import stored_influence
-from clusterucb.features.kmeans import default_k, spherical_kmeans
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.run.session import Session
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.bandit import Selection, select
+from clusterucb.selection.budget import default_k
 from clusterucb.selection.linear_ucb import linear_ucb
 from clusterucb.selection.share import share
 from clusterucb.steps.reselection import round_seed

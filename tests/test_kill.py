@@ -1,4 +1,4 @@
-"""Killed or interrupted at any moment, the same command goes on and ends with the same result, bit for bit."""
+"""Killed or interrupted at any moment, the same command goes on and ends with the same result."""
 
 import json
 import os

@@ -100,34 +100,23 @@ def lengths(path, tokenizer):
     return [len(encode(row.messages, tokenizer, Tulu("<eos>"), row.id)) for row in Pool.read(path)]
 
 
-def test_pool_has_eight_sources_and_more_and_none_has_more_than_its_share(made, tokenizer):
-    tokens = {name: sum(lengths(path, tokenizer)) for name, path in made.pool.items()}
-    assert len(tokens) >= 8
-    assert all(0 < spent <= SIZES.tokens_of_source for spent in tokens.values())
-    assert {name: {row["dataset"] for row in rows(path)} for name, path in made.pool.items()} == {
-        name: {name} for name in made.pool
+def test_files_hold_what_is_promised_and_facts_count_it(made, pool, tokenizer):
+    """Eight sources and more, none of more than its share; rows as long, and as many, as asked for."""
+    found = {
+        part: {name: lengths(path, tokenizer) for name, path in getattr(made, part).items()} for part in PARTS
     }
-
-
-def test_every_row_is_as_long_as_promised(made, tokenizer):
-    found = [lengths(path, tokenizer) for path in made.pool.values()]
-    assert min(map(min, found)) >= 16
-    assert max(map(max, found)) <= 96
-    for path in (*made.targets.values(), *made.heldout.values()):
-        assert max(lengths(path, tokenizer)) <= 192
-
-
-def test_targets_and_held_out_rows_are_of_the_sizes_asked_for(made, pool):
-    assert list(made.targets) == list(made.heldout) == list(POOLS[pool].targets)
-    assert {len(rows(path)) for path in made.targets.values()} == {SIZES.target}
-    assert {len(rows(path)) for path in made.heldout.values()} == {SIZES.heldout}
-
-
-def test_facts_count_rows_and_tokens_of_the_files(made, tokenizer):
-    for part in PARTS:
-        for name, path in getattr(made, part).items():
-            counted, facts = lengths(path, tokenizer), made.facts[part][name]
+    for part, files in found.items():
+        for name, counted in files.items():
+            facts = made.facts[part][name]
             assert (facts["rows"], facts["tokens"]) == (len(counted), sum(counted))
+    for name, counted in found["pool"].items():
+        assert {row["dataset"] for row in rows(made.pool[name])} == {name}
+        assert sum(counted) <= SIZES.tokens_of_source
+        assert 16 <= min(counted) <= max(counted) <= 96
+    assert len(found["pool"]) >= 8
+    for part, count in (("targets", SIZES.target), ("heldout", SIZES.heldout)):
+        assert list(found[part]) == list(POOLS[pool].targets)
+        assert all(len(counted) == count and max(counted) <= 192 for counted in found[part].values())
 
 
 @pytest.mark.parametrize("places", [[0], [1], [2], [3], [0, 1, 2, 3]])
@@ -155,13 +144,6 @@ def test_the_same_seed_makes_the_same_bytes(make, made, pool, tmp_path):
     for part in PARTS:
         for name, path in getattr(made, part).items():
             assert getattr(again, part)[name].read_bytes() == path.read_bytes()
-
-
-def test_the_seed_decides_which_of_the_shortest_rows_are_drawn(made):
-    rows = list(Pool.read(made.pool["trivia"]))
-    drawn = [fidelity_data._sample(rows, lambda row: len(row.raw), 5, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert set(drawn[2]) <= set(sorted(rows, key=lambda row: len(row.raw))[:10])
 
 
 def test_what_is_made_needs_no_official_files_again(make, made, pool):

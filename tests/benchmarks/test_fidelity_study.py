@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
+from fidelity_cost import cheapest, loss_curves, recall_curves, total_cost, write_svg
 from fidelity_features import (
     DIRECTIONS,
     fresh_folder,
@@ -12,18 +16,16 @@ from fidelity_features import (
     read_warmup,
     take_features,
 )
-from fidelity_recall import STALE_FIRST, Case, cases, drift, evaluated, recall_results, spearman
+from fidelity_recall import STALE_FIRST, Case, cases, drift, evaluated, recall_results
 from fidelity_report import (
     cost_share,
     cost_table,
-    data_tables,
     downstream_table,
     drift_tables,
     recall_tables,
     where_not_most,
 )
-from hypothesis import given
-from hypothesis import strategies as st
+from fidelity_rows import HIDDEN, LINEAR_HIDDEN
 from safetensors.numpy import load_file
 
 from clusterucb.config import load
@@ -40,6 +42,7 @@ from clusterucb.training.adapter import load_adapter
 from clusterucb.training.callbacks import last_whole_checkpoint
 from clusterucb.training.moments import import_moments
 
+SVG = "{http://www.w3.org/2000/svg}"
 QUIET = Screen(quiet=True)
 GRID = Grid((0.25, 0.5, 1.0), (3, 6), seeds=(0, 1, 2), top_p=0.1)
 
@@ -161,62 +164,37 @@ def best(scores, count):
 
 
 def test_evaluated_has_every_run_and_the_whole_budget_finds_all():
-    found = evaluated([made_up(0), made_up(1, 4)], GRID, QUIET)
-    kinds = {(r["period"], r["policy"], r["budget"], r["k"], r["seed"]) for r in found["runs"]}
-    assert len(kinds) == len(found["runs"])
-    for period in (2, 4):
-        for name in POLICIES:
-            of = [r for r in found["runs"] if r["policy"] == name and r["period"] == period]
-            assert len(of) == 3 * 2 * 3
-    whole = [run for run in found["runs"] if run["budget"] == 1.0]
-    assert {(run["recall"], run["captured"]) for run in whole} == {(1.0, 1.0)}
+    runs = evaluated([made_up(0), made_up(1, 4)], GRID, QUIET)["runs"]
+    kinds = Counter((run["policy"], run["period"]) for run in runs)
+    assert all(kinds[name, period] == 3 * 2 * 3 for name in POLICIES for period in (2, 4))
+    assert len({(*(r[n] for n in ("policy", "period", "budget", "k", "seed")),) for r in runs}) == len(runs)
+    assert {(run["recall"], run["captured"]) for run in runs if run["budget"] == 1.0} == {(1.0, 1.0)}
+
+
+def kept(looked_at, fresh):
+    """Recall and captured influence where the best 8 of the rows that are looked at are kept."""
+    chosen, top = sorted(looked_at, key=lambda row: (-fresh[row], row))[:8], best(fresh, 8)
+    return len(top & set(chosen)) / 8, pytest.approx(fresh[chosen].mean() / fresh[list(top)].mean())
 
 
 def test_stale_first_finds_what_the_highest_stale_rows_hold():
     case = made_up(3)
-    fresh, stale = case.problem.scores, case.problem.stale_scores
     runs = [run for run in evaluated([case], GRID, QUIET)["runs"] if run["policy"] == STALE_FIRST]
     assert [run["spent"] for run in runs] == [20, 40, 80]
     for run in runs:
-        looked_at = best(stale, run["spent"])
-        chosen = sorted(looked_at, key=lambda row: (-fresh[row], row))[:8]
-        assert run["recall"] == pytest.approx(len(set(chosen) & best(fresh, 8)) / 8)
-        assert run["captured"] == pytest.approx(fresh[chosen].mean() / fresh[list(best(fresh, 8))].mean())
+        looked_at = best(case.problem.stale_scores, run["spent"])
+        assert (run["recall"], run["captured"]) == kept(looked_at, case.problem.scores)
 
 
 def test_drift_counts_what_old_scores_would_have_selected():
     case = made_up(5)
-    fresh = case.problem.scores
     found = drift(case, 0.1)
     known = {"stale": case.problem.stale_scores, "half_fresh": case.half_fresh, "hidden": case.likeness}
     for name, scores in known.items():
-        chosen = best(scores, 8)
-        assert found[name]["recall"] == pytest.approx(len(chosen & best(fresh, 8)) / 8)
-        assert found[name]["captured"] == pytest.approx(
-            fresh[list(chosen)].mean() / fresh[list(best(fresh, 8))].mean()
-        )
+        expected = kept(best(scores, 8), case.problem.scores)
+        assert (found[name]["recall"], found[name]["captured"]) == expected
     same = drift(made_up(5, noise=0.0), 0.1)["stale"]
     assert (same["spearman"], same["recall"], same["captured"]) == (pytest.approx(1), 1, 1)
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=20))
-def test_spearman_is_pearson_of_ranks_that_are_counted(pairs):
-    a, b = (np.array(values, float) for values in zip(*pairs, strict=True))
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return
-
-    def ranks(values):
-        return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
-
-    x, y = np.array(ranks(a)), np.array(ranks(b))
-    x, y = x - x.mean(), y - y.mean()
-    assert spearman(a, b) == pytest.approx((x @ y) / np.sqrt((x @ x) * (y @ y)))
-
-
-def test_cost_share_is_the_papers_for_its_setting():
-    assert cost_share(0.2, 1_000, 4) == 0.4
-    assert cost_share(1.0, 1_000, 4) == 1.0
-    assert cost_share(0.05, 90, 3) == (90 + 2 * 4) / (3 * 90)
 
 
 def lines(tables):
@@ -270,7 +248,47 @@ def test_downstream_table_names_what_beats_the_reference_and_what_failed():
     assert tables[-1] == "Lower loss than clusterucb: random."
 
 
-def test_data_tables_add_up():
-    of = {"rows": 2, "tokens": 30, "usable": 5, "near_copies": 1}
-    facts = {"pool": {"a": of, "b": of}, "targets": {"t": of}, "heldout": {"t": of}}
-    assert ["all", "4", "60", "10", "2"] in lines(data_tables(facts))
+@pytest.mark.parametrize(
+    ("policy", "budget", "cost"),
+    [
+        ("ucb_beta", 0.2, 1.6),
+        ("linear_ucb", 0.05, 1.15),
+        (HIDDEN, 0.2, 1 / 3 + 0.8),
+        (LINEAR_HIDDEN, 0.05, 1 / 3 + 0.2),
+        ("uniform", 0.2, 0.8),
+        ("ucb_beta", 1.0, 4.0),
+    ],
+)
+def test_total_cost_is_that_of_four_periods(policy, budget, cost):
+    assert total_cost(policy, budget, 1_000, 4) == pytest.approx(cost)
+    if policy == "ucb_beta":
+        assert cost_share(budget, 1_000, 4) == pytest.approx(cost / 4)
+
+
+def test_a_recall_curve_is_the_mean_of_all_runs_by_cost():
+    runs = [("a", 0.4, 0.9), ("a", 0.1, 0.2), ("a", 0.1, 0.4), ("b", 0.1, 0.5)]
+    runs = [dict(zip(("policy", "budget", "recall"), run, strict=True)) for run in runs]
+    curves = recall_curves(runs, ["a", "b"], 100, 4)
+    assert [(pytest.approx(x), pytest.approx(y)) for x, y in curves["a"]] == [(1.3, 0.3), (2.2, 0.9)]
+    assert [name for name, *_ in cheapest(curves, 0.5)] == ["a", "b"]
+    assert list(cheapest(curves, 0.6)) == [("a", *curves["a"][1])]
+
+
+def test_a_method_at_several_budgets_is_one_curve():
+    losses = {"m": (0.4, 1.5), "m@0.05": (0.1, 1.9), "rds": (0.1, 1.8)}
+    methods = {n: {"of_full_dynamic": {"cost": cost}, "loss": {"mean": y}} for n, (cost, y) in losses.items()}
+    found = loss_curves({"methods": {**methods, "less": {}}}, 4)
+    assert found == {"m": [(0.4, 1.9), (1.6, 1.5)], "rds": [(0.4, 1.8)]}
+
+
+def test_the_plot_has_each_curve_with_its_points_in_their_places(tmp_path):
+    curves = {"a <b>": [(0.5, 0.1), (1.0, 0.9), (2.0, 0.95)], "c": [(1.0, 0.5)]}
+    write_svg(tmp_path / "plot.svg", curves, "title & more", "recall")
+    tree = ElementTree.parse(tmp_path / "plot.svg").getroot()
+    lines = [line.get("points").split() for line in tree.iter(f"{SVG}polyline")]
+    assert [len(points) for points in lines] == [3, 1]
+    spots = [tuple(map(float, point.split(","))) for point in lines[0]]
+    assert spots == sorted(spots, key=lambda spot: (spot[0], -spot[1]))  # down is larger
+    assert spots[2][0] - spots[1][0] == pytest.approx(2 * (spots[1][0] - spots[0][0]), abs=0.2)
+    texts = [text.text for text in tree.iter(f"{SVG}text")]
+    assert {"a <b>", "c", "title & more", "recall"} <= set(texts)

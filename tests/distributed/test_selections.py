@@ -1,4 +1,4 @@
-"""Steps by one, two and four processes, with the whole model each or parts of it: what is the same to the bit."""
+"""Steps by one, two and four processes, each with the whole model or a part: what is the same to the bit."""
 
 import shutil
 

@@ -30,13 +30,6 @@ class Thread(World):
     def lead(self, act):
         return self.gather(act() if self.leads else None)[0]
 
-    def share(self, items, compute, each=1):
-        for start in range(0, len(items), each * self.size):
-            wave = items[start : start + each * self.size]
-            parts = self.gather(list(compute(wave[self.rank :: self.size])))
-            for place, item in enumerate(wave):
-                yield item, parts[place % self.size][place // self.size]
-
 
 def together(size, function):
     """What `function(world)` returns in each of `size` threads."""

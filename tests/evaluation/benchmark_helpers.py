@@ -15,13 +15,14 @@ import lm_eval.models
 import torch
 from lm_eval.api.model import LM
 from peft import LoraConfig, get_peft_model
-from task_helpers import HUMANEVAL, write_bbh, write_lines, write_mmlu, write_tydiqa
+from task_helpers import HUMANEVAL, write_bbh, write_mmlu, write_tydiqa
 
 from builders import build_model, build_tokenizer
 from clusterucb.config import Common, load_as
 from clusterucb.data.chat import Tulu
 from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.documents import documents
+from clusterucb.runtime.files import write_lines
 from clusterucb.runtime.screen import Screen
 from clusterucb.tasks import TASKS
 
@@ -44,7 +45,9 @@ def write_data(folder):
     write_tydiqa(folder / "tydiqa", train, dev)
     for split in ("train", "test"):
         rows = [{"question": f"{n} {split} pens?", "answer": f"{n}+1=\n#### {n + 1}"} for n in range(3)]
+        (folder / "gsm8k").mkdir(exist_ok=True)
         write_lines(folder / f"gsm8k/{split}.jsonl", rows)
+    (folder / "humaneval").mkdir()
     write_lines(folder / "humaneval/HumanEval.jsonl", HUMANEVAL[:2])
     return folder
 

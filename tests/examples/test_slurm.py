@@ -41,10 +41,8 @@ def job(tmp_path):
 
     def start(*arguments, work=0, status=0):
         given = {"CALLS": str(calls), "SECONDS_OF_WORK": str(work), "STATUS": str(status), "PATH": path}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return calls, subprocess.Popen(
-            ["bash", SCRIPT, *arguments], env={**JOB, **given}, cwd=tmp_path, **pipes
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+        return calls, subprocess.Popen(["bash", SCRIPT, *arguments], env={**JOB, **given}, **pipes)
 
     return start
 
@@ -53,11 +51,6 @@ def test_its_directives_are_options_of_sbatch():
     directives = re.findall(r"^#SBATCH --([\w-]+)", SCRIPT.read_text(), re.MULTILINE)
     assert set(directives) == KNOWN
     assert len(re.findall("^#SBATCH", SCRIPT.read_text(), re.MULTILINE)) == len(KNOWN)
-
-
-def test_it_parses():
-    shown = subprocess.run(["bash", "-n", SCRIPT], capture_output=True, text=True, check=False)
-    assert (shown.returncode, shown.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("status", [0, 2])
@@ -87,7 +80,7 @@ def test_what_it_starts_is_a_command_with_these_options():
 
 
 def test_near_its_end_it_asks_for_another_turn(job):
-    calls, started = job("run.yaml", work=2)
+    calls, started = job("run.yaml", work=1)
     while not (calls / "torchrun").exists():
         time.sleep(0.05)
     time.sleep(0.2)  # it waits by now

@@ -4,7 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -14,6 +15,7 @@ from clusterucb.features.encoding import ENCODINGS
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import FeatureStore, FeatureWriter
+from clusterucb.run.directory import RunDir
 
 SMALL = [name for name in ENCODINGS if name != "float16"]
 
@@ -35,7 +37,7 @@ def kept(folder, features, dtype):
     return FeatureStore(folder)
 
 
-@settings(deadline=None)
+@examples(deadline=None)
 @given(st.integers(0, 5), st.integers(1, 40), st.sampled_from(list(ENCODINGS)))
 def test_any_rows_of_any_dimension_have_the_width_and_the_shape_they_should(rows, dim, name):
     features = unit_rows(rows, dim)
@@ -128,23 +130,6 @@ def test_a_store_is_read_in_runs_of_rows(tmp_path, name):
         store[::2]
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_store_in_pieces_has_the_bytes_of_one_in_a_single_go(tmp_path, name):
-    features, losses = unit_rows(11, 40), np.arange(11.0)
-    for places in ([4, 0, 9], [4, 2], [10]):
-        with FeatureWriter(tmp_path / "pieces", 11, 40, {}, name) as writer:
-            writer.write(np.array(places), features[places], losses[places])
-    with FeatureWriter(tmp_path / "pieces", 11, 40, {}, name) as writer:
-        rest = np.flatnonzero(~writer.done)
-        assert rest.tolist() == [1, 3, 5, 6, 7, 8]
-        writer.write(rest, features[rest], losses[rest])
-        writer.finish({})
-    kept(tmp_path / "whole", features, name)
-    file = f"features.{ENCODINGS[name].suffix}"
-    assert (tmp_path / "pieces" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    assert FeatureStore(tmp_path / "pieces").manifest["store_dtype"] == name
-
-
 @pytest.mark.parametrize(("before", "now"), [("float16", "int8"), ("int8", "1bit"), ("1bit", "float16")])
 def test_a_store_kept_in_another_way_is_refused_with_both_named(tmp_path, before, now):
     kept(tmp_path, unit_rows(3, 8), before)
@@ -152,7 +137,7 @@ def test_a_store_kept_in_another_way_is_refused_with_both_named(tmp_path, before
         FeatureWriter(tmp_path, 3, 8, {}, now)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", list(ENCODINGS))
 def test_a_damaged_store_names_how_it_was_kept(tmp_path, name):
     kept(tmp_path, unit_rows(3, 8), name)
     file = tmp_path / f"features.{ENCODINGS[name].suffix}"
@@ -161,19 +146,18 @@ def test_a_damaged_store_names_how_it_was_kept(tmp_path, name):
         FeatureStore(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_run_with_a_one_bit_store_scores_its_decoded_rows_and_refuses_another(shared_settings, tmp_path):
-    chosen = {**shared_settings, "out": str(tmp_path / "run"), "store_dtype": "1bit"}
+@pytest.mark.whole
+def test_a_run_with_a_one_bit_store_scores_its_decoded_rows_and_refuses_another(settings):
+    chosen, run = {**settings, "store_dtype": "1bit"}, RunDir(settings["out"])
     for step in ("warmup", "gradients", "cluster", "select"):
         outcome = clusterucb(step, *options(chosen))
         assert outcome.status == 0, outcome
-    folder = tmp_path / "run/features"
-    store = FeatureStore(folder)
-    assert (folder / "features.b1").stat().st_size == len(store) * ENCODINGS["1bit"].width(256)
-    scores = stored_influence(store.features, load_file(folder / "directions.safetensors")["directions"])
-    found = [row["score"] for row in lines(tmp_path / "run/rounds/1/selected.ids.jsonl")]
+    store = FeatureStore(run.features)
+    assert (run.features / "features.b1").stat().st_size == len(store) * ENCODINGS["1bit"].width(256)
+    scores = stored_influence(store.features, load_file(run.directions_at(1))["directions"])
+    found = [row["score"] for row in lines(run.round(1) / "selected.ids.jsonl")]
     assert sorted(found) == sorted(scores.tolist())[-len(found) :]
-    (tmp_path / "run/config.yaml").unlink()
-    shutil.rmtree(tmp_path / "run/rounds")
+    run.config.unlink()
+    shutil.rmtree(run.round(1))
     said = clusterucb("select", *options({**chosen, "store_dtype": "int8"})).complaint
     assert "made with store_dtype '1bit', this run has 'int8'" in said

@@ -37,7 +37,7 @@ def test_influence_is_the_maximum_over_subtasks():
     assert only_bad[0] < 0  # no floor at 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 40),
     st.integers(1, 9),
@@ -83,15 +83,15 @@ def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_pat
 
 def test_scores_come_in_the_order_asked_for(live, tmp_path):
     featurize, batch = live
-    lengths, directions = lengths_of(batch), random_directions(3)
+    directions = random_directions(3)
     asked = np.array([17, 3, 20, 0, 11])
     told = []
     with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        found = score(featurize, batch, directions, 60, log, progress=lambda *at: told.append(at))(asked)
+        found = score(featurize, batch, directions, 60, log, progress=told.append)(asked)
     for row, met in zip(asked, found, strict=True):
         alone = influence(featurize([batch[row]])[0], directions)[0]
         assert met == pytest.approx(alone, abs=1e-3)
-    assert np.sum(told, axis=0).tolist() == [5, lengths[asked].sum()]
+    assert sum(told) == 5
 
 
 def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_failing_row_is_named_and_gets_no_score(live, tmp_path, monkeypatch):
 
 
 class TestScoreLog:
-    @settings(deadline=None, max_examples=50)
+    @settings(deadline=None, max_examples=30)
     @given(st.lists(st.floats(allow_nan=False, width=64), min_size=1, max_size=20))
     def test_floats_come_back_exactly(self, tmp_path_factory, scores):
         path = tmp_path_factory.mktemp("log") / "scores.jsonl"
@@ -150,7 +150,7 @@ class TestScoreLog:
             assert log.known(np.arange(len(scores))).tolist() == scores
             assert log.seconds == 0.25
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=30)
     @given(st.integers(1, 5), st.data())
     def test_a_log_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(self, tmp_path_factory, count, data):
         path = tmp_path_factory.mktemp("log") / "scores.jsonl"
@@ -171,14 +171,12 @@ class TestScoreLog:
                     log.add(np.array([2 * kept, 2 * kept + 1]), np.array([kept / 3, -kept / 7]), 1.0)
                     kept += 1
 
-    def test_rows_are_known_only_all_together(self, tmp_path):
-        with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-            log.add(np.array([4]), np.array([0.5]), 1.0)
-            assert log.known(np.array([4])).tolist() == [0.5]
-            assert log.known(np.array([4, 5])) is None
-
-    def test_what_is_added_can_be_read_by_another_at_once(self, tmp_path):
+    def test_what_is_added_can_be_read_by_another_at_once_and_rows_are_known_only_all_together(
+        self, tmp_path
+    ):
         with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
             log.add(np.array([4]), np.array([0.5]), 1.0)
             with ScoreLog(tmp_path / "scores.jsonl", "w") as other:  # as after a SIGKILL: nothing was closed
-                assert other.known(np.array([4])).tolist() == [0.5]
+                for one in (log, other):
+                    assert one.known(np.array([4])).tolist() == [0.5]
+                    assert one.known(np.array([4, 5])) is None

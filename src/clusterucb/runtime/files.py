@@ -100,16 +100,10 @@ def publish(path: Path, world: World = ALONE) -> Iterator[Path]:
     All processes of the `world` that is given enter the block; the one that leads writes.
     """
     part = path.with_name(path.name + ".part")
-
-    def end() -> None:
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-
     with storage_errors(path):
         world.lead(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         yield part
-        world.lead(end)
+        world.lead(lambda: _appear(path, part, [part]))
 
 
 @contextmanager
@@ -125,18 +119,19 @@ def publish_folder(path: Path, *, resume: bool = False, world: World = ALONE) ->
             shutil.rmtree(part)
         part.mkdir(parents=True, exist_ok=True)
 
-    def end() -> None:
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        part.replace(path)
-
     with storage_errors(path):
         world.lead(begin)
         yield part
         world.gather(None)  # all have written what they had to
-        world.lead(end)
+        world.lead(lambda: _appear(path, part, filter(Path.is_file, part.rglob("*"))))
+
+
+def _appear(path: Path, part: Path, files: Iterable[Path]) -> None:
+    """Give what is whole its name, once its files are on the disk."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    part.replace(path)
 
 
 def check_made_with(found: Mapping[str, object], expected: Mapping[str, object], what: str) -> None:
