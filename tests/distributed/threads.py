@@ -1,6 +1,7 @@
 """Processes that are threads, for parts that need no process of their own."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,18 +35,13 @@ class Thread(World):
 def together(size, function):
     """What `function(world)` returns in each of `size` threads."""
     world = Thread(size=size, table=[None] * size, barrier=threading.Barrier(size))
-    found = [None] * size
 
     def run(rank):
         try:
-            found[rank] = function(replace(world, rank=rank))
+            return function(replace(world, rank=rank))
         except BaseException:
             world.barrier.abort()
             raise
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(run, range(size)))
