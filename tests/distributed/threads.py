@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,7 @@ class Thread(World):
     def gather(self, value):
         self.table[self.rank] = value
         self.barrier.wait(60)
-        found = list(self.table)
+        found = deepcopy(self.table)  # as what comes from another process is
         self.barrier.wait(60)
         return found
 
