@@ -1,148 +1,82 @@
-"""Runs of a comparison get what they have in common from each other."""
-
-import os
+"""Runs of a comparison keep what they have in common in one folder, which each of them names."""
 
 import pytest
-from compare_helpers import cell, write
+from compare_helpers import CONFIG, cell, write
 
-from clusterucb.config import Config
-from clusterucb.run.costs import Cost
-from clusterucb.studies.compare.sharing import adopt, shared_cost
-
-COST = Cost(rows=7, tokens=70, pool_gradients=7, seconds=1.5)
-
-
-@pytest.fixture
-def config():
-    return Config(model="m", out="o", pool=["p"], target=["t"], less={"less_checkpoints": 3})
+COMMON = {"inputs", "pool", "base answers"}
+CHECKPOINTS = {"checkpoints"}
+FEATURES = {"checkpoints", "features", "directions"}
+CLUSTERS = {"clusters"}
+FIRST = {"first round"}
 
 
-def give(source, *names):
-    for name in names:
-        path = source.run.path / name
-        write(path if path.suffix else path / "content.txt", "{}")
-
-
-def has(other):
-    folders = [p for p in other.run.path.rglob("*") if p.name not in ("shared.json", "config.yaml")]
-    return {str(p.relative_to(other.run.path)) for p in folders if p.is_file()}
-
-
-ALL = ("target", "contamination.json", "pool", "initial", "warmup", "features", "clusters.json")
-ALL += ("clusters.safetensors", "rounds/1", "rounds/2", "adapter", "summary.json", "evaluation.json")
-COMMON = {"target/content.txt", "contamination.json", "pool/content.txt", "initial/content.txt"}
-GRADIENTS = {"warmup/content.txt", "features/content.txt"}
-CLUSTERS = {"clusters.json", "clusters.safetensors"}
-FIRST = {"rounds/1/content.txt"}
+def groups(run):
+    """The paths of what may be shared, each with all that goes with it."""
+    return {
+        "inputs": (run.target, run.holdout, run.contamination),
+        "pool": (run.pool, run.initial),
+        "base answers": run.base_answers,
+        "checkpoints": tuple(map(run.checkpoint, (1, 2, 3))),
+        "features": tuple(map(run.features_at, (1, 2, 3))),
+        "directions": tuple(map(run.directions_at, (1, 2, 3))),
+        "clusters": run.clusters,
+        "first round": run.round(1),
+    }
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs", "shared"),
     [
-        ("clusterucb", "clusterucb", COMMON | GRADIENTS | CLUSTERS | FIRST),
-        ("clusterucb", "dynamic", COMMON | GRADIENTS),
-        ("dynamic", "clusterucb", COMMON | GRADIENTS),
-        ("dynamic", "dynamic", COMMON | GRADIENTS | FIRST),
-        ("clusterucb_hidden", "clusterucb", COMMON | {"warmup/content.txt"}),
-        ("dynamic", "clusterucb_hidden", COMMON | {"warmup/content.txt"}),
-        ("clusterucb_hidden", "clusterucb_hidden", COMMON | GRADIENTS | CLUSTERS),
-        ("clusterucb@0.1", "clusterucb", COMMON | GRADIENTS),
-        ("linear_ucb@0.1", "clusterucb@0.1", COMMON | GRADIENTS | CLUSTERS),
-        ("clusterucb@0.1", "clusterucb@0.1", COMMON | GRADIENTS | CLUSTERS | FIRST),
-        ("dynamic", "less", COMMON),
-        ("less_clusterucb", "clusterucb", COMMON),
-        ("random", "clusterucb", COMMON),
-        ("random", "random", COMMON),
-        ("bm25", "bm25", COMMON | FIRST),
-        ("rds", "bm25", COMMON),
-        ("loss_lowest", "loss_lowest", COMMON | FIRST),
-        ("loss_lowest", "loss_highest", COMMON),
+        ("clusterucb", "clusterucb", FEATURES | CLUSTERS | FIRST),
+        ("clusterucb", "dynamic", FEATURES | CLUSTERS),
+        ("linear_ucb", "clusterucb", FEATURES | CLUSTERS),
+        ("dynamic", "dynamic", FEATURES | CLUSTERS | FIRST),
+        ("clusterucb_hidden", "clusterucb", CHECKPOINTS),
+        ("linear_ucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
+        ("clusterucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
+        ("clusterucb@0.1", "clusterucb", FEATURES),
+        ("linear_ucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS),
+        ("clusterucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS | FIRST),
+        ("less", "less_clusterucb", FEATURES | CLUSTERS),
+        ("less", "less", FEATURES | CLUSTERS | FIRST),
+        ("less_clusterucb", "less_clusterucb", FEATURES | CLUSTERS),
+        ("dynamic", "less", set()),
+        ("random", "clusterucb", set()),
+        ("random", "random", set()),
+        ("bm25", "bm25", FIRST),
+        ("loss_lowest", "loss_lowest", FIRST),
+        ("loss_lowest", "loss_highest", set()),
     ],
 )
-def test_a_run_gets_what_it_would_make_alike_and_nothing_else(tmp_path, config, mine, theirs, shared):
+def test_a_run_shares_what_it_would_make_alike_and_nothing_else(tmp_path, mine, theirs, shared):
+    """Of the second repetition of one with the first of the other."""
     new, old = cell(tmp_path, mine, 1), cell(tmp_path, theirs, 0)
-    give(old, *ALL)
-    adopt(new, [new, old], new.config(config))
-    assert has(new) == shared
+    for one in (new, old):
+        one.share(CONFIG)
+    ours, others = groups(new.run), groups(old.run)
+    assert {name for name in ours if ours[name] == others[name]} == COMMON | shared
+    for run in (new.run, old.run):
+        assert not any(
+            path.is_relative_to(tmp_path / "shared") for path in (run.adapter, run.summary, run.round(2))
+        )
 
 
-def test_checkpoints_of_less_are_shared_when_all_are_there(tmp_path, config):
-    old, new = cell(tmp_path, "less"), cell(tmp_path, "less_clusterucb")
-    give(old, "warmup", "warmup-2", "features")
-    adopt(new, [old], config)
-    assert has(new) == {"features/content.txt"}
-    give(old, "warmup-3", "features-2", "clusters.json", "clusters.safetensors")
-    adopt(new, [old], config)
-    checkpoints = {f"{name}/content.txt" for name in ("warmup", "warmup-2", "warmup-3")}
-    assert has(new) == {"features/content.txt", *checkpoints}
-    again = cell(tmp_path, "less", 1)
-    adopt(again, [old, new], config)
-    assert has(again) == {"features/content.txt", "features-2/content.txt", *checkpoints}
+def test_a_run_finds_them_when_the_comparison_has_moved(tmp_path):
+    before = cell(tmp_path / "here", "clusterucb", 1)
+    before.share(CONFIG)
+    (tmp_path / "here").rename(tmp_path / "there")
+    run = cell(tmp_path / "there", "clusterucb", 1).run
+    assert run.pool == tmp_path / "there/shared/pool"
+    assert run.round(1) == tmp_path / "there/clusterucb/0/rounds/1"
 
 
-def test_links_take_no_room_and_their_cost_is_the_others(tmp_path, config):
-    old, new = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
-    give(old, "warmup", "features", "initial")
-    write(old.run.warmup / "checkpoint.json", {"cost": COST.to_json()})
-    write(old.run.features / "manifest.json", {"cost": (COST + COST).to_json()})
-    adopt(new, [old], config)
-    for name in ("warmup/checkpoint.json", "features/manifest.json", "initial/content.txt"):
-        assert (new.run.path / name).samefile(old.run.path / name)
-    assert shared_cost(new) == COST + COST + COST
-    assert shared_cost(old) == Cost()
-
-
-def test_without_links_there_are_copies(tmp_path, config, monkeypatch):
-    def refuse(*_):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    old, new = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
-    give(old, "warmup", "features/deep", "contamination.json")
-    adopt(new, [old], config)
-    assert has(new) == {"warmup/content.txt", "features/deep/content.txt", "contamination.json"}
-    assert not (new.run.path / "contamination.json").samefile(old.run.path / "contamination.json")
-    assert (new.run.path / "contamination.json").read_text() == "{}"
-
-
-def test_what_is_there_stays_and_what_a_kill_left_is_replaced(tmp_path, config):
-    old, new = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
-    give(old, "warmup", "features", "features.part")
-    write(new.run.warmup / "own.txt", "mine")
-    write(new.run.path / "features.link" / "torn.txt", "half")
-    adopt(new, [old], config)
-    assert has(new) == {"warmup/own.txt", "features/content.txt"}
-    assert shared_cost(new) == Cost()
-
-
-def test_base_answers_are_shared_between_all_methods(tmp_path, config):
-    old, new = cell(tmp_path, "random"), cell(tmp_path, "less")
-    give(old, "benchmarks/gsm8k-base-0123abcd", "benchmarks/gsm8k-adapter-0123abcd")
-    give(old, "benchmarks/mmlu-base-4567cdef.part/chunks", "benchmarks/results.json")
-    adopt(new, [old], config)
-    assert has(new) == {"benchmarks/gsm8k-base-0123abcd/content.txt"}
-
-
-def test_settings_come_with_the_adapter_before_training(tmp_path, config):
-    old, new = cell(tmp_path, "random"), cell(tmp_path, "bm25", 2)
-    give(old, "pool")
-    adopt(new, [old], new.config(config))
-    assert not new.run.config.exists()  # nothing has held for these settings yet
-    give(old, "initial")
-    adopt(new, [old], new.config(config))
-    assert "method: bm25" in new.run.config.read_text()
-    assert "repeat: 2" in new.run.config.read_text()
-
-
-def test_what_was_deleted_is_no_longer_told_as_shared(tmp_path, config):
-    old, new = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
-    give(old, "warmup")
-    write(old.run.warmup / "checkpoint.json", {"cost": COST.to_json()})
-    adopt(new, [old], config)
-    assert shared_cost(new) == COST
-    for folder in (old.run.warmup, new.run.warmup):
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    adopt(new, [old], config)
-    assert shared_cost(new) == Cost()
+@pytest.mark.parametrize("begun", ["here", "by an earlier version"])
+def test_a_run_that_has_begun_keeps_what_it_has(tmp_path, begun):
+    one = cell(tmp_path, "clusterucb")
+    if begun == "here":
+        one.share(CONFIG)
+    write(one.run.config, one.config(CONFIG).to_yaml())
+    before = groups(one.run)
+    one.share(CONFIG)
+    assert groups(one.run) == before
+    assert one.run.pool.parent == (one.run.path if begun != "here" else tmp_path / "shared")
