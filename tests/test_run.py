@@ -349,7 +349,7 @@ def test_every_policy_selects(copy, settings, policy):
 @pytest.mark.whole
 def test_a_run_can_go_on_from_an_existing_adapter(finished, other):
     given = options(other, adapter=finished / "adapter", rank=None, alpha=None, periods=1)
-    done("run", *given)
+    assert done("run", *given).err.count("load ") == 1
     folder = Path(other["out"])
     begin = load_file(folder / "initial/adapter_model.safetensors")
     trained = load_file(finished / "adapter/adapter_model.safetensors")

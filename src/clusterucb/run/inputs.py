@@ -387,13 +387,7 @@ class Inputs:
 
     @cached_property
     def model(self) -> PeftModel:
-        """The base model with an adapter, which each step gives the weights that it wants."""
-        return self.load_model()
-
-    def load_model(self) -> PeftModel:
-        """Load it, if that is not done yet, and keep the adapter before training."""
-        if "model" in vars(self):
-            return self.model
+        """The base model with an adapter, kept before any training; each step gives it weights it wants."""
         config = self.config
         self.screen.say(f"load {config.model}")
         with torch.random.fork_rng():
@@ -405,6 +399,10 @@ class Inputs:
             shard(model, pick_device(config.device))
         load_adapter(model, self.dir.initial)
         return model
+
+    def load_model(self) -> PeftModel:
+        """Load it now, if that is not done yet."""
+        return self.model
 
     def release_model(self) -> None:
         """Free the model's memory; it is loaded again when it is asked for."""

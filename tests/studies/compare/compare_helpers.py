@@ -4,13 +4,16 @@ import csv
 import json
 import random
 
+from clusterucb.config import Config
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import method_named
+from clusterucb.run.presets import preset_named
 from clusterucb.studies.compare.cells import Cell
+
+CONFIG = Config(model="m", out="o", pool=["p"], target=["t"], less={"less_checkpoints": 3})
 
 
 def cell(out, name, repeat=0):
-    return Cell(out, method_named(name), repeat)
+    return Cell(out, preset_named(name), repeat)
 
 
 def write(path, content):
@@ -23,31 +26,24 @@ def finish(run, seed, *, rows=4, usable=100, gradients=40, seconds=2.5, warmup=N
     numbers = random.Random(seed)
     base = [2 + 0.1 * n for n in range(rows)]
     adapter = [loss - numbers.random() for loss in base]
-    write(
-        run.evaluation,
-        {
-            "on": "holdout",
-            "rows": rows,
-            **{
-                name: {"loss": sum(losses) / rows, "standard_error": 0.1, "losses": losses}
-                for name, losses in (("base", base), ("adapter", adapter))
-            },
-        },
-    )
+    found = {
+        name: {"loss": sum(losses) / rows, "standard_error": 0.1, "losses": losses}
+        for name, losses in (("base", base), ("adapter", adapter))
+    }
     steps = {
         "warmup": warmup or Cost(rows=3, tokens=30, seconds=1.0),
         "select 1": Cost(rows=usable, tokens=10 * gradients, pool_gradients=gradients, seconds=seconds),
         "evaluate": Cost(rows=2 * rows, tokens=80, seconds=0.25),
     }
-    total = sum(steps.values(), Cost())
-    write(
-        run.summary,
-        {
-            "rows": usable,
-            "steps": {name: cost.to_json() for name, cost in steps.items()},
-            "total": total.to_json(),
-        },
-    )
+    costs = {name: cost.to_json() for name, cost in steps.items()}
+    if not run.config.exists():
+        name, repeat = run.path.parts[-2:]
+        write(run.config, preset_named(name).config(CONFIG, int(repeat), run.path).to_yaml())
+    if not (told := run.checkpoint(1) / "checkpoint.json").exists():
+        write(told, {"cost": costs["warmup"]})
+    write(run.round(1) / "summary.json", {"cost": costs["select 1"]})
+    write(run.evaluation, {"on": "holdout", "rows": rows, **found, "cost": costs["evaluate"]})
+    write(run.summary, {"rows": usable, "steps": costs, "total": sum(steps.values(), Cost()).to_json()})
     return base, adapter
 
 

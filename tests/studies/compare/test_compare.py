@@ -1,15 +1,17 @@
 """`clusterucb compare`: several methods, several times each, on a tiny model."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from compare_helpers import csv_lines, finish, timeless, write
+from compare_helpers import cell, csv_lines, finish, timeless, write
 
 from cli_helpers import clusterucb, options, read, result
 from clusterucb.errors import InputError, StorageError
-from test_kill import KILLED, Server, publication
+from clusterucb.run.presets import PRESETS
+from forks import publication
 
 METHODS = "clusterucb,dynamic"
 RUNS = ("clusterucb/0", "clusterucb/1", "dynamic/0", "dynamic/1")
@@ -20,12 +22,17 @@ def compare(settings, methods=METHODS, seeds=2, **changes):
 
 
 @pytest.fixture(scope="module")
-def comparison(shared_settings, tmp_path_factory):
-    """A finished comparison, not to be changed, and what its command said."""
+def comparison(run_settings, tmp_path_factory):
+    """A finished comparison, not to be changed: two methods twice, then every method; and what was said."""
     out = tmp_path_factory.mktemp("comparison") / "out"
-    outcome = compare(shared_settings, out=out)
-    assert outcome.status == 0, outcome
-    return out, outcome
+    outcomes = compare(run_settings, out=out), compare(run_settings, ",".join(PRESETS), 1, out=out)
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    return out, outcomes
+
+
+def cell_of(out, run):
+    name, repeat = run.split("/")
+    return cell(out, name, int(repeat)).run
 
 
 @pytest.fixture
@@ -38,6 +45,7 @@ def stub(monkeypatch):
         called.append(name)
         if name in troubles:
             raise troubles[name]
+        session.begin()
         finish(session.dir, name)
 
     monkeypatch.setattr("clusterucb.studies.compare.compare.procedure", procedure)
@@ -45,75 +53,110 @@ def stub(monkeypatch):
     return procedure
 
 
+@pytest.mark.whole
 def test_shared_parts_are_made_once(comparison):
-    out, outcome = comparison
-    shared = ["warmup/adapter_model.safetensors", "features/features.f16", "features/manifest.json"]
-    shared += ["initial/adapter_model.safetensors", "pool/offsets.npy", "contamination.json"]
-    for name in shared:
-        assert len({(out / run / name).stat().st_ino for run in RUNS}) == 1, name
-        assert (out / RUNS[0] / name).stat().st_nlink == len(RUNS)
-    assert outcome.err.count("warm up: ") == outcome.err.count("load ") == 1
-    assert outcome.err.count("train: ") == len(RUNS)
-    one, *others = [read(out / run / "summary.json")["total"]["pool_gradients"] for run in RUNS]
-    computed = read(out / "comparison.json")["computed"]["pool_gradients"]
-    assert computed == one + sum(others) - 100 * len(others)
+    out, (two, every) = comparison
+    assert [two.err.count(said) for said in ("load ", "warm up: ", "train: ")] == [1, 1, 4]
+    assert [every.err.count(said) for said in ("load ", "warm up: ", "train: ")] == [1, 1, 10]
+    assert (
+        len(list(out.rglob("initial/adapter_model.safetensors"))) == len(list(out.rglob("offsets.npy"))) == 1
+    )
+    stores = {str(path.parent.relative_to(out / "shared")) for path in out.rglob("features.f16")}
+    assert stores == {
+        *("dynamic/features", "dynamic-hidden/features"),
+        *("less/features", "less/features-2", "less/features-3"),
+    }
 
 
-def test_each_run_of_a_comparison_is_the_same_run_alone(comparison, finished_settings, settings):
-    """Bit for bit, though all used the same loaded model one after another."""
+@pytest.mark.whole
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_run_of_a_comparison_is_the_same_run_alone(comparison, finished_run, name):
+    """Bit for bit, though all used the same loaded model one after another; and it costs as much."""
     out, _ = comparison
-    assert result(out / "clusterucb/0") == result(finished_settings["out"])
-    alone = clusterucb("run", *options(settings, repeat=1))
-    assert alone.status == 0, alone
-    assert result(out / "clusterucb/1") == result(settings["out"])
-    ours, theirs = (read(Path(folder) / "summary.json") for folder in (out / "clusterucb/1", settings["out"]))
-    for key in ("tokens", "rows", "pool_gradients", "target_gradients"):
-        assert ours["total"][key] == theirs["total"][key]
+    ours, alone = cell_of(out, f"{name}/0"), finished_run(name).folder
+    found, expected = result(ours.path), result(alone)
+    assert all(found[part] == expected[part] for part in expected)
+    steps = [read(folder / "summary.json")["steps"] for folder in (ours.path, alone)]
+    counts = [{name: {**cost, "seconds": 0} for name, cost in found.items()} for found in steps]
+    assert counts[0] == counts[1]
 
 
-def test_a_repetition_has_other_draws_and_training_over_the_same_clusters(comparison):
+@pytest.mark.whole
+def test_costs_are_counted_in_full_for_a_run_and_once_for_all(comparison):
+    out, _ = comparison
+    table = read(out / "comparison.json")
+    gradients = {line["method"]: line["pool_gradients"] for line in table["cells"]}
+    assert gradients == {
+        "clusterucb": 100 + 2 * 20,
+        "clusterucb_hidden": 3 * 20,
+        "linear_ucb": 100 + 2 * 20,
+        "linear_ucb_hidden": 3 * 20,
+        "dynamic": 3 * 100,
+        "less_clusterucb": 100 + 2 * 20,
+        "less": 3 * 100,
+        **dict.fromkeys(("rds", "bm25", "loss_highest", "loss_lowest", "random"), 0),
+    }
+    forwards = {line["method"] for line in table["cells"] if line["pool_forwards"] == 100}
+    assert forwards == {"clusterucb_hidden", "linear_ucb_hidden", "rds", "loss_highest", "loss_lowest"}
+    twice = gradients["clusterucb"] + gradients["dynamic"]
+    features = 100 * (4 + 1)  # that others than the first have of dynamic and of LESS
+    assert table["computed"]["pool_gradients"] == sum(gradients.values()) + twice - features
+    assert table["methods"]["clusterucb"]["of_full_dynamic"]["pool_gradients"] == 140 / 300
+
+
+@pytest.mark.whole
+def test_a_repetition_has_other_draws_and_training_over_the_same_clusters(comparison, finished_run, tmp_path):
+    """And is the same alone."""
     out, _ = comparison
     first, second = (result(out / f"clusterucb/{repeat}") for repeat in (0, 1))
     same = {name for name in first if first[name] == second[name]}
     assert {"clusters.safetensors", "features/features.f16", "rounds/1/selected.jsonl"} <= same
     assert not same & {"rounds/2/draws.jsonl", "adapter/adapter_model.safetensors", "evaluation"}
+    alone = options(finished_run("clusterucb").elsewhere(tmp_path / "run", repeat=1))
+    assert clusterucb("run", *alone).status == 0
+    assert result(tmp_path / "run") == second
 
 
+@pytest.mark.whole
 def test_a_run_of_a_comparison_can_be_looked_at_alone(comparison):
     out, _ = comparison
-    before = {path: path.stat().st_mtime_ns for path in (out / "clusterucb/1").rglob("*.safetensors")}
-    assert clusterucb("run", "--out", out / "clusterucb/1").status == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    for run in ("clusterucb/1", "rds/0"):
+        assert clusterucb("run", "--out", out / run).status == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
 
 
-def test_the_same_command_again_computes_nothing_and_says_the_same(comparison, shared_settings, monkeypatch):
-    out, first = comparison
-    monkeypatch.setattr("clusterucb.run.session.load_model", lambda *_, **_more: pytest.fail("loaded"))
+@pytest.mark.whole
+def test_the_same_command_again_computes_nothing_and_says_the_same(comparison, run_settings, monkeypatch):
+    out, (_, every) = comparison
+    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
     files = [out / "comparison.csv", out / "comparison.json"]
     was = [path.read_bytes() for path in files]
-    again = compare(shared_settings, out=out)
-    assert (again.status, again.out) == (0, first.out)
+    again = compare(run_settings, out=out)
+    assert (again.status, again.out) == (0, every.out)
     assert [path.read_bytes() for path in files] == was
-    assert clusterucb("compare", "--methods", METHODS, "--seeds", 2, "--out", out).out == first.out
+    assert clusterucb("compare", "--methods", METHODS, "--seeds", 2, "--out", out).out == every.out
     quiet = clusterucb("compare", "--methods", METHODS, "--seeds", 2, "--out", out, "-q")
     assert quiet == (0, "", "")
 
 
+@pytest.mark.whole
 def test_the_table_says_what_the_runs_say(comparison):
-    out, outcome = comparison
+    out, (_, every) = comparison
+    names = [line["method"] for line in csv_lines(out)]
+    assert list(dict.fromkeys(names)) == list(PRESETS)
+    assert len(names) == len(PRESETS) + 2
     for line in csv_lines(out):
         run = out / line["method"] / line["repetition"]
+        assert line["state"] == "finished"
         assert float(line["loss"]) == pytest.approx(read(run / "evaluation.json")["adapter"]["loss"])
         assert int(line["pool_gradients"]) == read(run / "summary.json")["total"]["pool_gradients"]
-    assert [(line["method"], line["state"]) for line in csv_lines(out)] == [
-        (run.split("/")[0], "finished") for run in RUNS
-    ]
     row = read(out / "comparison.json")["methods"]["clusterucb"]
-    assert row["of_full_dynamic"]["pool_gradients"] == 140 / 300
-    assert f"{row['loss']['mean']:.4f} ± {row['loss']['error']:.4f}" in outcome.out
-    assert outcome.out.splitlines()[-1] == str(out / "comparison.csv")
+    assert f"{row['loss']['mean']:.4f} ± {row['loss']['error']:.4f}" in every.out
+    assert every.out.splitlines()[-1] == str(out / "comparison.csv")
 
 
+@pytest.mark.whole
 def test_from_python(comparison):
     import clusterucb as package
     from clusterucb.config import load
@@ -123,12 +166,47 @@ def test_from_python(comparison):
     assert package.compare(config, ["dynamic", "clusterucb"], 2) == read(out / "comparison.json")
 
 
+@pytest.mark.whole
 def test_a_moved_comparison_is_as_good(comparison, tmp_path):
-    out, first = comparison
+    out, (_, every) = comparison
     moved = shutil.copytree(out, tmp_path / "moved")
     again = clusterucb("compare", moved / "comparison.yaml", "--methods", METHODS, "--seeds", 2)
     assert again.status == 0, again
-    assert again.out == first.out.replace(str(out), str(moved))
+    assert again.out == every.out.replace(str(out), str(moved))
+    assert not [path for path in moved.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.whole
+def test_a_comparison_begun_by_an_earlier_version_goes_on(comparison, run_settings, tmp_path):
+    """Its runs had directories of their own, with links to what they shared; the last has not begun."""
+    out, _ = comparison
+    old = tmp_path / "old"
+    for run in RUNS[:3]:
+        as_earlier(cell_of(out, run), old / run)
+    shutil.copy(out / "comparison.yaml", old)
+    for name in ("adapter", "periods", "rounds/3"):
+        shutil.rmtree(old / RUNS[2] / name)
+    for name in ("evaluation.json", "summary.json"):
+        (old / RUNS[2] / name).unlink()
+    again = compare(run_settings, out=old)
+    assert again.status == 0, again
+    assert timeless(old) == [line for line in timeless(out) if line["method"] in METHODS]
+    for run in RUNS:
+        found, expected = result(old / run), result(out / run)
+        assert all(found[name] == expected[name] for name in found)
+
+
+def as_earlier(run, folder):
+    """A run of a comparison as it was when its parts were links, and directions lay beside the features."""
+    link = {"copy_function": os.link}
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("elsewhere.json"))
+    for path in (run.pool, run.initial, run.warmup, run.features):
+        shutil.copytree(path, folder / path.name, **link)
+    shutil.copytree(run.round(1), folder / "rounds/1", dirs_exist_ok=True)
+    shutil.copy(run.directions_at(1), folder / "features/directions.safetensors")
+    for path in (run.contamination, run.clusters, run.clusters.with_suffix(".json")):
+        shutil.copy(path, folder)
+    write(folder / "shared.json", {"pool": {"from": "clusterucb/0", "cost": None}})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +233,7 @@ def test_a_moved_comparison_is_as_good(comparison, tmp_path):
         ({"pool": ["missing.jsonl"]}, "missing.jsonl"),
         ({"model": "/no/model"}, "/no/model: there is no such folder"),
         ({"budget": "0.01"}, "budget 0.01 is below csp"),
-        ({"methods": "random,clusterucb", "k": "50"}, "k is 50, but budget 0.2"),
+        ({"methods": "random,clusterucb", "k": "50"}, "the cold start takes 50"),
     ],
 )
 def test_a_persons_mistake_ends_it_at_once_with_one_line(settings, given, said, stub):
@@ -203,17 +281,10 @@ def test_failed_runs_are_tried_again(settings, stub):
 
 
 def test_after_a_failure_the_model_is_loaded_anew(settings, stub, monkeypatch):
-    from clusterucb.run import session as module
+    from clusterucb.run import inputs
 
-    loads = []
-    real = module.load_model
-    monkeypatch.setattr(module, "load_model", lambda config, **how: loads.append(1) or real(config, **how))
-
-    def procedure(session):
-        _ = session.model
-        stub(session)
-
-    monkeypatch.setattr("clusterucb.studies.compare.compare.procedure", procedure)
+    loads, real = [], inputs.load_model
+    monkeypatch.setattr(inputs, "load_model", lambda *args, **how: loads.append(1) or real(*args, **how))
     stub.troubles["bm25/0"] = ZeroDivisionError("hooks may be left")
     assert compare(settings, "bm25,random", 2).status == 1
     assert len(loads) == 2  # for the first run, and for the one after the failure
@@ -283,76 +354,56 @@ def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
     assert said.endswith("holds a run; a comparison needs a directory of its own: use another --out")
 
 
-def test_each_method_is_these_settings(settings, stub):
-    every = (
-        "clusterucb,clusterucb_hidden,linear_ucb,linear_ucb_hidden,dynamic,less,less_clusterucb,rds,bm25,"
-        "loss_highest,loss_lowest,random"
-    )
-    assert compare(settings, every, 1).status == 0
-    made, hidden, linear = {}, set(), set()
-    for name in every.split(","):
-        tree = yaml.safe_load((Path(settings["out"]) / name / "0/config.yaml").read_text())
-        made[name] = (tree["method"], tree["bandit"], tree["baselines"]["perplexity"])
-        hidden |= {name} if tree["clustering"]["features"] == "hidden" else set()
-        linear |= {name} if tree["selection"]["policy"] == "linear_ucb" else set()
-    assert hidden == {"clusterucb_hidden", "linear_ucb_hidden"}
-    assert linear == {"linear_ucb", "linear_ucb_hidden"}
+@pytest.mark.whole
+def test_each_method_is_these_settings(comparison):
+    out, _ = comparison
+    made = {}
+    for name in PRESETS:
+        tree = yaml.safe_load((out / name / "0/config.yaml").read_text())
+        kind, policy = tree["clustering"]["features"], tree["selection"]["policy"]
+        made[name] = (tree["method"], tree["bandit"], tree["baselines"]["perplexity"], kind, policy)
     assert made == {
-        "clusterucb": ("dynamic", "clusterucb", "highest"),
-        "clusterucb_hidden": ("dynamic", "clusterucb", "highest"),
-        "linear_ucb": ("dynamic", "clusterucb", "highest"),
-        "linear_ucb_hidden": ("dynamic", "clusterucb", "highest"),
-        "dynamic": ("dynamic", "none", "highest"),
-        "less": ("less", "none", "highest"),
-        "less_clusterucb": ("less", "clusterucb", "highest"),
-        "rds": ("rds", "clusterucb", "highest"),
-        "bm25": ("bm25", "clusterucb", "highest"),
-        "loss_highest": ("loss", "clusterucb", "highest"),
-        "loss_lowest": ("loss", "clusterucb", "lowest"),
-        "random": ("random", "clusterucb", "highest"),
+        "clusterucb": ("dynamic", "clusterucb", "highest", "gradients", "ucb_beta"),
+        "clusterucb_hidden": ("dynamic", "clusterucb", "highest", "hidden", "ucb_beta"),
+        "linear_ucb": ("dynamic", "clusterucb", "highest", "gradients", "linear_ucb"),
+        "linear_ucb_hidden": ("dynamic", "clusterucb", "highest", "hidden", "linear_ucb"),
+        "dynamic": ("dynamic", "none", "highest", "gradients", "ucb_beta"),
+        "less_clusterucb": ("less", "clusterucb", "highest", "gradients", "ucb_beta"),
+        "less": ("less", "none", "highest", "gradients", "ucb_beta"),
+        "rds": ("rds", "clusterucb", "highest", "gradients", "ucb_beta"),
+        "bm25": ("bm25", "clusterucb", "highest", "gradients", "ucb_beta"),
+        "loss_highest": ("loss", "clusterucb", "highest", "gradients", "ucb_beta"),
+        "loss_lowest": ("loss", "clusterucb", "lowest", "gradients", "ucb_beta"),
+        "random": ("random", "clusterucb", "highest", "gradients", "ucb_beta"),
     }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server") / "screen.txt")
-    with server.process:
-        yield server
-        server.process.stdin.close()
-
-
 MOMENTS = [  # what exists then, and where the attempt dies
-    ("clusterucb/0/pool", publication("initial.part")),
-    ("clusterucb/0/initial", publication("comparison.yaml.part")),
-    ("comparison.yaml", publication("0/features.part", "after")),
-    ("clusterucb/0/features", publication("comparison.json.part", "after")),
-    ("comparison.json", {"where": "os:link", "call": 3}),
-    ("comparison.json", publication("dynamic/0/pool.link", "after")),
-    ("dynamic/0/pool", publication("features.link")),
-    ("dynamic/0/shared.json", publication("dynamic/0/config.yaml.part", "after")),
-    ("dynamic/0/features", publication("dynamic/0/evaluation.json.part", "after")),
-    ("dynamic/0/evaluation.json", publication("clusterucb/1/shared.json.part", "after")),
-    ("clusterucb/1/shared.json", {"where": "torch.optim:AdamW.step", "call": 4}),
-    ("clusterucb/1/rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
-    ("clusterucb/1/config.yaml", publication("comparison.csv.part", "before")),
-    ("clusterucb/1/summary.json", publication("dynamic/1/summary.json.part")),
+    ("shared/pool", publication("shared/initial")),
+    ("shared/initial", publication("comparison.yaml")),
+    ("comparison.yaml", publication("clusterucb/0/elsewhere.json", "after")),
+    ("clusterucb/0/elsewhere.json", publication("clusterucb/0/config.yaml", "after")),
+    ("clusterucb/0/config.yaml", publication("dynamic/features", "after")),
+    ("shared/dynamic/features", publication("comparison.json", "after")),
+    ("comparison.json", publication("dynamic/0/elsewhere.json")),
+    ("comparison.json", publication("dynamic/0/evaluation.json", "after")),
+    ("dynamic/0/evaluation.json", publication("clusterucb/1/config.yaml", "after")),
+    ("clusterucb/1/config.yaml", {"where": "torch.optim:AdamW.step", "call": 4}),
+    ("clusterucb/1/config.yaml", {"where": "pathlib:Path.open", "path": "rounds/3.part/selected.jsonl"}),
+    ("clusterucb/1/summary.json", {**publication("comparison.csv"), "call": 3}),
+    ("clusterucb/1/summary.json", publication("dynamic/1/summary.json")),
 ]
 
 
-@pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_table(server, settings, tmp_path):
-    out, whole = Path(settings["out"]), tmp_path / "whole"
-    command = ["compare", "--methods", METHODS, "--seeds", "2", *options(settings)]
-    assert server([*command[:5], *options(settings, out=whole)])["status"] == 0  # on as many threads
+@pytest.mark.whole
+def test_killed_anywhere_it_ends_with_the_same_table(server, comparison, run_settings, tmp_path):
+    whole, out = comparison[0], tmp_path / "out"
+    command = ["compare", "--methods", METHODS, "--seeds", 2, *options(run_settings, out=out)]
     for there, at in MOMENTS:
-        killed = server(command, at=at)
-        assert killed["status"] == KILLED, (there, at, killed["said"])
+        server.dies(command, at)
         assert (out / there).exists(), at
-    ended = server(command)
-    assert ended["status"] == 0, ended["said"]
-    assert timeless(out) == timeless(whole)
+    server.ends(command)
+    assert timeless(out) == [line for line in timeless(whole) if line["method"] in METHODS]
     assert result(out / "clusterucb/1") == result(whole / "clusterucb/1")
-    for path in (out, *(out / run for run in RUNS)):
-        assert [p.name for p in path.iterdir() if p.suffix in (".part", ".link", ".states")] == []
-    tables = [read(folder / "comparison.json")["computed"] for folder in (out, whole)]
-    assert [table["pool_gradients"] for table in tables] == [tables[1]["pool_gradients"]] * 2
+    assert [path for path in out.rglob("*") if path.suffix in (".part", ".states")] == []
+    assert read(out / "comparison.json")["computed"]["pool_gradients"] == 100 + 2 * 40 + 2 * 200

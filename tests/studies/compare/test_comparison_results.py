@@ -1,6 +1,8 @@
 """The table says what the runs' own files say, with the uncertainties that it names."""
 
 import io
+import os
+import shutil
 import statistics
 
 import pytest
@@ -78,12 +80,17 @@ def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path, config):
     assert "35%" in line
 
 
-def test_what_was_shared_was_computed_once(tmp_path, config):
+@pytest.mark.parametrize("shared", ["by a folder", "by links, as earlier versions did"])
+def test_what_was_shared_was_computed_once(tmp_path, config, shared):
     warmup = Cost(rows=5, tokens=50, pool_gradients=9, seconds=4.0)
-    for name in ("clusterucb", "dynamic"):
-        finish(cell(tmp_path, name).run, name, gradients=10, seconds=1.0, warmup=warmup)
-    told = {"warmup": {"from": "clusterucb/0", "cost": warmup.to_json()}, "pool": {"from": "x", "cost": None}}
-    write(cell(tmp_path, "dynamic").run.path / "shared.json", told)
+    ours, theirs = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
+    if shared == "by a folder":
+        ours.share(config)
+        theirs.share(config)
+    finish(ours.run, 1, gradients=10, seconds=1.0, warmup=warmup)
+    if shared != "by a folder":
+        shutil.copytree(ours.run.warmup, theirs.run.warmup, copy_function=os.link)
+    finish(theirs.run, 2, gradients=10, seconds=1.0, warmup=warmup)
     computed = compared(all_cells(tmp_path), config)["computed"]
     assert computed["pool_gradients"] == 9 + 10 + 10
     assert computed["tokens"] == 50 + 100 + 100 + 80 + 80

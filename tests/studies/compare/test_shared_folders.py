@@ -1,0 +1,82 @@
+"""Runs of a comparison keep what they have in common in one folder, which each of them names."""
+
+import pytest
+from compare_helpers import CONFIG, cell, write
+
+COMMON = {"inputs", "pool", "base answers"}
+CHECKPOINTS = {"checkpoints"}
+FEATURES = {"checkpoints", "features", "directions"}
+CLUSTERS = {"clusters"}
+FIRST = {"first round"}
+
+
+def groups(run):
+    """The paths of what may be shared, each with all that goes with it."""
+    return {
+        "inputs": (run.target, run.holdout, run.contamination),
+        "pool": (run.pool, run.initial),
+        "base answers": run.base_answers,
+        "checkpoints": tuple(map(run.checkpoint, (1, 2, 3))),
+        "features": tuple(map(run.features_at, (1, 2, 3))),
+        "directions": tuple(map(run.directions_at, (1, 2, 3))),
+        "clusters": run.clusters,
+        "first round": run.round(1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "shared"),
+    [
+        ("clusterucb", "clusterucb", FEATURES | CLUSTERS | FIRST),
+        ("clusterucb", "dynamic", FEATURES | CLUSTERS),
+        ("linear_ucb", "clusterucb", FEATURES | CLUSTERS),
+        ("dynamic", "dynamic", FEATURES | CLUSTERS | FIRST),
+        ("clusterucb_hidden", "clusterucb", CHECKPOINTS),
+        ("linear_ucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
+        ("clusterucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
+        ("clusterucb@0.1", "clusterucb", FEATURES),
+        ("linear_ucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS),
+        ("clusterucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS | FIRST),
+        ("less", "less_clusterucb", FEATURES | CLUSTERS),
+        ("less", "less", FEATURES | CLUSTERS | FIRST),
+        ("less_clusterucb", "less_clusterucb", FEATURES | CLUSTERS),
+        ("dynamic", "less", set()),
+        ("random", "clusterucb", set()),
+        ("random", "random", set()),
+        ("bm25", "bm25", FIRST),
+        ("loss_lowest", "loss_lowest", FIRST),
+        ("loss_lowest", "loss_highest", set()),
+    ],
+)
+def test_a_run_shares_what_it_would_make_alike_and_nothing_else(tmp_path, mine, theirs, shared):
+    """Of the second repetition of one with the first of the other."""
+    new, old = cell(tmp_path, mine, 1), cell(tmp_path, theirs, 0)
+    for one in (new, old):
+        one.share(CONFIG)
+    ours, others = groups(new.run), groups(old.run)
+    assert {name for name in ours if ours[name] == others[name]} == COMMON | shared
+    for run in (new.run, old.run):
+        assert not any(
+            path.is_relative_to(tmp_path / "shared") for path in (run.adapter, run.summary, run.round(2))
+        )
+
+
+def test_a_run_finds_them_when_the_comparison_has_moved(tmp_path):
+    before = cell(tmp_path / "here", "clusterucb", 1)
+    before.share(CONFIG)
+    (tmp_path / "here").rename(tmp_path / "there")
+    run = cell(tmp_path / "there", "clusterucb", 1).run
+    assert run.pool == tmp_path / "there/shared/pool"
+    assert run.round(1) == tmp_path / "there/clusterucb/0/rounds/1"
+
+
+@pytest.mark.parametrize("begun", ["here", "by an earlier version"])
+def test_a_run_that_has_begun_keeps_what_it_has(tmp_path, begun):
+    one = cell(tmp_path, "clusterucb")
+    if begun == "here":
+        one.share(CONFIG)
+    write(one.run.config, one.config(CONFIG).to_yaml())
+    before = groups(one.run)
+    one.share(CONFIG)
+    assert groups(one.run) == before
+    assert one.run.pool.parent == (one.run.path if begun != "here" else tmp_path / "shared")
