@@ -1,15 +1,7 @@
 import pytest
-from task_helpers import MMLU_DEV, MMLU_TEST, write_mmlu
 
 from clusterucb.tasks import mmlu
 from file_helpers import Hub, refusal, write
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_mmlu(tmp_path / "mmlu", "dev", MMLU_DEV)
-    write_mmlu(tmp_path / "mmlu", "test", MMLU_TEST)
-    return tmp_path
 
 
 def test_a_question_without_shots_in_full(folder):

@@ -10,12 +10,6 @@ from clusterucb.tasks.tydiqa import score
 from file_helpers import refusal, write
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_tydiqa(tmp_path / "tydiqa")
-    return tmp_path
-
-
 def test_a_question_without_shots_in_full(folder):
     russian = next(q for q in tydiqa.questions(folder, 0) if q.subtask == "russian")
     assert russian.ask == (

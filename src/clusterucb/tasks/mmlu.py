@@ -14,7 +14,6 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "mmlu",
-    folders=("mmlu",),
     expects="mmlu/dev/<subject>_dev.csv and, for the evaluation, mmlu/test/<subject>_test.csv",
     url="https://people.eecs.berkeley.edu/~hendrycks/data.tar",
 )

@@ -21,7 +21,6 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "tydiqa",
-    folders=("tydiqa",),
     expects="tydiqa/tydiqa-goldp-v1.1-train.json and, for the evaluation, tydiqa/tydiqa-goldp-v1.1-dev.json",
     url="https://github.com/google-research-datasets/tydiqa",
 )
