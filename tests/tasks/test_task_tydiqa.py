@@ -18,7 +18,7 @@ def folder(tmp_path):
 def test_a_question_without_shots_in_full(folder):
     russian = next(q for q in tydiqa.questions(folder, 0) if q.subtask == "russian")
     assert russian.ask == (
-        "Ответьте на следующий вопрос на основе информации в данном отрывке.\n\n"
+        "Ответьте на следующий вопрос на основе информации в данном отрывке."
         "Отрывок: russian passage 0.\nВопрос: russian dev 0?"
     )
     assert (russian.opening, russian.answer) == ("Ответ:", " The Cat sat")
@@ -29,7 +29,7 @@ def test_a_question_without_shots_in_full(folder):
 def test_a_question_with_its_shot_in_full(folder):
     korean = next(q for q in tydiqa.questions(folder, 1) if q.subtask == "korean")
     assert korean.ask == (
-        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.\n\n"
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오."
         f"문단: korean 1 {'x' * 31}\n질문: korean train 1?\n답변: answer 1 \n\n"
         "문단: korean passage 0.\n질문: korean dev 0?"
     )
@@ -42,7 +42,7 @@ def test_the_target_is_a_languages_first_question_on_a_passage_that_is_not_long(
     assert len({q.opening for q in found}) == 9
     english = found[2]
     assert english.ask == (
-        "Answer the following question based on the information in the given passage.\n\n"
+        "Answer the following question based on the information in the given passage."
         f"Passage: english 1 {'x' * 30}\nQuestion: english train 1?"
     )
     assert (english.opening, english.answer) == ("Answer:", " answer 1")

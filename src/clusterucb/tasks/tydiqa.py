@@ -135,7 +135,7 @@ def _question(item: _Item, shots: list[_Item]) -> Question:
     return Question(
         id=f"tydiqa/{item.id}",
         subtask=item.language,
-        ask="\n\n".join([item.words.instruction, *examples, item.text]).strip(),
+        ask=item.words.instruction + "\n\n".join([*examples, item.text]).strip(),  # as LESS has it: no space
         opening=item.words.answer,
         answer=f" {item.answers[0].strip()}",
         core=f"{item.context.strip()}\n{item.question.strip()}",
