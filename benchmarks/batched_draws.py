@@ -35,16 +35,16 @@ def synthetic(seed: int, n: int = 20_000, k: int = 141, between: float = 0.38) -
 
 
 def stored(run: Path) -> Pool:
-    from safetensors.numpy import load_file
-
     from clusterucb.features.influence import stored_influence
     from clusterucb.features.kmeans import Clusters
     from clusterucb.features.store import FeatureStore
+    from clusterucb.run.directory import RunDir
+    from clusterucb.steps.features import read_directions
 
-    folder = run / "features"
-    directions = load_file(folder / "directions.safetensors")["directions"]
-    labels = Clusters.load(run / "clusters.safetensors").labels
-    return labels.astype(np.int64), stored_influence(FeatureStore(folder).features, directions)
+    found = RunDir(run)
+    directions, _ = read_directions(found.directions_at(1))
+    labels = Clusters.load(found.clusters).labels
+    return labels.astype(np.int64), stored_influence(FeatureStore(found.features).features, directions)
 
 
 def recall(

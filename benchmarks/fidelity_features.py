@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import nn
 
 from clusterucb.features.influence import stored_influence
@@ -26,12 +25,19 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
+from clusterucb.runtime.files import made
 from clusterucb.selection.share import share, top
 from clusterucb.steps import features, select, train
-from clusterucb.steps.hidden import hidden_features
+from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import fingerprint_tensors, load_adapter
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.finetune import finetune, optimizer_steps
+
+DIRECTIONS = "directions.safetensors"
+"""The target's, beside features and hidden states that are no artifact of a run."""
+
+Stored = tuple[FeatureStore, NDArray[np.float32]]
+"""A finished store and the directions of its subtasks, (S, d)."""
 
 
 def fresh_periods(session: Session) -> tuple[int, int]:
@@ -55,16 +61,31 @@ def take_features(session: Session) -> None:
         session.check_inputs()
         for step in (train.warmup, features.gradients, features.cluster, select.select):
             step(session)
-        if not session.world.has(hidden_folder(session)):
-            load_adapter(session.model, session.dir.warmup)
-            hidden_features(session, hidden_folder(session), {**session.made_with, "features": "hidden"})
+        _take_hidden(session)
         if not session.world.has(fresh_folder(session, fresh_periods(session)[-1])):
             _train(session)
 
 
-def read_features(folder: Path) -> tuple[FeatureStore, NDArray[np.float32]]:
-    """A finished store and the directions of its subtasks, (S, d)."""
-    return FeatureStore(folder), load_file(folder / "directions.safetensors")["directions"]
+def read_warmup(session: Session) -> Stored:
+    """The features at the warmup checkpoint."""
+    return FeatureStore(session.dir.features), features.read_directions(session.dir.directions_at(1))[0]
+
+
+def read_features(folder: Path) -> Stored:
+    """Hidden states, or features at a later checkpoint."""
+    return FeatureStore(folder), features.read_directions(folder / DIRECTIONS)[0]
+
+
+def _take_hidden(session: Session) -> None:
+    def take(part: Path) -> None:
+        load_adapter(session.model, session.dir.warmup)
+        made_with = {**session.made_with, "features": "hidden"}
+        take_hidden(session, part, made_with)
+        found = hidden_directions(session, part)
+        if session.world.leads:
+            features.write_directions(part / DIRECTIONS, found, made_with)
+
+    made(hidden_folder(session), take, Path, resume=True, world=session.world)
 
 
 def _train(session: Session) -> None:
@@ -78,8 +99,7 @@ def _train(session: Session) -> None:
     )
     load_adapter(session.model, session.dir.initial)
     epochs = settings.periods * settings.epochs_per_period
-    total = optimizer_steps(len(dynamic.dataset), epochs, settings)
-    with session.screen.track("train", total, "steps") as advance:
+    with session.step("train", optimizer_steps(len(dynamic.dataset), epochs, settings), "steps") as step:
         finetune(
             session.model,
             dynamic.dataset,
@@ -88,8 +108,8 @@ def _train(session: Session) -> None:
             seed=session.repeat_seed,
             epochs=epochs,
             callbacks=(dynamic,),
-            advance=advance,
-            world=session.world,
+            advance=step.advance,
+            world=step.world,
         )
 
 
@@ -98,13 +118,16 @@ def _selection(session: Session) -> Callable[[int, nn.Module, Callable[[], Momen
 
     def select(period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
         latest = max(fresh for fresh in fresh_periods(session) if fresh <= period)
+
+        def take(part: Path) -> None:
+            made_with = {**session.made_with, "weights": fingerprint_tensors(trainable_parameters(model))}
+            found = session.directions(session.world)
+            if session.world.leads:
+                features.write_directions(part / DIRECTIONS, found, made_with)
+            features.take_gradients(session, part, moments(), made_with, f"all gradients, period {latest}")
+
         folder = fresh_folder(session, latest)
-        if not session.world.has(folder):
-            weights = fingerprint_tensors(trainable_parameters(model))
-            made_with = {**session.made_with, "weights": weights}
-            title = f"all gradients, period {latest}"
-            features.store_features(session, folder, model, moments(), made_with, title)
-        store, directions = read_features(folder)
+        store, directions = made(folder, take, read_features, resume=True, world=session.world)
         count = share(session.config.selection.top_p, len(store))
         return np.sort(top(stored_influence(store.features, directions), count))
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features
+from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features, read_warmup
 from fidelity_rows import measured, row_level
 from numpy.typing import NDArray
+from pandas import Series
 
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
@@ -83,7 +84,7 @@ def recall_results(path: Path, session: Session, grid: Grid, screen: Screen) -> 
 
 def cases(session: Session) -> Iterator[Case]:
     """Every target at every later checkpoint."""
-    stale, stale_directions = read_features(session.dir.features)
+    stale, stale_directions = read_warmup(session)
     hidden, hidden_directions = read_features(hidden_folder(session))
     for period in fresh_periods(session):
         fresh, directions = read_features(fresh_folder(session, period))
@@ -156,11 +157,4 @@ def _plain(value: Any) -> Any:
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return ranks
+    return float(np.corrcoef(Series(a).rank(), Series(b).rank())[0, 1])

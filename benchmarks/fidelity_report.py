@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from fidelity_cost import cheapest, loss_curves, recall_curves, total_cost, write_svg
 from fidelity_data import PARTS, StudyData
-from fidelity_features import fresh_folder, fresh_periods
+from fidelity_features import DIRECTIONS, fresh_folder, fresh_periods
 from fidelity_recall import MEASURES, STALE_FIRST
 from fidelity_rows import MEMORY, ROW_LEVEL
 
-from clusterucb.features.kmeans import default_k
+from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json
+from clusterucb.selection.budget import default_k
 from clusterucb.selection.policies import POLICIES
 from clusterucb.selection.share import share
 
@@ -67,11 +68,13 @@ def data_tables(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def cost_table(session: Session) -> Iterator[str]:
     """What the features cost, as it was counted."""
-    stores = {"warmup checkpoint": session.dir.features}
-    stores |= {f"start of period {p}": fresh_folder(session, p) for p in fresh_periods(session)}
+    stores = {"warmup checkpoint": (session.dir.features, session.dir.directions_at(1))}
+    for period in fresh_periods(session):
+        folder = fresh_folder(session, period)
+        stores[f"start of period {period}"] = folder, folder / DIRECTIONS
     costs = {
-        name: read_json(folder / "manifest.json")["cost"]
-        for name, folder in stores.items()
+        name: vars(Cost.recorded(folder / "manifest.json") + Cost.recorded(directions))
+        for name, (folder, directions) in stores.items()
         if folder.exists()
     }
     columns = ("pool_gradients", "target_gradients", "tokens", "seconds")

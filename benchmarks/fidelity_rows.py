@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features
+from fidelity_features import fresh_folder, fresh_periods, hidden_folder, read_features, read_warmup
 from numpy.typing import NDArray
 
 from clusterucb.features.drawn import DrawnWriter
 from clusterucb.features.influence import stored_influence
-from clusterucb.features.kmeans import default_k, spherical_kmeans
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.run.session import Session
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.bandit import Selection, select
+from clusterucb.selection.budget import default_k
 from clusterucb.selection.linear_ucb import linear_ucb
 from clusterucb.selection.share import share
 from clusterucb.steps.reselection import round_seed
@@ -64,7 +65,7 @@ class Checkpoint:
 
 def row_level(session: Session, grid: Grid, screen: Screen) -> Iterator[dict[str, Any]]:
     """A run for each target, later checkpoint, policy, budget and seed."""
-    stale, hidden = read_features(session.dir.features)[0].features, read_features(hidden_folder(session))
+    stale, hidden = read_warmup(session)[0].features, read_features(hidden_folder(session))
     rows, targets = len(stale), session.inputs.target.subtasks
     k = default_k(rows, share(min(grid.budgets), rows))
     clusters, of_hidden = (
@@ -93,11 +94,10 @@ def row_level(session: Session, grid: Grid, screen: Screen) -> Iterator[dict[str
 
 def checkpoints(session: Session, code: int) -> list[Checkpoint]:
     """The warmup checkpoint and the later ones, for the target of this code."""
-    folders = {1: session.dir.features}
-    folders |= {period: fresh_folder(session, period) for period in fresh_periods(session)}
+    stored = {1: read_warmup(session)}
+    stored |= {period: read_features(fresh_folder(session, period)) for period in fresh_periods(session)}
     found = []
-    for period, folder in folders.items():
-        store, directions = read_features(folder)
+    for period, (store, directions) in stored.items():
         direction = directions[code : code + 1]
         scores = stored_influence(store.features, direction)
         found.append(Checkpoint(period, np.asarray(store.features), direction, scores))

@@ -73,7 +73,7 @@ def _converted(data_dir: Path, name: str, source: str, path: str) -> Source:
     file = _official(data_dir, path)
 
     def rows() -> Iterator[Row]:
-        raw = raw_rows(SOURCES[source], [open_raw(SOURCES[source], file)])
+        raw = raw_rows(SOURCES[source], open_raw(SOURCES[source], file))
         for item in SOURCES[source].convert(raw):
             if isinstance(item, Conversation):
                 yield row(name, item.key, [(message.role, message.content) for message in item.messages])

@@ -25,9 +25,10 @@ import synthetic
 from numpy.typing import NDArray
 
 from clusterucb.features.encoding import ENCODINGS
-from clusterucb.features.kmeans import default_k, spherical_kmeans
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import StoredFeatures
 from clusterucb.selection.bandit import select
+from clusterucb.selection.budget import default_k
 from clusterucb.selection.policies import policy
 from clusterucb.selection.share import share
 

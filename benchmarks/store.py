@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import synthetic
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.features.influence import stored_influence
 from clusterucb.features.store import FeatureStore, FeatureWriter
+from clusterucb.run.directory import RunDir
 from clusterucb.selection.share import top
+from clusterucb.steps.features import read_directions
 
 
 def stored(features: Any, dtype: str, folder: Path, block: int = 1024) -> FeatureStore:
@@ -72,10 +73,10 @@ def main() -> None:
     print(f"\nMade up: {options.dim} dimensions")
     made_up = np.concatenate(list(synthetic.features(options.rows, options.dim)))
     table(made_up, synthetic.directions(options.subtasks, options.dim), options.top_p)
-    for run in options.runs:
-        print(f"\n{run.name}")
-        directions = load_file(run / "features/directions.safetensors")["directions"]
-        table(FeatureStore(run / "features").features, directions, options.top_p)
+    for run in map(RunDir, options.runs):
+        print(f"\n{run.path.name}")
+        directions, _ = read_directions(run.directions_at(1))
+        table(FeatureStore(run.features).features, directions, options.top_p)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors.numpy import load_file
+
 from clusterucb.cli.main import main
+from clusterucb.run.directory import RunDir
 
 
 class Outcome(NamedTuple):
@@ -61,20 +64,32 @@ def lines(path):
 
 
 def result(folder):
-    """All that a run has computed, whatever its method, without the time that it took: file to bytes."""
-    folder = Path(folder)
-    exact = [*folder.glob("rounds/*/selected*.jsonl"), *folder.glob("rounds/*/draws.jsonl")]
-    for pattern in ("rounds/*/selection", "features*/directions", "clusters", "initial/adapter_model"):
-        exact += folder.glob(f"{pattern}.safetensors")
-    for trained in ("warmup*", "adapter"):
-        for name in ("adapter_model", "moments"):
-            exact += folder.glob(f"{trained}/{name}.safetensors")
-    exact += folder.glob("features*/*.f16")
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in exact}
-    for checkpoint in folder.glob("warmup*/checkpoint.json"):
-        found[f"{checkpoint.parent.name} rate"] = str(read(checkpoint).get("learning_rate")).encode()
-    for path in folder.glob("periods/*.json"):
-        found[f"periods/{path.name}"] = str(read(path)["losses"]).encode()
-    evaluation = read(folder / "evaluation.json")
+    """All that a run has computed, whatever its method, without the time that it took: name to bytes.
+
+    What it shares with other runs is where its directory says.
+    """
+    run, found = RunDir(folder), {}
+
+    def keep(path, *patterns, name=""):
+        for file in (file for pattern in patterns for file in path.glob(pattern)):
+            found[f"{name or path.name}/{file.name}"] = file.read_bytes()
+
+    keep(run.initial, "adapter_model.safetensors")
+    keep(run.adapter, "adapter_model.safetensors", "moments.safetensors")
+    for number in range(1, 10):
+        checkpoint, directions = run.checkpoint(number), run.directions_at(number)
+        keep(checkpoint, "adapter_model.safetensors", "moments.safetensors")
+        keep(run.features_at(number), "features.*")
+        keep(run.round(number), "sele*.*", "draws.jsonl", name=f"rounds/{number}")
+        if (checkpoint / "checkpoint.json").exists():
+            rate = read(checkpoint / "checkpoint.json").get("learning_rate")
+            found[f"{checkpoint.name} rate"] = str(rate).encode()
+        if directions.exists():
+            found[f"directions/{number}"] = load_file(directions)["directions"].tobytes()
+        if run.period(number).exists():
+            found[f"periods/{number}.json"] = str(read(run.period(number))["losses"]).encode()
+    if run.clusters.exists():
+        found["clusters.safetensors"] = run.clusters.read_bytes()
+    evaluation = read(run.evaluation)
     found["evaluation"] = str([evaluation[name]["losses"] for name in ("base", "adapter")]).encode()
     return found

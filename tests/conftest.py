@@ -5,14 +5,21 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from builders import build_model, build_tokenizer, write_rows
+from forks import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing by threads; and a result is the same to the bit on as many only.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 # A shell starts background jobs with Ctrl-C ignored, and so would be the processes that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,16 +84,56 @@ def shared_settings(model_folder, data_folder):
     }
 
 
-@pytest.fixture(scope="session")
-def finished_settings(shared_settings, tmp_path_factory):
-    """Options of a whole run that is finished: its directory is not to be changed.
+@dataclass(frozen=True)
+class FinishedRun:
+    """A whole run that is finished: its directory is not to be changed.
 
     Beside it is events.jsonl, what the run told to programs.
     """
-    from cli_helpers import clusterucb, options
 
-    settings = {**shared_settings, "out": str(tmp_path_factory.mktemp("finished") / "run")}
-    log = Path(settings["out"]).with_name("events.jsonl")
-    outcome = clusterucb("run", *options(settings), "--json-log", log)
-    assert outcome.status == 0, outcome
-    return settings
+    folder: Path
+    settings: dict[str, Any]
+    shown: str
+
+    def elsewhere(self, out: Path, **changes: Any) -> dict[str, Any]:
+        """Its settings for another directory."""
+        return {**self.settings, "out": str(out), **changes}
+
+
+@pytest.fixture(scope="session")
+def run_settings(shared_settings):
+    """Options of every finished run; of some rows a gradient sees a part, and not of all in one batch."""
+    own = {"gradient_length": 40, "batch_tokens": 512, "save_steps": 2}
+    return {**shared_settings, **own, "less_warmup": 0.2, "less_checkpoints": 3}
+
+
+@pytest.fixture(scope="session")
+def finished_run(run_settings, tmp_path_factory):
+    """The name of a method, as `compare` has it, to a finished run of it, made at the first use."""
+    from cli_helpers import clusterucb, options
+    from clusterucb.run.presets import preset_named
+
+    @cache
+    def finished(name: str) -> FinishedRun:
+        folder = tmp_path_factory.mktemp(name) / "run"
+        settings = {**run_settings, **preset_named(name).settings, "out": str(folder)}
+        outcome = clusterucb("run", *options(settings), "--json-log", folder.with_name("events.jsonl"))
+        assert outcome.status == 0, outcome
+        return FinishedRun(folder, settings, outcome.out)
+
+    return finished
+
+
+@pytest.fixture(scope="session")
+def finished_settings(finished_run):
+    """Options of the finished run of the paper's method: its directory is not to be changed."""
+    return finished_run("clusterucb").settings
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Runs commands that are to die (see forks.py)."""
+    server = Server(tmp_path_factory.mktemp("server") / "screen.txt")
+    with server.process:
+        yield server
+        server.process.stdin.close()

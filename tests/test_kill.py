@@ -1,449 +1,270 @@
-"""Killed or interrupted at any moment, the same command goes on and ends with the same result, bit for bit.
+"""Killed or interrupted at any moment, the same command goes on and ends with the same result."""
 
-A command that is to die runs in a child of a server: one process that has imported everything and forks
-for each command, as a fresh process takes seconds to import. `python tests/test_kill.py` is that server.
-"""
-
-import importlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from cli_helpers import clusterucb, options, result
+from cli_helpers import clusterucb, lines, options, read, result
+from clusterucb.run.directory import RunDir
+from forks import FORWARD, publication, tensors
 
-KILLED = -signal.SIGKILL
+pytestmark = pytest.mark.whole
 
-
-def be_ready(*more):
-    """Import all that a command needs, and `more`, and say so: what is forked then has it."""
-    import clusterucb.quiet
-
-    import clusterucb.cli.main
-
-    for module in (
-        *("bm25s", "clusterucb.recipes", "clusterucb.cli.tables", "clusterucb.run.session", "accelerate"),
-        *("transformers.models.llama.modeling_llama", "peft.tuners.lora.model", "transformers.trainer"),
-        *more,
-    ):
-        importlib.import_module(module)
-    clusterucb.cli.main.quiet_libraries()
-    clusterucb.features.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
-    print("ready", flush=True)
+BACKWARD, STEP = "torch:Tensor.backward", "torch.optim:AdamW.step"
 
 
-def serve():
-    """Run each line of standard input, a command as JSON, in a child; answer with how it ended."""
-    be_ready()
-    for line in sys.stdin:
-        job = json.loads(line)
-        started = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                code = child(job)
-            finally:
-                os._exit(code)
-        if job.get("after") is not None:
-            time.sleep(job["after"])
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        took = time.monotonic() - started
-        said = Path(job["log"]).read_text() if Path(job["log"]).exists() else ""
-        print(json.dumps({"status": status, "said": said, "took": took}), flush=True)
+def writing(path):
+    return {"where": "pathlib:Path.open", "path": path}
 
 
-def child(job):
-    """One command, with its screen in a file; it signals itself where the job says."""
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    if job.get("at"):
-        trap(**job["at"])
-    try:
-        module, _, name = job.get("main", "clusterucb.cli.main:main").partition(":")
-        getattr(importlib.import_module(module), name)(job["arguments"])
-        return 0
-    except SystemExit as end:
-        return int(end.code or 0)
-    except BaseException:  # noqa: BLE001 - the test is to see it
-        import traceback
+class Dying:
+    """A command that dies again and again, and what it would have come to."""
 
-        traceback.print_exc()
-        return 70
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def __init__(self, server, finished, out, **changes):
+        self.server, self.finished, self.out = server, finished, Path(out)
+        self.arguments = ["run", *options(finished.elsewhere(out, **changes))]
 
+    def dies(self, at, there="", not_there=None):
+        self.server.dies(self.arguments, at)
+        assert (self.out / there).exists(), at
+        assert not_there is None or not (self.out / not_there).exists(), at
 
-def trap(where, call=1, when="before", signal_number=signal.SIGKILL, path=None, torn=False, error=None):
-    """Signal this process before or after a call of the function at `where`, "module:Name.method".
-
-    path: only calls whose first path-like argument ends so are counted.
-    torn: a file that is being written is left with half of what it is to hold.
-    error: raise what the system says by this number instead.
-    """
-    module, _, name = where.partition(":")
-    owner = importlib.import_module(module)
-    *outer, last = name.split(".")
-    for part in outer:
-        owner = getattr(owner, part)
-    real, calls = getattr(owner, last), 0
-
-    def trapped(*args, **kwargs):
-        nonlocal calls
-        named = [str(a) for a in (*args, *kwargs.values()) if isinstance(a, (str, Path))]
-        if path is None or any(n.endswith(path) for n in named):
-            calls += 1
-        else:
-            return real(*args, **kwargs)
-        if calls == call and when == "before":
-            if error:
-                raise OSError(error, os.strerror(error))
-            if torn:
-                data = bytes(args[1])
-                real(args[0], data[: len(data) // 2], *args[2:])  # where the whole of it belongs
-            os.kill(os.getpid(), signal_number)
-        returned = real(*args, **kwargs)
-        if calls == call and when == "after":
-            os.kill(os.getpid(), signal_number)
-        return returned
-
-    setattr(owner, last, trapped)
-
-
-class Server:
-    def __init__(self, log):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def __call__(self, arguments, **job):
-        job = {"arguments": arguments, "log": str(self.log), **job}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server") / "screen.txt")
-    with server.process:
-        yield server
-        server.process.stdin.close()
+    def ends_the_same(self):
+        self.server.ends(self.arguments)
+        assert result(self.out) == result(self.finished.folder)
+        assert list(self.out.rglob("*.part")) == []
+        assert not list(self.out.glob("*.states")) + list(self.out.glob("training"))
 
 
 @pytest.fixture
-def arguments(settings):
-    """Saves within a period, and flushes after every batch of gradients."""
-    return ["run", *options(settings, save_steps=2, batch_tokens=512)]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(server, shared_settings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    ended = server(["run", *options(shared_settings, out=out, save_steps=2, batch_tokens=512)])
-    assert ended["status"] == 0, ended["said"]
-    return result(out)
-
-
-def finish(server, arguments, out, uninterrupted):
-    ended = server(arguments)
-    assert ended["status"] == 0, ended["said"]
-    assert result(out) == uninterrupted
-    assert list(Path(out).rglob("*.part")) == []
-    assert not (Path(out) / "training").exists()
-    assert not (Path(out) / "warmup.states").exists()
-
-
-def publication(path, when="before"):
-    return {"where": "pathlib:Path.replace", "path": path, "when": when}
+def dying(server, finished_run, tmp_path):
+    """The name of a method to its run that is to die."""
+    return lambda name, **changes: Dying(server, finished_run(name), tmp_path / "run", **changes)
 
 
 MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and where it dies
-    ("making its folder", "", {"where": "clusterucb.data.tokens:Tokens.write"}),
-    ("writing tokens", "", {"where": "clusterucb.run.session:encode", "call": 50}),
+    ("making the pool's folder", "", writing("pool.part/ids.bin")),
+    ("writing tokens", "", {"where": "numpy:save", "path": "pool.part/rows.npy"}),
     (
         "writing the initial adapter",
         "pool",
-        {"where": "clusterucb.run.session:save_adapter", "when": "after"},
+        {**tensors("initial.part/adapter_model.safetensors"), "when": "after"},
     ),
-    ("a step of the warm-up", "initial", {"where": "torch.optim:AdamW.step", "call": 2}),
+    ("a step of the warm-up", "initial", {"where": STEP, "call": 2}),
     ("writing a checkpoint of the warm-up", "initial", {"where": "torch:save", "path": "scheduler.pt"}),
-    ("writing the warmup checkpoint", "initial", {"where": "clusterucb.run.artifacts:save_moments"}),
-    ("dropping the trainer's states", "warmup", publication("run/warmup.part", "after")),
+    ("writing the warmup checkpoint", "initial", tensors("warmup.part/moments.safetensors.part")),
+    ("dropping the trainer's states", "warmup", publication("run/warmup", "after")),
     ("storing a feature", "warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
     ("marking features as done", "warmup", {"where": "os:fsync", "call": 6}),
-    ("a batch of gradients", "warmup", {"where": "clusterucb.gradients.featurizer:row_gradients", "call": 3}),
-    ("ending the store", "warmup", {"where": "clusterucb.features.store:FeatureWriter.finish"}),
-    ("writing the clusters", "features", {"where": "clusterucb.features.kmeans:Clusters.save"}),
-    ("writing the first selection", "clusters.safetensors", {"where": "clusterucb.data.pool:Pool.write"}),
-    ("a step of period 1", "rounds/1", {"where": "torch.optim:AdamW.step", "call": 3}),
-    ("evaluating period 1", "rounds/1", {"where": "clusterucb.evaluation.loss:row_losses"}),
-    ("writing its loss", "rounds/1", publication("periods/1.json.part")),
+    ("a batch of gradients", "warmup", {"where": BACKWARD, "call": 3}),
+    ("ending the store", "warmup", publication("features.part/manifest.json")),
+    ("directions", "features", tensors("directions/1.safetensors.part", "numpy")),
+    ("writing the clusters", "directions/1.safetensors", publication("clusters.safetensors")),
+    ("writing the first selection", "clusters.safetensors", writing("rounds/1.part/selected.jsonl")),
+    ("a step of period 1", "rounds/1", {"where": STEP, "call": 3}),
+    ("evaluating period 1", "rounds/1", {"where": FORWARD, "call": 2}),
+    ("writing its loss", "rounds/1", publication("periods/1.json")),
     ("writing a checkpoint", "training/checkpoint-2", {"where": "torch:save", "path": "optimizer.pt"}),
-    ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json.part", "after")),
-    (
-        "target directions",
-        "training/checkpoint-3",
-        {"where": "clusterucb.steps.reselection:target_directions"},
-    ),
-    ("drawing", "rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
-    ("writing a selection", "rounds/1", {"where": "clusterucb.data.pool:Pool.write"}),
-    ("going from selecting to training", "rounds/2", publication("rounds/2.part", "after")),
-    ("a step of period 2", "rounds/2", {"where": "torch.optim:AdamW.step", "call": 2}),
-    ("saying that a checkpoint is whole", "rounds/2", publication("checkpoint-6/whole.json.part")),
-    ("the last draws", "rounds/2", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}),
-    ("dropping old checkpoints", "rounds/3", {"where": "transformers.trainer:rotate_checkpoints"}),
-    ("writing the adapter", "rounds/3", {"where": "clusterucb.run.artifacts:save_moments"}),
-    ("dropping the states of training", "adapter", publication("run/adapter.part", "after")),
-    ("evaluating", "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
-    ("writing the summary", "evaluation.json", publication("summary.json.part")),
-    ("writing the report", "summary.json", publication("report.html.part")),
+    ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json", "after")),
+    ("target directions", "training/checkpoint-3", {"where": BACKWARD}),
+    ("drawing", "rounds/1", {"where": BACKWARD, "call": 4}),
+    ("writing a selection", "rounds/1", writing("rounds/2.part/selected.jsonl")),
+    ("going from selecting to training", "rounds/2", publication("rounds/2", "after")),
+    ("a step of period 2", "rounds/2", {"where": STEP, "call": 2}),
+    ("saying that a checkpoint is whole", "rounds/2", publication("checkpoint-6/whole.json")),
+    ("drawing again", "rounds/2", {"where": BACKWARD, "call": 5}),
+    ("dropping old checkpoints", "rounds/3", {"where": "shutil:rmtree", "path": "checkpoint-4"}),
+    ("writing the adapter", "rounds/3", tensors("adapter.part/moments.safetensors.part")),
+    ("dropping the states of training", "adapter", publication("run/adapter", "after")),
+    ("evaluating", "adapter", {"where": FORWARD, "call": 2}),
+    ("writing the summary", "evaluation.json", publication("summary.json")),
+    ("writing the report", "summary.json", publication("report.html")),
 ]
-ARTIFACTS = ["", "pool", "initial", "warmup", "features", "clusters.safetensors", "rounds/1", "rounds/2"]
-ARTIFACTS += ["rounds/3", "adapter", "evaluation.json", "summary.json", "report.html"]
+ARTIFACTS = ["", "pool", "initial", "warmup", "features", "directions/1.safetensors", "clusters.safetensors"]
+ARTIFACTS += ["rounds/1", "rounds/2", "rounds/3", "adapter", "evaluation.json", "summary.json", "report.html"]
 
 
-def test_killed_in_every_step_it_ends_the_same(server, arguments, settings, uninterrupted):
+def test_killed_in_every_step_it_ends_the_same(dying):
     """Each attempt goes on from the one before and dies at its moment."""
-    out = Path(settings["out"])
+    run = dying("clusterucb")
     for moment, there, at in MOMENTS:
-        killed = server(arguments, at=at)
-        assert killed["status"] == KILLED, (moment, killed)
-        assert (out / there).exists(), moment
+        newer = ARTIFACTS[ARTIFACTS.index(there) + 1] if there in ARTIFACTS else None
+        run.dies(at, there, newer)
         if moment == "drawing":
-            with (out / "rounds/2.part/scores.jsonl").open("ab") as log:
-                log.write(b'{"weights": "')  # as a kill in the middle of a write leaves it
-        if there in ARTIFACTS:
-            assert not (out / ARTIFACTS[ARTIFACTS.index(there) + 1]).exists(), moment
-    finish(server, arguments, out, uninterrupted)
+            log = run.out / "rounds/2.part/scores.jsonl"
+            assert lines(log), moment
+            with log.open("ab") as torn:
+                torn.write(b'{"weights": "')  # as a kill in the middle of a write leaves it
+    run.ends_the_same()
 
 
-LESS = {"method": "less", "less_warmup": 0.1, "less_checkpoints": 3, "target_length": 64}  # 10 rows, 3 steps
-LESS_MOMENTS = {
-    "clusterucb": [
-        ("a step of the second epoch", "", {"where": "torch.optim:AdamW.step", "call": 5}),
-        ("writing the second checkpoint", "warmup", {"where": "clusterucb.run.artifacts:save_moments"}),
-        ("before the trainer's own state", "warmup", publication("run/warmup-2.part", "after")),
-        ("dropping the trainer's states", "warmup-2", publication("run/warmup-3.part", "after")),
-        (
-            "a batch of gradients",
-            "warmup-3",
-            {"where": "clusterucb.steps.features:FeatureWriter.write", "call": 3},
-        ),
-        (
-            "directions",
-            "clusters.safetensors",
-            {"where": "clusterucb.steps.reselection:target_directions", "call": 2},
-        ),
-        (
-            "drawing",
-            "clusters.safetensors",
-            {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2},
-        ),
+LESS = {
+    "less_clusterucb": [
+        ("a step of the second epoch", "", {"where": STEP, "call": 7}),
+        ("writing the second checkpoint", "warmup", tensors("warmup-2.part/moments.safetensors.part")),
+        ("before the trainer's own state", "warmup", publication("run/warmup-2", "after")),
+        ("dropping the trainer's states", "warmup-2", publication("run/warmup-3", "after")),
+        ("a batch of gradients", "warmup-3", {"where": BACKWARD, "call": 3}),
+        ("the last directions", "directions/2.safetensors", publication("directions/3.safetensors")),
+        ("drawing", "clusters.safetensors", {"where": BACKWARD, "call": 4}),
+        ("drawing, from what was drawn", "rounds/1.part/scores.jsonl", {"where": BACKWARD, "call": 4}),
     ],
-    "none": [
-        ("features at the second checkpoint", "warmup-3", {"where": "os:pwrite", "call": 330, "torn": True}),
-        ("ending the second store", "features", publication("run/features-2.part", "before")),
-        ("writing the selection", "features-3", {"where": "clusterucb.data.pool:Pool.write"}),
+    "less": [
+        ("features at the second checkpoint", "features", {"where": "os:pwrite", "call": 340, "torn": True}),
+        ("ending the second store", "features", publication("run/features-2")),
+        ("writing the selection", "features-3", writing("rounds/1.part/selected.jsonl")),
     ],
 }
 
 
-@pytest.mark.parametrize("bandit", LESS_MOMENTS)
-def test_less_killed_in_every_step_ends_the_same(server, settings, tmp_path, bandit):
-    changes = {**LESS, "bandit": bandit, "save_steps": 2, "batch_tokens": 512}
-    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
-    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
-    for moment, there, at in LESS_MOMENTS[bandit]:
-        killed = server(arguments, at=at)
-        assert killed["status"] == KILLED, (moment, killed)
-        assert (out / there).exists(), moment
-        if moment == "drawing":  # what the attempt before had computed was not computed again
-            assert (out / "rounds/1.part/directions-warmup-2.safetensors").exists()
-    finish(server, arguments, out, result(tmp_path / "whole"))
+@pytest.mark.parametrize("name", LESS)
+def test_less_killed_in_every_step_ends_the_same(dying, name):
+    run = dying(name)
+    for _moment, there, at in LESS[name]:
+        run.dies(at, there)
+    run.ends_the_same()
 
 
-def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(server, settings, tmp_path):
-    changes = {"bandit": "none", "k": None, "periods": 2, "batch_tokens": 512}
-    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
-    arguments = ["run", *options(settings, **changes)]
-    at = {"where": "clusterucb.features.influence:ScoreLog.add", "call": 3}
-    assert server(arguments, at=at)["status"] == KILLED
-    assert len((Path(settings["out"]) / "rounds/2.part/scores.jsonl").read_text().splitlines()) == 2
-    finish(server, arguments, settings["out"], result(tmp_path / "whole"))
+def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(dying):
+    run = dying("dynamic")
+    run.dies(publication("training/checkpoint-3/whole.json", "after"))
+    run.dies({"where": BACKWARD, "call": 4}, "rounds/2.part/scores.jsonl")
+    assert lines(run.out / "rounds/2.part/scores.jsonl")
+    run.ends_the_same()
 
 
 HIDDEN = [  # what exists then, and where the attempt dies
     ("warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
-    ("features.part/uncentred", {"where": "clusterucb.steps.hidden:forward_pool", "call": 5}),
-    ("features.part/uncentred", {"where": "clusterucb.steps.hidden:represent_pool", "when": "after"}),
+    ("features.part/uncentred", {"where": FORWARD, "call": 3}),
+    ("features.part/uncentred", publication("uncentred/manifest.json", "after")),
     ("features.part/uncentred/manifest.json", {"where": "os:pwrite", "call": 150, "torn": True}),
     ("features.part/manifest.json", {"where": "shutil:rmtree", "path": "uncentred"}),
-    ("features.part/manifest.json", publication("run/features.part")),
-    ("clusters.safetensors", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
-    ("rounds/1.part/scores.jsonl", {"where": "clusterucb.data.pool:Pool.write"}),
-    ("rounds/1", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
+    ("features.part/manifest.json", publication("run/features")),
+    ("rounds/1.part/scores.jsonl", {"where": BACKWARD, "call": 3}),
+    ("rounds/1.part/scores.jsonl", writing("rounds/1.part/selected.jsonl")),
+    ("rounds/2.part/scores.jsonl", {"where": BACKWARD, "call": 8}),
 ]
 
 
-def test_clustered_by_hidden_states_and_killed_it_ends_the_same(server, settings, tmp_path):
-    changes = {"features": "hidden", "periods": 2, "batch_tokens": 512}
-    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
-    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
+def test_clustered_by_hidden_states_and_killed_it_ends_the_same(dying):
+    run = dying("clusterucb_hidden")
     for there, at in HIDDEN:
-        killed = server(arguments, at=at)
-        assert killed["status"] == KILLED, (there, killed)
-        assert (out / there).exists(), at
-    finish(server, arguments, out, result(tmp_path / "whole"))
-    assert not (out / "features/uncentred").exists()
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["total"]["pool_forwards"] == 100
-    assert summary["total"]["pool_gradients"] == 2 * 20
+        run.dies(at, there)
+    run.ends_the_same()
+    assert not (run.out / "features/uncentred").exists()
+    total = read(run.out / "summary.json")["total"]
+    assert (total["pool_forwards"], total["pool_gradients"]) == (100, 3 * 20)
 
 
 def drawn_features(folder):
     """Of each round, row to feature."""
     from clusterucb.features.drawn import DrawnFeatures
 
-    rounds = sorted(Path(folder).glob("rounds/*"))
-    blocks = {path.name: DrawnFeatures(path).blocks() for path in rounds}
-    return {
-        name: {
-            row: feature.tobytes()
-            for rows, found in of
-            for row, feature in zip(rows.tolist(), found, strict=True)
+    def of(path):
+        blocks = DrawnFeatures(path).blocks()
+        return {
+            row: x.tobytes() for rows, found in blocks for row, x in zip(rows.tolist(), found, strict=True)
         }
-        for name, of in blocks.items()
-    }
+
+    return {path.name: of(path) for path in Path(folder).glob("rounds/*")}
 
 
-def test_drawn_row_by_row_and_killed_it_ends_the_same(server, settings, tmp_path):
+def test_drawn_row_by_row_and_killed_it_ends_the_same(dying):
     """Also the features of drawn rows, by which the next period knows these rows."""
-    changes = {"policy": "linear_ucb", "batch_tokens": 256, "rounds": 4}
-    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
-    arguments, out = ["run", *options(settings, **changes)], Path(settings["out"])
-    log, add = "clusterucb.features.influence:ScoreLog.add", "clusterucb.features.drawn:DrawnWriter.add"
-    for there, at in (
-        ("rounds/1", {"where": log, "call": 3}),
-        ("rounds/2.part/drawn.i64", {"where": add, "call": 2, "when": "after"}),
-        ("rounds/2.part/scores.jsonl", {"where": "clusterucb.data.pool:Pool.write"}),
-        ("rounds/2", {"where": log, "call": 2}),
-    ):
-        killed = server(arguments, at=at)
-        assert killed["status"] == KILLED, (there, killed)
-        assert (out / there).exists(), at
-    finish(server, arguments, out, result(tmp_path / "whole"))
-    assert drawn_features(out) == drawn_features(tmp_path / "whole")
+    run = dying("linear_ucb")
+    run.dies({"where": BACKWARD, "call": 4}, "initial")
+    run.dies(publication("training/checkpoint-3/whole.json", "after"))
+    run.dies({"where": BACKWARD, "call": 6}, "rounds/2.part/drawn.i64")
+    log = run.out / "rounds/2.part/scores.jsonl"
+    *logged, _ = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(logged))  # as a kill between a row's feature and its score leaves it
+    run.dies(writing("rounds/2.part/selected.jsonl"))
+    run.dies({"where": BACKWARD, "call": 9}, "rounds/3.part/drawn.i64")
+    run.ends_the_same()
+    assert drawn_features(run.out) == drawn_features(run.finished.folder)
 
 
-def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, settings, tmp_path):
+def test_killed_between_the_epochs_of_a_period_it_ends_the_same(server, run_settings, tmp_path):
     """The rows of the period that training is resumed in are those that were selected for it."""
-    changes = {"epochs_per_period": 2, "periods": 2}
-    assert server(["run", *options(settings, **changes, out=tmp_path / "whole")])["status"] == 0
-    arguments = ["run", *options(settings, **changes)]
-    killed = server(arguments, at=publication("checkpoint-9/whole.json.part", "after"))
-    assert killed["status"] == KILLED
-    finish(server, arguments, settings["out"], result(tmp_path / "whole"))
+    whole, killed = (
+        ["run", *options(run_settings, out=tmp_path / name, epochs_per_period=2, periods=2)]
+        for name in ("whole", "killed")
+    )
+    server.ends(whole)
+    server.dies(killed, publication("checkpoint-9/whole.json", "after"))
+    server.ends(killed)
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
 
 
-def test_killed_after_every_publication_it_ends_the_same(server, arguments, settings, uninterrupted):
-    """Each attempt dies as soon as it has renamed something that the one before had not."""
-    published, call, attempts = set(), 1, 0
-    while attempts < 100:
+def test_killed_after_every_publication_it_ends_the_same(dying):
+    """Each attempt dies as soon as it has given something a name that the one before had not."""
+    run, published, call, attempts = dying("clusterucb"), set(), 1, 0
+    while run.server(run.arguments, at={**publication("", "after"), "new": True, "call": call})["status"]:
         attempts += 1
-        ended = server(arguments, at={"where": "pathlib:Path.replace", "call": call, "when": "after"})
-        if ended["status"] == 0:
-            break
-        assert ended["status"] == KILLED, ended
-        paths = Path(settings["out"]).rglob("*")
-        found = {path for path in paths if ".part" not in str(path)}
+        assert attempts < 50
+        found = {path for path in run.out.rglob("*") if ".part" not in str(path)}
         published, call = found, call + 1 if found <= published else 1
-    assert 20 < attempts < 100
-    finish(server, arguments, settings["out"], uninterrupted)
+    assert attempts > 20
+    run.ends_the_same()
 
 
-def test_killed_at_random_times_it_ends_the_same(server, arguments, settings, uninterrupted):
-    clock = random.Random(7)
+def test_killed_at_random_times_it_ends_the_same(dying):
+    run, clock = dying("clusterucb"), random.Random(7)
     for _ in range(4):
-        server(arguments, after=clock.uniform(0.1, 1.2))
-    finish(server, arguments, settings["out"], uninterrupted)
+        run.server(run.arguments, after=clock.uniform(0.1, 1.2))
+    run.ends_the_same()
 
 
 INTERRUPTIONS = [
-    ("reading the pool", {"where": "clusterucb.data.pool:parse_messages", "call": 70}),
-    ("loading the model", {"where": "clusterucb.run.session:load_model"}),
-    ("a step of the warm-up", {"where": "torch.optim:AdamW.step", "call": 2}),
-    (
-        "the backward pass of a batch",
-        {"where": "clusterucb.gradients.projection:CountSketch.add_to", "call": 30},
-    ),
-    ("k-means", {"where": "clusterucb.features.kmeans:Clusters.save"}),
-    ("drawing", {"where": "clusterucb.features.influence:ScoreLog.add", "call": 2}),
+    ("reading the pool", {"where": "json:loads", "call": 70}),
+    ("loading the model", {"where": "transformers:AutoModelForCausalLM.from_pretrained"}),
+    ("a step of the warm-up", {"where": STEP, "call": 2}),
+    ("the backward pass of a batch", {"where": "torch:bmm", "call": 30}),
+    ("k-means", publication("clusters.safetensors")),
+    ("drawing", {"where": BACKWARD, "call": 8}),
     ("writing a checkpoint", {"where": "torch:save", "path": "optimizer.pt", "call": 2}),
-    ("evaluating", {"where": "clusterucb.evaluation.loss:row_losses"}),
+    ("evaluating", publication("evaluation.json")),
 ]
 
 
-def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(server, arguments, settings, uninterrupted):
+def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(dying):
+    run = dying("clusterucb")
     for moment, at in INTERRUPTIONS:
-        ended = server(arguments, at={**at, "signal_number": signal.SIGINT})
+        ended = run.server(run.arguments, at={**at, "signal_number": signal.SIGINT})
         assert ended["status"] == 130, (moment, ended)
-        assert ended["said"].splitlines()[-1] == (
-            "clusterucb: interrupted; run the same command again to go on"
-        ), moment
+        said = ended["said"].splitlines()
+        assert said[-1] == "clusterucb: interrupted; run the same command again to go on", moment
         assert "Traceback" not in ended["said"]
         assert ended["took"] < 10
-    finish(server, arguments, settings["out"], uninterrupted)
+    run.ends_the_same()
 
 
 BASELINES = {
-    "random": [{"where": "clusterucb.data.pool:Pool.write", "when": "after"}],
-    "bm25": [{"where": "clusterucb.steps.baselines:write_round", "when": "after"}],
+    "random": [writing("rounds/1.part/selected.jsonl")],
+    "bm25": [publication("rounds/1.part/summary.json", "after")],
     "rds": [
         {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": "clusterucb.steps.hidden:forward_pool", "call": 5},
-        {"where": "clusterucb.features.store:FeatureWriter.finish"},
-        {"where": "clusterucb.data.pool:Pool.write"},
+        {"where": FORWARD, "call": 3},
+        publication("hidden/manifest.json"),
+        writing("rounds/1.part/selected.jsonl"),
         {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
     ],
-    "loss": [
-        {"where": "clusterucb.steps.baselines:forward_pool", "call": 3},
-        {"where": "clusterucb.features.influence:ScoreLog.add", "call": 5, "when": "after"},
-    ],
+    "loss_highest": [{"where": FORWARD, "call": 3}, {"where": FORWARD, "call": 3}],
 }
 
 
-@pytest.mark.parametrize("method", BASELINES)
-def test_a_baseline_killed_in_its_selection_selects_the_same(server, shared_settings, method, tmp_path):
-    commands = {
-        name: ["select", *options(shared_settings, out=tmp_path / name, method=method, batch_tokens=512)]
-        for name in ("whole", "killed")
-    }
-    assert server(commands["whole"])["status"] == 0
-    for at in BASELINES[method]:
-        ended = server(commands["killed"], at=at)
-        assert ended["status"] == KILLED, (at, ended)
-    assert server(commands["killed"])["status"] == 0
-    whole, killed = (selected(tmp_path / name) for name in commands)
-    assert killed == whole
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_killed_in_its_selection_selects_the_same(server, finished_run, name, tmp_path):
+    finished = finished_run(name)
+    command = ["select", *options(finished.elsewhere(tmp_path / "run"))]
+    for at in BASELINES[name]:
+        server.dies(command, at)
+    server.ends(command)
+    assert selected(tmp_path / "run") == selected(finished.folder)
 
 
 def selected(folder):
@@ -456,33 +277,19 @@ def selected(folder):
     return {**found, "scores.jsonl": logged}
 
 
-def test_a_run_directory_in_use_is_refused(model_folder, settings):
-    holding = (
-        "import sys; from clusterucb.run.directory import RunDir\n"
-        "with RunDir(sys.argv[1]).owned(): print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holding, settings["out"]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as other:
-        assert other.stdout.readline() == b"held\n"
+def test_a_run_directory_in_use_is_refused(settings):
+    out = Path(settings["out"])
+    with RunDir(out).owned():
         for command in ("run", "train"):
             said = clusterucb(command, *options(settings)).complaint
-            assert said == (
-                f"{settings['out']}: in use by process {other.pid}; wait for it, or end it and run this again"
+            assert (
+                said == f"{out}: in use by process {os.getpid()}; wait for it, or end it and run this again"
             )
-        other.stdin.close()
-    assert not (Path(settings["out"]) / "config.yaml").exists()
+    assert not (out / "config.yaml").exists()
     assert "is not there yet" in clusterucb("gradients", *options(settings)).complaint
 
 
-def test_a_killed_process_leaves_the_run_directory_free(server, settings, arguments):
-    assert server(arguments, at={"where": "clusterucb.run.session:encode", "call": 50})["status"] == KILLED
-    assert (Path(settings["out"]) / ".owner").exists()
-    assert "is not there yet" in clusterucb("train", *options(settings)).complaint
-
-
-if __name__ == "__main__":
-    serve()
+def test_a_killed_process_leaves_the_run_directory_free(dying):
+    run = dying("clusterucb")
+    run.dies(writing("pool.part/ids.bin"), ".owner")
+    assert "is not there yet" in clusterucb("train", *run.arguments[1:]).complaint

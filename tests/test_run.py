@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from builders import build_model, build_tokenizer, write_rows
+from builders import build_model, build_tokenizer
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.features.store import FeatureStore
+from forks import publication
 
 STEPS = ("warmup", "gradients", "cluster", "select", "train", "evaluate")
 ARTIFACTS = (
@@ -24,7 +26,7 @@ ARTIFACTS = (
     "warmup/adapter_model.safetensors",
     "warmup/moments.safetensors",
     "features/features.f16",
-    "features/directions.safetensors",
+    "directions/1.safetensors",
     "clusters.safetensors",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
@@ -42,27 +44,32 @@ ARTIFACTS = (
 )
 
 
-def run(settings, *more, **changes):
-    outcome = clusterucb("run", *options(settings, **changes), *more)
-    assert outcome.status == 0, outcome
-    return Path({**settings, **changes}["out"])
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(finished_settings):
     return finished_settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def finished(finished_settings):
     """A finished run's directory: not to be changed."""
     return Path(finished_settings["out"])
 
 
 @pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
 def other(settings, tmp_path):
     """The same settings for another run directory."""
     return {**settings, "out": str(tmp_path / "run")}
+
+
+def done(command, *arguments):
+    outcome = clusterucb(command, *arguments)
+    assert outcome.status == 0, outcome
+    return outcome
 
 
 def test_a_run_makes_every_artifact(finished):
@@ -79,17 +86,6 @@ def test_selected_lines_are_the_inputs_bytes_in_pool_order(finished, settings):
         assert len(selected) == 10  # floor(0.1 * 100)
         places = [pool.index(line) for line in selected]
         assert places == sorted(set(places))
-
-
-@pytest.mark.parametrize(("top_p", "count"), [(0.05, 5), (0.059, 5), (0.29, 29)])
-def test_the_number_of_selected_rows_is_exact(finished, settings, top_p, count, tmp_path):
-    """0.29 * 100 is 28.999... in floats."""
-    copy = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(copy / "rounds")
-    (copy / "config.yaml").unlink()
-    outcome = clusterucb("select", *options(settings, out=copy, top_p=top_p, budget=0.3))
-    assert outcome.status == 0, outcome
-    assert len(lines(copy / "rounds/1/selected.jsonl")) == count
 
 
 def test_the_sidecar_matches_the_selected_lines(finished, settings):
@@ -153,7 +149,7 @@ def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
     tokenizer = build_tokenizer()
     total = 0
     for path in (*settings["pool"], *settings["target"]):
-        limit = 48 if "pool" in path else 1400
+        limit = 40 if "pool" in path else 1400
         for row in lines(path):
             text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
             total += min(limit, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
@@ -161,70 +157,29 @@ def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
     assert (counted["tokens"], counted["pool_gradients"], counted["target_gradients"]) == (total, 100, 6)
 
 
-def test_the_loss_after_a_period_is_that_of_the_model_then(settings, tmp_path, monkeypatch):
-    """The adapter of each period's end, kept aside by this test, is evaluated afterwards as any is."""
-    from clusterucb.config import load
-    from clusterucb.run.session import Session
-    from clusterucb.steps import evaluate as steps
-    from clusterucb.training.adapter import save_adapter
+def test_the_report_is_made_again_when_it_is_missing_or_old(finished, copy):
+    def data(folder):
+        return re.search(rb'id="data">(.*?)</script>', (folder / "report.html").read_bytes())[1]
 
-    real, kept = steps._measured, []
-
-    def measured(session, rows, encoded, under, advance):
-        if "period" in under:
-            kept.append(tmp_path / under.split()[-1])
-            save_adapter(session.model, kept[-1])
-        return real(session, rows, encoded, under, advance)
-
-    monkeypatch.setattr(steps, "_measured", measured)
-    folder = run(settings, out=tmp_path / "run", epochs_per_period=2)
-    assert [path.name for path in kept] == ["1", "2"]
-    session = Session(load(folder / "config.yaml"))
-    found = steps.evaluate_adapters(session, {path.name: path for path in kept})
-    for path in kept:
-        loss = read(folder / f"periods/{path.name}.json")
-        assert found[path.name]["losses"] == loss["losses"]
-        assert (loss["on"], loss["rows"], loss["cost"]["rows"]) == ("holdout", 5, 5)
-    assert read(folder / "summary.json")["steps"]["evaluate"]["rows"] == 2 * 5 + 2 * 5
-
-
-def test_the_losses_after_periods_change_nothing_that_is_trained(finished, other, monkeypatch):
-    monkeypatch.setattr("clusterucb.training.callbacks.PeriodEnds.on_step_end", lambda *_, **__: None)
-    without = {name: data for name, data in result(run(other)).items() if not name.startswith("periods")}
-    with_them = {name: data for name, data in result(finished).items() if not name.startswith("periods")}
-    assert not list(Path(other["out"]).glob("periods/*"))
-    assert without == with_them
-
-
-def test_the_report_is_made_again_when_it_is_missing_or_old(finished, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    (copy / "report.html").unlink()
-    assert clusterucb("run", "--out", copy).status == 0
-    data = [
-        re.search(rb'id="data">(.*?)</script>', (at / "report.html").read_bytes()) for at in (finished, copy)
-    ]
-    assert data[0][1] == data[1][1]
     (copy / "report.html").write_text("old")
     os.utime(copy / "report.html", (0, 0))
-    assert clusterucb("run", "--out", copy).status == 0
-    assert (copy / "report.html").stat().st_size > 1_000_000
-
-
-def test_a_report_that_fails_loses_nothing(finished, tmp_path, monkeypatch):
-    copy = shutil.copytree(finished, tmp_path / "run")
+    done("run", "--out", copy)
+    assert data(copy) == data(finished)
     (copy / "report.html").unlink()
-    with monkeypatch.context() as broken:
-        broken.setattr("clusterucb.report.page.page", lambda _: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            clusterucb("run", "--out", copy)
-    assert result(copy) == result(finished)
+    done("run", "--out", copy)
+    assert data(copy) == data(finished)
+
+
+def test_a_report_that_fails_loses_nothing(copy, monkeypatch):
+    (copy / "report.html").unlink()
+    monkeypatch.setattr("clusterucb.recipes.report_run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        clusterucb("run", "--out", copy)
     assert (copy / "summary.json").exists()
-    assert clusterucb("run", "--out", copy).status == 0
-    assert (copy / "report.html").exists()
 
 
 def test_period_1_is_the_plain_top_share_of_all_rows(finished):
-    directions = load_file(finished / "features/directions.safetensors")["directions"]
+    directions = load_file(finished / "directions/1.safetensors")["directions"]
     features = np.asarray(FeatureStore(finished / "features").features, np.float64)
     assert len(directions) == 2  # one for each subtask
     scores = (features @ directions.T.astype(np.float64)).max(1)
@@ -232,14 +187,6 @@ def test_period_1_is_the_plain_top_share_of_all_rows(finished):
     arrays = load_file(finished / "rounds/1/selection.safetensors")
     np.testing.assert_array_equal(arrays["rows"], best)
     np.testing.assert_allclose(arrays["scores"], scores[best], rtol=1e-6)
-
-
-def test_training_lowers_the_loss_that_it_is_on(settings, tmp_path):
-    """On the target itself, with a high rate: the adapter learns what was selected for it."""
-    folder = run(settings, out=tmp_path / "run", holdout=None, lr=2e-2)
-    evaluation = read(folder / "evaluation.json")
-    assert evaluation["on"] == "target"
-    assert evaluation["adapter"]["loss"] < evaluation["base"]["loss"]
 
 
 def test_the_adapter_loads_with_peft(finished, settings):
@@ -257,102 +204,114 @@ def test_the_adapter_loads_with_peft(finished, settings):
     assert not torch.equal(tuned, plain)
 
 
-def test_the_same_seed_gives_the_same_result_bit_for_bit(finished, other):
-    assert result(run(other)) == result(finished)
-
-
-def test_another_seed_gives_another_result(finished, other):
-    again = result(run(other, seed=1))
-    assert again["adapter/adapter_model.safetensors"] != result(finished)["adapter/adapter_model.safetensors"]
-
-
-def test_step_by_step_gives_the_same_as_run(finished, other):
-    folder = Path(other["out"])
+@pytest.mark.whole
+def test_step_by_step_a_runs_own_settings_give_its_result_again(finished, tmp_path):
+    folder, shown = tmp_path / "run", []
     for number, step in enumerate(STEPS):
-        given = options(other) if number == 0 else ["--out", str(folder)]
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
-        assert Path(outcome.out.splitlines()[-1]).exists()  # a step says what it has made
+        given = [finished / "config.yaml"] if number == 0 else []
+        shown.append(Path(done(step, *given, "--out", folder).out.splitlines()[-1]))
+    assert all(path.exists() for path in shown)  # a step says what it has made
     assert result(folder) == result(finished)
-    outcome = clusterucb("run", "--out", folder)
+    done("run", "--out", folder)
     assert read(folder / "summary.json")["selected"][2]["drawn"] == 20
 
 
-def test_a_runs_own_settings_replay_it(finished, tmp_path):
-    outcome = clusterucb("run", finished / "config.yaml", "--out", tmp_path / "other", "--quiet")
-    assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
-    assert result(tmp_path / "other") == result(finished)
+@pytest.mark.whole
+def test_from_python_it_is_the_same(finished, settings, tmp_path):
+    import clusterucb as package
+    from clusterucb.config import load
+
+    session = package.Session(load(finished / "config.yaml", {"out": str(tmp_path / "run")}))
+    assert package.dynamic(session) == read(tmp_path / "run/summary.json")
+    assert result(tmp_path / "run") == result(finished)
+    assert clusterucb("run", tmp_path / "run/config.yaml", "-q") == (0, "", "")
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(finished):
+def test_another_seed_gives_another_adapter(finished, other):
+    done("warmup", *options(other, seed=1))
+    ours, theirs = (
+        load_file(folder / "warmup/adapter_model.safetensors") for folder in (Path(other["out"]), finished)
+    )
+    assert not any(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_second_run_loads_no_model_computes_nothing_and_says_the_same(finished, monkeypatch):
+    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
     first = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     started = time.monotonic()
-    again = clusterucb("run", "--out", finished)
+    again = done("run", "--out", finished)
     assert time.monotonic() - started < 2
-    assert again.status == 0
     assert "140 pool gradients, 47% of the 300" in again.out
     assert "tokenise" not in again.err
     changed = {p for p, at in first.items() if p.exists() and p.stat().st_mtime_ns != at}
     assert {path.name for path in changed} <= {"summary.json", ".lock"}
-    assert clusterucb("run", "--out", finished).out == again.out
+    assert done("run", "--out", finished).out == again.out
 
 
-def test_a_second_run_loads_no_model(finished, monkeypatch):
-    monkeypatch.setattr("clusterucb.run.session.load_model", lambda *_: pytest.fail("loaded"))
-    assert clusterucb("run", "--out", finished).status == 0
-
-
-def test_a_moved_run_directory_is_as_good(finished, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "moved")
+def test_a_run_directory_is_found_when_it_has_moved_and_by_a_relative_path(copy, tmp_path, monkeypatch):
     for given in (["--out", copy], [copy / "config.yaml"]):
-        outcome = clusterucb("run", *given)
-        assert outcome.status == 0, outcome
-        assert outcome.out.rstrip().endswith(str(copy))
-
-
-def test_a_relative_run_directory_works_from_elsewhere(finished, tmp_path, monkeypatch):
-    monkeypatch.chdir(finished.parent)
-    assert clusterucb("run", "--out", finished.name).status == 0
+        assert done("run", *given).out.rstrip().endswith(str(copy))
     monkeypatch.chdir(tmp_path)
-    assert clusterucb("run", "--out", finished).status == 0
+    done("run", "--out", copy.name)
 
 
-def test_budget_1_keeps_the_top_share_of_all_rows_by_fresh_influence(settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", budget=1.0, periods=2)
-    scored = {
-        int(row): score
-        for entry in lines(folder / "rounds/2/scores.jsonl")
-        for row, score in entry["scores"].items()
-    }
-    assert sorted(scored) == list(range(100))
-    best = sorted(sorted(scored, key=lambda row: (-scored[row], row))[:10])
-    assert load_file(folder / "rounds/2/selection.safetensors")["rows"].tolist() == best
-    # At the warmup checkpoint fresh influence is the stored one.
-    outcome = clusterucb("select", "--out", folder, "--checkpoint", folder / "warmup")
-    assert outcome.status == 0, outcome
-    there = lines(outcome.out.strip().replace("selected.jsonl", "selected.ids.jsonl"))
-    first = lines(folder / "rounds/1/selected.ids.jsonl")
-    assert [entry["id"] for entry in there] == [entry["id"] for entry in first]
-    np.testing.assert_allclose(
-        [entry["score"] for entry in there], [entry["score"] for entry in first], atol=1e-3
+def test_a_run_of_an_earlier_version_goes_on(finished, copy):
+    """Directions lay beside the features, which told their common cost, and told no kind."""
+    kept = load_file(copy / "directions/1.safetensors")
+    save_file(kept, copy / "features/directions.safetensors")
+    manifest = read(copy / "features/manifest.json")
+    manifest["made_with"] |= read_made_with(copy / "directions/1.safetensors")
+    (copy / "features/manifest.json").write_text(json.dumps(manifest))
+    for name in ("directions", "rounds", "adapter", "periods"):
+        shutil.rmtree(copy / name)
+    for name in ("evaluation.json", "summary.json"):
+        (copy / name).unlink()
+    done("run", "--out", copy)
+    assert result(copy) == result(finished)
+    assert not (copy / "directions").exists()
+
+
+def read_made_with(path):
+    with safe_open(path, "numpy") as file:
+        return json.loads(file.metadata()["made_with"])
+
+
+@pytest.mark.whole
+def test_the_loss_after_a_period_is_that_of_the_model_then(server, finished, other):
+    """The adapter that the trainer saved there, from where it is killed, is evaluated as any is."""
+    from clusterucb.config import load
+    from clusterucb.run.session import Session
+    from clusterucb.steps.evaluate import evaluate_adapters
+
+    session = Session(load(finished / "config.yaml"))
+    for period, step in ((1, 3), (2, 6)):
+        server.dies(["run", *options(other)], publication(f"training/checkpoint-{step}/whole.json", "after"))
+        saved = Path(other["out"]) / f"training/checkpoint-{step}"
+        loss = read(finished / f"periods/{period}.json")
+        assert evaluate_adapters(session, {"saved": saved})["saved"]["losses"] == loss["losses"]
+        assert (loss["on"], loss["rows"], loss["cost"]["rows"]) == ("holdout", 5, 5)
+    assert read(finished / "summary.json")["steps"]["evaluate"]["rows"] == 2 * 5 + 2 * 5
+
+
+def test_the_losses_after_periods_change_nothing_that_is_trained(finished_run, tmp_path):
+    from clusterucb.config import load
+    from clusterucb.run.rounds import read_round
+    from clusterucb.run.session import Session
+    from clusterucb.steps.train import train_on
+
+    random = finished_run("random").folder
+    session = Session(load(random / "config.yaml"))
+    train_on(session, read_round(random / "rounds/1").rows, tmp_path / "adapter", watched=False)
+    unwatched, watched = (
+        load_file(folder / "adapter/adapter_model.safetensors") for folder in (tmp_path, random)
     )
+    assert all(np.array_equal(unwatched[name], watched[name]) for name in watched)
+    assert (random / "periods/1.json").exists()
 
 
-def test_one_period_is_one_selection(settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", periods=1)
-    assert [path.name for path in (folder / "rounds").iterdir()] == ["1"]
-    assert read(folder / "summary.json")["full"]["share_of_pool_gradients"] == 1
-
-
-def test_two_epochs_a_period_select_once_a_period(finished, settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", epochs_per_period=2, periods=2)
-    assert sorted(path.name for path in (folder / "rounds").iterdir()) == ["1", "2"]
-    assert read(folder / "summary.json")["steps"]["train"]["rows"] == 2 * 2 * 10
-
-
-@pytest.fixture
-def trained_elsewhere(finished, settings, tmp_path):
-    """A Trainer's own checkpoints of the run's adapter, with optimizer.pt."""
+def test_select_works_at_our_checkpoints_and_at_a_trainers_and_tells_namesakes_apart(
+    finished, copy, tmp_path
+):
     from clusterucb.config import load
     from clusterucb.run.session import Session
     from clusterucb.training.adapter import load_adapter
@@ -363,145 +322,86 @@ def trained_elsewhere(finished, settings, tmp_path):
     load_adapter(session.model, session.dir.initial)
     rows = SwappableRows(session.inputs.training_tokens, np.arange(8))
     finetune(session.model, rows, tmp_path / "states", session.config.training, seed=5, epochs=2)
-    return tmp_path / "states" / "checkpoint-4"
+    trained = tmp_path / "states/checkpoint-4"
+    assert (trained / "optimizer.pt").exists()
+    assert not (trained / "moments.safetensors").exists()
+    namesake = shutil.copytree(copy / "warmup", tmp_path / "elsewhere" / trained.name)
 
-
-def test_select_works_at_our_checkpoints_and_at_a_trainers(finished, trained_elsewhere, tmp_path):
-    assert (trained_elsewhere / "optimizer.pt").exists()
-    assert not (trained_elsewhere / "moments.safetensors").exists()
-    copy = shutil.copytree(finished, tmp_path / "run")
-    made = []
-    for checkpoint in (copy / "warmup", copy / "adapter", trained_elsewhere):
-        outcome = clusterucb("select", "--out", copy, "--checkpoint", checkpoint)
-        assert outcome.status == 0, outcome
-        path = Path(outcome.out.strip())
+    def selected(checkpoint):
+        path = Path(done("select", "--out", copy, "--checkpoint", checkpoint).out.strip())
         assert len(lines(path)) == 10
         assert read(path.parent / "summary.json")["drawn"] == 20
-        made.append(path)
-    assert len({path.read_bytes() for path in made}) == 3
+        return path
+
+    made = [selected(checkpoint) for checkpoint in (copy / "adapter", trained, namesake, trained)]
+    assert made[3] == made[1]
+    assert len({path.read_bytes() for path in made[:3]}) == len(set(made[:3])) == 3
 
 
-def test_checkpoints_of_one_name_are_told_apart(finished, trained_elsewhere, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    namesake = shutil.copytree(copy / "warmup", tmp_path / "elsewhere" / trained_elsewhere.name)
-    made = [
-        clusterucb("select", "--out", copy, "--checkpoint", checkpoint).out.strip()
-        for checkpoint in (trained_elsewhere, namesake, trained_elsewhere)
-    ]
-    assert made[0] == made[2] != made[1]
-    scores = [lines(path.replace("selected.jsonl", "selected.ids.jsonl")) for path in made]
-    assert scores[0] != scores[1]
+@pytest.mark.parametrize("policy", ["ucb1", "ucb_threshhard", "ucb_threshnormal", "random"])
+def test_every_policy_selects(copy, settings, policy):
+    (copy / "config.yaml").unlink()
+    given = options(settings, out=copy, policy=policy)
+    path = Path(done("select", *given, "--checkpoint", copy / "warmup").out.strip())
+    assert read(path.parent / "summary.json")["drawn"] == 20
 
 
-def test_a_run_can_go_on_from_an_existing_adapter(finished, settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", adapter=finished / "adapter", rank=None, alpha=None)
+@pytest.mark.whole
+def test_a_run_can_go_on_from_an_existing_adapter(finished, other):
+    given = options(other, adapter=finished / "adapter", rank=None, alpha=None, periods=1)
+    done("run", *given)
+    folder = Path(other["out"])
     begin = load_file(folder / "initial/adapter_model.safetensors")
-    given = load_file(finished / "adapter/adapter_model.safetensors")
-    assert begin.keys() == given.keys()
-    assert all(np.array_equal(begin[name], given[name]) for name in begin)
+    trained = load_file(finished / "adapter/adapter_model.safetensors")
+    assert begin.keys() == trained.keys()
+    assert all(np.array_equal(begin[name], trained[name]) for name in begin)
     ended = load_file(folder / "adapter/adapter_model.safetensors")
     assert any(not np.array_equal(begin[name], ended[name]) for name in begin)
     was = read(finished / "evaluation.json")["adapter"]["losses"]
     assert read(folder / "evaluation.json")["base"]["losses"] == pytest.approx(was, rel=1e-5)
 
 
-def test_tulu_chat_is_another_text(finished, settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", chat="tulu", periods=2)
-    tokens = [read(where / "summary.json")["steps"]["gradients"]["tokens"] for where in (finished, folder)]
-    assert tokens[0] != tokens[1]
-
-
-def test_all_linear_layers_can_have_an_adapter(settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", target_modules=["all-linear"], periods=1)
-    names = load_file(folder / "adapter/adapter_model.safetensors")
-    assert {name.split(".")[-3] for name in names} == {
-        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    }
-
-
-@pytest.mark.parametrize("policy", ["ucb1", "ucb_threshhard", "ucb_threshnormal", "random"])
-def test_every_policy_selects(finished, settings, policy, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    (copy / "config.yaml").unlink()
-    given = options(settings, out=copy, policy=policy)
-    outcome = clusterucb("select", *given, "--checkpoint", copy / "warmup")
-    assert outcome.status == 0, outcome
-    assert read(Path(outcome.out.strip()).parent / "summary.json")["drawn"] == 20
-
-
-def test_other_formula_and_projection(settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", formula="adam", projection="rademacher", periods=2, dim=64)
-    assert (folder / "features/features.f16").stat().st_size == 100 * 64 * 2
-
-
-def test_subtasks_may_be_unequal(settings, tmp_path):
-    target = tmp_path / "target.jsonl"
+@pytest.mark.whole
+def test_training_lowers_the_loss_on_a_target_of_unequal_subtasks(settings, other, tmp_path):
+    """With a high rate, evaluated on the target itself: the adapter learns what was selected for it."""
     rows = lines(settings["target"][0])
-    sizes = {"a": 1, "b": 4, "c": 1}
-    names = [name for name, size in sizes.items() for _ in range(size)]
-    mixed = [3, 0, 5, 1, 4, 2]
-    target.write_text("".join(json.dumps({**rows[i], "subject": names[i]}) + "\n" for i in mixed))
-    folder = run(settings, out=tmp_path / "run", target=[str(target)], periods=2)
-    directions = load_file(folder / "features/directions.safetensors")["directions"]
-    assert directions.shape == (3, 256)
-    norms = np.linalg.norm(directions, axis=1)
+    names = dict(zip([3, 0, 5, 1, 4, 2], "abbbbc", strict=True))
+    target = tmp_path / "target.jsonl"
+    target.write_text("".join(json.dumps({**rows[i], "subject": name}) + "\n" for i, name in names.items()))
+    done("run", *options(other, target=[target], holdout=None, lr=2e-2, periods=2))
+    folder = Path(other["out"])
+    norms = np.linalg.norm(load_file(folder / "directions/1.safetensors")["directions"], axis=1)
     np.testing.assert_allclose(norms[[0, 2]], 1, atol=1e-3)  # of one row each
     assert norms[1] < 0.99  # the mean of four
+    evaluation = read(folder / "evaluation.json")
+    assert evaluation["on"] == "target"
+    assert evaluation["adapter"]["loss"] < evaluation["base"]["loss"]
 
 
-def test_rows_whose_answer_does_not_fit_are_excluded_counted_and_listed(settings, tmp_path):
-    pool = tmp_path / "pool.jsonl"
-    long = {"role": "assistant", "content": " ".join(["quiz"] * 80)}
-    short = {"role": "assistant", "content": "quiz"}
-    rows = lines(settings["pool"][0])
-    for i, answer in ((4, long), (17, long), (30, short)):
-        rows[i] = {"messages": [{"role": "user", "content": " ".join(["lamp"] * 90)}, answer]}
-    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = clusterucb("run", *options(settings, out=tmp_path / "run", pool=[str(pool)], top_p=0.2))
-    assert outcome.status == 0, outcome
-    listed = lines(tmp_path / "run/pool/excluded.jsonl")
-    assert [row["id"] for row in listed] == ["pool.jsonl:5", "pool.jsonl:18"]
-    assert all("does not fit into 48" in row["reason"] for row in listed)
-    assert "2 of 60 pool rows cannot be used" in outcome.err
-    summary = read(tmp_path / "run/summary.json")
-    assert (summary["rows"], summary["excluded"]) == (58, 2)
-    assert [found["selected"] for found in summary["selected"]] == [11, 11, 11]  # floor(0.2 * 58)
-    selected = {
-        entry["id"] for path in (tmp_path / "run").glob("rounds/*/*.ids.jsonl") for entry in lines(path)
-    }
-    assert not selected & {"pool.jsonl:5", "pool.jsonl:18"}
-
-
-def test_it_works_from_python_too(finished, settings, tmp_path):
-    import clusterucb as package
-    from clusterucb.config import load
-
-    session = package.Session(load(None, {**settings, "out": str(tmp_path / "run")}))
-    summary = package.dynamic(session)
-    assert summary == read(tmp_path / "run/summary.json")
-    assert result(tmp_path / "run") == result(finished)
-    assert clusterucb("run", tmp_path / "run/config.yaml").status == 0
-
-
-def test_a_model_in_half_precision(settings, tmp_path):
-    folder = run(settings, out=tmp_path / "run", dtype="bfloat16", periods=2)
-    assert np.isfinite(read(folder / "evaluation.json")["adapter"]["loss"])
-
-
-def test_a_model_without_a_template_is_asked_in_tulu(settings, tmp_path):
+@pytest.mark.whole
+def test_other_settings_of_model_adapter_gradients_and_periods(finished, other, tmp_path):
+    """In half precision, without a chat template, with an adapter at every layer."""
     build_model().save_pretrained(tmp_path / "model")
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "model")
-    write_rows(tmp_path / "pool.jsonl", 40, 1)
-    folder = run(settings, model=tmp_path / "model", out=tmp_path / "run", periods=1)
-    assert read(folder / "summary.json")["rows"] == 100
+    changes = {"formula": "adam", "projection": "rademacher", "dim": 64, "dtype": "bfloat16", "periods": 1}
+    done("run", *options(other, **changes, model=tmp_path / "model", target_modules=["all-linear"]))
+    folder = Path(other["out"])
+    assert (folder / "features/features.f16").stat().st_size == 100 * 64 * 2
+    assert [path.name for path in (folder / "rounds").iterdir()] == ["1"]
+    assert np.isfinite(read(folder / "evaluation.json")["adapter"]["loss"])
+    ours, theirs = (read(run / "summary.json") for run in (folder, finished))
+    assert ours["full"]["share_of_pool_gradients"] == 1
+    assert ours["steps"]["gradients"]["tokens"] != theirs["steps"]["gradients"]["tokens"]  # Tulu's text
+    names = load_file(folder / "adapter/adapter_model.safetensors")
+    layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+    assert {name.split(".")[-3] for name in names} == set(layers.split())
 
 
 def test_a_warmup_longer_than_the_pool_counts_every_row_that_it_trains_on(other):
     """120 rows of a pool of 100: all once, and 20 of them again."""
-    outcome = clusterucb("warmup", *options(other, warmup_steps=30))
-    assert outcome.status == 0, outcome
+    done("warmup", *options(other, warmup_steps=30))
     cost = read(Path(other["out"]) / "warmup" / "checkpoint.json")["cost"]
     lengths = np.diff(np.load(Path(other["out"]) / "pool" / "offsets.npy"))
     assert cost["rows"] == 120

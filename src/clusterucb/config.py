@@ -11,15 +11,15 @@ import ast
 import difflib
 import inspect
 import os
-import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.fields import FieldInfo
 
 from clusterucb.errors import ConfigError
 
@@ -31,19 +31,11 @@ Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
-def _split_commas(names: Any) -> Any:
-    """`mmlu,bbh` as two names."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return names
-    return [part.strip() for name in names for part in name.split(",") if part.strip()]
-
-
-def _split_numbers(numbers: Any) -> Any:
-    """`0.4,0.6` as two numbers."""
-    if isinstance(numbers, str):
-        return [part for part in numbers.replace(",", " ").split() if part]
-    return [numbers] if isinstance(numbers, int | float) else numbers
+def _split(given: Any) -> Any:
+    """`mmlu,bbh` as two names, `0.4, 0.6` as two numbers; in a list, too."""
+    items = given if isinstance(given, list) else [given]
+    parts = (item.replace(",", " ").split() if isinstance(item, str) else [item] for item in items)
+    return [*chain.from_iterable(parts)]
 
 
 Budget = Annotated[
@@ -52,8 +44,8 @@ Budget = Annotated[
     PlainSerializer(lambda value: "auto" if value is None else value),
 ]
 """A share, or None for auto."""
-TaskNames = Annotated[list[str], BeforeValidator(_split_commas)]
-Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split_numbers)]
+TaskNames = Annotated[list[str], BeforeValidator(_split)]
+Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split)]
 
 
 class _Strict(BaseModel):
@@ -247,14 +239,6 @@ class Common(_Strict):
         """The folder with official files; None stands for the hub."""
         return Path(self.data_dir) if self.data_dir else None
 
-    def _absolute(self) -> dict[str, str | None]:
-        return {
-            "model": _absolute(self.model),
-            "adapter": _absolute(self.adapter) if self.adapter else None,
-            "data_dir": _absolute(self.data_dir) if self.data_dir else None,
-            "out": os.path.normpath(Path(self.out).absolute()),
-        }
-
 
 class Config(Common):
     """All settings of a run."""
@@ -338,24 +322,20 @@ class Config(Common):
         Raises:
             ConfigError: they contradict each other.
         """
-        tree = self.model_dump()
-        for setting in settings():
-            if setting.name in given:
-                room = tree[setting.section] if setting.section else tree
-                room[setting.name] = given[setting.name]
-        return Config.model_validate(tree)
+        return Config.model_validate(_put_over(self.model_dump(), given))
 
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
 
-        return self.model_copy(
-            update={
-                **self._absolute(),
-                "pool": [_absolute(p) for p in self.pool],
-                "target": [p if p in BENCHMARKS else _absolute(p) for p in self.target],
-                "holdout": [p if p in BENCHMARKS else _absolute(p) for p in self.holdout],
-            }
-        )
+        def absolute(rows: list[str]) -> list[str]:
+            return [name if name in BENCHMARKS else _absolute(name) for name in rows]
+
+        single = ("model", "adapter", "data_dir")
+        found: dict[str, Any] = {name: _absolute(path) for name in single if (path := getattr(self, name))}
+        found["out"] = os.path.normpath(Path(self.out).absolute())
+        found["pool"] = [*map(_absolute, self.pool)]
+        found |= {"target": absolute(self.target), "holdout": absolute(self.holdout)}
+        return self.model_copy(update=found)
 
     def to_yaml(self) -> str:
         """YAML that `load` reads back."""
@@ -367,10 +347,10 @@ def _absolute(path: str) -> str:
     return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
 
 
-AnyConfig = typing.TypeVar("AnyConfig", bound=Common)
+AnyConfig = TypeVar("AnyConfig", bound=Common)
 
 
-class Setting(typing.NamedTuple):
+class Setting(NamedTuple):
     """One leaf of the configuration, as an option sees it."""
 
     name: str
@@ -383,45 +363,37 @@ class Setting(typing.NamedTuple):
 
 def settings(kind: type[Common] = Config) -> Iterator[Setting]:
     """Every leaf setting of `kind`; names are unique over all sections."""
+    texts = _help_texts()
     for name, info in kind.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            for leaf, leaf_info in section.model_fields.items():
-                yield _setting(leaf, name, leaf_info)
-        else:
-            yield _setting(name, None, info)
+        section = _fields(info)
+        for leaf, field in (section or {name: info}).items():
+            where = name if section else None
+            yield Setting(leaf, where, field.annotation, field.default, field.is_required(), texts[leaf])
 
 
-def load(
-    path: str | Path | None, options: Mapping[str, Any] | None = None, *, where: str = "options"
-) -> Config:
+def _fields(info: FieldInfo) -> dict[str, FieldInfo]:
+    """The settings of a section; none of what is a setting itself."""
+    kind = info.annotation
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def load(path: str | Path | None, options: Mapping[str, Any] | None = None) -> Config:
     """A run's configuration from a YAML file, with options (by leaf name) put over it.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
     """
-    return load_as(Config, path, options, where=where)
+    return load_as(Config, path, options)
 
 
 def load_as(
-    kind: type[AnyConfig],
-    path: str | Path | None,
-    options: Mapping[str, Any] | None = None,
-    *,
-    where: str = "options",
+    kind: type[AnyConfig], path: str | Path | None, options: Mapping[str, Any] | None = None
 ) -> AnyConfig:
-    """What `load` does for the settings of `kind`; a run's other settings in the file are passed over.
-
-    Raises:
-        ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
-    """
+    """What `load` does for the settings of `kind`; a run's other settings in the file are passed over."""
     tree = _read_yaml(Path(path)) if path else {}
-    origin = str(path) if path else where
+    origin = str(path) if path else "options"
     _refuse_unknown_keys(tree, origin)
-    for setting in settings(kind):
-        if options and setting.name in options:
-            room = tree.setdefault(setting.section, {}) if setting.section else tree
-            room[setting.name] = options[setting.name]
+    _put_over(tree, options or {})
     for name in ("pool", "target", "holdout"):
         if isinstance(tree.get(name), str):
             tree[name] = [tree[name]]
@@ -432,22 +404,25 @@ def load_as(
         raise ConfigError(_one_line(error, origin)) from None
 
 
-def _setting(name: str, section: str | None, info: Any) -> Setting:
-    text = _help_texts().get(name, "")
-    return Setting(name, section, info.annotation, info.default, info.is_required(), text)
+def _put_over(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of settings with others, by their names, in their sections."""
+    for setting in settings():
+        if setting.name in given:
+            room = tree.setdefault(setting.section, {}) if setting.section else tree
+            room[setting.name] = given[setting.name]
+    return tree
 
 
 @cache
 def _help_texts() -> dict[str, str]:
     """The docstring under each field; pydantic would read this file once a class, which takes longer."""
     texts = {}
-    for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
-        lines = node.body if isinstance(node, ast.ClassDef) else []
-        for line, under in pairwise(lines):
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                text = under.value if isinstance(under, ast.Expr) else None
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    texts[line.target.id] = inspect.cleandoc(text.value)
+    module = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    bodies = (node.body for node in module.body if isinstance(node, ast.ClassDef))
+    for field, under in chain.from_iterable(map(pairwise, bodies)):
+        match field, under:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = inspect.cleandoc(text)
     return texts
 
 
@@ -468,20 +443,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], origin: str) -> None:
-    leaves = {setting.name: setting.section for setting in settings()}
+    sections = {name: _fields(info) for name, info in Config.model_fields.items()}
+    homes = {leaf: f"; it belongs under `{name}:`" for name, leaves in sections.items() for leaf in leaves}
     for key, value in tree.items():
-        field = Config.model_fields.get(key)
-        if field is None:
-            home = f"; it belongs under `{leaves[key]}:`" if leaves.get(key) else ""
-            raise ConfigError(f"{origin}: unknown key {key!r}{home or _nearest(key, Config.model_fields)}")
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{origin}: key {key!r} is {value!r}, expected a section of settings")
-            for leaf in value:
-                if leaf not in section.model_fields:
-                    near = _nearest(leaf, section.model_fields)
-                    raise ConfigError(f"{origin}: unknown key {key}.{leaf!s}{near}")
+        if key not in sections:
+            raise ConfigError(f"{origin}: unknown key {key!r}{homes.get(key) or _nearest(key, sections)}")
+        if not (known := sections[key]):
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{origin}: key {key!r} is {value!r}, expected a section of settings")
+        if unknown := [leaf for leaf in value if leaf not in known]:
+            raise ConfigError(f"{origin}: unknown key {key}.{unknown[0]!s}{_nearest(unknown[0], known)}")
 
 
 def _nearest(key: object, known: Mapping[str, Any]) -> str:
@@ -506,14 +478,10 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
     for setting in settings():
         if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
             continue  # may differ each time: what was made of them is in the run directory, or is the same
-        old, new = (_value(config, setting) for config in (saved, given))
+        rooms = (getattr(config, setting.section) if setting.section else config for config in (saved, given))
+        old, new = (getattr(room, setting.name) for room in rooms)
         if old != new:
             raise ConfigError(
                 f"{setting.name}: this run directory was made with {old!r} ({where}), now it is {new!r}; "
                 f"use another --out, or leave --{setting.name.replace('_', '-')} as it was"
             )
-
-
-def _value(config: Config, setting: Setting) -> Any:
-    room = getattr(config, setting.section) if setting.section else config
-    return getattr(room, setting.name)

@@ -16,7 +16,7 @@ from clusterucb.steps.train import train, warmup
 def procedure(session: Session) -> dict[str, Any]:
     """The procedure that the settings name (`method`), from a pool and a target to an adapter.
 
-    Returns the content of summary.json. Interrupted at any point, the same call goes on.
+    Like each of those below it returns the content of summary.json, and goes on where it was interrupted.
     """
     return {"dynamic": dynamic, "less": less}.get(session.method.name, baseline)(session)
 
@@ -25,7 +25,6 @@ def dynamic(session: Session) -> dict[str, Any]:
     """Dynamic-ClusterUCB (arXiv 2506.10288), from a pool and a target to an adapter.
 
     With `bandit: none` it is Dynamic (doi 10.1016/j.knosys.2025.114144): all rows are scored in every period.
-
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
@@ -55,10 +54,7 @@ def less(session: Session) -> dict[str, Any]:
 
 
 def baseline(session: Session) -> dict[str, Any]:
-    """A selection without gradients (random, bm25, rds, loss), and then all that follows any selection.
-
-    Returns the content of summary.json. Interrupted at any point, the same call goes on.
-    """
+    """A selection without gradients (random, bm25, rds, loss), and then all that follows any selection."""
     session.check_inputs()
     select(session)  # once, for all periods
     train(session)

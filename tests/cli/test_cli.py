@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import typer
+from typer import rich_utils
 
 from cli_helpers import clusterucb, options
 from clusterucb.cli.main import application
@@ -53,9 +54,9 @@ def test_the_issues_options_have_their_names(commands):
 
 
 def test_no_option_is_taken_twice():
-    names = [parameter.name for parameter in parameters({"checkpoint": "text"})]
+    names = [parameter.name for parameter in parameters()]
     assert len(names) == len(set(names))
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters({}))
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters())
 
 
 @pytest.mark.parametrize("command", sorted(STEPS))
@@ -75,6 +76,28 @@ def test_help_tells_of_every_setting_with_its_default(command, monkeypatch):
         "(default: q_proj k_proj v_proj o_proj)",
     ):
         assert text in shown.out
+
+
+def test_help_shows_brackets_and_what_stands_for_a_value(monkeypatch):
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 400)
+    shown = " ".join(clusterucb("run", "--help").out.split())
+    for text in (
+        "--kmeans-backend TEXT What computes k-means: torch, or keops (needs clusterucb[keops] and a",
+        "`hub:org/name[:config][:split]`",
+        "--model TEXT A causal",
+        "--out DIR The run",
+        "--rank N LoRA rank",
+        "--pool FILE... Rows",
+    ):
+        assert text in shown
+
+
+@pytest.mark.parametrize("given", [["--profile"], ["--profile=x"]])
+def test_an_option_that_is_gone_says_what_serves_now(given):
+    said = clusterucb("run", "--out", "none", *given).complaint
+    assert said.startswith("--profile is gone: ")
+    for word in ("summary.json", "torch.profiler"):
+        assert word in said
 
 
 def test_without_a_command_there_is_help():

@@ -4,49 +4,36 @@ import json
 
 import pytest
 
-from cli_helpers import clusterucb, lines, options, read
+from cli_helpers import clusterucb, lines
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.sources.conversion import prepare
+from file_helpers import write
 
-PROBLEMS = [
-    {
-        "question": f"Ann has {n} pens and buys 3. How many?",
-        "answer": f"{n}+3=<<{n}+3={n + 3}>>{n + 3}\n#### {n + 3}",
-    }
-    for n in range(60)
-]
+PROBLEMS = [{"question": f"{n} + 3?", "answer": f"<<{n}+3>>{n + 3}\n#### {n + 3}"} for n in range(60)]
 TASKS = [{"instruction": f"Write {n}.", "input": "", "output": f"{n}" if n else ""} for n in range(4)]
 
 
 @pytest.fixture
 def raw(tmp_path):
     """A folder with two data sets' files, as their pages name them."""
-    folder = tmp_path / "raw"
-    (folder / "gsm8k").mkdir(parents=True)
-    (folder / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
-    (folder / "code_alpaca_2k.json").write_text(json.dumps(TASKS))
-    return folder
+    write(tmp_path / "raw" / "gsm8k" / "train.jsonl", PROBLEMS)
+    return write(tmp_path / "raw" / "code_alpaca_2k.json", TASKS).parent
 
 
-def test_several_data_sets_are_written_as_the_function_writes_them(raw, tmp_path):
+def test_several_data_sets_are_written_as_the_function_writes_them_and_counted_in_a_table(raw, tmp_path):
     outcome = clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool")
     assert outcome.status == 0, outcome
     for name in ("gsm8k", "code_alpaca"):
         report = prepare(name, raw, tmp_path / "again")
-        for suffix in ("jsonl", "json"):
-            file = f"{name}.{suffix}"
-            assert (tmp_path / "pool" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
         assert len(lines(tmp_path / "pool" / f"{name}.jsonl")) == report.written
-
-
-def test_the_table_counts_rows_and_reasons(raw, tmp_path):
-    out = clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool").out
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
-    assert cells == [
+        for file in (f"{name}.jsonl", f"{name}.json"):
+            assert (tmp_path / "pool" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    table = [line.split("│")[1:-1] for line in outcome.out.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in table] == [
         ["gsm8k.jsonl", "60", "60", ""],
         ["code_alpaca.jsonl", "4", "3", "1 empty output"],
     ]
-    assert out.startswith("Written to ")
+    assert outcome.out.startswith("Written to ")
 
 
 def test_quiet_shows_nothing_and_writes_the_same(raw, tmp_path):
@@ -71,9 +58,8 @@ def test_the_list_names_every_data_set_with_licence_and_files_within_80_columns(
     shown = clusterucb("prepare", "--list")
     assert (shown.status, shown.err) == (0, "")
     assert max(map(len, shown.out.splitlines())) <= 80
-    blocks = dict(
-        block.split(": ", 1) for block in f"\n{shown.out}".replace("\n    ", "\t").split("\n")[1:-1]
-    )
+    text = f"\n{shown.out}".replace("\n    ", "\t")
+    blocks = dict(block.split(": ", 1) for block in text.split("\n")[1:-1])
     assert list(blocks) == list(SOURCES)
     assert len(blocks) == 8
     for name, block in blocks.items():
@@ -99,12 +85,6 @@ def test_a_wrong_name_is_told_before_anything_is_written(raw, tmp_path):
     assert not (tmp_path / "pool").exists()
 
 
-def test_a_folder_without_the_files_is_told_with_what_is_expected(raw, tmp_path):
-    said = clusterucb("prepare", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint
-    assert said.startswith(f"{raw}: no raw files of dolly; expected databricks-dolly-15k.jsonl (also as .gz)")
-    assert "found code_alpaca_2k.json, gsm8k. They come from https://huggingface.co/datasets/dat" in said
-
-
 def test_a_later_data_set_that_fails_leaves_the_earlier_ones_whole(raw, tmp_path):
     clusterucb("prepare", "gsm8k", "dolly", "--from", raw, "--out", tmp_path / "pool").complaint  # noqa: B018
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["gsm8k.json", "gsm8k.jsonl"]
@@ -116,14 +96,3 @@ def test_out_that_is_a_file_is_refused(raw, tmp_path):
     said = clusterucb("prepare", "gsm8k", "--from", raw, "--out", file).complaint
     assert said == f"{file}: not a folder. Name a folder to write to"
     assert json.loads(file.read_text()) == TASKS
-
-
-def test_a_prepared_file_is_a_pool_as_it_is(raw, settings, tmp_path):
-    assert (
-        clusterucb("prepare", "gsm8k", "code_alpaca", "--from", raw, "--out", tmp_path / "pool").status == 0
-    )
-    pool = [tmp_path / "pool/gsm8k.jsonl", tmp_path / "pool/code_alpaca.jsonl"]
-    outcome = clusterucb("warmup", *options(settings, pool=pool, train_length=200, gradient_length=200))
-    assert outcome.status == 0, outcome
-    manifest = read(f"{settings['out']}/pool/manifest.json")
-    assert (manifest["rows"], manifest["usable"]) == (63, 63)

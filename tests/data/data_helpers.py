@@ -1,9 +1,5 @@
 """Files of rows, and tiny real tokenizers, made in code."""
 
-import gzip
-import json
-from pathlib import Path
-
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -30,12 +26,6 @@ def chat_record(question="What?", answer="That.", **columns):
         **columns,
         "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
     }
-
-
-def write_lines(path: Path, records, newline="\n"):
-    data = "".join(json.dumps(record, ensure_ascii=False) + newline for record in records).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
 
 
 def byte_tokenizer(**options):

@@ -1,17 +1,13 @@
 import itertools
 import json
-import os
-import subprocess
-import sys
 import tracemalloc
 import unicodedata
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import chat_record, write_lines
+from data_helpers import chat_record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +16,8 @@ from clusterucb.data.contamination import COMMON, MIN_WORDS, Hit, Probe, ProbeIn
 from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message, Row
 from clusterucb.data.words import plain_words
-from clusterucb.errors import ConfigError
+from file_helpers import official_files, write
 
-GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 QUESTION = "A farmer has twelve red hens and nine white geese; how many birds are there in all?"
 
 
@@ -133,11 +128,7 @@ def test_a_chinese_text_is_found_within_a_longer_one():
         ([numbered(0, 8)], [numbered(0, 4), numbered(4, 8)], None),  # no n-gram spans two messages
         ([numbered(0, 17)], [numbered(0, 10), numbered(8, 17)], ("p0", 0.5)),  # shares of messages add up
         ([f"{numbered(0, 8)} {numbered(0, 8)}"], [numbered(0, 8)] * 2, ("p0", 1 / 8)),  # each n-gram once
-        (
-            [numbered(0, 30), numbered(0, 10), numbered(0, 9)],
-            [numbered(0, 10)],
-            ("p1", 1.0),
-        ),  # or the first
+        ([numbered(0, 30), numbered(0, 10), numbered(0, 9)], [numbered(0, 10)], ("p1", 1.0)),  # or the first
     ],
 )
 def test_shares_in_exact_fractions(probes, messages, best):
@@ -190,22 +181,10 @@ def test_an_index_of_nothing_finds_nothing(texts):
 def test_a_pool_is_read_in_order_and_progress_is_told(tmp_path):
     records = [chat_record("Hello there."), chat_record(f"Well. {QUESTION}"), chat_record("Sure?", QUESTION)]
     told = []
-    hits = contaminated(
-        index_of(QUESTION), Pool.read(write_lines(tmp_path / "pool.jsonl", records)), progress=told.append
-    )
+    pool = Pool.read(write(tmp_path / "pool.jsonl", records))
+    hits = contaminated(index_of(QUESTION), pool, progress=told.append)
     assert list(hits) == [Hit(1, "p0", 1.0), Hit(2, "p0", 1.0)]
     assert told == [1, 1, 1]
-
-
-@pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])
-def test_a_threshold_out_of_range_is_an_error_at_once(threshold):
-    with pytest.raises(ConfigError, match=r"contaminated\(threshold=.*above 0 and at most 1"):
-        contaminated(index_of(), [], threshold)
-
-
-def test_n_grams_that_are_too_short_are_an_error():
-    with pytest.raises(ConfigError, match=rf"ProbeIndex\(n=3\): must be at least {MIN_WORDS}"):
-        index_of(n=3)
 
 
 def test_orders_of_the_same_words_have_different_hashes():
@@ -238,37 +217,15 @@ def test_memory_does_not_grow_with_the_pool():
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = (
-        "from clusterucb.data.contamination import _grams\n"
-        "from clusterucb.data.words import plain_words\n"
-        f"print(_grams([plain_words({QUESTION!r}), 'é ü ö 東'], [4, 8]).tolist())"
-    )
-    done = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for seed in ("1", "2")
-    ]
-    assert done[0].stdout == done[1].stdout
-    assert len(json.loads(done[0].stdout)) > 10
-
-
-def real_rows(name):
-    path = GSM8K / name
-    if not path.exists():
-        pytest.skip("no shared data beside the checkout")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row(record["question"], record["answer"]) for record in records]
-
-
-def questions(rows):
-    return ProbeIndex(Probe(str(i), r.messages[0].content) for i, r in enumerate(rows))
+    hashes = contamination._grams([plain_words(QUESTION), "é ü ö 東"], [4, 8])
+    assert (len(hashes), np.bitwise_xor.reduce(hashes)) == (25, 0x73B8E2A9CB97BC70)
 
 
 def test_real_gsm8k_train_has_hardly_any_test_question():
-    hits = list(contaminated(questions(real_rows("test.jsonl")), real_rows("train.jsonl")))
+    def rows(name):
+        lines = (official_files() / "gsm8k" / name).read_text(encoding="utf-8").splitlines()
+        return [row(record["question"], record["answer"]) for record in map(json.loads, lines)]
+
+    index = ProbeIndex(Probe(str(i), r.messages[0].content) for i, r in enumerate(rows("test.jsonl")))
+    hits = list(contaminated(index, rows("train.jsonl")))
     assert {hit.probe for hit in hits} == {"602"}  # the same question with other numbers

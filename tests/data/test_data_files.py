@@ -1,48 +1,25 @@
 import errno
-import gzip
 import io
 import json
-import sys
 import tracemalloc
-from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_helpers import chat_record, write_lines
+from data_helpers import chat_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.data import files
 from clusterucb.data.files import Lines, stem
-from clusterucb.errors import InputError, StorageError
+from clusterucb.errors import StorageError
+from file_helpers import Hub, refusal, write
 
 RECORDS = [chat_record(f"Frage {i} – naïve 😀?", f"Antwort {i}\nzwei", id=i) for i in range(5)]
 
 
-def read_all(source):
+def records(source):
     return [record for record, _ in Lines.open(source).records()]
-
-
-def refusal(source):
-    with pytest.raises(InputError) as caught:
-        read_all(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def make(folder, suffix):
-    path = folder / f"pool{suffix}"
-    if "parquet" in suffix:
-        buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), buffer)
-        data = buffer.getvalue()
-    elif suffix in (".json", ".json.gz"):
-        data = json.dumps(RECORDS, indent=2).encode()
-    else:
-        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in RECORDS).encode()
-    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -51,37 +28,39 @@ def make(folder, suffix):
      (".parquet.gz", "row"), (".JSONL", "line")],
 )  # fmt: skip
 def test_every_format_gives_the_same_records_in_any_order(tmp_path, suffix, unit):
-    lines = Lines.open(make(tmp_path, suffix))
+    lines = Lines.open(write(tmp_path / f"pool{suffix}", RECORDS))
     assert [lines.record(i) for i in reversed(range(len(lines)))] == RECORDS[::-1]
     assert [json.loads(line) for line in lines] == RECORDS
     assert lines.where(2) == f"{tmp_path}/pool{suffix}, {unit} 3"
 
 
 def test_json_lines_named_json_are_read_as_lines(tmp_path):
-    lines = Lines.open(write_lines(tmp_path / "a.json", RECORDS))
+    lines = Lines.open(write(tmp_path / "a.jsonl", RECORDS).rename(tmp_path / "a.json"))
     assert [where for _, where in lines.records()] == [f"{tmp_path}/a.json, line {i}" for i in range(1, 6)]
 
 
-def test_numbers_are_those_of_the_persons_file(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'\n{"a": 1}\n  \n\n{"b": 2}')
-    lines = Lines.open(tmp_path / "a.jsonl")
-    assert [lines.number(i) for i in range(len(lines))] == [2, 5]
-    assert list(lines) == [b'{"a": 1}', b'{"b": 2}']
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_lines_are_the_persons_bytes_with_carriage_returns_and_without_the_byte_order_mark(tmp_path, suffix):
-    data = b'\xef\xbb\xbf{ "a":1 }\r\n\r\n{"b": "\xc3\xa9"}\r\n'
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
-    lines = Lines.open(path)
-    assert list(lines) == [b'{ "a":1 }\r', b'{"b": "\xc3\xa9"}\r']
+@pytest.mark.parametrize(
+    ("data", "kept", "numbers"),
+    [
+        (b'\n{"a": 1}\n  \n\n{"b": "\xc3\xa9"}', [b'{"a": 1}', b'{"b": "\xc3\xa9"}'], [2, 5]),
+        (
+            b'\xef\xbb\xbf{ "a":1 }\r\n\r\n{"b": "\xc3\xa9"}\r\n',
+            [b'{ "a":1 }\r', b'{"b": "\xc3\xa9"}\r'],
+            [1, 3],
+        ),
+    ],
+    ids=["blank lines", "carriage returns and a byte order mark"],
+)
+def test_lines_are_the_persons_bytes_and_have_the_persons_numbers(tmp_path, suffix, data, kept, numbers):
+    lines = Lines.open(write(tmp_path / f"a{suffix}", data))
+    assert list(lines) == kept
+    assert [lines.number(i) for i in range(len(lines))] == numbers
     assert lines.record(1) == {"b": "é"}
-    assert lines.number(1) == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "records"),
+    ("text", "expected"),
     [
         ('[\n {"a":\n 1},\n\n {"b": 2}, {"c": 3}]\n', [{"a": 1}, {"b": 2}, {"c": 3}]),
         ('\ufeff[{"a": 1}]', [{"a": 1}]),
@@ -91,13 +70,9 @@ def test_lines_are_the_persons_bytes_with_carriage_returns_and_without_the_byte_
     ],
     ids=["over lines", "byte order mark", "half a surrogate pair", "numbers"],
 )  # fmt: skip
-def test_the_objects_of_an_array_are_rows_as_python_reads_them(tmp_path, text, records):
-    (tmp_path / "a.json").write_text(text)
-    lines = Lines.open(tmp_path / "a.json")
-    assert [record for record, _ in lines.records()] == records
-    assert [where for _, where in lines.records()] == [
-        f"{tmp_path}/a.json, row {i}" for i in range(1, len(records) + 1)
-    ]
+def test_the_objects_of_an_array_are_rows_as_python_reads_them(tmp_path, text, expected):
+    found = [*Lines.open(write(tmp_path / "a.json", text)).records()]
+    assert found == [(record, f"{tmp_path}/a.json, row {i}") for i, record in enumerate(expected, 1)]
 
 
 OBJECTS = st.dictionaries(
@@ -107,9 +82,9 @@ OBJECTS = st.dictionaries(
 
 @settings(max_examples=60)
 @given(st.lists(OBJECTS), st.sampled_from([None, 1, 3]), st.sampled_from([1, 5, 7, 40, 64]), st.booleans())
-def test_an_array_is_read_the_same_in_chunks_of_any_size(records, indent, chunk, ascii_only):
-    stream = io.BytesIO(json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode())
-    assert list(files._Array(stream, "a.json", chunk)) == records
+def test_an_array_is_read_the_same_in_chunks_of_any_size(objects, indent, chunk, ascii_only):
+    stream = io.BytesIO(json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode())
+    assert list(files._Array(stream, "a.json", chunk)) == objects
 
 
 def test_a_long_array_on_one_line_never_stands_in_memory_whole():
@@ -134,70 +109,60 @@ ARRAYS = {
     "[]": "empty",
     "[" + "[" * 100_000: "line 1, row 1: broken JSON",
 }
+ONE_A_LINE = "Write one whole object a line; a file that holds one array is named .json"
+LINES = {
+    '{"a": 1}\n{"a": }\n': "line 2: broken JSON at column 7: Expecting value",
+    '{"a": 1}\n[1]\n': f"line 2: a JSON list, expected an object {{...}}. {ONE_A_LINE}",
+    '[\n {\n  "prompt": "a"\n }\n]': f"line 1: unfinished JSON at column 2: Expecting value. {ONE_A_LINE}",
+    '{\n "prompt": "a"\n}': "line 1: unfinished JSON at column 2",
+    '{"a": 1}\n\n{"a": "\udcff"}\n': "line 3: not UTF-8 (byte 0xff at 8)",
+    '{"a": 1}\n{"a": ' + "1" * 5000 + "}": "line 2: JSON that cannot be read",
+    '{"a": 1}\n{"a": ' + "[" * 200_000 + "}": "line 2: JSON that cannot be read",
+    "": "empty",
+    "\n \n": "empty",
+}
+BROKEN = [("a.json", *case) for case in ARRAYS.items()] + [("a.jsonl", *case) for case in LINES.items()]
 
 
-@pytest.mark.parametrize(("text", "said"), ARRAYS.items(), ids=range(len(ARRAYS)))
-def test_a_broken_array_is_named_by_line_and_row(tmp_path, text, said):
-    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    message = refusal(tmp_path / "a.json")
-    assert "a.json" in message
+@pytest.mark.parametrize(("name", "text", "said"), BROKEN, ids=range(len(BROKEN)))
+def test_what_is_broken_is_named_by_line_and_row(tmp_path, name, text, said):
+    message = refusal(records, write(tmp_path / name, text))
+    assert name in message
     assert said in message
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_the_place_of_an_error_does_not_depend_on_the_chunks(chunk):
     text = b'[{"aaaa": 1, "b": [true, false]},\n{"c": "dd", "e": tru}, {"f": 1}]' + b" " * 50
-    with pytest.raises(InputError, match="line 2, row 2: broken JSON: Expecting value"):
-        list(files._Array(io.BytesIO(text), "a.json", chunk))
-
-
-ONE_A_LINE = "Write one whole object a line; a file that holds one array is named .json"
-LINES = {
-    b'{"a": 1}\n{"a": }\n': "a.jsonl, line 2: broken JSON at column 7: Expecting value",
-    b'{"a": 1}\n[1]\n': f"a.jsonl, line 2: a JSON list, expected an object {{...}}. {ONE_A_LINE}",
-    b'[\n {\n  "prompt": "a"\n }\n]': f"line 1: unfinished JSON at column 2: Expecting value. {ONE_A_LINE}",
-    b'{\n "prompt": "a"\n}': "a.jsonl, line 1: unfinished JSON at column 2",
-    b'{"a": 1}\n\n{"a": "\xff"}\n': "a.jsonl, line 3: not UTF-8 (byte 0xff at 8)",
-    b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
-    b'{"a": 1}\n{"a": ' + b"[" * 200_000 + b"}": "a.jsonl, line 2: JSON that cannot be read",
-    b"": "a.jsonl: empty",
-    b"\n \n": "a.jsonl: empty",
-}
-
-
-@pytest.mark.parametrize(("data", "said"), LINES.items(), ids=range(len(LINES)))
-def test_a_broken_line_is_named_by_its_number(tmp_path, data, said):
-    (tmp_path / "a.jsonl").write_bytes(data)
-    assert said in refusal(tmp_path / "a.jsonl")
+    array = files._Array(io.BytesIO(text), "a.json", chunk)
+    assert "line 2, row 2: broken JSON: Expecting value" in refusal(list, array)
 
 
 def test_a_missing_file_a_directory_and_an_unknown_suffix_are_refused(tmp_path):
-    assert "no such file" in refusal(tmp_path / "none.jsonl")
-    assert "a directory" in refusal(tmp_path)
+    assert "no such file" in refusal(records, tmp_path / "none.jsonl")
+    assert "a directory" in refusal(records, tmp_path)
     for name in ("a.csv", "a", "a.txt.gz", "a.gz"):
-        (tmp_path / name).write_text("x")
-        assert ".jsonl, .json, .parquet" in refusal(tmp_path / name)
+        assert ".jsonl, .json, .parquet" in refusal(records, write(tmp_path / name, "x"))
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:60] + b"\xff" * 40]
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"nothing of its kind", lambda d: d[:60] + b"\xff" * 40]
 )
 @pytest.mark.parametrize(
     ("suffix", "said"),
     [(".jsonl.gz", "gzip"), (".json.gz", "gzip"), (".parquet.gz", "gzip"), (".parquet", "corrupt parquet")],
 )
 def test_a_damaged_file_is_refused(tmp_path, suffix, said, damage):
-    path = make(tmp_path, suffix)
-    path.write_bytes(damage(path.read_bytes()) or b"nothing of its kind")
-    assert said in refusal(path)
+    path = write(tmp_path / f"pool{suffix}", RECORDS)
+    path.write_bytes(damage(path.read_bytes()))
+    assert said in refusal(records, path)
 
 
 def test_a_packed_parquet_file_is_damaged_where_what_is_packed_is_and_may_be_empty(tmp_path):
-    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"no table"))
-    assert "corrupt parquet" in refusal(tmp_path / "a.parquet.gz")
+    assert "corrupt parquet" in refusal(records, write(tmp_path / "a.parquet.gz", "no table"))
     empty = pyarrow.table({"messages": pyarrow.array([], pyarrow.string())})
     pyarrow.parquet.write_table(empty, tmp_path / "a.parquet")
-    assert "empty" in refusal(tmp_path / "a.parquet")
+    assert "empty" in refusal(records, tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet", ".parquet.gz"])
@@ -208,20 +173,7 @@ def test_a_full_temporary_folder_is_a_storage_error(tmp_path, monkeypatch, suffi
 
     monkeypatch.setattr(files, "_temporary", Full)
     with pytest.raises(StorageError, match="TMPDIR"):
-        Lines.open(make(tmp_path, suffix))
-
-
-def hub(monkeypatch, answer):
-    calls = []
-
-    def load_dataset(*args, **options):
-        calls.append((args, options))
-        if isinstance(answer, Exception):
-            raise answer
-        return iter(answer)
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return calls
+        Lines.open(write(tmp_path / f"pool{suffix}", RECORDS))
 
 
 @pytest.mark.parametrize(
@@ -234,35 +186,39 @@ def hub(monkeypatch, answer):
     ],
 )
 def test_a_hub_data_set_is_asked_for_by_name_config_and_split(monkeypatch, source, config, split):
-    calls = hub(monkeypatch, RECORDS)
-    lines = Lines.open(source)
-    assert calls == [(("org/name", config), {"split": split})]
-    assert [record for record, _ in lines.records()] == RECORDS
-    assert lines.where(0) == f"{source}, row 1"
+    Hub(monkeypatch).sets["org/name", config, split] = RECORDS
+    expected = [(record, f"{source}, row {i}") for i, record in enumerate(RECORDS, 1)]
+    assert [*Lines.open(source).records()] == expected
 
 
 @pytest.mark.parametrize(
     "error", [ConnectionError("Couldn't reach it\nat all"), ValueError("Unknown split"), KeyError()]
 )
 def test_a_hub_data_set_that_does_not_load_is_refused(monkeypatch, error):
-    hub(monkeypatch, error)
-    assert "hub:org/name: the hub data set cannot be loaded" in refusal("hub:org/name")
+    Hub(monkeypatch).sets["org/name", None, "train"] = error
+    assert "hub:org/name: the hub data set cannot be loaded" in refusal(records, "hub:org/name")
+
+
+def test_a_disk_that_is_full_while_a_hub_data_set_is_loaded_is_a_storage_error(monkeypatch):
+    Hub(monkeypatch).sets["org/name", None, "train"] = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StorageError, match="TMPDIR"):
+        Lines.open("hub:org/name")
 
 
 @pytest.mark.parametrize("source", ["hub:a/b:c:d:e", "hub:"])
 def test_a_hub_address_of_too_many_parts_is_refused(source):
-    assert "expected hub:org/name[:config][:split]" in refusal(source)
+    assert "expected hub:org/name[:config][:split]" in refusal(records, source)
 
 
 def test_a_row_costs_sixteen_bytes_of_memory(tmp_path):
-    lines = Lines.open(write_lines(tmp_path / "a.jsonl", RECORDS * 20))
+    lines = Lines.open(write(tmp_path / "a.jsonl", RECORDS * 20))
     kept = (lines._starts, lines._numbers)
     assert sum(len(numbers) * numbers.itemsize for numbers in kept) == 16 * len(lines)
 
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("a.jsonl", "a"), ("x/cot.v2.json.gz", "x/cot.v2"), ("a.parquet", "a"), ("org/name:c", "org/name:c")],
+    [("a.jsonl", "a"), ("x/cot.v2.json.gz", "x/cot.v2"), ("a.Parquet", "a"), ("org/name:c", "org/name:c")],
 )
 def test_the_stem_leaves_out_known_suffixes_only(name, left):
     assert stem(name) == left

@@ -11,12 +11,12 @@ import torch
 from accelerate import state as accelerate_state
 from accelerate.utils import DistributedType
 from safetensors.numpy import save_file
-from transformers import Trainer, TrainingArguments
+from tiny_adapters import adapter, rows
+from training_helpers import own_trainer, same
 
 from builders import build_model
 from clusterucb.cli.main import main
-from clusterucb.config import Lora, load
-from clusterucb.data.chat import Encoded
+from clusterucb.config import load
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer, target_directions
@@ -26,7 +26,7 @@ from clusterucb.run.session import Session
 from clusterucb.runtime.processes import ALONE, joined
 from clusterucb.runtime.sharding import alike, is_sharded, shard, whole_tensors
 from clusterucb.steps.select import reselection
-from clusterucb.training.adapter import attach_adapter, fingerprint_base, set_adapter
+from clusterucb.training.adapter import fingerprint_base, set_adapter
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.moments import save_moments
 
@@ -55,19 +55,7 @@ def command(arguments):
 
 def adapted(dtype="float32"):
     """A model whose adapter is not at its start, where half of the gradients are 0."""
-    lora = Lora(rank=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj", "o_proj"])
-    model = attach_adapter(build_model().to(getattr(torch, dtype)).requires_grad_(False), lora, 0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in trainable_parameters(model).values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def rows(count):
-    rng = np.random.default_rng(2)
-    made = [rng.integers(0, 320, rng.integers(5, 21)).astype(np.int32) for _ in range(count)]
-    return [Encoded(ids, np.arange(len(ids)) >= len(ids) // 2) for ids in made]
+    return adapter(model=build_model().to(getattr(torch, dtype)).requires_grad_(False), dropout=0.1)
 
 
 def moments_for(model):
@@ -77,10 +65,11 @@ def moments_for(model):
     return Moments(mean, {name: m.square() for name, m in mean.items()}, 5)
 
 
-def computed(model, world=ALONE, count=15):
+def computed(model, world=ALONE, count=17):
     """Features of rows with losses, and directions of a target."""
-    pool, sketch, world = rows(count), projection("countsketch", 64, 0), alike(world, model)
-    batches = micro_batches(np.array([len(row.ids) for row in pool]), BATCH_TOKENS)
+    lengths = np.random.default_rng(2).integers(5, 21, count)
+    pool, sketch, world = rows(lengths), projection("countsketch", 64, 0), alike(world, model)
+    batches = micro_batches(lengths, BATCH_TOKENS)
     featurize = Featurizer(model, sketch, moments_for(model))
 
     def compute(items):
@@ -116,16 +105,12 @@ def features(arguments):
         assert all(p.requires_grad and p.grad is None for p in parameters.values())
         assert same(whole_tensors(parameters), weights)
         assert fingerprint_base(model) == base
-        row_losses(model, collate(rows(2)))
+        row_losses(model, collate(rows([9, 5])))
         other = {name: -weight for name, weight in weights.items()}
         set_adapter(model, other, Path("another"))
         model.reshard()  # as at a training pass's end
         assert same(whole_tensors(trainable_parameters(model)), other)
         save_file(found, f"{arguments[0]}.{world.rank}")
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def alone(arguments):
@@ -169,25 +154,8 @@ def trained(session, states, **arguments):
         return select(period, model, lambda: found)
 
     dynamic = DynamicSelection(session.inputs.training_tokens, np.arange(10), reselect)
-    trainer = Trainer(
-        session.model,
-        TrainingArguments(
-            str(states),
-            per_device_train_batch_size=1,
-            num_train_epochs=2,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            remove_unused_columns=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            report_to="none",
-            disable_tqdm=True,
-            **arguments,
-        ),
-        train_dataset=dynamic.dataset,
-        eval_dataset=dynamic.dataset,
-        data_collator=dynamic.collate,
-        callbacks=[dynamic],
-    )
+    settings = {"per_device_train_batch_size": 1, "num_train_epochs": 2, "learning_rate": 1e-3}
+    settings |= {"lr_scheduler_type": "constant", "eval_dataset": dynamic.dataset}
+    trainer = own_trainer(states, dynamic, model=session.model, **settings, **arguments)
     trainer.train()
     return trainer

@@ -1,16 +1,12 @@
 """Parts that several processes do together give what one gives, to the bit, whatever their number."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from threads import together
 
-from clusterucb.errors import ConfigError, MismatchError
-from clusterucb.features.influence import influence, stored_influence
+from clusterucb.errors import ConfigError
 from clusterucb.features.kmeans import spherical_kmeans
-from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.runtime.processes import ALONE, joined, leads
 from clusterucb.training.data import EvenBatches
@@ -58,34 +54,6 @@ def test_each_process_reads_its_own_rows_in_kmeans():
     assert all(240 <= len(store.read) <= 260 for store in stores)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_stored_and_live_influence_are_the_same_and_rank_0_alone_keeps_the_log(tmp_path, size):
-    features, target = directions(300, 32), directions(3, 32, 1)
-    lengths = np.random.default_rng(2).integers(3, 40, 300)
-    asked = np.random.default_rng(3).permutation(300)[:200]
-    computed = []
-
-    def scored(world):
-        def of(rows):
-            computed.extend(rows.tolist())
-            return features[rows]
-
-        with ScoreLog(tmp_path / f"{world.size}.jsonl", "w", world) as log:
-            live = LiveInfluence(of, lengths, target, 64, log)
-            found = live(asked)
-        return found, stored_influence(features, target, 32, world)
-
-    expected = influence(features, target)
-    for _ in range(2):  # the second time all are in the log
-        for live, stored in together(size, scored):
-            assert (live == expected[asked]).all()
-            assert (stored == expected).all()
-    assert len(computed) == len(set(computed)) == 200
-    logged = [json.loads(line)["scores"] for line in (tmp_path / f"{size}.jsonl").read_text().splitlines()]
-    assert sum(map(len, logged)) == 200
-    assert scored(ALONE)[0].tolist() == expected[asked].tolist()
-
-
 def test_a_store_that_some_processes_began_is_finished_by_another_number_of_them(tmp_path):
     features, losses = directions(60, 8), np.arange(60, dtype=np.float64)
 
@@ -103,19 +71,6 @@ def test_a_store_that_some_processes_began_is_finished_by_another_number_of_them
     assert together(4, lambda world: write(world, np.arange(60), finish=True)) == [8] * 4
     assert (np.asarray(FeatureStore(tmp_path).features) == features).all()
     assert (FeatureStore(tmp_path).losses == losses).all()
-
-
-def test_a_store_is_not_finished_before_all_rows_are(tmp_path):
-    def write(world):
-        with FeatureWriter(tmp_path, 4, 8, {}, world=world) as writer:
-            rows = np.array([world.rank])
-            writer.write(rows, directions(1, 8), np.zeros(1))
-            with pytest.raises(RuntimeError, match="2 rows are not finished"):
-                writer.finish({})
-
-    together(2, write)
-    with pytest.raises(MismatchError):
-        FeatureStore(tmp_path)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9])

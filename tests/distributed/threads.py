@@ -1,6 +1,8 @@
 """Processes that are threads, for parts that need no process of their own."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +20,7 @@ class Thread(World):
     def gather(self, value):
         self.table[self.rank] = value
         self.barrier.wait(60)
-        found = list(self.table)
+        found = deepcopy(self.table)  # as what comes from another process is
         self.barrier.wait(60)
         return found
 
@@ -30,29 +32,17 @@ class Thread(World):
     def lead(self, act):
         return self.gather(act() if self.leads else None)[0]
 
-    def share(self, items, compute, each=1):
-        for start in range(0, len(items), each * self.size):
-            wave = items[start : start + each * self.size]
-            parts = self.gather(list(compute(wave[self.rank :: self.size])))
-            for place, item in enumerate(wave):
-                yield item, parts[place % self.size][place // self.size]
-
 
 def together(size, function):
     """What `function(world)` returns in each of `size` threads."""
     world = Thread(size=size, table=[None] * size, barrier=threading.Barrier(size))
-    found = [None] * size
 
     def run(rank):
         try:
-            found[rank] = function(replace(world, rank=rank))
+            return function(replace(world, rank=rank))
         except BaseException:
             world.barrier.abort()
             raise
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(run, range(size)))

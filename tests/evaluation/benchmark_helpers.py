@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from contextlib import contextmanager
+import ast
+import sys
+import weakref
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import lm_eval.models
 import torch
+from lm_eval.api.model import LM
 from peft import LoraConfig, get_peft_model
+from task_helpers import HUMANEVAL, write_bbh, write_mmlu, write_tydiqa
 
 from builders import build_model, build_tokenizer
 from clusterucb.config import Common, load_as
 from clusterucb.data.chat import Tulu
 from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.documents import documents
+from clusterucb.runtime.files import write_lines
 from clusterucb.runtime.screen import Screen
 from clusterucb.tasks import TASKS
 
@@ -27,55 +34,22 @@ TOKENIZER = build_tokenizer()
 def write_data(folder):
     """MMLU: 3 + 1 questions of two subjects, BBH 2 + 1 of two tasks, TyDi 2 + 1, GSM8K 3, HumanEval 2."""
     mmlu = {"anatomy": ["toe", "ear", "eye"], "law": ["sum"]}
-    for subject, words in mmlu.items():
-        _csv(folder / f"mmlu/dev/{subject}_dev.csv", [[f"dev {n}?", *"pqrs", "ABCDA"[n]] for n in range(5)])
-        rows = [[f"Is it {word}?", "no", word, "x y", "4", "B"] for word in words]
-        _csv(folder / f"mmlu/test/{subject}_test.csv", rows)
-    for task, examples in {"sums": [("4 + 4", "8"), ("1 - 6", "-5")], "order": [("h g", "g h")]}.items():
-        shot = "Q: {n}\nA: Let's think step by step.\nSo the answer is {n}."
-        shots = "\n\n".join(shot.format(n=n) for n in range(3))
-        _text(folder / f"bbh/cot-prompts/{task}.txt", f"canary\n-----\nDo {task}.\n\n{shots}")
-        found = [{"input": given, "target": target} for given, target in examples]
-        _text(folder / f"bbh/{task}.json", json.dumps({"examples": found}))
+    dev = [[f"dev {n}?", *"pqrs", "ABCDA"[n]] for n in range(5)]
+    write_mmlu(folder / "mmlu", "dev", dict.fromkeys(mmlu, dev))
+    test = {name: [[f"Is it {word}?", "no", word, "x y", "4", "B"] for word in mmlu[name]] for name in mmlu}
+    write_mmlu(folder / "mmlu", "test", test)
+    write_bbh(folder / "bbh")
     train = [(f"{language}-1-0", "A train.", "Where?", ["here"]) for language in ("english", "finnish")]
     dev = [("english-2-0", "The cat sat.", "Who?", ["The Cat sat", "cat"])]
     dev += [(f"finnish-{n}-0", f"Kissa {n} on.", "Kuka?", ["kissa"]) for n in (2, 3)]
-    for split, items in {"train": train, "dev": dev}.items():
-        _text(folder / f"tydiqa/tydiqa-goldp-v1.1-{split}.json", json.dumps({"data": _squad(items)}))
+    write_tydiqa(folder / "tydiqa", train, dev)
     for split in ("train", "test"):
         rows = [{"question": f"{n} {split} pens?", "answer": f"{n}+1=\n#### {n + 1}"} for n in range(3)]
-        _text(folder / f"gsm8k/{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    _text(folder / "humaneval/HumanEval.jsonl", "".join(json.dumps(_problem(n)) + "\n" for n in range(2)))
+        (folder / "gsm8k").mkdir(exist_ok=True)
+        write_lines(folder / f"gsm8k/{split}.jsonl", rows)
+    (folder / "humaneval").mkdir()
+    write_lines(folder / "humaneval/HumanEval.jsonl", HUMANEVAL[:2])
     return folder
-
-
-def _problem(n):
-    return {
-        "task_id": f"HumanEval/{n}",
-        "prompt": f'\n\ndef add{n}(x):\n    """Add {n}."""\n',
-        "entry_point": f"add{n}",
-        "canonical_solution": f"    return x + {n}\n",
-        "test": f"def check(f):\n    assert f(1) == {n + 1}\n",
-    }
-
-
-def _squad(items):
-    return [
-        {"paragraphs": [{"context": context, "qas": [{"id": key, "question": question, "answers": spans}]}]}
-        for key, context, question, answers in items
-        for spans in [[{"text": text, "answer_start": 0} for text in answers]]
-    ]
-
-
-def _text(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _csv(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def short(monkeypatch, tokens=6, **changes):
@@ -106,18 +80,16 @@ def with_adapter(model, seed=1, scale=0.3, rank=4):
     return adapted.eval()
 
 
-def save_model(folder, **options):
-    wide_model(**options).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+def save_model(folder):
+    wide_model().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
     return folder
 
 
-def save_adapter(folder, model_folder, model=None, **options):
+def save_adapter(folder, model_folder, model=None, seed=1):
     model = model or wide_model()
     model.name_or_path = str(model_folder)
-    adapted = with_adapter(model, **options)
-    adapted.peft_config["default"].base_model_name_or_path = str(model_folder)
-    adapted.save_pretrained(folder)
+    with_adapter(model, seed).save_pretrained(folder)
     return folder
 
 
@@ -127,17 +99,17 @@ def common(data, out, tasks, **changes):
     return load_as(Common, None, {**given, "allow_code_execution": True, **changes})
 
 
-def evaluation(config, engine, chat=TULU, tokenizer=None, adapter="a", leave_out=()):
+def evaluation(config, engine, chat=TULU, tokenizer=TOKENIZER, leave_out=(), base_answers=None):
     """The benchmarks of `config`, asked of an engine."""
-    tokenizer, folder = tokenizer or TOKENIZER, Path(config.out) / "benchmarks"
-    unwanted = frozenset(leave_out)
-    return Benchmarks(config, engine, adapter, tokenizer, chat, folder, unwanted, Screen(quiet=True))
+    folder = Path(config.out) / "benchmarks"
+    unwanted, screen = frozenset(leave_out), Screen(quiet=True)
+    return Benchmarks(config, engine, "a", tokenizer, chat, folder, base_answers or folder, unwanted, screen)
 
 
 def of_variant(name, data, chat=TULU):
     """A benchmark by the name of its variant: the task, the variant, and its questions as documents."""
     task = next(task for task in TASKS.values() if name in task.variants)
-    found, _ = documents(task, task.variants[name], chat, data)
+    found, _ = documents(task, task.variants[name], chat, common(data, "out", []))
     return task, task.variants[name], found
 
 
@@ -151,36 +123,68 @@ class FakeEngine:
         self.reply, self.window, self.base = reply, window, {"model": "m"}
         self.batches, self.prompts, self.failures = [], [], iter(failures)
 
+    def ready(self, _tokens):
+        return nullcontext()
+
     @contextmanager
     def asked(self, who, batch):
         self.batches.append(batch)
         if failure := next(self.failures, None):
             raise failure
-        yield fake_lm(lambda prompt, times: self._reply(who, prompt, times))
+        yield FakeLM(lambda prompt, times: self._reply(who, prompt, times))
 
     def _reply(self, who, prompt, times):
         self.prompts.append((who, prompt))
         return self.reply(who, prompt, times)
 
 
-def fake_lm(reply):
+class FakeLM(LM):
     """A model of the harness that answers by a function of the prompt and of how often it was asked."""
-    from lm_eval.api.model import LM
 
-    class Fake(LM):
-        def generate_until(self, requests):
-            asked = {}
-            return [reply(context, _count(asked, context)) for context, _ in (r.args for r in requests)]
+    def __init__(self, reply):
+        super().__init__()
+        self.reply = reply
 
-        def loglikelihood(self, requests):
-            return [(float(reply(c, 0) == choice), False) for c, choice in (r.args for r in requests)]
+    def generate_until(self, requests):
+        asked, found = Counter(), []
+        for prompt in (request.args[0] for request in requests):
+            found.append(self.reply(prompt, asked[prompt]))
+            asked[prompt] += 1
+        return found
 
-        def loglikelihood_rolling(self, requests):
-            raise NotImplementedError
+    def loglikelihood(self, requests):
+        return [
+            (float(self.reply(prompt, 0) == choice), False) for prompt, choice in (r.args for r in requests)
+        ]
 
-    return Fake()
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
 
 
-def _count(asked, key):
-    asked[key] = asked.get(key, -1) + 1
-    return asked[key]
+class FakeVLLM:
+    """Stands for lm_eval's wrapper of vLLM: takes no argument that the wrapper does not name.
+
+    An answer shows whether the adapter's request was with the question.
+    """
+
+    def __init__(self, monkeypatch):
+        self.settings, self.running = [], weakref.WeakSet()
+        self.names = {argument.arg for argument in vllm_wrapper()["__init__"][0].args.args}
+        monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+        monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=self.start))
+
+    def start(self, **settings):
+        assert settings.keys() <= self.names
+        self.settings.append(settings)
+        lm = FakeLM(lambda _prompt, _times: f" {1 if lm.lora_request else 2}")
+        lm.lora_request, lm.max_length = "request", settings["max_model_len"]
+        self.running.add(lm)
+        return lm
+
+
+def vllm_wrapper():
+    """The methods of lm_eval's wrapper of vLLM, parsed and as text: it cannot be imported without vLLM."""
+    text = Path(lm_eval.models.__file__).with_name("vllm_causallms.py").read_text()
+    (wrapper,) = (n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == "VLLM")
+    methods = [node for node in wrapper.body if isinstance(node, ast.FunctionDef)]
+    return {node.name: (node, ast.get_source_segment(text, node)) for node in methods}

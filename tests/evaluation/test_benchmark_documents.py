@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmark_helpers import ALL, TULU, of_variant
+from benchmark_helpers import ALL, TOKENIZER, TULU, common, of_variant
+from task_helpers import CANARY, SUMS
 
-from builders import build_tokenizer
 from clusterucb.data.chat import Template, Tulu, encode
-from clusterucb.data.rows import Message, parse_messages
+from clusterucb.data.rows import parse_messages
 from clusterucb.evaluation.documents import documents, drawn
 from clusterucb.tasks import TASKS
 
 CHATS = {
     "tulu": TULU,
     "tulu with a begin token": Tulu("</s>", bos="<s>"),
-    "template": Template(build_tokenizer()),
+    "template": Template(TOKENIZER),
 }
 
 
@@ -35,7 +35,7 @@ def test_the_prompt_of_a_question_is_what_its_row_begins_with(name, chat, data):
         asked = [] if name == "bbh" else list(task.questions(data, variant.shots))  # BBH's have no answer
         for questions in filter(None, (targets, asked)):
             asking = replace(task, questions=lambda _data, _shots, them=questions: iter(them))
-            found, left_out = documents(asking, variant, chat, data)
+            found, left_out = documents(asking, variant, chat, common(data, "out", []))
             assert [d["context"] for d in found] == [begins(question, chat) for question in questions]
             assert [d["id"] for d in found] == [question.id for question in questions]
             assert left_out == []
@@ -43,24 +43,19 @@ def test_the_prompt_of_a_question_is_what_its_row_begins_with(name, chat, data):
 
 def test_the_tokens_of_a_prompt_are_those_that_its_row_is_trained_on(data):
     """The opening and the answer do not merge into other tokens."""
-    tokenizer, task = build_tokenizer(), TASKS["gsm8k"]
+    task = TASKS["gsm8k"]
     for question in task.targets(data, 3, 0):
         asking = replace(task, questions=lambda _data, _shots, q=question: iter([q]))
-        (document,), _ = documents(asking, task.variants["gsm8k"], TULU, data)
-        messages = [Message("user", question.ask)]
-        messages.append(Message("assistant", question.opening + question.answer, question.opening))
-        row = encode(messages, tokenizer, TULU, "row")
+        (document,), _ = documents(asking, task.variants["gsm8k"], TULU, common(data, "out", []))
+        row = encode(parse_messages(question.to_row(), "row"), TOKENIZER, TULU, "row")
         given = row.ids[: int(row.labels.argmax())].tolist()
-        assert given == tokenizer(document["context"], add_special_tokens=False)["input_ids"]
+        assert given == TOKENIZER(document["context"], add_special_tokens=False)["input_ids"]
 
 
 def test_a_bbh_prompt_has_its_shots_and_ends_with_the_opening(data):
     _, _, found = of_variant("bbh", data)
-    assert [d["context"] for d in found if d["id"] == "bbh/sums/test/1"] == [
-        "<|user|>\nDo sums.\n\n"
-        + "".join(f"Q: {n}\nA: Let's think step by step.\nSo the answer is {n}.\n\n" for n in range(3))
-        + "Q: 1 - 6\n<|assistant|>\nA:"
-    ]
+    (prompt,) = (document["context"] for document in found if document["id"] == "bbh/sums/test/1")
+    assert prompt == f"<|user|>\n{SUMS.removeprefix(CANARY)}\n\nQ: 1 - 6\n<|assistant|>\nA:"
 
 
 def test_a_choice_is_marked_by_its_place(data):
@@ -86,8 +81,7 @@ def test_a_limit_draws_by_the_seed_alone_and_every_question_alike(data):
 def test_left_out_questions_are_named_and_do_not_count_towards_the_limit(data):
     task = TASKS["mmlu"]
     first = next(task.questions(data, 0))
-    found, left_out = documents(
-        task, task.variants["mmlu_0shot"], TULU, data, leave_out=[first.digest], limit=2
-    )
+    config = common(data, "out", [], limit=2)
+    found, left_out = documents(task, task.variants["mmlu_0shot"], TULU, config, [first.digest])
     assert left_out == [first.id]
     assert [d["id"].rsplit("/", 1)[-1] for d in found] == ["1", "2", "0"]

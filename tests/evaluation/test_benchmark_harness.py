@@ -1,16 +1,25 @@
 """What lm-evaluation-harness is given and gives back, with a tiny real model and with models of a table."""
 
-import ast
 import json
 import logging
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmark_helpers import TULU, common, fake_lm, of_variant, wide_model, with_adapter
+from benchmark_helpers import (
+    TOKENIZER,
+    TULU,
+    FakeLM,
+    FakeVLLM,
+    common,
+    of_variant,
+    vllm_wrapper,
+    wide_model,
+    with_adapter,
+)
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import BloomConfig, BloomForCausalLM
@@ -36,8 +45,13 @@ def beginning_tokenizer():
     return tokenizer
 
 
-def hf(model, tokenizer=None, chat=TULU):
-    return HuggingFace(lambda: model, tokenizer or build_tokenizer(), chat)
+of_each_tokenizer = pytest.mark.parametrize(
+    "tokenizer", [TOKENIZER, beginning_tokenizer()], ids=["plain", "begins"]
+)
+
+
+def hf(model, tokenizer=TOKENIZER, chat=TULU):
+    return HuggingFace(lambda: model, tokenizer, chat)
 
 
 def answers(engine, name, data, who="base", batch=4, chat=TULU, seed=0, **changes):
@@ -47,7 +61,7 @@ def answers(engine, name, data, who="base", batch=4, chat=TULU, seed=0, **change
         return ask(lm, variant, [d["context"] for d in found], stops(variant, chat), seed)
 
 
-def ids_of(text, tokenizer):
+def ids_of(text, tokenizer=TOKENIZER):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -68,7 +82,7 @@ def fed(model, engine, name, data, chat, batch=1):
     return sorted(seen)
 
 
-@pytest.mark.parametrize("tokenizer", [build_tokenizer(), beginning_tokenizer()], ids=["plain", "begins"])
+@of_each_tokenizer
 @pytest.mark.parametrize("form", ["tulu", "template"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_generating_model_is_fed_our_own_tokens(tokenizer, form, batch, data):
@@ -80,7 +94,7 @@ def test_a_generating_model_is_fed_our_own_tokens(tokenizer, form, batch, data):
     assert fed(model, hf(model, tokenizer, chat), "gsm8k", data, chat, batch) == sorted(own)
 
 
-@pytest.mark.parametrize("tokenizer", [build_tokenizer(), beginning_tokenizer()], ids=["plain", "begins"])
+@of_each_tokenizer
 def test_a_choosing_model_is_fed_our_own_tokens(tokenizer, data):
     """A choice's tokens but the last, which nothing follows; the same input is not computed twice."""
     chat, model = chat_format("tulu", tokenizer), with_adapter(wide_model())
@@ -95,17 +109,17 @@ def test_a_choosing_model_is_fed_our_own_tokens(tokenizer, data):
 @pytest.mark.parametrize("name", ["mmlu_0shot", "mmlu_5shot"])
 @pytest.mark.parametrize("who", ["base", "adapter"])
 def test_a_choice_has_the_log_likelihood_of_the_models_own_logits(name, who, data):
-    tokenizer, model = build_tokenizer(), with_adapter(wide_model())
-    found = answers(hf(model, tokenizer), name, data, who)
+    model = with_adapter(wide_model())
+    found = answers(hf(model), name, data, who)
     plain = model if who == "adapter" else wide_model()
     for document, likelihoods in zip(of_variant(name, data)[2], found, strict=True):
-        slow = [likelihood(plain, tokenizer, document["context"], c) for c in document["choices"]]
+        slow = [likelihood(plain, document["context"], choice) for choice in document["choices"]]
         assert likelihoods == pytest.approx(slow, abs=1e-4)
 
 
-def likelihood(model, tokenizer, context, choice):
+def likelihood(model, context, choice):
     """Log-probability of the choice's tokens, one at a time."""
-    before, ids = ids_of(context, tokenizer), ids_of(context + choice, tokenizer)
+    before, ids = ids_of(context), ids_of(context + choice)
     with torch.no_grad():
         steps = [
             torch.log_softmax(model(torch.tensor([ids[:i]])).logits[0, -1], -1)[ids[i]]
@@ -130,18 +144,18 @@ def test_the_base_answers_as_a_model_without_adapter_and_the_adapter_otherwise(n
 
 def test_generation_takes_the_likeliest_token_each_time_whatever_the_model_prefers(data):
     """A penalty or a temperature in the model's generation_config is not the benchmark's."""
-    model, tokenizer = with_adapter(wide_model()), build_tokenizer()
+    model = with_adapter(wide_model())
     model.generation_config.repetition_penalty = 9.0
     model.generation_config.do_sample = True
-    found = answers(hf(model, tokenizer), "gsm8k", data, "adapter", batch=1)
+    found = answers(hf(model), "gsm8k", data, "adapter", batch=1)
     _, variant, asked = of_variant("gsm8k", data)
     for document, responses in zip(asked, found, strict=True):
-        ids = ids_of(document["context"], tokenizer)
+        ids = ids_of(document["context"])
         prompt = len(ids)
         with torch.no_grad():
             for _ in range(variant.max_new_tokens):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        written = tokenizer.decode(ids[prompt:])
+        written = TOKENIZER.decode(ids[prompt:])
         assert responses == [written.split(IM_END)[0].split("\n\nQuestion:")[0]]
 
 
@@ -152,7 +166,7 @@ def test_what_a_model_writes_after_the_end_of_its_answer_does_not_count(data):
     chat, model = Template(tokenizer), with_adapter(wide_model())
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     end = tokenizer.convert_tokens_to_ids(IM_END)
-    yes, no = ids_of("a", tokenizer)[0], ids_of("b", tokenizer)[0]
+    (yes,), (no,) = ids_of("a"), ids_of("b")
     scripts, step = [[yes, end, no, no, no, no], [no] * 6, [yes] * 6], iter(range(100))
 
     def dictate(_module, _args, logits):
@@ -172,9 +186,8 @@ def test_an_answer_ends_where_the_chat_format_ends_it_or_the_benchmark():
     endless, thinking = build_tokenizer(), build_tokenizer()
     endless.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     content = "{{ m['content'] }}"
-    thought = thinking.chat_template.replace(content, f"<think>\n</think>\n{content}")
-    thinking.chat_template = thought
-    for chat in (TULU, Template(build_tokenizer()), Template(thinking)):
+    thinking.chat_template = thinking.chat_template.replace(content, f"<think>\n</think>\n{content}")
+    for chat in (TULU, Template(TOKENIZER), Template(thinking)):
         assert stops(variant, chat) == ["\n\nQuestion:", IM_END]
     assert stops(variant, Template(endless)) == ["\n\nQuestion:"]
 
@@ -182,7 +195,7 @@ def test_an_answer_ends_where_the_chat_format_ends_it_or_the_benchmark():
 @pytest.mark.parametrize("samples", [1, 3])
 def test_as_many_programs_are_written_as_were_asked_for_in_the_order_of_the_prompts(samples, data):
     _, variant, _ = of_variant("humaneval_pass1", data)
-    lm = fake_lm(lambda prompt, times: f"{prompt}{times}")
+    lm = FakeLM(lambda prompt, times: f"{prompt}{times}")
     found = ask(lm, replace(variant, samples=samples), ["b", "a", "c"], [], 0)
     assert found == [[f"{prompt}{times}" for times in range(samples)] for prompt in "bac"]
 
@@ -236,7 +249,7 @@ def test_an_error_in_the_harness_comes_through_and_leaves_nothing_silenced(data)
     _, variant, _ = of_variant("gsm8k", data)
     level, streams = logging.getLogger("lm_eval").level, (sys.stdout, sys.stderr)
     with pytest.raises(ValueError, match="no such tensor"):
-        ask(fake_lm(fail), variant, ["?"], [], 0)
+        ask(FakeLM(fail), variant, ["?"], [], 0)
     assert (logging.getLogger("lm_eval").level, (sys.stdout, sys.stderr)) == (level, streams)
 
 
@@ -244,98 +257,100 @@ def test_an_error_in_the_harness_comes_through_and_leaves_nothing_silenced(data)
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """A stand-in for vLLM; the settings that it was started with."""
-    found = []
-
-    def start(**settings):
-        found.append(settings)
-        return SimpleNamespace(lora_request=f"request for {settings['lora_local_path']}", max_length=321)
-
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=start))
-    return found
+def fake(monkeypatch):
+    return FakeVLLM(monkeypatch)
 
 
 @pytest.fixture
-def vllm(tmp_path):
-    """An engine for an adapter with the given settings."""
+def vllm(tmp_path, model_folder):
+    """An engine for an adapter with the given settings, and a device."""
 
-    def engine(**settings):
+    def engine(device="auto", **settings):
         content = {"peft_type": "LORA", "r": 8, **settings}
         (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-        return VLLM(common(tmp_path, tmp_path, [], dtype="bfloat16", seed=5), tmp_path)
+        given = {"model": str(model_folder), "dtype": "bfloat16", "seed": 5, "device": device}
+        return VLLM(common(tmp_path, tmp_path, [], **given), tmp_path)
 
     return engine
 
 
 def test_one_vllm_engine_answers_for_the_base_without_and_for_the_adapter_with_a_request(
-    started, vllm, tmp_path
+    fake, vllm, tmp_path, model_folder, monkeypatch
 ):
+    """It starts by a spawn when it is first asked, and is gone after its use, which may fail."""
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROCESSING_METHOD", raising=False)
     engine, requests = vllm(r=100), []
-    assert started == []
-    for who in ("base", "adapter", "base"):
-        with engine.asked(who, 4) as lm:
-            requests.append(lm.lora_request)
-    assert requests == [None, f"request for {tmp_path}", None]
-    assert engine.window == 321
-    assert started == [
+    with suppress(KeyError), engine.ready(300):
+        assert fake.settings == []
+        for who in ("base", "adapter", "base"):
+            with engine.asked(who, 4) as lm:
+                requests.append(lm.lora_request)
+        assert engine.window == 300
+        assert len(fake.running) == 1
+        del lm
+        raise KeyError
+    assert requests == [None, "request", None]
+    assert os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] == "spawn"
+    assert len(fake.running) == 0
+    assert fake.settings == [
         {
-            "pretrained": "a/model",
+            "pretrained": str(model_folder),
             "dtype": "bfloat16",
             "seed": 5,
             "trust_remote_code": False,
             "add_bos_token": False,
             "lora_local_path": str(tmp_path),
             "max_lora_rank": 128,
+            "max_model_len": 300,
+            "tensor_parallel_size": 1,
         }
     ]
 
 
-def test_vllm_takes_the_arguments_that_we_give_and_asks_with_the_request_that_we_set():
+def test_vllm_is_asked_with_the_request_that_we_set():
     """In its wrapper's own source: vLLM itself is not installed here."""
-    import lm_eval.models
-
-    source = (Path(lm_eval.models.__file__).parent / "vllm_causallms.py").read_text()
-    (wrapper,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "VLLM")
-    methods = {n.name: n for n in wrapper.body if isinstance(n, ast.FunctionDef)}
-    text = {name: ast.get_source_segment(source, method) for name, method in methods.items()}
-    names = {argument.arg for argument in methods["__init__"].args.args}
-    assert {"pretrained", "dtype", "seed", "trust_remote_code", "add_bos_token"} <= names
-    assert {"lora_local_path", "max_lora_rank"} <= names
+    text = {name: text for name, (_, text) in vllm_wrapper().items()}
     assert '"enable_lora": bool(lora_local_path)' in text["__init__"]
     assert "lora_request=self.lora_request" in text["_model_generate"]
     assert all("self._model_generate(" in text[name] for name in ("generate_until", "_loglikelihood_tokens"))
 
 
-def test_vllm_has_room_for_the_adapters_rank(started, vllm):
+def window(engine, tokens=9999):
+    with engine.ready(tokens):
+        return engine.window
+
+
+def test_vllm_has_room_for_the_adapters_rank_and_for_no_more_tokens_than_the_model(fake, vllm):
     for rank in (1, 8, 9, 128, 257, 512):
-        _ = vllm(r=rank).window
-        _ = vllm(r=1, rank_pattern={"q_proj": rank}).window
-    rooms = [settings["max_lora_rank"] for settings in started]
+        assert window(vllm(r=rank)) == window(vllm(r=1, rank_pattern={"q_proj": rank})) == 512
+    rooms = [settings["max_lora_rank"] for settings in fake.settings]
     assert rooms == [8, 8, 8, 8, 16, 16, 128, 128, 320, 320, 512, 512]
 
 
-def test_what_vllm_cannot_run_and_a_vllm_that_does_not_start_are_one_line(started, vllm, monkeypatch):
+@pytest.mark.parametrize(
+    ("there", "device", "used"),
+    [(0, "auto", 1), (2, "cuda", 2), (3, "auto", 2), (5, "auto", 4), (8, "auto", 4), (8, "cuda:1", 1)],
+)
+def test_vllm_takes_the_gpus_that_four_heads_can_be_shared_by(there, device, used, fake, vllm, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    window(vllm(device))
+    assert [settings["tensor_parallel_size"] for settings in fake.settings] == [used]
+
+
+def test_what_vllm_cannot_run_and_a_vllm_that_does_not_start_are_one_line(fake, vllm, monkeypatch):
     def fail(**_settings):
         raise ValueError("No available memory\nfor the cache blocks.")
 
     with pytest.raises(ConfigError, match="rank 513 is more than vLLM's 512; use --engine hf"):
-        _ = vllm(r=513).window
+        window(vllm(r=513))
     with pytest.raises(ConfigError, match="LoRA adapters only; use --engine hf"):
-        _ = vllm(peft_type="IA3").window
+        window(vllm(peft_type="IA3"))
     monkeypatch.setattr(sys.modules["lm_eval.models.vllm_causallms"], "VLLM", fail)
-    with pytest.raises(ConfigError, match=r"vLLM does not start with a/model \(No available memory for the"):
-        _ = vllm().window
+    with pytest.raises(ConfigError, match=r"vLLM does not start with \S+ \(No available memory for the"):
+        window(vllm())
 
 
-@pytest.mark.parametrize(
-    ("module", "engine", "said"),
-    [
-        ("lm_eval.models.huggingface", "hf", r"pip install 'clusterucb\[eval\]'"),
-        ("vllm", "vllm", r"--engine vllm needs vLLM .*pip install 'clusterucb\[vllm\]'"),
-    ],
-)
-def test_what_is_not_installed_is_said_with_how_to_install_it(module, engine, said, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=said):
-        require_harness(engine)
+def test_a_missing_harness_is_said_with_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(ConfigError, match=r"pip install 'clusterucb\[eval\]'"):
+        require_harness("hf")

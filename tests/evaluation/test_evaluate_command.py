@@ -5,12 +5,11 @@ import os
 import re
 import shutil
 import sys
-from types import SimpleNamespace
 
 import pytest
-from benchmark_helpers import ALL, fake_lm, save_adapter, save_model, short, wide_model
+from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, save_model, short, wide_model
 
-from cli_helpers import clusterucb, options, read
+from cli_helpers import clusterucb, lines, options, read
 from clusterucb.evaluation import adapter as module
 from clusterucb.tasks import TASKS
 
@@ -25,8 +24,7 @@ def there(tmp_path_factory, data):
     save_model(root / "model")
     save_adapter(root / "adapter", root / "model")
     save_adapter(root / "other", root / "model", seed=7)
-    shutil.copytree(root / "adapter", root / "scaled")
-    settings = root / "scaled" / "adapter_config.json"
+    settings = shutil.copytree(root / "adapter", root / "scaled") / "adapter_config.json"
     settings.write_text(json.dumps({**read(settings), "lora_alpha": 64}))
     return root
 
@@ -45,6 +43,10 @@ def answers(out):
     }
 
 
+def never(*_arguments):
+    raise AssertionError("loaded")
+
+
 def results(out):
     found = read(out / "benchmarks/results.json")
     assert found.pop("seconds") > 0
@@ -61,10 +63,10 @@ def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
     assert outcome.status == 0, outcome
     assert capfd.readouterr() == ("", "")
     names = ["mmlu_0shot", "mmlu_5shot", "bbh", "tydiqa", "gsm8k", "humaneval_pass1", "humaneval_pass10"]
-    first, *lines = outcome.err.splitlines()
+    first, *said = outcome.err.splitlines()
     assert first == f"load {there / 'model'}"
-    said = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in lines]
-    assert said == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
+    done = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in said]
+    assert done == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
     table, path = outcome.out.rstrip().rsplit("\n", 1)
     assert path == str(tmp_path / "out/benchmarks")
     assert [line.split()[1].strip(",") for line in table.splitlines() if line.startswith("│")] == [
@@ -112,9 +114,22 @@ def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     assert results(tmp_path / "alone")["benchmarks"] == results(run)["benchmarks"]
 
 
+def test_the_runs_of_a_comparison_ask_their_base_once(there, shared_settings, tmp_path):
+    """Its answers are in the folder that they share, where each run's results say."""
+    out = tmp_path / "out"
+    tasks = {"tasks": ["gsm8k"], "data_dir": there / "data"}
+    arguments = options({**shared_settings, **tasks, "out": out})
+    outcome = clusterucb("compare", "--methods", "random", "--seeds", 2, *arguments)
+    assert outcome.status == 0, outcome
+    assert re.findall(r"gsm8k, (\w+): 3/3", outcome.err) == ["base", "adapter", "adapter"]
+    for run in (out / "random/0", out / "random/1"):
+        folders = results(run)["benchmarks"]["gsm8k"]["answers"]
+        base, adapter = ((run / "benchmarks" / folders[who]).resolve(strict=True) for who in folders)
+        assert (base.parent, adapter.parent) == (out / "shared/benchmarks", run / "benchmarks")
+
+
 def test_questions_of_a_runs_target_are_left_out_by_its_adapters_own_record(there, tmp_path):
-    adapter = tmp_path / "adapter"
-    shutil.copytree(there / "adapter", adapter)
+    adapter = shutil.copytree(there / "adapter", tmp_path / "adapter")
     taken, _ = TASKS["humaneval"].targets(there / "data", 2, 0)
     (adapter / "checkpoint.json").write_text(json.dumps({"target_questions": [taken.digest]}))
     arguments = asked(there, tmp_path / "out", adapter=adapter, tasks=["humaneval_pass1"], samples=1)
@@ -129,16 +144,13 @@ BAD = {  # what is given instead, and what is said
     "programs": ({"tasks": ["humaneval"]}, "in a sandbox; if you agree to that, give --allow-code-execution"),
     "no files": ({"data_dir": "nowhere"}, "gsm8k/test.jsonl"),
     "no adapter": ({"adapter": "nowhere"}, "nowhere: expected a folder with adapter_config.json and"),
-    "no vllm": ({"engine": "vllm"}, "--engine vllm needs vLLM"),
+    "no vllm": ({"engine": "vllm"}, "): pip install 'clusterucb[vllm]'"),
     "no limit": ({"limit": 0}, "limit is '0': input should be greater than or equal to 1"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_before_the_model_is_loaded(case, there, tmp_path, monkeypatch):
-    def never(*_arguments):
-        raise AssertionError("loaded")
-
     monkeypatch.setattr(module, "load_model", never)
     monkeypatch.setitem(sys.modules, "vllm", None)
     changes, said = BAD[case]
@@ -156,8 +168,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_adapter_is_one_line(case, there, tmp_path):
-    folder = tmp_path / "adapter"
-    shutil.copytree(there / "adapter", folder)
+    folder = shutil.copytree(there / "adapter", tmp_path / "adapter")
     spoil, said = BROKEN[case]
     spoil(folder)
     complaint = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=folder)).complaint
@@ -179,36 +190,29 @@ def test_an_adapter_of_another_model_is_refused(there, tmp_path):
 
 
 def test_vllm_answers_without_the_model_being_loaded_here(there, tmp_path, monkeypatch):
-    """A stand-in for vLLM: its answers show whether the adapter's request was with the question."""
-    started = []
-
-    def start(**settings):
-        started.append(settings)
-        lm = fake_lm(lambda _prompt, _times: f" {1 if lm.lora_request else 2}")
-        lm.lora_request, lm.max_length = "request", 4096
-        return lm
-
-    def never(*_arguments):
-        raise AssertionError("loaded")
-
+    """With room for the longest prompt and its answer; its GPUs are free afterwards."""
+    fake = FakeVLLM(monkeypatch)
     monkeypatch.setattr(module, "load_model", never)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=start))
-    model = tmp_path / "model"
-    shutil.copytree(there / "model", model)
-    arguments = asked(there, tmp_path / "out", engine="vllm", model=model)
+    model, out = shutil.copytree(there / "model", tmp_path / "model"), tmp_path / "out"
+    arguments = asked(there, out, engine="vllm", model=model)
     for _ in range(2):
         outcome = clusterucb("evaluate", *arguments)
         assert outcome.status == 0, outcome
-    (settings,) = started
+    (settings,) = fake.settings
     assert settings["pretrained"] == str(model)
     assert settings["lora_local_path"] == str(there / "adapter")
+    assert len(fake.running) == 0
+    folders = {
+        who: out / "benchmarks" / name for who, name in results(out)["benchmarks"]["gsm8k"]["answers"].items()
+    }
+    prompts = [document["context"] for document in lines(folders["base"] / "documents.jsonl")]
+    lengths = map(len, TOKENIZER(prompts, add_special_tokens=False)["input_ids"])
+    assert settings["max_model_len"] == max(lengths) + 6
     responses = {
-        name.split("-")[1]: {tuple(json.loads(line)["responses"]) for line in content.splitlines()}
-        for name, content in answers(tmp_path / "out").items()
-        if name.endswith("samples.jsonl")
+        who: {tuple(sample["responses"]) for sample in lines(folder / "samples.jsonl")}
+        for who, folder in folders.items()
     }
     assert responses == {"base": {(" 2",)}, "adapter": {(" 1",)}}
     os.utime(model / "model.safetensors", (1, 1))  # another model, for all that can be seen
     assert clusterucb("evaluate", *arguments).status == 0
-    assert len(started) == 2
+    assert len(fake.settings) == 2

@@ -12,14 +12,6 @@ from clusterucb.tasks.chosen import chosen
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
-def test_there_are_the_papers_and_a_small_one():
-    assert {path.name for path in EXAMPLES} >= {
-        "paper-llama2-7b.yaml",
-        "qwen2.5-3b.yaml",
-        "smollm2-gsm8k.yaml",
-    }
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_valid_and_names_what_exists(path):
     config = load(path)
@@ -41,12 +33,8 @@ def test_the_papers_example_has_the_papers_values():
     assert (training.batch_size, training.train_length, training.periods) == (128, 4096, 4)
     assert (config.gradients.gradient_length, config.gradients.target_length) == (2048, 1400)
     assert (config.gradients.dim, config.gradients.formula) == (8192, "less")
-    assert (selection.policy, selection.beta, selection.budget, selection.top_p) == (
-        "ucb_beta",
-        1.0,
-        0.2,
-        0.05,
-    )
+    assert (selection.policy, selection.beta) == ("ucb_beta", 1.0)
+    assert (selection.budget, selection.top_p) == (0.2, 0.05)
     assert (config.warmup.warmup_steps, config.clustering.iterations) == (20, 20)
     assert {Path(pool).stem for pool in config.pool} == set(SOURCES)
     assert config.chat == "tulu"

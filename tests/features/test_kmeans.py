@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clusterucb.errors import ConfigError, InputError, StorageError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.kmeans import Clusters, spherical_kmeans
 from clusterucb.selection.budget import default_k
 
@@ -19,11 +19,10 @@ def unit(x):
 
 
 def planted(n=600, d=24, k=6, noise=0.25, seed=0, dtype=np.float32):
-    """Rows around k directions, and the direction of each."""
+    """Rows around k directions."""
     rng = np.random.default_rng(seed)
-    truth = rng.integers(0, k, n)
-    rows = unit(rng.normal(size=(k, d)))[truth] + noise * rng.normal(size=(n, d)) / np.sqrt(d)
-    return unit(rows).astype(dtype), truth
+    middles = unit(rng.normal(size=(k, d)))[rng.integers(0, k, n)]
+    return unit(middles + noise * rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
 
 
 def naive_kmeans(features, k, iterations, seed):
@@ -37,15 +36,11 @@ def naive_kmeans(features, k, iterations, seed):
     return labels, centroids, float(np.mean([row @ centroids[j] for row, j in zip(x, labels, strict=True)]))
 
 
-def same_partition(a, b):
-    return len(set(zip(a, b, strict=True))) == len(set(a)) == len(set(b))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("iterations", [0, 1, 3, 20])
 def test_kmeans_equals_the_naive_float64_reference(iterations, dtype):
     for seed in range(4):
-        features, _ = planted(noise=1.0, seed=seed, dtype=dtype)
+        features = planted(noise=1.0, seed=seed, dtype=dtype)
         labels, centroids, objective = naive_kmeans(features, 8, iterations, seed)
         found = spherical_kmeans(features, 8, iterations=iterations, seed=seed, block=100)
         assert found.labels.tolist() == labels.tolist()
@@ -53,9 +48,9 @@ def test_kmeans_equals_the_naive_float64_reference(iterations, dtype):
         assert found.objective == pytest.approx(objective, abs=1e-6)
 
 
-@pytest.mark.parametrize("iterations", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("iterations", [0, 2, 30])
 def test_labels_are_the_argmax_of_the_returned_centroids(iterations):
-    features, _ = planted(noise=2.0)
+    features = planted(noise=2.0)
     found = spherical_kmeans(features, 20, iterations=iterations)
     assert found.labels.tolist() == (features @ found.centroids.T).argmax(axis=1).tolist()
     assert found.objective == pytest.approx((features @ found.centroids.T).max(axis=1).mean(), abs=1e-6)
@@ -63,20 +58,7 @@ def test_labels_are_the_argmax_of_the_returned_centroids(iterations):
     assert found.sizes.sum() == len(features)
 
 
-def test_the_objective_never_falls():
-    for seed in range(5):
-        features, _ = planted(n=300, d=8, noise=3.0, seed=seed)
-        history = spherical_kmeans(features, 30, seed=seed).history
-        assert (np.diff(history) > -1e-6).all()
-
-
-def test_planted_clusters_are_recovered():
-    features, truth = planted(k=4, noise=0.2)
-    best = max((spherical_kmeans(features, 4, seed=s) for s in range(5)), key=lambda c: c.objective)
-    assert same_partition(best.labels.tolist(), truth.tolist())
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_cluster_is_empty_where_there_are_enough_unlike_rows(data):
     """Small integer vectors: many duplicates, parallel rows of other lengths, opposite rows."""
@@ -84,9 +66,8 @@ def test_no_cluster_is_empty_where_there_are_enough_unlike_rows(data):
     row = st.lists(st.integers(-2, 2), min_size=d, max_size=d).filter(any)
     features = np.array(data.draw(st.lists(row, min_size=1, max_size=24)), dtype=np.float32)
     k = data.draw(st.integers(1, len(features)))
-    found = spherical_kmeans(
-        features, k, iterations=data.draw(st.integers(0, 6)), seed=data.draw(st.integers(0, 9)), block=5
-    )
+    iterations, seed = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 9))
+    found = spherical_kmeans(features, k, iterations=iterations, seed=seed, block=5)
     unlike = len({tuple(np.round(unit(x.astype(float)), 9) + 0.0) for x in features})
     used = int((found.sizes > 0).sum())
     assert used == k if k <= unlike else used == unlike
@@ -95,21 +76,14 @@ def test_no_cluster_is_empty_where_there_are_enough_unlike_rows(data):
     assert (np.diff(found.history) > -1e-6).all()
 
 
-def test_several_empty_clusters_move_to_distinct_rows():
-    features = np.repeat(np.eye(6, dtype=np.float32), [50, 1, 1, 1, 1, 1], axis=0)
+@pytest.mark.parametrize("copies", [1, 30])
+def test_all_empty_clusters_are_refilled_in_one_pass_though_the_farthest_rows_are_copies(copies):
+    features = np.repeat(np.eye(6, dtype=np.float32), [500, *[copies] * 5], axis=0)
     for seed in range(10):
-        for iterations in (0, 1, 4):
-            assert sorted(spherical_kmeans(features, 6, seed=seed, iterations=iterations).sizes) == [
-                1
-            ] * 5 + [50]
-
-
-def test_all_empty_clusters_are_refilled_in_one_pass_though_the_farthest_rows_are_copies():
-    features = np.repeat(np.eye(6, dtype=np.float32), [500, 30, 30, 30, 30, 30], axis=0)
-    for seed in range(10):
-        found = spherical_kmeans(features, 6, seed=seed, iterations=0)
-        assert len(found.history) <= 2
-        assert sorted(found.sizes) == [30] * 5 + [500]
+        for iterations in (0, 4):
+            found = spherical_kmeans(features, 6, seed=seed, iterations=iterations)
+            assert sorted(found.sizes) == [copies] * 5 + [500]
+            assert len(found.history) <= 2 + iterations
 
 
 def test_more_clusters_than_unlike_rows_leave_empty_clusters_and_no_endless_loop():
@@ -125,31 +99,21 @@ def test_rows_that_cancel_out_keep_their_centroid_finite():
 
 
 def test_it_stops_when_no_label_changes():
-    features, _ = planted(noise=0.1)
+    features = planted(noise=0.1)
     assert len(spherical_kmeans(features, 4, iterations=500).history) < 30
 
 
 @pytest.mark.parametrize("block", [7, 64, 600, 10**6])
 def test_the_block_does_not_change_the_labels(block):
-    features, _ = planted(noise=1.5)
+    features = planted(noise=1.5)
     whole = spherical_kmeans(features, 12)
     found = spherical_kmeans(features, 12, block=block)
     assert found.labels.tolist() == whole.labels.tolist()
     assert found.centroids == pytest.approx(whole.centroids, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_memmap_gives_what_the_array_gives(tmp_path, dtype):
-    features, _ = planted(dtype=dtype)
-    features.tofile(tmp_path / "rows")
-    stored = np.memmap(tmp_path / "rows", dtype=dtype, mode="r", shape=features.shape)
-    a, b = spherical_kmeans(features, 7, block=50), spherical_kmeans(stored, 7, block=50)
-    assert (a.labels == b.labels).all()
-    assert (a.centroids == b.centroids).all()
-
-
 def test_the_store_is_read_by_blocks_and_not_changed():
-    features, _ = planted(n=500)
+    features = planted(n=500)
     before = features.copy()
 
     class Store:
@@ -172,7 +136,7 @@ def test_the_store_is_read_by_blocks_and_not_changed():
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start():
-    features, _ = planted(noise=2.0)
+    features = planted(noise=2.0)
     a, b, c = (spherical_kmeans(features, 9, seed=seed) for seed in (3, 3, 4))
     assert (a.labels == b.labels).all()
     assert (a.centroids == b.centroids).all()
@@ -180,7 +144,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start():
 
 
 def test_the_length_of_a_row_does_not_matter():
-    features, _ = planted(noise=1.0)
+    features = planted(noise=1.0)
     scale = np.random.default_rng(0).uniform(0.1, 9, (len(features), 1)).astype(np.float32)
     a, b = spherical_kmeans(features, 9), spherical_kmeans(features * scale, 9)
     assert (a.labels == b.labels).all()
@@ -189,7 +153,7 @@ def test_the_length_of_a_row_does_not_matter():
 
 def test_progress_is_told_after_every_assignment():
     told = []
-    features, _ = planted(noise=2.0)
+    features = planted(noise=2.0)
     found = spherical_kmeans(features, 5, iterations=3, progress=lambda *now: told.append(now))
     assert [i for i, _, _ in told] == [0, 1, 2, 3]
     assert {of for _, of, _ in told} == {3}
@@ -197,7 +161,7 @@ def test_progress_is_told_after_every_assignment():
 
 
 def test_clusters_survive_a_save_and_a_load(tmp_path):
-    found = spherical_kmeans(planted()[0], 5)
+    found = spherical_kmeans(planted(), 5)
     for path in (tmp_path, tmp_path / "other.safetensors"):
         file = found.save(path)
         loaded = Clusters.load(path)
@@ -215,8 +179,6 @@ def test_a_missing_or_broken_file_of_clusters_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"not this")
     with pytest.raises(InputError, match=r"x: not clusters written by"):
         Clusters.load(tmp_path / "x")
-    with pytest.raises(StorageError, match="cannot be written"):
-        spherical_kmeans(planted()[0], 2).save(tmp_path / "no" / "folder")
 
 
 @given(st.integers(1, 10**7), st.integers(0, 10**7))
@@ -234,7 +196,7 @@ def test_default_k_is_about_the_root_of_n_and_at_most_half_the_budget(n, budget_
         (np.eye(4), {"k": 5}, ConfigError, r"k=5\): must be at most the number of rows, 4; lower k"),
         (np.eye(4), {"iterations": -1}, ConfigError, r"iterations=-1"),
         (np.eye(4), {"block": 0}, ConfigError, r"block=0"),
-        (np.eye(4), {"seed": -1}, ConfigError, r"seed=-1\): must be 0 or more"),
+        (np.eye(4), {"seed": -1}, ConfigError, r"seed=-1\): must be at least 0"),
         (np.zeros((0, 4)), {}, InputError, r"shape \(0, 4\)"),
         (np.zeros(4), {}, InputError, r"shape \(4,\)"),
         (np.diag([1, 1, 0, 1]), {}, InputError, r"row 2 is all zero.*exclude the row"),

@@ -1,5 +1,7 @@
 """Features and target directions against slow references, and what happens to rows that have none."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import CountSketch
 
 DIM = 96
+CODES, BATCHES = np.zeros(4, np.int64), [np.array([0, 1]), np.array([2]), np.array([3])]
 
 
 @pytest.fixture(scope="module")
@@ -62,64 +65,69 @@ def test_a_feature_is_the_normalised_projected_direction(model, formula):
     assert losses.shape == (4,)
     expected = np.stack([slow_feature(model, row, projection, moments, formula) for row in batch])
     np.testing.assert_allclose(features, expected, atol=2e-4)
-
-
-def test_features_have_norm_1_within_float16_rounding(featurize):
-    features, _ = featurize(rows([14, 9, 31, 3], 2))
-    norms = np.linalg.norm(features.astype(np.float64), axis=1)
-    np.testing.assert_allclose(norms, 1, atol=2**-11)
+    np.testing.assert_allclose(np.linalg.norm(features.astype(np.float64), axis=1), 1, atol=2**-11)
+    assert all(flat(slow_gradients(model, row)).norm() > 0.01 for row in batch)  # or it would say nothing
 
 
 def test_a_gradient_of_zero_is_named_and_never_becomes_a_feature(model, featurize):
-    weights = {n: p.detach().clone() for n, p in trainable_parameters(model).items()}
-    with torch.no_grad():
-        for parameter in trainable_parameters(model).values():
-            parameter.zero_()  # both LoRA matrices 0: so are both gradients
-    try:
-        with pytest.raises(InputError, match=r"^first: its loss is \d.* and its gradient's norm 0, expected"):
-            featurize(rows([8, 5]), ["first", "second"].__getitem__)
-    finally:
-        with torch.no_grad():
-            for name, parameter in trainable_parameters(model).items():
-                parameter.copy_(weights[name])
+    both_matrices = trainable_parameters(model).values()  # if all are 0, so are their gradients
+    words = r"^first: its loss is \d.* and its gradient's norm 0, expected"
+    with changed(both_matrices, 0), pytest.raises(InputError, match=words):
+        featurize(rows([8, 5]), ["first", "second"].__getitem__)
 
 
-def test_a_loss_that_is_nan_is_named_by_its_own_row(featurize, model):
-    embeddings = model.get_input_embeddings().weight
-    good, other, bad = rows([8, 6, 7])
-    bad = Encoded(np.r_[np.int32(1), bad.ids[1:]], bad.labels)  # token 1 occurs in no other row
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda featurize, some, describe: featurize(some, describe),
+        lambda featurize, some, describe: list(one_ahead(featurize, some, BATCHES, describe)),
+        lambda featurize, some, describe: target_directions(featurize, some, CODES, 14, describe),
+    ],
+    ids=["in one batch", "one batch ahead", "in the target"],
+)
+@pytest.mark.parametrize("room", [1, 9])
+def test_a_row_whose_loss_is_nan_is_named_wherever_it_comes(featurize, model, monkeypatch, look, room):
+    some = rows([8, 6, 7, 5])
+    some[2] = Encoded(np.r_[np.int32(1), some[2].ids[1:]], some[2].labels)  # token 1 is in no other row
+    limit(monkeypatch, room)
+    words = r"^pool\.jsonl:2: its loss is nan .*--dtype float32, or take"
+    with changed([model.get_input_embeddings().weight[1]], torch.nan), pytest.raises(InputError, match=words):
+        look(featurize, some, "pool.jsonl:{}".format)
+    assert np.isfinite(featurize(some)[0]).all()
+
+
+def limit(monkeypatch, size):
+    """Let `Featurizer` run out of memory above `size` rows; returns the sizes that were tried."""
+    whole, tried = Featurizer._batch, []
+
+    def batch(self, some, describe):
+        tried.append(len(some))
+        if len(some) > size:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, some, describe)
+
+    monkeypatch.setattr(Featurizer, "_batch", batch)
+    return tried
+
+
+@contextmanager
+def changed(tensors, value):
+    """Weights filled with a value for a while."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with torch.no_grad():
-        kept = embeddings[1].clone()
-        embeddings[1] = torch.nan
-    try:
-        with pytest.raises(InputError, match=r"^pool\.jsonl:3: its loss is nan .*--dtype float32, or take"):
-            featurize([good, other, bad], ["pool.jsonl:1", "pool.jsonl:2", "pool.jsonl:3"].__getitem__)
-    finally:
-        with torch.no_grad():
-            embeddings[1] = kept
-    assert np.isfinite(featurize([good, bad])[0]).all()
+        for tensor, _ in kept:
+            tensor.fill_(value)
+        yield
+        for tensor, before in kept:
+            tensor.copy_(before)
 
 
 class TestOutOfMemory:
-    @staticmethod
-    def limit(monkeypatch, size):
-        """Let `Featurizer` run out of memory above `size` rows; returns the sizes that were tried."""
-        whole, tried = Featurizer._batch, []
-
-        def batch(self, some, describe):
-            tried.append(len(some))
-            if len(some) > size:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(self, some, describe)
-
-        monkeypatch.setattr(Featurizer, "_batch", batch)
-        return tried
-
     @pytest.mark.parametrize("size", [1, 2, 3])
     def test_halved_batches_give_the_same_rows_in_order(self, featurize, monkeypatch, size):
         batch = rows([12] * 7, 4)
         features, losses = featurize(batch)
-        tried = self.limit(monkeypatch, size)
+        tried = limit(monkeypatch, size)
         halved, halved_losses = featurize(batch)
         assert tried[0] == 7
         assert max(n for n in tried if n <= size) == size
@@ -127,31 +135,17 @@ class TestOutOfMemory:
         np.testing.assert_allclose(halved_losses, losses, rtol=1e-5)
 
     def test_a_row_that_alone_is_too_much_is_named(self, featurize, monkeypatch):
-        self.limit(monkeypatch, 0)
+        limit(monkeypatch, 0)
         with pytest.raises(InputError, match=r"row 0: out of memory.*\(9 tokens\); lower --gradient-length"):
             featurize(rows([9, 5, 4]))
 
     def test_a_batch_of_processes_that_share_a_model_is_not_halved(self, featurize, monkeypatch):
-        tried = self.limit(monkeypatch, 2)
-        monkeypatch.setattr("clusterucb.gradients.featurizer.is_sharded", lambda _model: True)
+        tried = limit(monkeypatch, 2)
+        monkeypatch.setattr("clusterucb.gradients.batches.is_sharded", lambda _model: True)
         words = r"row 0: out of memory.* micro-batch of 3 rows .* cannot halve; lower --batch-tokens"
         with pytest.raises(InputError, match=words):
             featurize(rows([9, 5, 4]))
         assert tried == [3]
-
-    def test_rows_keep_their_names_in_the_halves(self, featurize, model, monkeypatch):
-        self.limit(monkeypatch, 1)
-        batch = rows([9, 5, 4, 8, 6])
-        real = Featurizer._batch
-
-        def failing(self, some, describe):
-            if some[0] is batch[3] and len(some) == 1:
-                raise InputError(describe(0))
-            return real(self, some, describe)
-
-        monkeypatch.setattr(Featurizer, "_batch", failing)
-        with pytest.raises(InputError, match=r"^id 3$"):
-            featurize(batch, "id {}".format)
 
 
 def test_the_next_batch_is_begun_before_the_last_is_waited_for(featurize, monkeypatch):
@@ -171,53 +165,25 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(featurize, monkey
     monkeypatch.setattr(Featurizer, "begin", told)
     batches = [np.array([4, 0, 2]), np.array([1, 5]), np.array([3])]
     some = rows([12, 9, 8, 7, 11, 6], 4)
-    found = dict_of(one_ahead(featurize, some, batches))
+    found = list(one_ahead(featurize, some, batches))
     assert events == [
         *[("begun", 3), ("begun", 2), ("finished", 3)],
         *[("begun", 1), ("finished", 2), ("finished", 1)],
     ]
-    for place, (feature, loss) in found.items():
+    features, losses = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    for place, feature, loss in zip(np.concatenate(batches), features, losses, strict=True):
         alone, alone_loss = featurize([some[place]])
         np.testing.assert_allclose(feature.astype(float), alone[0].astype(float), atol=1e-3)
         np.testing.assert_allclose(loss, alone_loss[0], rtol=1e-5)
-
-
-def dict_of(batches):
-    return {
-        place: (feature, loss)
-        for numbers, (features, losses) in batches
-        for place, feature, loss in zip(numbers.tolist(), features, losses, strict=True)
-    }
-
-
-def test_what_is_wrong_with_a_row_of_an_earlier_batch_is_told_by_its_name(featurize, monkeypatch):
-    real = Featurizer._batch
-
-    def batch(self, some, describe):
-        finish = real(self, some, describe)
-
-        def finished():
-            if len(some[0].ids) == 5:
-                raise InputError(describe(0))
-            return finish()
-
-        return finished
-
-    monkeypatch.setattr(Featurizer, "_batch", batch)
-    batches = [np.array([0]), np.array([1]), np.array([2])]
-    with pytest.raises(InputError, match=r"^id 1$"):
-        list(one_ahead(featurize, rows([9, 5, 7], 4), batches, "id {}".format))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_directions_are_means_over_subtasks_of_unequal_sizes_in_any_order(model, featurize, order):
     batch = rows([14, 9, 31, 3, 12, 5, 27, 8], 6)
     codes = np.array([2, 0, 2, 1, 2, 2, 0, 2])
-    shuffle = np.random.default_rng(order).permutation(len(batch)) if order else np.arange(len(batch))
-    seen = []
-    found = target_directions(
-        featurize, [batch[i] for i in shuffle], codes[shuffle], batch_tokens=40, progress=seen.append
-    )
+    shuffle, seen = np.random.default_rng(order).permutation(len(batch)), []
+    some = [batch[i] for i in shuffle]
+    found = target_directions(featurize, some, codes[shuffle], batch_tokens=40, progress=seen.append)
     assert found.dtype == np.float32
     assert sum(seen) == len(batch)
     slow = np.stack([slow_feature(model, row, featurize.projection) for row in batch])
@@ -225,29 +191,7 @@ def test_directions_are_means_over_subtasks_of_unequal_sizes_in_any_order(model,
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def test_a_target_row_without_a_gradient_is_named(featurize, monkeypatch):
-    def batch(self, some, describe):
-        raise InputError(describe(len(some) - 1))
-
-    monkeypatch.setattr(Featurizer, "_batch", batch)
-    with pytest.raises(InputError, match=r"^target\.jsonl:1$"):  # the shorter of the first batch, 9 and 6
-        target_directions(featurize, rows([5, 6, 9]), np.zeros(3, int), 18, "target.jsonl:{}".format)
-
-
 def test_moments_of_another_adapter_are_refused_before_any_row(model):
     moments = random_moments(adapter("llama", rank=8))
     with pytest.raises(MismatchError, match="belong to another adapter"):
         Featurizer(model, CountSketch(dim=DIM), moments)
-
-
-def test_the_features_of_a_row_hardly_depend_on_padding(model):
-    featurize = Featurizer(model, CountSketch(seed=1, dim=DIM), random_moments(model))
-    row, long, short = rows([20, 37, 6], 7)
-    alone, _ = featurize([row])
-    for batch in ([row, long], [short, row, long]):
-        found, _ = featurize(batch)
-        np.testing.assert_allclose(found[batch.index(row)], alone[0], atol=2e-4)
-
-
-def test_reference_gradients_are_not_zero(model):
-    assert flat(slow_gradients(model, rows([9])[0])).norm() > 0.01

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from clusterucb.data.chat import Encoded
+from clusterucb.gradients.per_sample import trainable_parameters
 
 VOCABULARY = 320
 
@@ -73,10 +74,10 @@ def slow_gradients(model, row):
     """One row's gradients by autograd through the model's own full logits and torch's cross-entropy."""
     training = model.training
     model.eval()
-    parameters = {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
-    ids = torch.from_numpy(row.ids.astype(np.int64))
+    parameters = trainable_parameters(model)
+    ids = torch.from_numpy(row.ids.astype(np.int64)).to(model.device)
     logits = model(input_ids=ids[None]).logits[0]
-    labels = ids.where(torch.from_numpy(row.labels.copy()), -100)
+    labels = ids.where(torch.from_numpy(row.labels.copy()).to(model.device), -100)
     loss = torch.nn.functional.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=-100)
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     model.train(training)

@@ -16,14 +16,15 @@ def hostile_run(tmp_path_factory):
         for name, text in HOSTILE.items()
     ]
     files = {"po<b>ol&.jsonl": rows, "plain.jsonl": records(90, "plain")}
-    hits = [
-        {
-            **{"row": 20, "id": "plain.jsonl:11", "whose": "gsm8k", "probe": "gsm8k/<u>5</u>"},
-            **{"share": 0.9, "kept_out": False},
-        }
-    ]
+    hit = {"row": 20, "id": "plain.jsonl:11", "whose": "gsm8k", "probe": "gsm8k/<u>5</u>", "share": 0.9}
     folder = tmp_path_factory.mktemp("hostile") / "run <script>"
-    return write_run(folder, files, contamination=hits, excluded=[30, 31], selection={"top_p": 0.15})
+    return write_run(
+        folder,
+        files,
+        contamination=[{**hit, "kept_out": False}],
+        excluded=[30, 31],
+        selection={"top_p": 0.15},
+    )
 
 
 @pytest.fixture(scope="session")

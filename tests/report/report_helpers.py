@@ -36,42 +36,42 @@ HOSTILE = {
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
-def write_run(folder, files, dim=32, k=5, periods=3, seed=0, contamination=(), excluded=(), **settings):
+def write_run(folder, files, periods=3, k=5, contamination=(), excluded=(), **settings):
     """A finished run over pool files `files` (name to list of records), with features drawn at random."""
-    rng, run = np.random.default_rng(seed), RunDir(folder)
+    rng, run = np.random.default_rng(0), RunDir(folder)
     data = run.path.with_name(f"{run.path.name}-data")
-    data.mkdir(parents=True)
+    for place in (run.path, run.pool, data):
+        place.mkdir(parents=True)
     target = [{"instruction": "ask", "output": "say", "topic": name} for name in ("<i>a</i>", "b")]
     for name, records in {**files, "target.jsonl": target}.items():
         _write_lines(data / name, records)
     places = {"pool": [str(data / name) for name in files], "target": [str(data / "target.jsonl")]}
     trained = {"model": "models/<tiny>", "subtask": "topic", "training": {"periods": periods}}
     config = Config(**places, **trained, out=str(run.path), **settings)
-    run.path.mkdir()
     run.config.write_text(config.to_yaml())
-    pool = Pool.read(config.pool)
+    pool, method = Pool.read(config.pool), method_of(config)
     usable = np.setdiff1d(np.arange(len(pool)), excluded)
     _write_pool(run, pool, usable, excluded)
     checked = {"made_with": {"holdout": "h"}, "checked_against": {"target": 2, "gsm8k": 7}}
     write_json(run.contamination, {**checked, "hits": list(contamination)})
-    count, gradients = len(usable), config.method in ("dynamic", "less")
+    count = len(usable)
     labels, influence = np.zeros(count, np.int64), rng.normal(size=(periods, count))
-    if gradients:
-        labels, influence = _write_features(run, rng, count, dim, k, periods, pool.fingerprint)
-    if method_of(config).budgeted:
+    if method.takes_gradients:
+        labels, influence = _write_features(run, rng, count, k, periods, pool.fingerprint)
+    if method.budgeted:
         save_file({"labels": labels}, run.clusters)
-    for number in range(1, periods + 1 if config.method == "dynamic" else 2):
-        scores, draws, folder = influence[number - 1], [], run.round(number)
+    for number in method.rounds(periods):
+        draws, folder = [], run.round(number)
         select = FullScoring(labels, config.selection.top_p)
-        if number > 1 and method_of(config).budgeted:
+        if number > 1 and method.budgeted:
             select = ClusterUCB(labels, budget=0.2, top_p=config.selection.top_p)
-        chosen = select(lambda rows, scores=scores: scores[rows], number, draws.append)
+        chosen = select(influence[number - 1].take, number, draws.append)
         cost = Cost(chosen.spent, 10 * chosen.spent, chosen.spent * (number > 1), 2, 1.5)
         folder.mkdir(parents=True)
         write_round(folder, number, chosen, draws, pool, usable, cost)
     _write_losses(run, rng, periods)
     full = {"method": config.method, "pool_gradients": periods * count, "pool_tokens": 10 * count}
-    write_json(run.summary, {"rows": count, **({"full": full} if gradients else {})})
+    write_json(run.summary, {"rows": count, **({"full": full} if method.takes_gradients else {})})
     return run.path
 
 
@@ -80,7 +80,6 @@ def _write_lines(path, records):
 
 
 def _write_pool(run, pool, usable, excluded):
-    run.pool.mkdir()
     np.save(run.pool / "rows.npy", usable)
     reasons = [{"id": pool.id(row), "reason": f"row {row}: <b>too long</b>"} for row in excluded]
     _write_lines(run.pool / "excluded.jsonl", reasons)
@@ -88,7 +87,7 @@ def _write_pool(run, pool, usable, excluded):
     write_json(run.pool / "manifest.json", {**counts, "made_with": {"pool": pool.fingerprint}})
 
 
-def _write_features(run, rng, count, dim, k, periods, fingerprint):
+def _write_features(run, rng, count, k, periods, fingerprint, dim=32):
     """Rows around k middles; what each helps drifts from period to period."""
     labels = rng.integers(0, k, count)
     x = rng.normal(size=(k, dim))[labels] + 0.7 * rng.normal(size=(count, dim))
@@ -110,8 +109,8 @@ def _write_losses(run, rng, periods):
         return {"loss": float(losses.mean()), "standard_error": error, "losses": losses.tolist()}
 
     facts = {"on": "holdout", "rows": len(base), "cost": Cost(8, 80, seconds=0.5).to_json()}
+    run.period(1).parent.mkdir()
     for n in range(1, periods):
-        run.period(n).parent.mkdir(exist_ok=True)
         write_json(run.period(n), {"period": n, **facts, **measured(base - 0.1 * n)})
     adapter = base - 0.1 * periods + rng.normal(0, 0.02, len(base))
     write_json(run.evaluation, {**facts, "base": measured(base), "adapter": measured(adapter)})
@@ -119,12 +118,8 @@ def _write_losses(run, rng, periods):
 
 def records(count, source, seed=0):
     """Rows of a few words."""
-    rng = np.random.default_rng(seed)
-    words = ["sun", "moon", "lamp", "quiz"]
-    return [
-        {"dataset": source, "instruction": f"{rng.choice(words)} {i}", "output": str(rng.choice(words))}
-        for i in range(count)
-    ]
+    words = np.random.default_rng(seed).choice(["sun", "moon", "lamp", "quiz"], (count, 2)).tolist()
+    return [{"dataset": source, "instruction": f"{a} {i}", "output": b} for i, (a, b) in enumerate(words)]
 
 
 class Page(HTMLParser):

@@ -87,11 +87,8 @@ def test_losses_are_those_of_the_evaluation(plain, plain_run):
 def test_costs_are_those_that_the_steps_wrote_down(plain, plain_run):
     _, rows = cells(plain, "Cost by step")
     for n in PERIODS:
-        cost = read(plain_run / f"rounds/{n}/summary.json")["cost"]
-        assert (rows[f"select {n}"][0], rows[f"select {n}"][2]) == (
-            str(cost["rows"]),
-            str(cost["pool_gradients"]),
-        )
+        cost, row = read(plain_run / f"rounds/{n}/summary.json")["cost"], rows[f"select {n}"]
+        assert (row[0], row[2]) == (str(cost["rows"]), str(cost["pool_gradients"]))
     assert rows["gradients"][2] == "300"
     assert rows["all steps"][2] == "420"  # all once, and 20 % twice
     assert rows["evaluate"][0] == "24"  # evaluation.json, and two periods
@@ -168,21 +165,11 @@ def test_hostile_rows_can_be_read_as_they_are(hostile):
     texts = {text["source"]: text for text in hostile.data["examples"]["selected"]["texts"]}
     shown = {name: texts[f"<b>{name}</b>"]["turns"][0][1] for name in HOSTILE if f"<b>{name}</b>" in texts}
     assert len(shown) > 5
-    seen = {
-        **HOSTILE,
-        "direction": "one ⟨U+202E⟩desrever⟨U+202C⟩ two",
-        "nul": "before␀after␛[31m",
-        "separators": "a⟨U+2028⟩b⟨U+2029⟩c",
-        "long": HOSTILE["long"][:2000],
-    }
-    assert shown == {name: seen[name] for name in shown}
-
-
-def test_a_row_of_a_megabyte_is_cut_with_a_note(hostile):
-    found = hostile.data["examples"]["selected"]
-    long = next(text for text in found["texts"] if text["source"] == "<b>long</b>")
-    assert sum(len(turn[1]) for turn in long["turns"]) == found["characters"] == 2000
-    assert long["left_out"] == 1_000_000 + 3004 - 2000
+    seen = {"direction": "one ⟨U+202E⟩desrever⟨U+202C⟩ two", "separators": "a⟨U+2028⟩b⟨U+2029⟩c"}
+    seen |= {"nul": "before␀after␛[31m", "long": HOSTILE["long"][:2000]}  # of a megabyte
+    assert shown == {name: seen.get(name, HOSTILE[name]) for name in shown}
+    assert len(texts["<b>long</b>"]["turns"]) == 1
+    assert texts["<b>long</b>"]["left_out"] == 1_000_000 + 3004 - 2000
 
 
 HIDDEN = {"clustering": {"features": "hidden"}}

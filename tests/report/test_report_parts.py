@@ -1,6 +1,7 @@
 """What the sections compute, against slow references and theorems."""
 
 import html
+import itertools
 import json
 import unicodedata
 
@@ -54,7 +55,7 @@ def selection(scores, kept, arms=(), cold=0):
     rows = np.arange(len(scores))
     best = np.sort(np.argsort(-scores, kind="stable")[:kept])
     chosen = Round(1, best, scores[best], Cost(), {"cold_start": cold})
-    return RoundData(chosen, Scored(rows, scores, np.array(arms)), [], [])
+    return RoundData(**vars(chosen), scored=Scored(rows, scores, np.array(arms)), ids=[], sources=[])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=80), st.data())
@@ -67,7 +68,7 @@ def test_a_course_of_draws_is_what_counting_each_window_finds(draws, data):
     assert found.ends[-1] == len(draws)
     assert cold in (0, *found.ends)
     np.testing.assert_allclose(found.shares.sum(0), 1)
-    for i, (start, end) in enumerate(zip(found.starts, found.ends, strict=True)):
+    for i, (start, end) in enumerate(itertools.pairwise([0, *found.ends])):
         window = slice(start, end)
         for j, arm in enumerate([3, 1]):
             assert found.shares[j, i] == pytest.approx(np.mean(arms[window] == arm))

@@ -155,7 +155,7 @@ def test_the_file_says_what_was_checked_against(begin, settings, tmp_path, data)
 
 def test_rows_kept_out_do_not_count_among_the_rows_that_settings_are_checked_by(begin):
     said = begin("--decontaminate", tasks="gsm8k", k=42, budget=1.0).complaint
-    assert said == "k is 42, but the pool has 41 usable rows; lower --k"
+    assert said == "k is 42, but the pool has 41 usable rows; lower k"
 
 
 def test_all_files_that_an_evaluation_needs_are_asked_for_at_once(begin, data):

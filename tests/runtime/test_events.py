@@ -14,7 +14,7 @@ from clusterucb.runtime import screen as progress
 from clusterucb.runtime.screen import EventLog, Screen, logged
 from clusterucb.version import __version__
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "logging.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "logging.md"
 
 
 def documented():

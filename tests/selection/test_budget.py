@@ -1,7 +1,5 @@
 """A budget refuses what cannot hold: its shares when it is made, their rows when those are asked."""
 
-from __future__ import annotations
-
 import inspect
 import math
 
@@ -41,7 +39,10 @@ def test_by_row_a_budget_may_be_less_than_what_is_kept_and_than_one_row_of_each_
 
 
 RANGE = "must be above 0 and at most 1, of the pool"
-ROOM = "0.02 (--csp) of each of k={k} clusters, at least 1; raise budget or lower k"
+CSP, TOP_P = "the cold start is part of the budget", "only rows that were drawn can be kept"
+LOW = "budget 0.1 is below {}: {}; raise budget or lower {}"
+ROOM = "budget 0.2 is 20 of 100 rows, but the cold start takes {0}: 0.02 (--csp) of each of k={0} clusters, "
+ROOM += "at least 1; raise budget or lower k"
 
 
 @pytest.mark.parametrize(
@@ -51,35 +52,15 @@ ROOM = "0.02 (--csp) of each of k={k} clusters, at least 1; raise budget or lowe
         (lambda: Budget(1.5), f"Budget(budget=1.5): {RANGE}"),
         (lambda: Budget(math.nan), f"Budget(budget=nan): {RANGE}"),
         (lambda: Budget(top_p=-0.1), f"Budget(top_p=-0.1): {RANGE}"),
-        (
-            lambda: Budget(cold_start=1.1),
-            "Budget(cold_start=1.1): must be between 0 and 1, of every cluster (--csp)",
-        ),
-        (
-            lambda: Budget(0.1, cold_start=0.2),
-            "budget 0.1 is below csp 0.2: the cold start is part of the budget; "
-            "raise budget or lower cold_start (--csp)",
-        ),
-        (
-            lambda: Budget(0.1, top_p=0.2),
-            "budget 0.1 is below top_p 0.2: only rows that were drawn can be kept; "
-            "raise budget or lower top_p",
-        ),
+        (lambda: Budget(0.2, 2), "Budget(cold_start=2): must be between 0 and 1, of every cluster (--csp)"),
+        (lambda: Budget(0.1, 0.2), LOW.format("csp 0.2", CSP, "cold_start (--csp)")),
+        (lambda: Budget(0.1, top_p=0.2), LOW.format("top_p 0.2", TOP_P, "top_p")),
         (lambda: Budget().spend(3), "budget is 0.2: draws none of 3 rows; raise it to 0.34"),
         (lambda: Budget().keep(10), "top_p is 0.05: selects none of 10 rows; raise it to 0.1"),
         (lambda: Budget().keep(0), "top_p is 0.05: selects none of 0 rows; raise it to 1.0"),
-        (
-            lambda: Budget().cold_draws([3] * 30 + [10, 0]),
-            f"budget 0.2 is 20 of 100 rows, but the cold start takes 31: {ROOM.format(k=31)}",
-        ),
-        (
-            lambda: Budget().check_clusters(21, 100),
-            f"budget 0.2 is 20 of 100 rows, but the cold start takes 21: {ROOM.format(k=21)}",
-        ),
-        (
-            lambda: Budget(by_row=True).check_clusters(101, 100),
-            "k is 101, but the pool has 100 usable rows; lower k",
-        ),
+        (lambda: Budget().cold_draws([3] * 30 + [10, 0]), ROOM.format(31)),
+        (lambda: Budget().check_clusters(21, 100), ROOM.format(21)),
+        (lambda: Budget(by_row=True).check_clusters(9, 8), "k is 9, but the pool has 8 usable rows; lower k"),
     ],
 )
 def test_what_cannot_hold_is_refused_in_one_line(ask, message):
@@ -91,10 +72,8 @@ def test_what_cannot_hold_is_refused_in_one_line(ask, message):
 def test_who_takes_shares_has_the_defaults_of_the_budget():
     for function in (select, linear_ucb):
         given = inspect.signature(function).parameters
-        shares = {"budget", "cold_start", "top_p"} & set(given)
-        assert {name: given[name].default for name in shares} == {
-            name: getattr(Budget(), name) for name in shares
-        }
+        for name in {"budget", "cold_start", "top_p"} & set(given):
+            assert given[name].default == getattr(Budget(), name)
 
 
 def test_shares_of_numpy_are_taken():

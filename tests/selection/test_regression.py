@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from clusterucb.selection.regression import EFFECTS, Posterior, Regression, _Fit
 
 
-def problem(seed, n=70, dimensions=5, arms=6):
+def problem(seed, seen=0, n=70, dimensions=5, arms=6):
+    """A regression that has seen so many of its rows, all values, and the rows in the order of seeing."""
     rng = np.random.default_rng(seed)
     features, arm = rng.normal(size=(n, dimensions)), rng.integers(0, arms, n)
     arm[:arms] = np.arange(arms)
     fixed = np.stack([np.ones(n), rng.normal(size=n)], 1)
     values = 0.3 + 0.5 * fixed[:, 1] + features @ rng.normal(size=dimensions) * 0.4
     values += rng.normal(size=arms)[arm] * 0.5 + rng.normal(size=n) * 0.3
-    return Regression(fixed, features, arm), values, rng.permutation(n)
+    regression, order = Regression(fixed, features, arm), rng.permutation(n)
+    regression.see(order[:seen], values[order[:seen]])
+    return regression, values, order
 
 
 def process(regression, rows, values, t, u):
@@ -44,9 +47,8 @@ def process(regression, rows, values, t, u):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_posterior_is_that_of_the_gaussian_process_over_rows(seed):
-    regression, values, order = problem(seed)
+    regression, values, order = problem(seed, 30)
     rows = order[:30]
-    regression.see(rows, values[rows])
     for effect in EFFECTS:
         fit = _Fit(regression, effect)
         for likelihood, t in fit.likelihoods():
@@ -59,8 +61,7 @@ def test_the_posterior_is_that_of_the_gaussian_process_over_rows(seed):
 
 
 def test_the_fit_is_the_likeliest_of_the_grid():
-    regression, values, order = problem(0)
-    regression.see(order[:30], values[order[:30]])
+    regression, _, _ = problem(0, 30)
     fits = [_Fit(regression, effect) for effect in EFFECTS]
     (_, t), best = max(((of, fit) for fit in fits for of in fit.likelihoods()), key=lambda found: found[0])
     np.testing.assert_array_equal(regression.fit().mean(), Posterior(best, t).mean())
@@ -68,19 +69,16 @@ def test_the_fit_is_the_likeliest_of_the_grid():
 
 def test_what_is_seen_in_parts_is_what_is_seen_at_once():
     parts, values, order = problem(1)
-    once, _, _ = problem(1)
     for rows in (order[:3], order[3:4], order[4:25]):
         parts.see(rows, values[rows])
-    once.see(order[:25], values[order[:25]])
+    once, _, _ = problem(1, 25)
     np.testing.assert_allclose(parts.fit().mean(), once.fit().mean(), atol=1e-9)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(4, 60))
 def test_no_variance_is_above_its_bound(seed, seen):
-    regression, values, order = problem(seed)
-    regression.see(order[:seen], values[order[:seen]])
-    posterior = regression.fit()
+    posterior = problem(seed, seen)[0].fit()
     variance = posterior.variance(np.arange(70))
     assert (variance <= posterior.variance_bound() * (1 + 1e-9) + 1e-12).all()
     assert (variance >= 0).all()

@@ -1,11 +1,12 @@
 import json
 
 import pytest
-from source_helpers import REAL, converted, needs_real, pair, prepared
+from source_helpers import converted, pair, prepared
 
 from clusterucb.data.pool import Pool
 from clusterucb.sources import prepare
 from clusterucb.tasks.gsm8k import worked_answer
+from file_helpers import official_files
 
 ADD = {"instruction": " Add the numbers. ", "input": "2, 3\n", "output": "5 "}
 GREET = {"instruction": "Grüße jemanden 😀", "input": "", "output": "Guten Tag!"}
@@ -89,24 +90,23 @@ def test_a_row_of_no_use_is_dropped_and_counted(name, record, reason):
 )
 @pytest.mark.parametrize("file", ["a.json", "a.jsonl"])
 def test_dropped_rows_keep_their_number_and_are_reported(tmp_path, output, reason, file):
-    records = json.dumps([ADD, {**GREET, "output": output}, GREET])
-    data = records if file == "a.json" else records[1:-1].replace("}, {", "}\n{")
-    report, rows = prepared("code_alpaca", file, data, tmp_path)
+    text = json.dumps([ADD, {**GREET, "output": output}, GREET])
+    text = text if file == "a.json" else text[1:-1].replace("}, {", "}\n{")
+    report, rows = prepared("code_alpaca", file, text, tmp_path)
     assert [row for row, _ in rows] == ["code_alpaca_0", "code_alpaca_2"]
     assert report.dropped == {reason: 1}
 
 
-@needs_real
 @pytest.mark.parametrize(
     ("name", "folder", "read", "dropped"),
     [
-        ("gsm8k", REAL, 7473, {}),
-        ("code_alpaca", REAL, 2017, {"empty output": 2}),
-        ("cot", REAL / "flan_cot", 33443, {}),
+        ("gsm8k", ".", 7473, {}),
+        ("code_alpaca", ".", 2017, {"empty output": 2}),
+        ("cot", "flan_cot", 33443, {}),
     ],
 )
 def test_the_official_files_convert_whole(tmp_path, name, folder, read, dropped):
-    report = prepare(name, folder, tmp_path)
+    report = prepare(name, official_files() / folder, tmp_path)
     assert (report.read, report.dropped) == (read, dropped)
     assert report.written == read - sum(dropped.values()) == len(Pool.read(tmp_path / f"{name}.jsonl"))
     if name == "cot":

@@ -10,42 +10,44 @@ import torch
 from safetensors.numpy import load_file
 from test_bm25 import slow_scores
 from test_rds import slow_representation
-from test_round_robin import slow_round_robin
 
+from builders import build_model
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.data.words import plain_words
 from clusterucb.run.session import Session
+from clusterucb.selection.round_robin import round_robin
+from forks import FORWARD
 
-METHODS = ("random", "bm25", "rds", "loss")
-
-
-@pytest.fixture
-def session_of(finished_baseline):
-    """A session over a finished run: to ask for rows and model."""
-    return lambda method: Session(load(finished_baseline(method) / "config.yaml"))
+NAMES = ("random", "bm25", "rds", "loss_highest", "loss_lowest")
+LENGTH = 40  # of what a gradient, and a baseline, sees of a row
 
 
 def selection(folder):
     return load_file(Path(folder) / "rounds/1/selection.safetensors")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_baseline_selects_once_and_then_all_is_as_in_any_run(finished_baseline, method, baseline_settings):
-    folder = finished_baseline(method)
-    summary = read(folder / "summary.json")
-    assert (summary["method"], summary["bandit"], summary["rows"]) == (method, "none", 100)
+def session_of(finished):
+    """To ask for rows and model."""
+    return Session(load(finished.folder / "config.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_selects_once_and_then_all_is_as_in_any_run(finished_run, name):
+    finished = finished_run(name)
+    folder, summary = finished.folder, read(finished.folder / "summary.json")
+    assert (summary["method"], summary["bandit"], summary["rows"]) == (name.split("_")[0], "none", 100)
     assert [found["selected"] for found in summary["selected"]] == [10]
     assert list(summary["steps"]) == ["select 1", "train", "evaluate"]
-    assert summary["steps"]["train"]["rows"] == 2 * 10  # the same rows in both periods
-    assert "full_dynamic" not in summary
+    assert summary["steps"]["train"]["rows"] == 3 * 10  # the same rows in every period
+    assert "full" not in summary
     assert {path.name for path in folder.iterdir()}.isdisjoint({"warmup", "features", "clusters.safetensors"})
     assert [path.name for path in (folder / "rounds").iterdir()] == ["1"]
     assert not list(folder.rglob("*.part"))
     evaluation = read(folder / "evaluation.json")
     assert evaluation["base"]["losses"] != evaluation["adapter"]["losses"]
 
-    pool = [line for path in baseline_settings["pool"] for line in Path(path).read_bytes().splitlines()]
+    pool = [line for path in finished.settings["pool"] for line in Path(path).read_bytes().splitlines()]
     chosen = (folder / "rounds/1/selected.jsonl").read_bytes().splitlines()
     arrays = selection(folder)
     assert chosen == [pool[row] for row in arrays["rows"].tolist()]
@@ -53,154 +55,148 @@ def test_a_baseline_selects_once_and_then_all_is_as_in_any_run(finished_baseline
     assert [entry["score"] for entry in sidecar] == arrays["scores"].tolist()
     assert sorted(arrays["drawn"].tolist()) == list(range(100))
     assert (np.diff(arrays["drawn_scores"]) <= 0).all()
+    if name != "rds":  # the rows with the largest scores, of equal ones the first
+        assert arrays["rows"].tolist() == sorted(arrays["drawn"][:10].tolist())
 
 
-@pytest.mark.parametrize("method", ["random", "bm25", "loss"])
-def test_the_rows_with_the_largest_scores_are_kept(finished_baseline, method):
-    arrays = selection(finished_baseline(method))
-    scores = dict(zip(arrays["drawn"].tolist(), arrays["drawn_scores"].tolist(), strict=True))
-    best = sorted(sorted(scores, key=lambda row: (-scores[row], row))[:10])
-    assert arrays["rows"].tolist() == best
-    assert arrays["scores"].tolist() == [scores[row] for row in best]
-
-
-def test_losses_are_each_rows_own_cross_entropy(finished_baseline, session_of, baseline_settings, tmp_path):
-    session = session_of("loss")
-    model, expected = session.model.eval(), []
-    for row in session.inputs.pooled.tokens:
-        assert len(row) <= 40
+def test_losses_are_each_rows_own_cross_entropy(finished_run):
+    highest = finished_run("loss_highest")
+    session, expected = session_of(highest), []
+    model, rows = session.model.eval(), session.inputs.pooled.tokens
+    assert max(map(len, rows)) == LENGTH
+    for row in rows:
         ids = torch.from_numpy(row.ids.astype(np.int64))
         labels = ids.where(torch.from_numpy(np.array(row.labels)), -100)
         with torch.no_grad(), model.disable_adapter():
             expected.append(float(model(input_ids=ids[None], labels=labels[None]).loss))
-    arrays = selection(finished_baseline("loss"))
-    np.testing.assert_allclose(arrays["drawn_scores"], np.array(expected)[arrays["drawn"]], rtol=1e-4)
-
-    lowest = tmp_path / "lowest"
-    given = options(baseline_settings, method="loss", perplexity="lowest", out=lowest)
-    assert clusterucb("select", *given).status == 0
-    kept = selection(lowest)
-    assert sorted(kept["rows"].tolist()) == sorted(np.argsort(expected)[:10].tolist())
-    np.testing.assert_allclose(kept["scores"], -np.array(expected)[kept["rows"]], rtol=1e-4)
+    for finished, sign in ((highest, 1), (finished_run("loss_lowest"), -1)):
+        found = selection(finished.folder)
+        np.testing.assert_allclose(
+            found["drawn_scores"], sign * np.array(expected)[found["drawn"]], rtol=1e-4
+        )
 
 
-def test_bm25_scores_are_those_of_the_rows_texts(finished_baseline, session_of):
-    session = session_of("bm25")
+def test_bm25_scores_are_those_of_the_rows_texts(finished_run):
+    finished = finished_run("bm25")
+    inputs = session_of(finished).inputs
 
     def words(rows):
         return [plain_words("\n".join(message.content for message in row.messages)) for row in rows]
 
-    scores = slow_scores(
-        words(session.inputs.pool), words(session.inputs.target), session.inputs.target.codes.tolist()
-    )
-    arrays = selection(finished_baseline("bm25"))
+    scores = slow_scores(words(inputs.pool), words(inputs.target), inputs.target.codes.tolist())
+    arrays = selection(finished.folder)
     np.testing.assert_allclose(arrays["drawn_scores"], np.array(scores)[arrays["drawn"]], rtol=1e-5)
 
 
-def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_baseline, session_of):
+def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_run):
     """Kept as float16, hidden states differ by 1 in 2000."""
-    session = session_of("rds")
+    finished = finished_run("rds")
+    session = session_of(finished)
     pool = [slow_representation(session.model, row) for row in session.inputs.pooled.tokens]
     target = [slow_representation(session.model, row) for row in session.inputs.targeted.tokens]
     similarities = np.array(target) @ np.array(pool).T
-    expected = dict(slow_round_robin(similarities, 10))
-    arrays = selection(finished_baseline("rds"))
+    expected = dict(zip(*round_robin([similarities], 10), strict=True))
+    arrays = selection(finished.folder)
     assert arrays["rows"].tolist() == sorted(expected)
     np.testing.assert_allclose(arrays["scores"], [expected[row] for row in sorted(expected)], atol=1e-3)
     np.testing.assert_allclose(arrays["drawn_scores"], similarities.max(0)[arrays["drawn"]], atol=1e-3)
 
 
-def test_costs_are_forward_passes_and_no_gradients(finished_baseline, session_of):
-    pool = {method: int(session_of(method).pooled.lengths.sum()) for method in ("rds", "loss")}
-    target = sum(len(row) for row in session_of("rds").targeted.tokens)
-    counted = {
-        method: read(finished_baseline(method) / "summary.json")["steps"]["select 1"] for method in METHODS
+def test_costs_are_forward_passes_and_no_gradients(finished_run):
+    inputs = session_of(finished_run("rds")).inputs
+    pool, target = int(inputs.pooled.lengths.sum()), int(inputs.targeted.lengths.sum())
+    costs = {
+        name: read(finished_run(name).folder / "summary.json")["steps"]["select 1"] for name in NAMES[:4]
     }
-    seconds = [cost.pop("seconds") for cost in counted.values()]
-    assert min(seconds) >= 0
+    assert min(cost.pop("seconds") for cost in costs.values()) >= 0
     none = {"pool_gradients": 0, "target_gradients": 0}
-    assert counted == {
+    assert costs == {
         "random": {"rows": 0, "tokens": 0, "pool_forwards": 0, **none},
         "bm25": {"rows": 100, "tokens": 0, "pool_forwards": 0, **none},
-        "rds": {"rows": 100, "tokens": pool["rds"] + target, "pool_forwards": 100, **none},
-        "loss": {"rows": 100, "tokens": pool["loss"], "pool_forwards": 100, **none},
+        "rds": {"rows": 100, "tokens": pool + target, "pool_forwards": 100, **none},
+        "loss_highest": {"rows": 100, "tokens": pool, "pool_forwards": 100, **none},
     }
 
 
-def test_another_repeat_or_seed_draws_other_random_rows(finished_baseline, baseline_settings, tmp_path):
-    drawn = [selection(finished_baseline("random"))["rows"].tolist()]
-    for name, change in {"repeat": {"repeat": 1}, "seed": {"seed": 1}, "same": {}}.items():
-        given = options(baseline_settings, method="random", out=tmp_path / name, **change)
-        assert clusterucb("select", *given).status == 0
+def test_random_numbers_decide_by_seed_and_repetition(finished_run, tmp_path):
+    random = finished_run("random")
+    found = selection(random.folder)["drawn_scores"]
+    assert len(set(found.tolist())) == 100
+    assert 0 <= found.min() < 0.1
+    assert 0.9 < found.max() < 1
+    drawn = [selection(random.folder)["rows"].tolist()]
+    for name, change in {"repeat": {"repeat": 1}, "seed": {"seed": 1}}.items():
+        assert clusterucb("select", *options(random.elsewhere(tmp_path / name, **change))).status == 0
         drawn.append(selection(tmp_path / name)["rows"].tolist())
-    first, *others, same = drawn
-    assert same == first
-    assert first not in others
-    assert others[0] != others[1]
+    assert len(set(map(tuple, drawn))) == 3
 
 
-@pytest.mark.parametrize("method", ["random", "rds"])
-def test_step_by_step_gives_the_same_as_run(finished_baseline, baseline_settings, method, tmp_path):
-    folder = tmp_path / "run"
-    for number, step in enumerate(("select", "train", "evaluate")):
-        given = options(baseline_settings, method=method, out=folder) if number == 0 else ["--out", folder]
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["random", "rds"])
+def test_step_by_step_gives_the_same_as_run(finished_run, name, tmp_path):
+    finished, folder = finished_run(name), tmp_path / "run"
+    for step in ("select", "train", "evaluate"):
+        given = options(finished.elsewhere(folder)) if step == "select" else ["--out", folder]
         outcome = clusterucb(step, *given)
         assert outcome.status == 0, outcome
         assert Path(outcome.out.splitlines()[-1]).exists()
-    assert result(folder) == result(finished_baseline(method))
+    assert result(folder) == result(finished.folder)
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(finished_baseline, monkeypatch):
-    monkeypatch.setattr("clusterucb.run.session.load_model", lambda *_: pytest.fail("loaded"))
+def test_a_second_run_computes_nothing_and_says_the_same(finished_run, monkeypatch):
+    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
     said = {
         "rds": "0 pool gradients, 100 forward passes of pool rows",
         "random": "0 pool gradients, 0 forward",
     }
-    for method, line in said.items():
-        outcome = clusterucb("run", "--out", finished_baseline(method))
+    for name, line in said.items():
+        outcome = clusterucb("run", "--out", finished_run(name).folder)
         assert outcome.status == 0, outcome
         assert line in outcome.out
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(baseline_settings, method, tmp_path):
-    """One row has an answer that is too long, one repeats a held-out row; all others are selected."""
-    rows = [row for path in baseline_settings["pool"] for row in lines(path)][:12]
-    long = {"role": "assistant", "content": " ".join(["quiz"] * 80)}
+@pytest.mark.parametrize("method", ["random", "bm25", "rds", "loss"])
+def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_settings, method, tmp_path):
+    """One row has an answer that is too long, one repeats a held-out row; all others are selected.
+
+    Of one whose answer fits the prompt is cut.
+    """
+    rows = [row for path in run_settings["pool"] for row in lines(path)][:12]
+    long, short = ({"role": "assistant", "content": " ".join(["quiz"] * n)} for n in (80, 1))
     rows[4] = {"messages": [{"role": "user", "content": "lamp"}, long]}
-    held_out = next(row for row in lines(baseline_settings["holdout"][0]))
-    rows[7] = {"messages": held_out["messages"]}
+    rows[5] = {"messages": [{"role": "user", "content": " ".join(["lamp"] * 90)}, short]}
+    rows[7] = {"messages": lines(run_settings["holdout"][0])[0]["messages"]}
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = options(baseline_settings, method=method, pool=[str(pool)], out=tmp_path / "run", top_p=1.0)
+    given = options(run_settings, method=method, pool=[str(pool)], out=tmp_path / "run", top_p=1.0)
     outcome = clusterucb("select", *given, "--decontaminate")
     assert outcome.status == 0, outcome
+    assert "2 of 12 pool rows cannot be used" in outcome.err
     kept = [entry["id"] for entry in lines(tmp_path / "run/rounds/1/selected.ids.jsonl")]
-    excluded = {entry["id"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
-    assert excluded == {"pool.jsonl:5", "pool.jsonl:8"}
+    excluded = {entry["id"]: entry["reason"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
+    assert excluded.keys() == {"pool.jsonl:5", "pool.jsonl:8"}
+    assert f"does not fit into {LENGTH}" in excluded["pool.jsonl:5"]
     assert kept == [f"pool.jsonl:{i}" for i in range(1, 13) if i not in (5, 8)]
 
 
-def test_a_run_of_another_adapter_scores_with_it(finished_baseline, baseline_settings, tmp_path):
+def test_a_run_of_another_adapter_scores_with_it(finished_run, tmp_path):
     """The rows are judged by the model that training starts from."""
-    given = {**baseline_settings, "method": "loss", "rank": None, "alpha": None, "out": tmp_path / "run"}
-    trained = finished_baseline("random") / "adapter"
-    assert clusterucb("select", *options(given, adapter=trained)).status == 0
-    assert (
-        selection(tmp_path / "run")["scores"].tolist()
-        != selection(finished_baseline("loss"))["scores"].tolist()
-    )
+    loss = finished_run("loss_highest")
+    changes = {"rank": None, "alpha": None, "adapter": finished_run("random").folder / "adapter"}
+    assert clusterucb("select", *options(loss.elsewhere(tmp_path / "run", **changes))).status == 0
+    ours, theirs = (selection(folder)["scores"].tolist() for folder in (tmp_path / "run", loss.folder))
+    assert ours != theirs
 
 
 @pytest.mark.parametrize("step", ["warmup", "gradients", "cluster"])
-def test_steps_that_a_baseline_does_not_have_say_so(finished_baseline, step):
-    folder = finished_baseline("bm25")
-    assert clusterucb(step, "--out", folder).complaint == (
-        f"method bm25 has no step {step}, as it needs no gradient: run `clusterucb select --out {folder}`"
-    )
+def test_steps_that_a_baseline_does_not_have_say_so(finished_run, step):
+    folder = finished_run("bm25").folder
+    said = clusterucb(step, "--out", folder).complaint
+    assert said.startswith(f"method bm25 has no step {step} with bandit clusterucb, as ")
+    assert said.endswith(f": go on with `clusterucb select --out {folder}`")
 
 
-def test_a_row_whose_loss_is_not_finite_is_named(baseline_settings, tmp_path, monkeypatch):
+def test_a_row_whose_loss_is_not_finite_is_named(run_settings, tmp_path, monkeypatch):
     from clusterucb.gradients.per_sample import row_losses
 
     def broken(model, batch):
@@ -209,62 +205,43 @@ def test_a_row_whose_loss_is_not_finite_is_named(baseline_settings, tmp_path, mo
         return found
 
     monkeypatch.setattr("clusterucb.steps.baselines.row_losses", broken)
-    said = clusterucb("run", *options(baseline_settings, method="loss", out=tmp_path / "run")).complaint
+    said = clusterucb("run", *options(run_settings, method="loss", out=tmp_path / "run")).complaint
     name, _, rest = said.partition(": ")
     assert name.startswith("pool-")
     assert rest.startswith("what the model computes of it is not a finite number; try --dtype float32")
     assert not (tmp_path / "run/rounds/1").exists()
 
 
-def test_bad_settings_are_refused_before_a_model_is_loaded(baseline_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("clusterucb.run.session.load_model", lambda *_: pytest.fail("loaded"))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"method": "loss", "perplexity": "high"},
+            "perplexity is 'high': input should be 'highest' or 'lowest'",
+        ),
+        ({"method": "bm26"}, "method is 'bm26'"),
+        ({"method": "rds", "top_p": 0.001}, "none of 100 rows"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_model_is_loaded(
+    run_settings, tmp_path, monkeypatch, changes, said
+):
+    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert said in clusterucb("select", *options(run_settings, out=tmp_path / "run", **changes)).complaint
 
-    def complaint(**changes):
-        return clusterucb("select", *options(baseline_settings, out=tmp_path / "run", **changes)).complaint
 
-    assert "perplexity is 'high': input should be 'highest' or 'lowest'" in complaint(
-        method="loss", perplexity="high"
-    )
-    assert "method is 'bm26'" in complaint(method="bm26")
-    assert "selects none of 100 rows" in complaint(method="rds", top_p=0.001)
-
-
-def test_settings_of_the_bandit_do_not_bind_a_baseline(baseline_settings, tmp_path):
+def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
     """More rows than the budget, and more clusters than rows."""
-    given = options(baseline_settings, method="random", out=tmp_path / "run", top_p=0.5, k=1000)
+    given = options(finished_run("random").elsewhere(tmp_path / "run", top_p=0.5, k=1000))
     assert clusterucb("select", *given).status == 0
     assert len(selection(tmp_path / "run")["rows"]) == 50
 
 
-def test_hidden_states_of_another_model_are_refused(baseline_settings, tmp_path, model_folder, monkeypatch):
-    """An interrupted selection does not go on with another model's hidden states or losses."""
-    from builders import build_model
-
-    copy = shutil.copytree(model_folder, tmp_path / "model")
-    for method, module in {"rds": "forward.hidden", "loss": "baselines.select"}.items():
-        given = options(baseline_settings, model=copy, method=method, out=tmp_path / method)
-        calls = iter(range(3))
-
-        def stopping(*args, real=None, calls=calls):
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return real(*args)
-
-        from clusterucb.run.inputs import forward_pool
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"clusterucb.{module}.forward_pool", lambda *a: stopping(*a, real=forward_pool))
-            assert clusterucb("select", *given).status == 130
-        build_model(seed=1).save_pretrained(copy)
-        said = clusterucb("select", *given).complaint
-        assert "was made with" in said
-        shutil.rmtree(copy)
-        shutil.copytree(model_folder, copy)
-
-
-def test_it_works_from_python_too(finished_baseline, baseline_settings, tmp_path):
-    from clusterucb.recipes import procedure
-
-    session = Session(load(None, {**baseline_settings, "method": "bm25", "out": str(tmp_path / "run")}))
-    assert procedure(session)["method"] == "bm25"
-    assert result(tmp_path / "run") == result(finished_baseline("bm25"))
+@pytest.mark.parametrize("name", ["rds", "loss_highest"])
+def test_what_an_interrupted_selection_has_of_another_model_is_refused(server, finished_run, tmp_path, name):
+    finished = finished_run(name)
+    copy = shutil.copytree(finished.settings["model"], tmp_path / "model")
+    given = options(finished.elsewhere(tmp_path / "run", model=copy))
+    server.dies(["select", *given], {"where": FORWARD, "call": 4})
+    build_model(seed=1).save_pretrained(copy)
+    assert "was made with" in clusterucb("select", *given).complaint

@@ -13,60 +13,51 @@ from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
-from clusterucb.run.artifacts import directions_at, store
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
 from clusterucb.training.adapter import load_adapter
 
 
 @pytest.fixture(scope="module")
-def settings(shared_settings, tmp_path_factory):
-    """A high rate, so that the warmup changes hidden states."""
-    out = str(tmp_path_factory.mktemp("hidden") / "run")
-    return {**shared_settings, "features": "hidden", "lr": 2e-2, "out": out}
+def hidden(finished_run):
+    return finished_run("clusterucb_hidden")
 
 
 @pytest.fixture(scope="module")
-def finished(settings):
+def finished(hidden):
     """A finished run's directory: not to be changed."""
-    outcome = clusterucb("run", *options(settings))
-    assert outcome.status == 0, outcome
-    folder = Path(settings["out"])
-    (folder.parent / "screen.txt").write_text(outcome.out)
-    return folder
+    return hidden.folder
+
+
+@pytest.fixture(scope="module")
+def settings(hidden):
+    return hidden.settings
 
 
 @pytest.fixture
-def gradients(monkeypatch):
-    """The rows of each batch whose gradients are taken."""
-    from clusterucb.gradients.featurizer import row_gradients
-
-    taken = []
-
-    def counting(model, layers, batch, consume):
-        taken.append(len(batch.ids))
-        return row_gradients(model, layers, batch, consume)
-
-    monkeypatch.setattr("clusterucb.gradients.featurizer.row_gradients", counting)
-    return taken
+def backwards(monkeypatch):
+    """One entry a backward pass."""
+    real, passes = torch.Tensor.backward, []
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda *args, **more: passes.append(1) or real(*args, **more)
+    )
+    return passes
 
 
-def test_no_gradient_is_taken_before_a_selection(settings, finished, gradients, tmp_path):
-    """And then those of the budget, and of the target; step by step it is the same as `run`."""
+@pytest.mark.whole
+def test_no_gradient_is_taken_before_a_selection(settings, finished, backwards, tmp_path):
+    """Step by step it is the same as `run`."""
     folder = tmp_path / "run"
-    for step in ("warmup", "gradients", "cluster"):
-        outcome = clusterucb(step, *options(settings, out=folder))
+    for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
+        backwards.clear()
+        given = options(settings, out=folder) if step == "warmup" else ["--out", folder]
+        outcome = clusterucb(step, *given)
         assert outcome.status == 0, outcome
-    assert gradients == []
-    assert clusterucb("select", "--out", folder).status == 0
-    assert sum(gradients) == 20 + 6  # floor(0.2 * 100) of the pool, and the target
-    assert clusterucb("train", "--out", folder).status == 0
-    assert sum(gradients) == 3 * (20 + 6)
-    assert clusterucb("evaluate", "--out", folder).status == 0
+        assert bool(backwards) == (step in ("warmup", "select", "train"))
     assert result(folder) == result(finished)
 
 
-def test_the_cost_is_a_forward_pass_of_each_row_and_the_budget_of_every_period(finished):
+def test_the_cost_is_a_forward_pass_of_each_row_and_the_budget_of_every_period(hidden, finished):
     summary = read(finished / "summary.json")
     total, steps = summary["total"], summary["steps"]
     assert [found["drawn"] for found in summary["selected"]] == [20, 20, 20]
@@ -76,19 +67,18 @@ def test_the_cost_is_a_forward_pass_of_each_row_and_the_budget_of_every_period(f
     assert summary["gradient_equivalents"] == pytest.approx(60 + 100 / 3)
     assert summary["full"]["share_of_pool_gradients"] == 60 / 300
     assert summary["full"]["share_of_cost"] == pytest.approx((60 + 100 / 3) / 300)
-    shown = (finished.parent / "screen.txt").read_text()
     said = "60 pool gradients and 100 forward passes of pool rows, together 93 gradients' worth, 31% of the"
-    assert said in shown
-    assert "forwards" in shown
+    assert said in hidden.shown
+    assert "forwards" in hidden.shown
 
 
-def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(finished):
+def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(finished, tmp_path):
     """Selecting there once more, as at any checkpoint, gives its rows."""
     for n in (1, 2, 3):
         draws = lines(finished / f"rounds/{n}/draws.jsonl")
         assert sum(len(draw["ids"]) for draw in draws) == 20
         assert any(draw["cold"] for draw in draws)
-    copy = shutil.copytree(finished, finished.parent / "copy")
+    copy = shutil.copytree(finished, tmp_path / "copy")
     outcome = clusterucb("select", "--out", copy, "--checkpoint", copy / "warmup")
     assert outcome.status == 0, outcome
     again = Path(outcome.out.strip()).parent
@@ -108,8 +98,10 @@ def slow_means(model, row):
 
 def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(finished):
     session = Session(load(finished / "config.yaml"))
+    stored = session.index.store().features
 
-    def expected():
+    def expected(checkpoint):
+        load_adapter(session.model, checkpoint)
         pool, target = (
             np.stack([slow_means(session.model, row) for row in rows])
             for rows in (session.inputs.pooled.tokens, session.inputs.targeted.tokens)
@@ -117,36 +109,36 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
         apart = [rows - pool.mean(0) for rows in (pool, target)]
         return pool, *(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in apart)
 
-    found = np.asarray(store(session).features, np.float64)
+    found = np.asarray(stored, np.float64)
     assert found.shape == (100, 32)
-    load_adapter(session.model, session.dir.initial)
-    assert np.abs(found - expected()[1]).max() > 0.02
-    load_adapter(session.model, session.dir.warmup)
-    raw, pool, target = expected()
-    np.testing.assert_allclose(found, pool, atol=5e-3)
+    raw, pool, target = expected(session.dir.warmup)
+    np.testing.assert_allclose(found, pool, atol=1e-3)  # kept as float16
+    before = expected(session.dir.initial)[1]
+    assert np.abs(found - before).mean() > 2 * np.abs(found - pool).mean()
     off = ~np.eye(100, dtype=bool)
     assert abs((found @ found.T)[off].mean()) < 0.02 < (raw @ raw.T)[off].mean()
     codes = session.inputs.targeted.codes
-    directions = np.stack([target[codes == code].mean(0) for code in (0, 1)])
-    np.testing.assert_allclose(directions_at(session), directions, atol=5e-3)
+    means = np.stack([target[codes == code].mean(0) for code in (0, 1)])
+    aims = load_file(finished / "directions/1.safetensors")["directions"]
+    np.testing.assert_allclose(aims, means, atol=5e-3)
     # What is known of a row before it is drawn: its mean cosine to the rows of the subtask it is most like.
-    known = stored_influence(store(session).features, directions_at(session))
     by_subtask = [(pool @ target[codes == code].T).mean(1) for code in (0, 1)]
-    np.testing.assert_allclose(known, np.max(by_subtask, axis=0), atol=5e-3)
+    np.testing.assert_allclose(stored_influence(stored, aims), np.max(by_subtask, axis=0), atol=5e-3)
 
 
-def test_a_budget_of_all_rows_selects_what_the_full_method_selects(settings, tmp_path):
+@pytest.mark.whole
+def test_a_budget_of_all_rows_selects_what_the_full_method_selects(hidden, finished_run, tmp_path):
     """Also in period 1, bit for bit, and so does training on it give the same adapter."""
-    changes = {"budget": 1.0, "periods": 2}
-    whole = {"hidden": {**changes}, "full": {**changes, "features": None, "bandit": "none"}}
-    for name, own in whole.items():
-        outcome = clusterucb("run", *options(settings, out=tmp_path / name, **own))
-        assert outcome.status == 0, outcome
-    for n in (1, 2):
-        ours, theirs = (load_file(tmp_path / name / f"rounds/{n}/selection.safetensors") for name in whole)
+    full = finished_run("dynamic").folder
+    outcome = clusterucb("run", *options(hidden.elsewhere(tmp_path / "run", budget=1.0)))
+    assert outcome.status == 0, outcome
+    for n in (1, 2, 3):
+        ours, theirs = (
+            load_file(run / f"rounds/{n}/selection.safetensors") for run in (tmp_path / "run", full)
+        )
         np.testing.assert_array_equal(ours["rows"], theirs["rows"])
         np.testing.assert_array_equal(ours["scores"], theirs["scores"])
-    adapters = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in whole]
+    adapters = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in (tmp_path / "run", full)]
     assert adapters[0] == adapters[1]
 
 
@@ -187,29 +179,25 @@ def test_features_of_another_kind_are_refused_with_both_named(finished, finished
         )
 
 
+ALL_ANYWAY = (
+    "features hidden: method {} takes the gradients of all rows anyway; leave --features out, or use "
+    "--method dynamic with --bandit clusterucb"
+)
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "said"),
     [
-        ({"bandit": "none"}, "method dynamic with bandit none"),
-        ({"method": "less"}, "method less with bandit clusterucb"),
+        ({"bandit": "none"}, ALL_ANYWAY.format("dynamic with bandit none")),
+        ({"method": "less"}, ALL_ANYWAY.format("less with bandit clusterucb")),
+        ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),
     ],
 )
-def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, words, tmp_path):
-    said = clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint
-    assert said == (
-        f"features hidden: {words} takes the gradients of all rows anyway; leave --features out, or use "
-        f"--method dynamic with --bandit clusterucb"
-    )
+def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, said, tmp_path):
+    assert clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint.endswith(said)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_baseline_does_not_mind(settings, tmp_path):
-    assert clusterucb("select", *options(settings, method="random", out=tmp_path / "run")).status == 0
-
-
-def test_a_wrong_kind_is_refused(settings, tmp_path):
-    said = clusterucb("run", *options(settings, features="losses", out=tmp_path / "run")).complaint
-    assert "features is 'losses': input should be 'gradients' or 'hidden'" in said
+    given = options(settings, method="random", out=tmp_path / "run")  # a baseline does not mind
+    assert clusterucb("cluster", *given).complaint.startswith("method random has no step cluster")
 
 
 def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):

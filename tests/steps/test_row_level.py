@@ -1,6 +1,7 @@
 """Whole runs whose rows are drawn by what is known of each: --draw-order stale, --policy linear_ucb."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, options
+from clusterucb.config import load
+from clusterucb.features.drawn import DrawnFeatures
+from clusterucb.run.session import Session
+from clusterucb.steps.select import knowledge
 
 ROUNDS = (2, 3)
 
 
-def run(settings, tmp_path, name, **more):
-    settings = {**settings, "out": str(tmp_path / name), **more}
-    outcome = clusterucb("run", *options(settings))
+def run(settings, out, *more, **changes):
+    outcome = clusterucb("run", *options({**settings, "out": str(out), **changes}), *more)
     assert outcome.status == 0, outcome
-    return Path(settings["out"])
+    return Path(out)
 
 
 def summary(folder, number):
@@ -32,15 +36,15 @@ def drawn_rows(folder, number):
 
 
 @pytest.fixture(scope="module")
-def row_level(shared_settings, tmp_path_factory):
+def row_level(finished_run):
     """A run with linear_ucb."""
-    return run(shared_settings, tmp_path_factory.mktemp("row-level"), "run", policy="linear_ucb", budget=0.15)
+    return finished_run("linear_ucb").folder
 
 
 def test_linear_ucb_computes_the_budgets_gradients_and_keeps_the_best_it_expects(row_level):
     for number in ROUNDS:
         found, said = selection(row_level, number), summary(row_level, number)
-        assert said["cost"]["pool_gradients"] == said["drawn"] == len(found["drawn"]) == 15
+        assert said["cost"]["pool_gradients"] == said["drawn"] == len(found["drawn"]) == 20
         assert len(set(found["rows"].tolist())) == said["selected"] == 10
         scores = dict(zip(found["drawn"].tolist(), found["drawn_scores"].tolist(), strict=True))
         kept = zip(found["rows"].tolist(), found["scores"].tolist(), strict=True)
@@ -50,20 +54,14 @@ def test_linear_ucb_computes_the_budgets_gradients_and_keeps_the_best_it_expects
 
 def test_features_of_drawn_rows_are_kept_and_used_in_the_next_period(row_level):
     """The rows of round 2 have an estimate by their feature there: the exact influence of it in round 3."""
-    from clusterucb.config import load
-    from clusterucb.features.drawn import DrawnFeatures
-    from clusterucb.run.artifacts import store
-    from clusterucb.run.session import Session
-    from clusterucb.steps.select import _knowledge
-
+    session = Session(load(row_level / "config.yaml"))
     assert sorted(drawn_rows(row_level, 2).tolist()) == sorted(selection(row_level, 2)["drawn"].tolist())
-    session = Session(load(row_level / "config.yaml", {"out": str(row_level)}))
     directions = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
-    known = _knowledge(session).at(directions, [row_level / "rounds" / "1", row_level / "rounds" / "2"])
+    known = knowledge(session).at(directions, [row_level / "rounds" / "1", row_level / "rounds" / "2"])
     newer = {}
     for rows, features in DrawnFeatures(row_level / "rounds" / "2").blocks():
         newer |= dict(zip(rows.tolist(), features.astype(np.float64), strict=True))
-    stored = np.asarray(store(session).features).astype(np.float64)
+    stored = np.asarray(session.index.store().features).astype(np.float64)
     for row in range(len(stored)):
         expected = (directions @ newer.get(row, stored[row])).max()
         assert known.estimate[row] == pytest.approx(expected, abs=1e-6)
@@ -74,17 +72,16 @@ def test_published_policies_keep_no_features_of_drawn_rows(finished_settings):
     assert not list(Path(finished_settings["out"]).glob("rounds/*/drawn.*"))
 
 
-def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(shared_settings, tmp_path):
-    """At the warmup checkpoint, where the directions are those that are stored beside the features."""
-    folder = tmp_path / "run"
-    steps = options({**shared_settings, "out": str(folder), "draw_order": "stale"})
-    for step in ("warmup", "gradients", "cluster", "select"):
-        assert clusterucb(step, *steps).status == 0
-    assert clusterucb("select", "--out", folder, "--checkpoint", folder / "warmup").status == 0
+def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finished_settings, tmp_path):
+    """At the warmup checkpoint, where the directions are those that are stored."""
+    folder = shutil.copytree(finished_settings["out"], tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    given = options(finished_settings, out=folder, draw_order="stale")
+    assert clusterucb("select", *given, "--checkpoint", folder / "warmup").status == 0
     (chosen,) = folder.glob("selections/*/1/selection.safetensors")
     drawn = load_file(chosen)["drawn"]
     features = np.fromfile(folder / "features" / "features.f16", np.float16).reshape(100, -1)
-    directions = load_file(folder / "features" / "directions.safetensors")["directions"]
+    directions = load_file(folder / "directions/1.safetensors")["directions"]
     estimate = (features.astype(np.float64) @ directions.T).max(1)
     labels = load_file(folder / "clusters.safetensors")["labels"]
     for cluster in range(5):
@@ -93,41 +90,41 @@ def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(shared_
         assert own == best_first[: len(own)]
 
 
+@pytest.mark.whole
 def test_budget_auto_stops_once_little_is_expected_to_change_and_never_exceeds_its_cap(
-    shared_settings, tmp_path
+    run_settings, tmp_path
 ):
-    easy = {"policy": "linear_ucb", "budget": "auto", "budget_cap": 0.6, "auto_change": 0.5, "rounds": 20}
-    folder = run(shared_settings, tmp_path, "easy", **easy)
-    for number in ROUNDS:
-        said = summary(folder, number)
-        assert said["drawn"] < 60
-        assert said["expected_change"] <= 0.5
-    hard = {**easy, "budget_cap": 0.12, "auto_change": 0.001}
-    folder = run(shared_settings, tmp_path, "hard", **hard)
-    assert [summary(folder, number)["drawn"] for number in ROUNDS] == [12, 12]
-    assert "budget: auto" in (folder / "config.yaml").read_text()
+    easy = {"policy": "linear_ucb", "budget": "auto", "budget_cap": 0.6, "auto_change": 0.5, "periods": 2}
+    said = summary(run(run_settings, tmp_path / "easy", **easy, rounds=20), 2)
+    assert said["drawn"] < 60
+    assert said["expected_change"] <= 0.5
+    hard = run(run_settings, tmp_path / "hard", **{**easy, "budget_cap": 0.12, "auto_change": 0.001})
+    assert summary(hard, 2)["drawn"] == 12
+    assert "budget: auto" in (hard / "config.yaml").read_text()
 
 
-def test_hidden_features_and_linear_ucb_go_together(shared_settings, tmp_path):
-    folder = run(shared_settings, tmp_path, "run", features="hidden", policy="linear_ucb", budget=0.1)
-    costs = [summary(folder, number)["cost"] for number in (1, *ROUNDS)]
-    assert [cost["pool_gradients"] for cost in costs] == [10, 10, 10]
+def test_hidden_features_and_linear_ucb_go_together(finished_run):
+    folder = finished_run("linear_ucb_hidden").folder
+    assert [summary(folder, n)["cost"]["pool_gradients"] for n in (1, *ROUNDS)] == [20, 20, 20]
     total = json.loads((folder / "summary.json").read_text())
-    assert total["gradient_equivalents"] == pytest.approx(100 / 3 + 30)
+    assert total["gradient_equivalents"] == pytest.approx(100 / 3 + 60)
 
 
-def test_less_draws_by_what_is_known_at_its_first_checkpoint(shared_settings, tmp_path):
-    less = {"method": "less", "less_checkpoints": 2, "less_warmup": 0.3}
-    for name, how in (("order", {"draw_order": "stale"}), ("rows", {"policy": "linear_ucb"})):
-        folder = run(shared_settings, tmp_path, name, **less, **how)
-        assert summary(folder, 1)["drawn"] == 20
+@pytest.mark.parametrize("how", [{"draw_order": "stale"}, {"policy": "linear_ucb"}])
+def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_path, how):
+    less = finished_run("less_clusterucb")
+    folder = shutil.copytree(
+        less.folder, tmp_path / "run", ignore=shutil.ignore_patterns("config.yaml", "rounds")
+    )
+    assert clusterucb("select", *options(less.elsewhere(folder, **how))).status == 0
+    assert summary(folder, 1)["drawn"] == 20
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
-        ({"policy": "linear_ucb", "budget": 0.001}, "budget 0.001 of 100 rows is no row"),
+        ({"policy": "linear_ucb", "budget": 0.001}, "budget is 0.001: draws none of 100 rows"),
         ({"policy": "linear_ucb", "rounds": 0}, "rounds is '0'"),
         ({"draw_order": "sorted"}, "draw_order is 'sorted'"),
     ],

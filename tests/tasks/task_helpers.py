@@ -1,16 +1,11 @@
 """Small invented files in the official shapes, and packages and a hub that are not there."""
 
 import csv
-import gzip
+import io
 import json
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
-
-from clusterucb.errors import ConfigError, InputError
 from clusterucb.tasks import files as installed
+from file_helpers import Hub, write
 
 GSM8K_TRAIN = [
     {
@@ -77,38 +72,19 @@ HUMANEVAL = [
 ]
 
 
-def refusal(call, *args, error=InputError):
-    """The one line that the call raises; an iterator is run to its end."""
-    with pytest.raises((InputError, ConfigError)) as caught:
-        list(call(*args) or ())
-    assert type(caught.value) is error
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def write_lines(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
 def write_mmlu(folder, split, subjects):
     for subject, rows in subjects.items():
-        path = folder / split / f"{subject}_{split}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        write(folder / split / f"{subject}_{split}.csv", text.getvalue())
 
 
 def write_bbh(folder, examples="."):
-    (folder / "cot-prompts").mkdir(parents=True)
-    (folder / examples).mkdir(exist_ok=True)
     for task, text in BBH_PROMPTS.items():
-        (folder / "cot-prompts" / f"{task}.txt").write_text(text, encoding="utf-8")
+        write(folder / "cot-prompts" / f"{task}.txt", text)
     for task, found in BBH_EXAMPLES.items():
         content = {"canary": "not shown", "examples": found}
-        (folder / examples / f"{task}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write(folder / examples / f"{task}.json", json.dumps(content, indent=1))
 
 
 def tydiqa_train():
@@ -131,37 +107,50 @@ def tydiqa_dev():
 
 def squad(items):
     """SQuAD's shape; each item an article of its own."""
-    return {
-        "version": "TyDiQA-GoldP-1.1-for-SQuAD-1.1",
-        "data": [
-            {
-                "paragraphs": [
-                    {"context": context, "qas": [{"id": id, "question": question, "answers": spans}]}
-                ]
-            }
-            for id, context, question, answers in items
-            for spans in [[{"text": text, "answer_start": 0} for text in answers]]
-        ],
-    }
+    articles = []
+    for id, context, question, answers in items:
+        spans = [{"text": text, "answer_start": 0} for text in answers]
+        asked = {"id": id, "question": question, "answers": spans}
+        articles.append({"paragraphs": [{"context": context, "qas": [asked]}]})
+    return {"version": "TyDiQA-GoldP-1.1-for-SQuAD-1.1", "data": articles}
 
 
 def write_tydiqa(folder, train=None, dev=None):
-    folder.mkdir(parents=True, exist_ok=True)
     for split, items in (("train", train or tydiqa_train()), ("dev", dev or tydiqa_dev())):
-        path = folder / f"tydiqa-goldp-v1.1-{split}.json"
-        path.write_text(json.dumps(squad(items), ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(squad(items), ensure_ascii=False)
+        write(folder / f"tydiqa-goldp-v1.1-{split}.json", text)
 
 
-def write_all(folder):
-    """Every benchmark, each in the folder of its name."""
-    write_lines(folder / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
-    write_lines(folder / "gsm8k" / "test.jsonl", GSM8K_TEST)
+def write_all(folder, *, asked_are_targets=False):
+    """Every benchmark, each in the folder of its name; the questions to ask may be those of the targets."""
+    write(folder / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
+    write(folder / "gsm8k" / "test.jsonl", GSM8K_TRAIN if asked_are_targets else GSM8K_TEST)
     write_mmlu(folder / "mmlu", "dev", MMLU_DEV)
-    write_mmlu(folder / "mmlu", "test", MMLU_TEST)
+    write_mmlu(folder / "mmlu", "test", MMLU_DEV if asked_are_targets else MMLU_TEST)
     write_bbh(folder / "bbh")
-    write_tydiqa(folder / "tydiqa")
-    write_lines(folder / "humaneval" / "HumanEval.jsonl.gz", HUMANEVAL)
+    write_tydiqa(folder / "tydiqa", dev=tydiqa_train() if asked_are_targets else None)
+    write(folder / "humaneval" / "HumanEval.jsonl.gz", HUMANEVAL)
     return folder
+
+
+def hub_of_all(monkeypatch):
+    """What `write_all` writes, as the hub has it; BBH without its prompts."""
+    sets = Hub(monkeypatch).sets
+    sets["openai/gsm8k", "main", "train"], sets["openai/gsm8k", "main", "test"] = GSM8K_TRAIN, GSM8K_TEST
+    sets["openai/openai_humaneval", None, "test"] = HUMANEVAL
+    for task, found in BBH_EXAMPLES.items():
+        sets["SaylorTwift/bbh", task, "test"] = found
+    for split, subjects in (("dev", MMLU_DEV), ("test", MMLU_TEST)):
+        sets["cais/mmlu", "all", split] = [
+            {"question": row[0], "subject": subject, "choices": row[1:5], "answer": "ABCD".index(row[5])}
+            for subject, rows in subjects.items()
+            for row in rows
+        ]
+    for split, items in (("train", tydiqa_train()), ("validation", tydiqa_dev())):
+        sets["google-research-datasets/tydiqa", "secondary_task", split] = [
+            {"id": id, "context": context, "question": question, "answers": {"text": texts}}
+            for id, context, question, texts in items
+        ]
 
 
 def install(monkeypatch, **packages):
@@ -174,37 +163,13 @@ def install(monkeypatch, **packages):
 
 def write_harness(folder):
     """An lm-eval of which only the shots are there."""
-    gsm8k = folder / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
-    gsm8k.parent.mkdir(parents=True)
-    gsm8k.write_text(
-        "dataset_path: openai/gsm8k\ndoc_to_text: !function utils.ask\nfewshot_config:\n  samples: "
-        + json.dumps(HARNESS_GSM8K)
+    samples = json.dumps(HARNESS_GSM8K)
+    text = (
+        f"dataset_path: openai/gsm8k\ndoc_to_text: !function utils.ask\nfewshot_config:\n  samples: {samples}"
     )
-    bbh = folder / "tasks" / "bbh" / "cot_fewshot"
-    bbh.mkdir(parents=True)
-    (bbh / "_bbh.yaml").write_text("group: bbh\n")
+    write(folder / "tasks" / "gsm8k" / "gsm8k-cot.yaml", text)
     shots = [{"input": f"{n} + 0", "target": f"It is {n}. So the answer is {n}."} for n in range(3)]
     config = {"description": "Add numbers.\n\n", "fewshot_config": {"sampler": "first_n", "samples": shots}}
-    (bbh / "sums.yaml").write_text(json.dumps(config))
-    return folder
-
-
-class Hub:
-    """Data sets that `datasets.load_dataset` has, by name, config and split."""
-
-    def __init__(self, monkeypatch):
-        self.sets = {}
-        self.asked = []
-        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=self.load))
-
-    def load(self, name, config=None, split=None):
-        self.asked.append((name, config, split))
-        return self.sets[name, config, split]
-
-
-def real_data():
-    """The folder with the official files next to the repository; skips the test where it is not."""
-    folder = Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the official files are not next to the repository")
+    write(folder / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml", json.dumps(config))
+    write(folder / "tasks" / "bbh" / "cot_fewshot" / "_bbh.yaml", "group: bbh\n")
     return folder

@@ -3,11 +3,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import BBH_EXAMPLES, Hub, install, refusal, write_bbh, write_harness
+from task_helpers import hub_of_all, install, write_bbh, write_harness
 
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import bbh
 from clusterucb.tasks.bbh import final_answer, score
+from file_helpers import refusal, write
 
 
 @pytest.fixture
@@ -16,63 +17,47 @@ def folder(tmp_path):
     return tmp_path
 
 
-SHOTS = (
-    "Q: 1 + 1\nA: Let's think step by step.\nOne more than 1 is 2. So the answer is 2.\n\n"
-    "Q: 2 + 2\n\n(in words: two and two)\nA: Let's think step by step.\nIt is 4. So the answer is 4.\n\n"
-    "Q: 3 - 5\nOptions:\n(A) -2\n(B) 2\nA: Let's think step by step.\n"
-    "3 - 5 = -2.\n\nSo the answer is (A).\n\n"
-)
+SHOTS = [
+    "Q: 1 + 1\nA: Let's think step by step.\nOne more than 1 is 2. So the answer is 2.\n\n",
+    "Q: 2 + 2\n\n(in words: two and two)\nA: Let's think step by step.\nIt is 4. So the answer is 4.\n\n",
+    "Q: 3 - 5\nOptions:\n(A) -2\n(B) 2\nA: Let's think step by step.\n3 - 5 = -2.\n\n"
+    "So the answer is (A).\n\n",
+]
 
 
 def test_a_question_with_shots_in_full(folder):
     sorting, first, second = bbh.questions(folder, 3)
-    assert first.ask == f"Add numbers.\n\n{SHOTS}Q: 4 + 4"
+    assert first.ask == f"Add numbers.\n\n{''.join(SHOTS)}Q: 4 + 4"
     assert (first.id, first.subtask, first.core) == ("bbh/sums/test/0", "sums", "4 + 4")
     assert (first.opening, first.answer, first.gold) == ("A:", "", {"target": "8"})
     assert second.gold == {"target": "-5"}
-    assert sorting.ask.startswith(
-        "Sort words.\n\nIn the alphabet's order.\n\nQ: b a\nA: Let's think step by step. So"
-    )
-
-
-def test_fewer_shots_are_the_first_ones(folder):
-    _, first, _ = bbh.questions(folder, 1)
-    assert first.ask == f"Add numbers.\n\n{SHOTS.split('Q: 2')[0]}Q: 4 + 4"
-    assert list(bbh.questions(folder, 0))[1].ask == "Add numbers.\n\nQ: 4 + 4"
+    begins = "Sort words.\n\nIn the alphabet's order.\n\nQ: b a\nA: Let's think step by step. So"
+    assert sorting.ask.startswith(begins)
+    for shots in (0, 1):
+        fewer = list(bbh.questions(folder, shots))[1]
+        assert fewer.ask == f"Add numbers.\n\n{''.join(SHOTS[:shots])}Q: 4 + 4"
 
 
 def test_each_worked_question_is_a_target_after_the_others(folder):
     found = bbh.targets(folder, None, 0)
-    assert [q.id for q in found] == [
-        f"bbh/{task}/shots/{i}" for task in ("sorting", "sums") for i in range(3)
-    ]
+    ids = [f"bbh/{task}/shots/{i}" for task in ("sorting", "sums") for i in range(3)]
+    assert [q.id for q in found] == ids
     second, third = found[4:]
-    assert second.ask == (
-        "Add numbers.\n\n"
-        "Q: 1 + 1\nA: Let's think step by step.\nOne more than 1 is 2. So the answer is 2.\n\n"
-        "Q: 3 - 5\nOptions:\n(A) -2\n(B) 2\nA: Let's think step by step.\n"
-        "3 - 5 = -2.\n\nSo the answer is (A).\n\n"
-        "Q: 2 + 2\n\n(in words: two and two)"
-    )
-    assert (second.opening, second.answer) == (
-        "A:",
-        " Let's think step by step.\nIt is 4. So the answer is 4.",
-    )
+    assert second.ask == f"Add numbers.\n\n{SHOTS[0]}{SHOTS[2]}Q: 2 + 2\n\n(in words: two and two)"
+    assert second.opening == "A:"
+    assert second.answer == " Let's think step by step.\nIt is 4. So the answer is 4."
     assert (second.gold, second.core) == ({"target": "4"}, "2 + 2\n\n(in words: two and two)")
     assert third.gold == {"target": "(A)"}
+    for question in found:
+        assert score(question.gold, question.answer) == {"exact_match": 1.0}
 
 
 def test_a_target_reads_as_the_evaluation_after_the_same_shots(folder):
     examples = [{"input": q.core, "target": "x"} for q in bbh.targets(folder, None, 0) if q.subtask == "sums"]
-    (folder / "bbh" / "sums.json").write_text(json.dumps({"examples": examples}))
+    write(folder / "bbh" / "sums.json", json.dumps({"examples": examples}))
     asked = [q for q in bbh.questions(folder, 2) if q.subtask == "sums"]
     last = bbh.targets(folder, None, 0)[5]
     assert (last.ask, last.opening) == (asked[2].ask, asked[2].opening)
-
-
-def test_every_target_scores_as_right(folder):
-    for question in bbh.targets(folder, None, 0):
-        assert score(question.gold, question.answer) == {"exact_match": 1.0}
 
 
 @pytest.mark.parametrize(("place", "examples"), [("bbh", "bbh"), (".", "."), (".", "bbh")])
@@ -83,21 +68,12 @@ def test_the_files_are_found_in_open_instructs_folders_too(tmp_path, place, exam
 
 def test_the_hub_gives_the_questions_and_the_harness_the_shots(tmp_path, monkeypatch):
     install(monkeypatch, lm_eval=write_harness(tmp_path))
-    hub = Hub(monkeypatch)
-    hub.sets["SaylorTwift/bbh", "sums", "test"] = BBH_EXAMPLES["sums"]
+    hub_of_all(monkeypatch)
     first, _ = bbh.questions(None, 1)
     assert first.ask == (
         "Add numbers.\n\nQ: 0 + 0\nA: Let's think step by step.\nIt is 0. So the answer is 0.\n\nQ: 4 + 4"
     )
     assert [q.gold for q in bbh.targets(None, None, 0)] == [{"target": str(n)} for n in range(3)]
-    assert hub.asked == [("SaylorTwift/bbh", "sums", "test")]
-
-
-def test_the_hub_without_the_harness_says_what_to_install(monkeypatch):
-    install(monkeypatch, lm_eval=None)
-    message = refusal(bbh.targets, None, None, 0, error=ConfigError)
-    assert "lm-eval's tasks/bbh/cot_fewshot" in message
-    assert "pip install 'clusterucb[eval]'" in message
 
 
 def test_a_harness_with_other_shots_is_refused(tmp_path, monkeypatch):
@@ -127,19 +103,12 @@ def test_files_that_cannot_be_used(folder, name, text, message):
     assert message in refusal(bbh.questions, folder, 3)
 
 
-def test_a_prompt_without_questions_is_named(folder):
+def test_a_prompt_without_questions_is_named_and_a_target_all_the_same(folder):
     (folder / "bbh" / "sums.json").unlink()
     assert "cot-prompts/sums.txt without sums.json" in refusal(bbh.questions, folder, 3)
+    (folder / "bbh" / "sorting.json").unlink()
+    assert "no <task>.json for bbh" in refusal(bbh.questions, folder, 3)
     assert len(bbh.targets(folder, None, 0)) == 6
-
-
-def test_missing_files_are_named_with_what_is_expected(folder, tmp_path):
-    assert "no cot-prompts/*.txt for bbh" in refusal(bbh.targets, tmp_path / "bbh" / "cot-prompts", None, 0)
-    for path in (folder / "bbh").glob("*.json"):
-        path.unlink()
-    message = refusal(bbh.questions, folder, 3)
-    assert "no <task>.json for bbh" in message
-    assert "https://github.com/suzgunmirac/BIG-Bench-Hard" in message
 
 
 @pytest.mark.parametrize(

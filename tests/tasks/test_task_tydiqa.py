@@ -3,10 +3,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import LANGUAGES, Hub, refusal, squad, tydiqa_dev, tydiqa_train, write_tydiqa
+from task_helpers import LANGUAGES, squad, tydiqa_dev, tydiqa_train, write_tydiqa
 
 from clusterucb.tasks import tydiqa
 from clusterucb.tasks.tydiqa import score
+from file_helpers import refusal, write
 
 
 @pytest.fixture
@@ -54,67 +55,32 @@ def test_where_all_passages_are_long_the_shortest_is_the_target(tmp_path):
     assert [q.id for q in tydiqa.targets(tmp_path, None, 0)] == ["tydiqa/swahili-1-0"]
 
 
-def test_a_target_reads_as_the_evaluation_without_shots(folder):
-    write_tydiqa(folder / "tydiqa", dev=tydiqa_train())
-    asked = {q.id: q for q in tydiqa.questions(folder, 0)}
-    for target in tydiqa.targets(folder, None, 0):
-        assert target == asked[target.id]
-
-
-def test_the_hub_gives_the_same_questions(folder, monkeypatch):
-    hub = Hub(monkeypatch)
-    name = "google-research-datasets/tydiqa"
-    for split, items in (("train", tydiqa_train()), ("validation", tydiqa_dev())):
-        hub.sets[name, "secondary_task", split] = [
-            {
-                "id": id,
-                "context": c,
-                "question": q,
-                "answers": {"text": texts, "answer_start": [0] * len(texts)},
-            }
-            for id, c, q, texts in items
-        ]
-    assert list(tydiqa.questions(None, 1)) == list(tydiqa.questions(folder, 1))
-    assert tydiqa.targets(None, 4, 1) == tydiqa.targets(folder, 4, 1)
-
-
-def broken(change):
-    content = squad(tydiqa_dev()[:1])
-    change(content)
-    return content
+FILE = "tydiqa-goldp-v1.1-dev.json"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("part", "change", "message"),
     [
-        (lambda c: c.pop("data"), "dev.json: no data in it (met: version)"),
-        (lambda c: c["data"].append("x"), "dev.json, data[1]: no paragraphs in it (met: str)"),
-        (lambda c: c["data"][0]["paragraphs"][0].pop("context"), "data[0].paragraphs[0]: no context in it"),
-        (
-            lambda c: c["data"][0]["paragraphs"][0]["qas"][0].update(id="french-1-0"),
-            "paragraphs[0].qas[0]: id 'french-1-0' begins with no language of the task; expected arabic,",
-        ),
-        (
-            lambda c: c["data"][0]["paragraphs"][0]["qas"][0].update(answers=[]),
-            "qas[0]: answers is [], expected a list that is not empty",
-        ),
-        (
-            lambda c: c["data"][0]["paragraphs"][0]["qas"][0]["answers"][0].update(text=3),
-            "qas[0]: text is 3, expected some text",
-        ),
+        ("", {"data": "x"}, f"{FILE}: data is 'x', expected a list"),
+        ("", {"data": ["x"]}, f"{FILE}, data[0]: no paragraphs in it (met: str)"),
+        ("paragraph", {"context": ""}, "data[0].paragraphs[0]: context is '', expected some text"),
+        ("question", {"id": "french-1-0"}, "begins with no language of the task; expected arabic"),
+        ("question", {"answers": []}, "qas[0]: answers is [], expected a list that is not empty"),
+        ("question", {"answers": [{"text": 3}]}, "qas[0]: text is 3, expected some text"),
     ],
 )
-def test_files_that_cannot_be_used(folder, change, message):
-    path = folder / "tydiqa" / "tydiqa-goldp-v1.1-dev.json"
-    path.write_text(json.dumps(broken(change)))
+def test_files_that_cannot_be_used(folder, part, change, message):
+    content = squad(tydiqa_dev()[:1])
+    paragraph = content["data"][0]["paragraphs"][0]
+    {"": content, "paragraph": paragraph, "question": paragraph["qas"][0]}[part].update(change)
+    write(folder / "tydiqa" / FILE, json.dumps(content))
     assert message in refusal(tydiqa.questions, folder, 0)
 
 
 def test_a_language_without_a_shot(folder):
     write_tydiqa(folder / "tydiqa", train=tydiqa_train()[:1])
-    assert "no training question in bengali to show before bengali--12-0" in refusal(
-        tydiqa.questions, folder, 1
-    )
+    said = refusal(tydiqa.questions, folder, 1)
+    assert "no training question in bengali to show before bengali--12-0" in said
 
 
 def test_scores_take_the_first_line_and_the_nearest_answer():

@@ -1,10 +1,12 @@
 """Loading a model, attaching an adapter, and what tells two models apart."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
-from training_helpers import adapted, base, same, settings_of, weights
+from training_helpers import adapted, base, moved, same, settings_of, weights
 
 from clusterucb.config import Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
@@ -19,8 +21,6 @@ from clusterucb.training.adapter import (
 )
 from clusterucb.training.model import allow_tf32, load_model, load_tokenizer, pick_device, pick_dtype
 
-SMALL = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-
 
 class TestAdapter:
     def test_initial_weights_depend_on_the_seed_alone(self):
@@ -29,91 +29,60 @@ class TestAdapter:
         torch.randn(5)
         assert same(weights(adapted(seed=7)), first)
         assert not same(weights(adapted(seed=8)), first)
-        assert any(w.abs().max() > 0 for name, w in first.items() if "lora_A" in name)
-        assert all(w.abs().max() == 0 for name, w in first.items() if "lora_B" in name)
+        for name, weight in first.items():
+            assert bool((weight != 0).any()) == ("lora_A" in name)
 
-    def test_saved_and_loaded_it_is_equal_in_every_bit(self, tmp_path):
-        model = adapted(seed=1)
-        with torch.no_grad():
-            for parameter in trainable_parameters(model).values():
-                parameter.normal_()
-        save_adapter(model, tmp_path / "adapter")
-        other = adapted(seed=2)
-        load_adapter(other, tmp_path / "adapter")
-        assert same(weights(other), weights(model))
-        parameters = {name: p.detach() for name, p in trainable_parameters(model).items()}
-        assert same(read_adapter(tmp_path / "adapter"), parameters)
-
-    def test_peft_reads_the_saved_folder_and_computes_the_same(self, tmp_path):
+    def test_saved_it_is_read_by_us_and_by_peft_equal_in_every_bit(self, tmp_path):
         from peft import PeftModel
 
-        model = adapted(seed=1).eval()
-        with torch.no_grad():
-            for parameter in trainable_parameters(model).values():
-                parameter.normal_()
+        model, other = moved(adapted(seed=1)).eval(), adapted(seed=2)
         save_adapter(model, tmp_path / "adapter")
-        loaded = PeftModel.from_pretrained(base(), str(tmp_path / "adapter")).eval()
-        ids = torch.arange(20)[None]
-        with torch.no_grad():
-            assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
-
-    def test_an_existing_adapter_goes_on(self, tmp_path):
-        model = adapted(seed=1)
-        with torch.no_grad():
-            for parameter in trainable_parameters(model).values():
-                parameter.normal_()
-        save_adapter(model, tmp_path / "adapter")
-        other = attach_adapter(base(), Lora(rank=16), seed=9, adapter=str(tmp_path / "adapter"))
+        load_adapter(other, tmp_path / "adapter")
+        again = attach_adapter(base(), Lora(rank=16), seed=9, adapter=str(tmp_path / "adapter"))  # goes on
         assert same(weights(other), weights(model))
-        assert set(trainable_parameters(other)) == set(trainable_parameters(model))
+        assert same(weights(again), weights(model))
+        assert same(read_adapter(tmp_path / "adapter"), trainable_parameters(model))
+        loaded, ids = PeftModel.from_pretrained(base(), str(tmp_path / "adapter")).eval(), torch.arange(20)
+        with torch.no_grad():
+            assert torch.equal(loaded(input_ids=ids[None]).logits, model(input_ids=ids[None]).logits)
 
-    def test_a_folder_without_an_adapter_is_refused(self, tmp_path):
+    def test_a_folder_without_an_adapter_or_one_of_another_shape_is_refused(self, tmp_path):
         with pytest.raises(InputError, match=r"expected a folder with adapter_config\.json"):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
-
-    def test_an_adapter_of_another_shape_is_refused_where_it_goes_on(self, tmp_path):
-        save_adapter(adapted(rank=4), tmp_path / "adapter")
-        config = tmp_path / "adapter" / "adapter_config.json"
+        save_adapter(adapted(rank=4), tmp_path)
+        config = tmp_path / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
         with pytest.raises(InputError, match="does not fit this model"):
-            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path / "adapter"))
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
 
-    def test_an_adapter_with_other_layers_is_not_loaded(self, tmp_path):
-        save_adapter(adapted(target_modules=["q_proj"]), tmp_path / "adapter")
-        with pytest.raises(MismatchError, match=r"this adapter and the run's differ, first in .*v_proj"):
+    @pytest.mark.parametrize(
+        ("lora", "words"),
+        [
+            ({"target_modules": ["q_proj"]}, r"this adapter and the run's differ, first in .*v_proj"),
+            ({"rank": 8}, "rank"),
+        ],
+    )
+    def test_another_one_is_not_loaded(self, tmp_path, lora, words):
+        save_adapter(adapted(**lora), tmp_path / "adapter")
+        with pytest.raises(MismatchError, match=words):
             load_adapter(adapted(), tmp_path / "adapter")
 
-    def test_an_adapter_of_another_rank_is_not_loaded(self, tmp_path):
-        save_adapter(adapted(rank=8), tmp_path / "adapter")
-        with pytest.raises(MismatchError, match="rank"):
-            load_adapter(adapted(rank=4), tmp_path / "adapter")
-
     def test_target_modules_that_match_nothing_name_the_models_layers(self):
-        with pytest.raises(ConfigError) as error:
+        layers = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+        with pytest.raises(ConfigError, match=rf"^target_modules query w1: .*{layers}.*all-linear"):
             attach_adapter(base(), Lora(target_modules=["query", "w1"]), seed=0)
-        message = str(error.value)
-        assert message.startswith("target_modules query w1: ")
-        assert "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj" in message
-        assert "all-linear" in message
 
-    def test_all_linear_means_all_but_the_head(self):
-        model = attach_adapter(base(), Lora(**(SMALL | {"target_modules": ["all-linear"]})), seed=0)
-        layers = {name.split(".")[-3] for name in trainable_parameters(model)}
-        assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-    def test_nothing_but_the_adapter_is_trainable(self):
-        assert all("lora_" in name for name in trainable_parameters(adapted()))
+    def test_all_linear_means_all_but_the_head_and_nothing_else_is_trained(self):
+        names = trainable_parameters(adapted(target_modules=["all-linear"]))
+        assert all("lora_" in name for name in names)
+        layers = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert {name.split(".")[-3] for name in names} == layers
 
 
 class TestFingerprint:
     def test_the_base_has_the_same_with_any_adapter_or_none(self):
         plain = fingerprint_base(base())
-        model = adapted(seed=1)
-        assert fingerprint_base(model) == plain
-        with torch.no_grad():
-            for parameter in trainable_parameters(model).values():
-                parameter.normal_()
-        assert fingerprint_base(model) == plain
+        assert fingerprint_base(adapted(seed=1)) == fingerprint_base(moved(adapted())) == plain
 
     def test_it_changes_with_any_one_weight_tensor(self):
         model = base()
@@ -122,8 +91,7 @@ class TestFingerprint:
             kept = parameter.detach().clone()
             with torch.no_grad():
                 parameter.mul_(1.01)
-            seen.add(fingerprint_base(model))
-            with torch.no_grad():
+                seen.add(fingerprint_base(model))
                 parameter.copy_(kept)
         assert len(seen) == 1 + len(list(model.named_parameters()))
         assert fingerprint_base(model.to(torch.bfloat16)) not in seen
@@ -153,17 +121,15 @@ class TestLoading:
         with pytest.raises(InputError, match=r"model: has no tokenizer \(expected tokenizer\.json\)"):
             load_tokenizer(settings_of(tmp_path / "model"))
 
-    @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}'])
-    def test_a_folder_that_is_no_causal_model(self, tmp_path, content):
-        if content is not None:
+    @pytest.mark.parametrize(
+        "content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}', "torn weights"]
+    )
+    def test_a_folder_that_is_no_causal_model(self, tmp_path, content, model_folder):
+        if content == "torn weights":
+            shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+            os.truncate(tmp_path / "model.safetensors", 1000)
+        elif content is not None:
             (tmp_path / "config.json").write_text(content)
-        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
-            load_model(settings_of(tmp_path))
-
-    def test_a_torn_weights_file(self, tmp_path):
-        base().save_pretrained(tmp_path)
-        weights_file = tmp_path / "model.safetensors"
-        weights_file.write_bytes(weights_file.read_bytes()[:1000])
         with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
             load_model(settings_of(tmp_path))
 

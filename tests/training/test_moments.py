@@ -1,20 +1,18 @@
 """Adam's moments carry their parameters' names, wherever they come from."""
 
 import pickle
-import random
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
-from training_helpers import adapted, rows, same
-from transformers import Trainer, TrainingArguments
+from training_helpers import adapted, own_trainer, rows, same
+from transformers import Trainer
 
 from clusterucb.errors import InputError, MismatchError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.training.data import SwappableRows, collate_for_training
+from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.moments import import_moments, load_moments, moments_of, save_moments
 
 
@@ -41,81 +39,50 @@ def trained(tmp_path_factory):
     """A plain transformers Trainer after 4 steps, its checkpoint, and the live moments."""
     folder = tmp_path_factory.mktemp("trainer")
     model = adapted(target_modules=["q_proj", "down_proj", "o_proj"])
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=4,
-        per_device_train_batch_size=2,
-        save_steps=4,
-        adam_beta2=0.99,
-        weight_decay=0.1,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    dataset = SwappableRows(rows(12), torch.arange(12).numpy())
-    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=collate_for_training)
+    dynamic = DynamicSelection(rows(12), np.arange(12), lambda *_: np.arange(12))
+    saved = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    trainer = own_trainer(folder, dynamic, model=model, adam_beta2=0.99, weight_decay=0.1, **saved)
     trainer.train()
     return trainer, folder / "checkpoint-4"
 
 
 class TestLive:
     @pytest.mark.parametrize("groups", [1, 2])
-    def test_moments_are_those_of_the_named_parameter(self, groups):
+    def test_moments_are_copies_of_those_of_the_named_parameter(self, groups):
         model = adapted()
         optimizer = stepped(model, groups=groups, betas=(0.8, 0.95), eps=1e-6)
+        states = {name: dict(optimizer.state[p]) for name, p in trainable_parameters(model).items()}
+        kinds = ("exp_avg", "exp_avg_sq")
+        mean, square = ({name: state[kind].clone() for name, state in states.items()} for kind in kinds)
         moments = moments_of(optimizer, model)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                state = optimizer.state[parameter]
-                canonical = name.replace(".default.", ".")
-                assert torch.equal(moments.mean[canonical], state["exp_avg"])
-                assert torch.equal(moments.square[canonical], state["exp_avg_sq"])
+        optimizer.step()
+        assert same(moments.mean, mean)
+        assert same(moments.square, square)
         assert (moments.step, moments.betas, moments.eps) == (3, (0.8, 0.95), 1e-6)
 
-    def test_they_are_copies(self):
-        model = adapted()
-        optimizer = stepped(model)
-        moments = moments_of(optimizer, model)
-        kept = {name: t.clone() for name, t in moments.mean.items()}
-        for parameter in trainable_parameters(model).values():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-        assert same(moments.mean, kept)
-
     @pytest.mark.parametrize(
-        ("kind", "more"),
-        [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.RMSprop, {}), (torch.optim.Adamax, {})],
+        ("kind", "more", "words"),
+        [
+            (torch.optim.SGD, {"momentum": 0.9}, "SGD: expected Adam or AdamW"),
+            (torch.optim.RMSprop, {}, "RMSprop: expected Adam or AdamW"),
+            (torch.optim.Adamax, {}, "Adamax: expected Adam or AdamW"),
+            (torch.optim.AdamW, {"steps": 0}, r"no moments of .*lora_A.weight: train for a step first"),
+        ],
     )
-    def test_optimizers_without_two_moments_are_refused(self, kind, more):
+    def test_an_optimizer_without_two_moments_is_refused(self, kind, more, words):
         model = adapted()
-        with pytest.raises(MismatchError, match=rf"{kind.__name__}: expected Adam or AdamW"):
+        with pytest.raises(MismatchError, match=words):
             moments_of(stepped(model, kind, **more), model)
 
-    def test_an_optimizer_that_has_not_stepped_is_refused(self):
-        model = adapted()
-        with pytest.raises(MismatchError, match=r"no moments of .*lora_A.weight: train for a step first"):
-            moments_of(stepped(model, steps=0), model)
 
-
-class TestFile:
-    def test_saved_and_loaded_they_are_equal_in_every_bit(self, tmp_path):
-        model = adapted()
-        moments = moments_of(stepped(model, betas=(0.85, 0.9995), eps=3e-7), model)
-        save_moments(moments, tmp_path / "moments.safetensors")
-        assert equal(load_moments(tmp_path / "moments.safetensors"), moments)
-
-    @settings(deadline=None, max_examples=15)
-    @given(st.randoms(use_true_random=False))
-    def test_the_order_of_parameters_does_not_matter(self, tmp_path_factory, shuffler: random.Random):
-        path = tmp_path_factory.mktemp("moments") / "moments.safetensors"
-        names = [f"layers.{i}.lora_A.weight" for i in range(6)]
-        mean = {n: torch.full((2,), float(i)) for i, n in enumerate(names)}
-        square = {n: torch.full((2,), 10.0 + i) for i, n in enumerate(names)}
-        shuffler.shuffle(names)
-        save_moments(Moments({n: mean[n] for n in names}, {n: square[n] for n in names}, 3), path)
-        assert equal(load_moments(path), Moments(mean, square, 3))
+def test_saved_and_loaded_they_are_equal_in_every_bit_in_any_order(tmp_path):
+    model, path = adapted(), tmp_path / "moments.safetensors"
+    moments = moments_of(stepped(model, betas=(0.85, 0.9995), eps=3e-7), model)
+    mean, square = (dict(reversed(tensors.items())) for tensors in (moments.mean, moments.square))
+    for same_ones in (moments, Moments(mean, square, moments.step, moments.betas, moments.eps)):
+        save_moments(same_ones, path)
+        assert equal(load_moments(path), moments)
+        assert equal(import_moments(tmp_path, model), moments)
 
 
 class TestImported:
@@ -134,10 +101,7 @@ class TestImported:
         model = nn.ModuleDict({n: nn.Linear(3, 3, bias=False) for n in ("one", "q_norm", "two", "k_norm")})
         decayed = Trainer.get_decay_parameter_names(None, model)
         parameters = dict(model.named_parameters())
-        groups = [
-            [p for n, p in parameters.items() if n in decayed],
-            [p for n, p in parameters.items() if n not in decayed],
-        ]
+        groups = [[p for n, p in parameters.items() if (n in decayed) == first] for first in (True, False)]
         assert [len(group) for group in groups] == [2, 2]
         optimizer = torch.optim.AdamW([{"params": group} for group in groups])
         for i, parameter in enumerate(parameters.values()):
@@ -145,12 +109,6 @@ class TestImported:
         optimizer.step()
         torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
         assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
-
-    def test_from_our_own_file(self, tmp_path):
-        model = adapted()
-        moments = moments_of(stepped(model), model)
-        save_moments(moments, tmp_path / "moments.safetensors")
-        assert equal(import_moments(tmp_path, model), moments)
 
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
     def test_from_states_keyed_by_name(self, tmp_path, prefix):
@@ -184,41 +142,42 @@ class TestImported:
         with pytest.raises(MismatchError, match="another adapter"):
             import_moments(tmp_path, adapted())
 
-    @pytest.mark.parametrize("momentum", [0.0, 0.9])
-    def test_sgds_state_is_refused(self, tmp_path, momentum):
+    @pytest.mark.parametrize(
+        ("kind", "settings", "words"),
+        [
+            (torch.optim.SGD, {}, r"optimizer\.pt: holds no moments of Adam; expected"),
+            (torch.optim.SGD, {"momentum": 0.9}, r"optimizer\.pt: holds no moments of Adam; expected"),
+            (torch.optim.AdamW, {"steps": 0}, "after at least one step"),
+        ],
+    )
+    def test_a_state_without_moments_is_refused(self, tmp_path, kind, settings, words):
         model = adapted()
-        torch.save(stepped(model, torch.optim.SGD, momentum=momentum).state_dict(), tmp_path / "optimizer.pt")
-        with pytest.raises(MismatchError, match=r"optimizer\.pt: holds no moments of Adam; expected"):
-            import_moments(tmp_path, model)
-
-    def test_an_adam_that_has_not_stepped_is_refused(self, tmp_path):
-        model = adapted()
-        torch.save(stepped(model, steps=0).state_dict(), tmp_path / "optimizer.pt")
-        with pytest.raises(MismatchError, match="after at least one step"):
+        torch.save(stepped(model, kind, **settings).state_dict(), tmp_path / "optimizer.pt")
+        with pytest.raises(MismatchError, match=words):
             import_moments(tmp_path, model)
 
     def test_a_checkpoint_without_an_optimizer_says_what_to_do(self, tmp_path):
         with pytest.raises(InputError, match=r"has no moments\.safetensors, optimizer\.pt or optimizer\.bin"):
             import_moments(tmp_path, adapted())
 
-    @pytest.mark.parametrize("content", [b"", b"not a file of torch", b"PK\x03\x04 torn", b"\x80\x02", b"{}"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *(b"", b"not a file of torch", b"PK\x03\x04 torn", b"\x80\x02", b"{}"),
+            *([], {"state": {}}, {"a": torch.zeros(2)}, torch.zeros(3), 5),
+        ],
+    )
     def test_a_file_that_is_no_state_is_refused(self, tmp_path, content):
-        (tmp_path / "optimizer.pt").write_bytes(content)
+        path = tmp_path / "optimizer.pt"
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
             import_moments(tmp_path, adapted())
 
-    @pytest.mark.parametrize("saved", [[], {"state": {}}, {"a": torch.zeros(2)}, torch.zeros(3), 5])
-    def test_a_file_of_something_else_is_refused(self, tmp_path, saved):
-        torch.save(saved, tmp_path / "optimizer.pt")
-        with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
-            import_moments(tmp_path, adapted())
-
-    @pytest.mark.parametrize("how", ["torch", "pickle"])
-    def test_code_in_a_pickle_is_refused_and_not_run(self, tmp_path, how):
+    @pytest.mark.parametrize("dump", [torch.save, pickle.dump])
+    def test_code_in_a_pickle_is_refused_and_not_run(self, tmp_path, dump):
         marker = tmp_path / "was run"
-        malicious = {"state": Malicious(str(marker)), "param_groups": []}
         with (tmp_path / "optimizer.pt").open("wb") as file:
-            torch.save(malicious, file) if how == "torch" else pickle.dump(malicious, file)
+            dump({"state": Malicious(str(marker)), "param_groups": []}, file)
         with pytest.raises(InputError, match=r"optimizer\.pt: cannot be read as an optimizer's state"):
             import_moments(tmp_path, adapted())
         assert not marker.exists()

@@ -1,17 +1,19 @@
 """A base in 4 or 8 bits: every row's gradient is autograd's on that base, and a run goes through on it."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from training_helpers import rows, settings_of
+from tiny_adapters import flat, slow_gradients
+from training_helpers import moved, rows, settings_of
 
+from builders import build_model
 from cli_helpers import clusterucb, lines, options, read
 from clusterucb.config import Lora
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import collate
-from clusterucb.gradients.per_sample import adapter_layers, row_gradients, row_losses, trainable_parameters
+from clusterucb.gradients.per_sample import adapter_layers, row_gradients, row_losses
 from clusterucb.training import model as quantise
 from clusterucb.training.adapter import attach_adapter, fingerprint_base
 from clusterucb.training.model import load_model
@@ -23,14 +25,8 @@ LORA = Lora(rank=4, alpha=8, dropout=0.2, target_modules=["q_proj", "down_proj"]
 
 def quantised(folder, load_in, device="cpu", **changes):
     """A quantised base with an adapter that does something."""
-    model = attach_adapter(
-        load_model(settings_of(folder, load_in=load_in, device=device, **changes)), LORA, 0
-    )
-    with torch.no_grad():
-        for name, parameter in trainable_parameters(model).items():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1)
-    return model
+    model = load_model(settings_of(folder, load_in=load_in, device=device, **changes))
+    return moved(attach_adapter(model, LORA, 0), 0.1, "lora_B")
 
 
 @installed
@@ -43,15 +39,10 @@ class TestARowsGradient:
         row_gradients(
             model, adapter_layers(model), collate(batch, device), lambda n, g: found.update({n: g.clone()})
         )
-        parameters = trainable_parameters(model)
-        assert found.keys() == parameters.keys()
         for i, row in enumerate(batch):
-            ids = torch.from_numpy(row.ids.astype(np.int64))[None].to(device)
-            labels = ids.where(torch.from_numpy(row.labels).to(device), -100)
-            loss = model(input_ids=ids, labels=labels).loss
-            expected = torch.autograd.grad(loss, list(parameters.values()))
-            ours = torch.cat([found[name][i].flatten() for name in parameters])
-            theirs = torch.cat([gradient.flatten() for gradient in expected])
+            expected = slow_gradients(model, row)
+            assert found.keys() == expected.keys()
+            ours, theirs = flat({name: gradients[i] for name, gradients in found.items()}), flat(expected)
             assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
     def test_is_still_there_after_an_evaluation(self, model_folder, device, load_in, tolerance):
@@ -95,8 +86,6 @@ def test_a_model_that_is_stored_quantised_is_loaded_as_it_is(model_folder, tmp_p
 
 @installed
 def test_the_fingerprint_tells_bases_and_ways_of_keeping_them_apart(model_folder, tmp_path):
-    from builders import build_model
-
     build_model(seed=1).save_pretrained(tmp_path)
     found = [
         fingerprint_base(load_model(settings_of(folder, load_in=load_in)))
@@ -110,12 +99,11 @@ def test_the_fingerprint_tells_bases_and_ways_of_keeping_them_apart(model_folder
 
 
 @installed
+@pytest.mark.whole
 def test_a_run_goes_through_on_a_4_bit_base(settings):
     small = {"periods": 2, "warmup_steps": 1, "dim": 64}
     outcome = clusterucb("run", *options(settings, load_in="4bit", **small))
     assert outcome.status == 0, outcome
-    from pathlib import Path
-
     run = Path(settings["out"])
     assert read(run / "evaluation.json")["adapter"]["loss"] != read(run / "evaluation.json")["base"]["loss"]
     assert len(lines(run / "rounds/2/selected.jsonl")) == 10

@@ -1,13 +1,17 @@
-"""A tiny Llama with a LoRA adapter, and rows to train it on."""
+"""A tiny Llama with a LoRA adapter, rows to train it on, and Trainers such as a person writes."""
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from builders import build_model
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
+from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.training.adapter import attach_adapter
 
 VOCABULARY = 320
@@ -19,25 +23,24 @@ def settings_of(folder, **changes):
     return Config(**required, **({"device": "cpu", "dtype": "float32"} | changes))
 
 
-def base(seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).requires_grad_(False)
+def base():
+    return build_model().train().requires_grad_(False)
 
 
 def adapted(seed=0, dropout=0.2, **lora):
     """A model with an adapter whose weights depend on `seed`."""
     settings = {"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": ["q_proj", "v_proj"]} | lora
     return attach_adapter(base(), Lora(**settings), seed)
+
+
+def moved(model, std=1.0, part="lora_"):
+    """The model with random weights in (a part of) its adapter, whose half is 0 at first."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            if part in name:
+                parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def rows(count, seed=0):
@@ -47,14 +50,8 @@ def rows(count, seed=0):
     for i in range(count):
         ids = rng.integers(100, VOCABULARY, rng.integers(4, 21)).astype(np.int32)
         ids[0] = 3 + i
-        labels = np.arange(len(ids)) >= len(ids) // 2
-        made.append(Encoded(ids, labels))
+        made.append(Encoded(ids, np.arange(len(ids)) >= len(ids) // 2))
     return made
-
-
-def numbers(batch):
-    """The rows that a collated batch holds."""
-    return [int(first) - 3 for first in batch["input_ids"][:, 0]]
 
 
 def weights(model):
@@ -65,3 +62,47 @@ def weights(model):
 def same(one, other):
     """Whether two dicts of tensors are equal in every bit."""
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Batches(TrainerCallback):
+    """The rows of each micro-batch that a model is given in training."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        embeddings = model.get_input_embeddings()
+        embeddings.register_forward_pre_hook(lambda _, given: self.note(model, given[0]))
+
+    def note(self, model, ids):
+        if model.training:
+            self.seen.append([int(first) - 3 for first in ids[:, 0]])
+
+    def parts(self, count):
+        """The rows that each of so many equal parts of the training saw, sorted."""
+        size = len(self.seen) // count
+        return [sorted(chain(*self.seen[i * size : (i + 1) * size])) for i in range(count)]
+
+
+ARGUMENTS = {
+    "per_device_train_batch_size": 2,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
+
+
+def own_trainer(folder, dynamic, *callbacks, model=None, **changes):
+    """A plain Trainer around a DynamicSelection."""
+    given = {"train_dataset": dynamic.dataset, "data_collator": dynamic.collate}
+    given |= {name: changes.pop(name) for name in ("train_dataset", "eval_dataset") if name in changes}
+    return Trainer(
+        adapted() if model is None else model,
+        TrainingArguments(str(folder), **({"remove_unused_columns": False} | ARGUMENTS | changes)),
+        callbacks=[dynamic, *callbacks],
+        **given,
+    )

@@ -1,18 +1,12 @@
 """The command line: one thin function a command. Nothing else knows of options and exit statuses.
 
-Every setting is an option of every step command (see options.py). The options are made for the command that
-is called, as making them takes longer than all the rest of a `--help`.
-
-The command `report`: its options, and what becomes of them. cli.py registers it.
-
-The command `export`: its options, and what becomes of them. cli.py registers it.
-
-Keeps the libraries' own bars, notes and warnings off the screen, which shows this program's.
+Every setting is an option of every command that takes settings (options.py). The options are made for the
+command that is called alone, as making them takes longer than all the rest of a `--help`. What a command
+returns is the path of what it has made, which is shown.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
@@ -22,12 +16,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
 
+from clusterucb.cli.options import Quiet, argument, option, parameters, refuse_gone, repeat_list_options
 from clusterucb.cli.simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
 from clusterucb.runtime.processes import ALONE, World, joined, leads
@@ -37,66 +34,88 @@ if TYPE_CHECKING:
     from clusterucb.run.session import Session
     from clusterucb.runtime.screen import Screen
 
-_Step = Callable[["Session", dict[str, Any]], None]
-_Function = Callable[["str | None", dict[str, Any], dict[str, Any]], None]
 
+@dataclass(frozen=True)
+class _Call:
+    """What a command with settings was called with.
 
-class _Command(NamedTuple):
-    """`function(file, settings given, own options)`; `kind` is the settings' class in config.py."""
+    Attributes:
+        file: of settings.
+        options: settings that are given as options, over those of the file.
+        screen: where progress is shown.
+        world: the processes that were called together.
+    """
 
-    summary: str
-    kind: str
-    own: dict[str, str]
-    function: _Function
-    flags: Mapping[str, str] = MappingProxyType({})
-    alone: Callable[[dict[str, Any]], bool] = lambda _options: False
-    """Whether rank 0 does it alone, of all processes that torchrun has started, with these settings."""
+    file: str | None
+    options: Mapping[str, Any]
+    screen: Screen
+    world: World
 
+    def tell(self, line: object) -> None:
+        """Show a line on standard output."""
+        if not self.screen.quiet:
+            typer.echo(f"{line}")
 
-_commands: dict[str, _Command] = {}
+    def config(self, saved: str = "config.yaml") -> Config:
+        """Settings from the file, or from those `saved` in the output directory; options go over them."""
+        from clusterucb.config import load
+
+        if self.file is None:
+            if "out" not in self.options:
+                raise ConfigError(
+                    "which run directory? give --out DIR, and with it --model, --pool and --target the first "
+                    "time"
+                )
+            path = Path(self.options["out"]) / saved
+            return load(path if path.exists() else None, self.options)
+        folder = Path(self.file).parent
+        own = Path(self.file).name == "comparison.yaml" or (folder / "pool").is_dir()
+        moved = {"out": str(folder)} if own else {}  # an output directory, perhaps moved
+        return load(self.file, {**moved, **self.options})
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A session that owns its run directory."""
+        config = self.config()
+
+        quiet_libraries()
+        from clusterucb.run.session import Session
+
+        with Session(config, self.screen, self.world).owned() as session:
+            yield session
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a person's error ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     named = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if named in _commands:
-        from clusterucb.cli.options import repeat_list_options
-
+    if named in _COMMANDS:
+        with _one_line_errors():
+            refuse_gone(arguments)
         arguments = repeat_list_options(arguments)
     completing = "_CLUSTERUCB_COMPLETE" in os.environ
     app = application(None if completing else named)
-    if leads():
-        app(arguments, prog_name="clusterucb")
-    else:
-        _follow(app, arguments)
-
-
-def _follow(app: typer.Typer, arguments: list[str]) -> None:
-    """The same in a process that does not lead: what is wrong with the arguments, rank 0 says."""
     (usage_error,) = typer.BadParameter.__bases__
     try:
-        app(arguments, prog_name="clusterucb", standalone_mode=False)
-    except usage_error:  # type: ignore[misc]
+        app(arguments, prog_name="clusterucb", standalone_mode=leads())
+    except usage_error:  # type: ignore[misc]  # in a process that does not lead: rank 0 says what is wrong
         raise SystemExit(2) from None
 
 
 def application(called: str | None = None) -> typer.Typer:
     """All commands; with `called`, only that one has its options."""
     app = typer.Typer(
-        add_completion=True,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Targeted data selection for fine-tuning language models, by gradients, under a budget.",
     )
     app.callback(invoke_without_command=True)(_root)
-    for name, command in _commands.items():
-        app.command(name, help=command.summary)(_callable(name, command, bare=called not in (None, name)))
-    app.command("prepare")(_by_rank_0(_prepare))
-    app.command("simulate")(_by_rank_0(_one_line_errors()(simulate)))
-    app.command("report")(_by_rank_0(_one_line_errors()(report)))
-    app.command("export")(_by_rank_0(_one_line_errors()(export)))
+    for name, command in _COMMANDS.items():
+        summary = escape(inspect.getdoc(command.function) or "")
+        app.command(name, help=summary)(_callable(name, command, bare=called not in (None, name)))
+    for function in (prepare, simulate, report, export):
+        app.command(function.__name__)(_by_rank_0(function))
     return app
 
 
@@ -106,202 +125,219 @@ def _by_rank_0(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> None:
         if leads():
-            command(*args, **kwargs)
+            with _one_line_errors():
+                command(*args, **kwargs)
 
     return call
 
 
 def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None]:
     """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
+    _, *own = inspect.signature(command.function, eval_str=True).parameters.values()
 
-    def call(**given: Any) -> None:
-        keys = (*command.own, *command.flags, "quiet", "json_log")
-        own = {key: given.pop(key) for key in keys}
-        file = given.pop("config", None)
+    def called(**given: Any) -> None:
+        from clusterucb.runtime.screen import Screen, logged
+
+        file, quiet, log = (given.pop(key) for key in ("config", "quiet", "json_log"))
+        others = {parameter.name: given.pop(parameter.name) for parameter in own}
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
         alone = command.alone(options)
         if alone and not leads():
             return
-        with (
-            _one_line_errors(),
-            contextlib.nullcontext(ALONE) if alone else joined(fsdp=False) as own["world"],
-            _one_line_errors(own["world"]),
-        ):
-            if not own["world"].leads:
-                own |= {"quiet": True, "json_log": None}
-            with _screen(name, own) as own["screen"]:
-                command.function(file, options, own)
+        with ExitStack() as stack:
+            stack.enter_context(_one_line_errors())
+            world = ALONE if alone else stack.enter_context(joined(fsdp=False))
+            stack.enter_context(_one_line_errors(world))
+            events = stack.enter_context(logged(log if world.leads else None, name))
+            screen = Screen(quiet=quiet or not world.leads, log=events)
+            call = _Call(file, options, screen, world)
+            if made := command.function(call, **others):
+                call.tell(made)
 
-    options: list[inspect.Parameter] = []
-    if not bare:
-        from clusterucb import config
-        from clusterucb.cli.options import parameters
-
-        options = parameters(command.own, getattr(config, command.kind), command.flags)
-    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    return call
+    called.__signature__ = inspect.Signature([] if bare else parameters(own, command.kind))  # type: ignore[attr-defined]
+    return called
 
 
-def _step(name: str, summary: str, **extra: str) -> Callable[[_Step], _Step]:
-    """Register `function(session, extra options)` as a command that takes every setting."""
+@contextmanager
+def _one_line_errors(world: World | None = None) -> Iterator[None]:
+    """End with one line and a status; of several processes one says it, and all end.
 
-    def register(function: _Step) -> _Step:
-        def run(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-            with _session(file, options, own) as session:
-                function(session, own)
-
-        _commands[name] = _Command(summary, "Config", extra, run)
-        return function
-
-    return register
-
-
-@_step(
-    "run",
-    "The whole procedure of the --method: warm up, gradients, clusters, selection, training, evaluation.",
-)
-def _run(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.cli.tables import show
-    from clusterucb.recipes import procedure
-
-    summary = procedure(session)
-    if not own["quiet"]:
-        show(session, summary)
+    Before they have met, as long as there is no `world`, rank 0 says what must be wrong for all.
+    """
+    try:
+        yield
+    except ClusterUCBError as error:
+        if world.speaks() if world else leads():
+            typer.echo(f"clusterucb: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if leads():
+            typer.echo("clusterucb: interrupted; run the same command again to go on", err=True)
+        raise SystemExit(130) from None
+    except Exception:
+        if world:
+            world.speaks()  # a defect, whose traceback follows
+        raise
 
 
-@_step("warmup", "Train the adapter on random pool rows: a few steps, or for less some epochs.")
-def _warmup(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.train import warmup
+def _run(call: _Call) -> None:
+    """The whole procedure of the --method: warm up, gradients, clusters, selection, training, evaluation."""
+    with call.session() as session:
+        from clusterucb.cli.tables import show
+        from clusterucb.recipes import procedure
 
-    session.check_inputs()
-    warmup(session)
-    _done(session.dir.warmup, own)
-
-
-@_step("gradients", "Features of all pool rows and directions of the target, at the warmup's checkpoints.")
-def _gradients(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.features import gradients
-
-    gradients(session)
-    _done(session.dir.features, own)
+        summary = procedure(session)
+        if not call.screen.quiet:
+            show(session, summary)
 
 
-@_step("cluster", "Spherical k-means over the features.")
-def _cluster(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.features import cluster
+def _warmup(call: _Call) -> Path:
+    """Train the adapter on random pool rows: a few steps, or for less some epochs."""
+    with call.session() as session:
+        from clusterucb.steps.train import warmup
 
-    cluster(session)
-    _done(session.dir.clusters, own)
+        session.check_inputs()
+        warmup(session)
+        return session.dir.warmup
 
 
-@_step(
-    "select",
-    "Select rows: period 1's, or less's one selection; or as a later period would at any --checkpoint.",
-    checkpoint="Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.",
-)
-def _select(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.select import reselect, select
+def _gradients(call: _Call) -> Path:
+    """Features of all pool rows and directions of the target, at the warmup's checkpoints."""
+    with call.session() as session:
+        from clusterucb.steps.features import gradients
 
-    if own["checkpoint"]:
-        folder, _ = reselect(session, Path(own["checkpoint"]))
-    else:
-        select(session)
+        gradients(session)
+        return session.dir.features
+
+
+def _cluster(call: _Call) -> Path:
+    """Spherical k-means over the features."""
+    with call.session() as session:
+        from clusterucb.steps.features import cluster
+
+        cluster(session)
+        return session.dir.clusters
+
+
+def _select(
+    call: _Call,
+    checkpoint: Annotated[
+        str | None,
+        option(
+            "Select at this checkpoint (dynamic): a folder with an adapter and its optimizer's state.", "DIR"
+        ),
+    ] = None,
+) -> Path:
+    """Select rows: period 1's, or less's one selection; or as a later period would at any --checkpoint."""
+    with call.session() as session:
+        from clusterucb.steps.select import reselect, select
+
         folder = session.dir.round(1)
-    _done(folder / "selected.jsonl", own)
+        if checkpoint:
+            folder, _ = reselect(session, Path(checkpoint))
+        else:
+            select(session)
+        return folder / "selected.jsonl"
 
 
-@_step("train", "Train the adapter period by period; dynamic re-selects at each period's start.")
-def _train(session: Session, own: dict[str, Any]) -> None:
-    from clusterucb.steps.train import train
+def _train(call: _Call) -> Path:
+    """Train the adapter period by period; dynamic re-selects at each period's start."""
+    with call.session() as session:
+        from clusterucb.steps.train import train
 
-    train(session)
-    _done(session.dir.adapter, own)
+        train(session)
+        return session.dir.adapter
 
 
-def _evaluate(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-    if "adapter" in options:
-        _evaluate_alone(options, own)
-        return
-    with _session(file, options, own) as session:
+def _evaluate(call: _Call) -> Path:
+    """Base and adapter side by side: loss on held-out rows of the task, and benchmarks."""
+    if "adapter" in call.options:
+        return _evaluate_alone(call)
+    with call.session() as session:
         from clusterucb.cli.tables import show_benchmarks
         from clusterucb.evaluation.benchmarks import check_settings
         from clusterucb.steps.evaluate import benchmark, evaluate
 
         check_settings(session.config)
         loss, results = evaluate(session), benchmark(session)
-        if not own["quiet"]:
+        if not call.screen.quiet:
             for name in ("base", "adapter"):
                 typer.echo(f"{name:<8} loss {loss[name]['loss']:.4f}  ({loss['on']}, {loss['rows']} rows)")
             if results:
                 show_benchmarks(results)
-        _done(session.dir.benchmarks if results else session.dir.evaluation, own)
+        return session.dir.benchmarks if results else session.dir.evaluation
 
 
-_commands["evaluate"] = _Command(
-    "Base and adapter side by side: loss on held-out rows of the task, and benchmarks.",
-    "Common",
-    {},
-    _evaluate,
-    alone=lambda options: "adapter" in options,
-)
-
-
-def _evaluate_alone(options: dict[str, Any], own: dict[str, Any]) -> None:
+def _evaluate_alone(call: _Call) -> Path:
     """An adapter that is not the run directory's own: nothing of a run is needed."""
-
     quiet_libraries()
     from clusterucb.cli.tables import show_benchmarks
     from clusterucb.config import Common, load_as
     from clusterucb.evaluation.adapter import evaluate_adapter, with_base_model
     from clusterucb.run.directory import RunDir
 
-    config = load_as(Common, None, with_base_model(options))
+    config = load_as(Common, None, with_base_model({**call.options}))
     folder = RunDir(config.out)
     with folder.owned():
-        results = evaluate_adapter(config, own["screen"])
-    if not own["quiet"]:
+        results = evaluate_adapter(config, call.screen)
+    if not call.screen.quiet:
         show_benchmarks(results)
-    _done(folder.benchmarks, own)
+    return folder.benchmarks
 
 
-def _compare(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
+def _compare(
+    call: _Call,
+    methods: Annotated[
+        str | None,
+        option(
+            "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
+            "dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, random; NAME@BUDGET has a "
+            "budget of its own (default: clusterucb,dynamic,less,rds,bm25,random)"
+        ),
+    ] = None,
+    seeds: Annotated[str | None, option("How often each method is run (default: 3)", "N")] = None,
+) -> None:
+    """Several methods, several times each, over one warmup and its features: one table."""
     from clusterucb.run.presets import DEFAULT, presets_named, repetitions
 
-    if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & options.keys():
+    if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & call.options.keys():
         raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
-    methods = [method.name for method in presets_named(own["methods"] or DEFAULT)]
-    seeds = repetitions(own["seeds"] or 3)
-    config = _config(file, options, "comparison.yaml")
+    names = [method.name for method in presets_named(methods or DEFAULT)]
+    times = repetitions(seeds or 3)
+    config = call.config("comparison.yaml")
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_comparison
     from clusterucb.studies.compare.compare import compare
 
-    result = compare(config, methods, seeds, own["screen"], own["world"])
-    if not own["quiet"]:
+    result = compare(config, names, times, call.screen, call.world)
+    if not call.screen.quiet:
         show_comparison(result)
-    _done(Path(config.out) / "comparison.csv", own)
+    call.tell(Path(config.out) / "comparison.csv")
     if any(row["failed"] for row in result["methods"].values()):
         raise SystemExit(1)
 
 
-_commands["compare"] = _Command(
-    "Several methods, several times each, over one warmup and its features: one table.",
-    "Config",
-    {
-        "methods": "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, "
-        "linear_ucb_hidden, dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, random; "
-        "NAME@BUDGET has a budget of its own (default: clusterucb,dynamic,less,rds,bm25,random)",
-        "seeds": "How often each method is run (default: 3)",
-    },
-    _compare,
-)
-
-
-def _plan(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> None:
-    speed = _positive("--tokens-per-second", own["tokens_per_second"])
-    seconds = _positive("--probe-seconds", own["probe_seconds"])
-    config = _config(file, options)
+def _plan(
+    call: _Call,
+    tokens_per_second: Annotated[
+        str | None,
+        option(
+            "Tokens of gradients a second on the machine that the run is for; without it, the speed is "
+            "measured here.",
+            "N",
+        ),
+    ] = None,
+    probe_seconds: Annotated[str | None, option("How long the speed is measured (default: 20)", "N")] = None,
+    quick: Annotated[
+        bool, option("Tokenise a sample of the pool only, and let it speak for all rows.", None, "--quick")
+    ] = False,
+    as_json: Annotated[bool, option("Print the plan as JSON.", None, "--json")] = False,
+) -> None:
+    """What a run with these settings would cost in gradients, tokens, time and disk; nothing is run."""
+    speed = _positive("--tokens-per-second", tokens_per_second)
+    seconds = _positive("--probe-seconds", probe_seconds)
+    config = call.config()
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
@@ -309,14 +345,14 @@ def _plan(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> Non
 
     found = plan(
         config,
-        quick=own["quick"],
+        quick=quick,
         tokens_per_second=speed,
         probe_seconds=seconds or PROBE_SECONDS,
-        screen=own["screen"],
+        screen=call.screen,
     )
-    if own["json"]:
+    if as_json:
         typer.echo(json.dumps(found, indent=2))
-    elif not own["quiet"]:
+    elif not call.screen.quiet:
         show_plan(found)
 
 
@@ -332,157 +368,77 @@ def _positive(flag: str, text: str | None) -> float | None:
     return number
 
 
-_commands["plan"] = _Command(
-    "What a run with these settings would cost in gradients, tokens, time and disk; nothing is run.",
-    "Config",
-    {
-        "tokens_per_second": "Tokens of gradients a second on the machine that the run is for; without it, "
-        "the speed is measured here.",
-        "probe_seconds": "How long the speed is measured (default: 20)",
-    },
-    _plan,
-    {
-        "quick": "Tokenise a sample of the pool only, and let it speak for all rows.",
-        "json": "Print the plan as JSON.",
-    },
-    alone=lambda _options: True,
-)
+class _Command(NamedTuple):
+    """A command with settings; its docstring is its help, its arguments but the first are options of its own.
+
+    Attributes:
+        function: does it, and returns the path of what it has made, if that is to be shown.
+        kind: the settings' class in config.py.
+        alone: whether rank 0 does it alone, of all processes that torchrun has started, with these options.
+    """
+
+    function: Callable[..., Path | None]
+    kind: str = "Config"
+    alone: Callable[[Mapping[str, Any]], bool] = lambda _options: False
 
 
-def _prepare(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Data sets, as --list names them.", show_default=False)
-    ] = None,
+_COMMANDS = {
+    "run": _Command(_run),
+    "warmup": _Command(_warmup),
+    "gradients": _Command(_gradients),
+    "cluster": _Command(_cluster),
+    "select": _Command(_select),
+    "train": _Command(_train),
+    "evaluate": _Command(_evaluate, "Common", lambda options: "adapter" in options),
+    "compare": _Command(_compare),
+    "plan": _Command(_plan, alone=lambda _options: True),
+}
+
+
+def prepare(
+    names: Annotated[list[str] | None, argument("Data sets, as --list names them.")] = None,
     origin: Annotated[
-        str | None,
-        typer.Option("--from", help="A raw file, a folder with official files, or hub.", metavar="PATH|hub"),
+        str | None, option("A raw file, a folder with official files, or hub.", "PATH|hub", "--from")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="The folder for NAME.jsonl and NAME.json.")] = None,
+    out: Annotated[str | None, option("The folder for NAME.jsonl and NAME.json.", "DIR")] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="At most so many rows of each, drawn by the seed.")
+        int | None, option("At most so many rows of each, drawn by the seed.", "N", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which rows are drawn.")] = 0,
-    show: Annotated[bool, typer.Option("--list", help="Show the data sets and end.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    seed: Annotated[int, option("Which rows are drawn.", "N", min=0)] = 0,
+    show: Annotated[bool, option("Show the data sets and end.", None, "--list")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert the papers' instruction data sets to pool files of messages."""
-    with _one_line_errors():
-        from clusterucb.cli.tables import show_reports, show_sources
+    from clusterucb.cli.tables import show_reports, show_sources
 
-        if show:
-            show_sources()
-            return
-        if not (names and origin and out):
-            raise ConfigError("prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list")
-        from clusterucb.runtime.screen import Screen
-        from clusterucb.sources.conversion import prepare, source_named
-
-        quiet_libraries()
-        for name in names:
-            source_named(name)  # a slip in the last name is told before the first is made
-        screen = Screen(quiet=quiet)
-        reports = [prepare(name, origin, out, screen.track, rows=rows, seed=seed) for name in names]
-        if not quiet:
-            show_reports(reports, out)
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show version and commit, and end.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
-        from clusterucb.version import __version__, commit
-
-        typer.echo(f"clusterucb {__version__} (commit {commit() or 'unknown'})")
-        raise typer.Exit
-
-
-def _done(artifact: Path, own: dict[str, Any]) -> None:
-    if not own["quiet"]:
-        typer.echo(f"{artifact}")
-
-
-@contextlib.contextmanager
-def _screen(command: str, own: dict[str, Any]) -> Iterator[Screen]:
-    """Where progress is shown, and told to programs if that is wanted."""
-    from clusterucb.runtime.screen import Screen
-
-    if own["json_log"] is None:
-        yield Screen(quiet=own["quiet"])
+    if show:
+        show_sources()
         return
-    from clusterucb.runtime.screen import logged
-
-    with logged(own["json_log"], command) as log:
-        yield Screen(quiet=own["quiet"], log=log)
-
-
-@contextlib.contextmanager
-def _session(file: str | None, options: dict[str, Any], own: dict[str, Any]) -> Iterator[Session]:
-    """A session that owns its run directory, with settings from file, options and the directory itself."""
-    config = _config(file, options)
+    if not (names and origin and out):
+        raise ConfigError("prepare needs NAME..., --from PATH or --from hub, and --out DIR; see --list")
+    from clusterucb.runtime.screen import Screen
+    from clusterucb.sources.conversion import prepare, source_named
 
     quiet_libraries()
-    from clusterucb.run.session import Session
-
-    with Session(config, own["screen"], own["world"]).owned() as session:
-        yield session
-
-
-def _config(file: str | None, options: dict[str, Any], saved: str = "config.yaml") -> Config:
-    """Settings from a file, or from those `saved` in the output directory, with the options over them."""
-    from clusterucb.config import load
-
-    if file is None:
-        if "out" not in options:
-            raise ConfigError(
-                "which run directory? give --out DIR, and with it --model, --pool and --target the first time"
-            )
-        path = Path(options["out"]) / saved
-        return load(path if path.exists() else None, options)
-    folder = Path(file).parent
-    own = Path(file).name == "comparison.yaml" or (folder / "pool").is_dir()
-    if "out" not in options and own:  # an output directory, perhaps moved
-        options = {**options, "out": str(folder)}
-    return load(file, options)
-
-
-@contextlib.contextmanager
-def _one_line_errors(world: World | None = None) -> Iterator[None]:
-    """End with one line and a status; of several processes one says it, and all end.
-
-    Before they have met, as long as there is no `world`, rank 0 says what must be wrong for all.
-    """
-    try:
-        yield
-    except ClusterUCBError as error:
-        if world.speaks() if world else leads():
-            print(f"clusterucb: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if leads():
-            print("clusterucb: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
-    except Exception:
-        if world:
-            world.speaks()  # a defect, whose traceback follows
-        raise
+    for name in names:
+        source_named(name)  # a slip in the last name is told before the first is made
+    screen = Screen(quiet=quiet)
+    reports = [prepare(name, origin, out, screen.track, rows=rows, seed=seed) for name in names]
+    if not quiet:
+        show_reports(reports, out)
 
 
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="DIR...",
-            help="Run directories, finished or not; the directory of a comparison stands for its runs.",
-            show_default=False,
+        argument(
+            "Run directories, finished or not; the directory of a comparison stands for its runs.", "DIR..."
         ),
     ] = None,
     out: Annotated[
-        str | None,
-        typer.Option(help="The page; report.html in DIR unless there are several.", metavar="FILE"),
+        str | None, option("The page; report.html in DIR unless there are several.", "FILE")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """One page of one run, or of several side by side: what was selected, how good, at what cost, and why."""
     if not runs:
@@ -495,22 +451,16 @@ def report(
 
 
 def export(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="DIR", help="A run directory, finished or not.", show_default=False),
-    ] = None,
+    run: Annotated[str | None, argument("A run directory, finished or not.", "DIR")] = None,
     form: Annotated[
-        str | None,
-        typer.Option("--format", help="Who is to read it: trl, llamafactory or axolotl.", metavar="FORMAT"),
+        str | None, option("Who is to read it: trl, llamafactory or axolotl.", "FORMAT", "--format")
     ] = None,
     number: Annotated[
         int | None,
-        typer.Option("--round", min=1, help="Rows of this round; without it of all rounds, each row once."),
+        option("Rows of this round; without it of all rounds, each row once.", "N", "--round", min=1),
     ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="The folder; exports/FORMAT in DIR without it.", metavar="FOLDER")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    out: Annotated[str | None, option("The folder; exports/FORMAT in DIR without it.", "DIR")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """The selected rows as training data that trl, LLaMA-Factory or axolotl read as they are."""
     if not (run and form):
@@ -528,8 +478,23 @@ def export(
     typer.echo(f"{found.folder}")
 
 
+def _root(
+    version: Annotated[
+        bool, option("Show version and commit, and end.", None, "--version", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from clusterucb.version import __version__, commit
+
+        typer.echo(f"clusterucb {__version__} (commit {commit() or 'unknown'})")
+        raise typer.Exit
+
+
 def quiet_libraries() -> None:
-    """For the command line only: a library does not silence others."""
+    """Keep the libraries' own bars, notes and warnings off the screen, which shows this program's.
+
+    For the command line only: a library does not silence others.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before the libraries
     import datasets

@@ -1,49 +1,70 @@
-"""Settings as command-line options: one option a setting, made from `config.settings()`."""
+"""Options of the command line: one a setting, made from `config.settings()`, and what all commands share.
+
+An option that is gone ends in one line that says what serves now.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from clusterucb.config import Common, Config, Setting, settings
+from clusterucb.errors import ConfigError
 
-EVERYWHERE = {"json_log": "Append what happens to this file, one JSON object a line (docs/logging.md)."}
-"""Options of every command with settings that are no settings."""
+if TYPE_CHECKING:
+    from clusterucb.config import Setting
 
-SWITCHES = {"quiet": "Show nothing but errors."}
-"""The same without a value."""
+GONE = {
+    "--profile": "it showed where a command's time went; each step's seconds are in summary.json, and "
+    "torch.profiler shows what is inside a step",
+}
+"""Options of before, with what to do instead."""
 
-_LISTS = {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
+_VALUES = {
+    **dict.fromkeys(("out", "data_dir", "adapter"), "DIR"),
+    **dict.fromkeys(("pool", "target", "holdout"), "FILE..."),
+    **dict.fromkeys(("target_modules", "tasks"), "NAME..."),
+}
+"""What stands for a value, where its type does not say it."""
 
 
-def parameters(
-    extra: Mapping[str, str], kind: type[Common] = Config, flags: Mapping[str, str] = MappingProxyType({})
-) -> list[inspect.Parameter]:
-    """The signature that typer reads: a settings file, every setting of `kind`, a command's own options.
+def option(text: str, value: str | None = None, *flags: str, **look: Any) -> Any:
+    """An option of typer with its help, which is text: a bracket in it is no markup.
+
+    `value` stands for its value in the help; its flags are made of its name, if none is given.
+    """
+    return typer.Option(*flags, help=escape(text), metavar=value, **look)
+
+
+def argument(text: str, value: str | None = None) -> Any:
+    """The same for what has no flag."""
+    return typer.Argument(help=escape(text), metavar=value, show_default=False)
+
+
+Quiet = Annotated[bool, option("Show nothing but errors.", None, "--quiet", "-q")]
+_File = Annotated[str | None, argument("Settings as YAML; options go over them.")]
+_LOG = option("Append what happens to this file, one JSON object a line (docs/logging.md).", "FILE")
+
+
+def parameters(own: Iterable[inspect.Parameter] = (), kind: str = "Config") -> list[inspect.Parameter]:
+    """The signature that typer reads: a settings file, every setting, a command's own options.
 
     Args:
-        extra: the command's own options, with their help.
-        kind: the class of settings.
-        flags: the command's own options without a value, with their help.
+        own: the command's own options.
+        kind: the name of the settings' class in config.py.
     """
+    from clusterucb import config
+
     keyword = inspect.Parameter.KEYWORD_ONLY
-    file = Annotated[
-        str | None, typer.Argument(help="Settings as YAML; options go over them.", show_default=False)
-    ]
-    found = [inspect.Parameter("config", keyword, default=None, annotation=file)]
-    for setting in settings(kind):
-        found.append(inspect.Parameter(setting.name, keyword, default=None, annotation=_option(setting)))
-    for name, text in {**extra, **EVERYWHERE}.items():
-        option = Annotated[str | None, typer.Option(_flag(name), help=text)]
-        found.append(inspect.Parameter(name, keyword, default=None, annotation=option))
-    for name, text in {**flags, **SWITCHES}.items():
-        flag = typer.Option(_flag(name), *(["-q"] if name == "quiet" else []), help=text)
-        found.append(inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, flag]))
-    return found
+    known = {setting.name: _option(setting) for setting in config.settings(getattr(config, kind))}
+    known = {"config": _File, **known, "json_log": Annotated[str | None, _LOG]}
+    found = [inspect.Parameter(name, keyword, default=None, annotation=look) for name, look in known.items()]
+    found += [parameter.replace(kind=keyword) for parameter in own]
+    return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=Quiet)]
 
 
 def _flag(name: str) -> str:
@@ -51,16 +72,21 @@ def _flag(name: str) -> str:
 
 
 def _option(setting: Setting) -> Any:
-    flag = _flag(setting.name)
-    text = setting.help
-    if shown := "" if setting.required else _shown(setting.default):
-        text += f" (default: {shown})"  # in brackets it would be taken for rich's markup
-    panel = setting.section.capitalize() if setting.section else "Input and output"
-    look: dict[str, Any] = {"help": text, "show_default": False, "rich_help_panel": panel}
+    shown = "" if setting.required else _shown(setting.default)
+    text = f"{setting.help} (default: {shown})" if shown else setting.help
+    flag, panel = _flag(setting.name), (setting.section or "input and output").capitalize()
+    look = {"show_default": False, "rich_help_panel": panel}
     if setting.annotation is bool:
-        return Annotated[bool, typer.Option(flag, **look)]
-    kind = list[str] | None if setting.name in _LISTS else str | None
-    return Annotated[kind, typer.Option(flag, metavar=setting.name.upper(), **look)]
+        return Annotated[bool, option(text, None, flag, **look)]
+    kind = list[str] | None if setting.name in _lists() else str | None
+    return Annotated[kind, option(text, _value(setting), flag, **look)]
+
+
+def _value(setting: Setting) -> str:
+    """What stands for the value in the help text."""
+    kind = str(setting.annotation)
+    number = ("int" in kind or "float" in kind) and "Literal" not in kind
+    return _VALUES.get(setting.name, "N" if number else "TEXT")
 
 
 def _shown(default: Any) -> str:
@@ -69,9 +95,24 @@ def _shown(default: Any) -> str:
     return " ".join(default) if isinstance(default, list) else str(default)
 
 
+@cache
+def _lists() -> set[str]:
+    """The settings that take several values."""
+    from clusterucb.config import settings
+
+    return {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
+
+
+def refuse_gone(arguments: Iterable[str]) -> None:
+    """Raise ConfigError for an option of before, with what to do instead."""
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        if flag in GONE:
+            raise ConfigError(f"{flag} is gone: {GONE[flag]}")
+
+
 def repeat_list_options(arguments: list[str]) -> list[str]:
     """`--pool a b` as click wants it: `--pool a --pool b`."""
-    flags = {_flag(name) for name in _LISTS}
+    flags = {_flag(name) for name in _lists()}
     spread: list[str] = []
     flag = None
     for argument in arguments:

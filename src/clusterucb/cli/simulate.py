@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from clusterucb.cli.options import Quiet, argument, option
 from clusterucb.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
@@ -15,54 +16,54 @@ Number = TypeVar("Number", int, float)
 
 def simulate(
     stores: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="STORE...",
-            help="Run directories or folders of features, each a problem of its own; or LESS's gradients of"
-            " training files (folders with all_orig.pt), which make one pool and need --target.",
-            show_default=False,
+        list[Path] | None,
+        argument(
+            "Run directories or folders of features, each a problem of its own; or LESS's gradients of "
+            "training files (folders with all_orig.pt), which make one pool and need --target.",
+            "STORE...",
         ),
     ] = None,
     policies: Annotated[
-        str, typer.Option(help="Published policies (all five by default), and your own as module:callable.")
+        str, option("Published policies (all five by default), and your own as module:callable.", "NAME,...")
     ] = "ucb_beta,ucb1,ucb_threshhard,ucb_threshnormal,random",
     budgets: Annotated[
-        str,
-        typer.Option(help="Shares of the pool that may be looked at, cold start included, with commas."),
+        str, option("Shares of the pool that may be looked at, cold start included, with commas.", "N,...")
     ] = "0.05,0.1,0.2,0.4,0.8",
     k: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Numbers of clusters; by default the square root of the rows, at most half of the smallest "
+            "budget. Clusters are the same for all seeds.",
+            "N,...",
             "--k",
-            help="Numbers of clusters; by default the square root of the rows, at most half of the smallest"
-            " budget. Clusters are the same for all seeds.",
         ),
     ] = None,
-    csp: Annotated[str, typer.Option(help="Cold starts: shares of every cluster drawn first.")] = "0.02",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with draws of its own.")] = 10,
-    top_p: Annotated[float, typer.Option(help="The share of the pool that is selected.")] = 0.05,
-    draw_batch: Annotated[int, typer.Option(help="Rows drawn at once.")] = 8,
+    csp: Annotated[str, option("Cold starts: shares of every cluster drawn first.", "N,...")] = "0.02",
+    seeds: Annotated[int, option("Repetitions, each with draws of its own.", "N", min=1)] = 10,
+    top_p: Annotated[float, option("The share of the pool that is selected.", "N")] = 0.05,
+    draw_batch: Annotated[int, option("Rows drawn at once.", "N")] = 8,
     clusters_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A store of the same rows at another checkpoint: the clusters are made of its features, and"
-            " its influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
+        list[Path] | None,
+        option(
+            "A store of the same rows at another checkpoint: the clusters are made of its features, and its "
+            "influence is shown as `stale`. Of LESS's, one for each STORE, in the same order.",
+            "STORE",
             show_default=False,
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="LESS's gradients of the task, at the STOREs' checkpoint.")
+        Path | None, option("LESS's gradients of the task, at the STOREs' checkpoint.", "STORE")
     ] = None,
     clusters_target: Annotated[
-        str | None, typer.Option(help="The same at the checkpoint of --clusters-from, for `stale`.")
+        Path | None, option("The same at the checkpoint of --clusters-from, for `stale`.", "STORE")
     ] = None,
     subtasks: Annotated[
-        int, typer.Option(min=1, help="Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.")
+        int, option("Subtasks of LESS's task: mmlu 57, tydiqa 9, bbh 27, others 1.", "N", min=1)
     ] = 1,
     out: Annotated[
-        str | None, typer.Option(help="The folder for simulation.csv, draws.csv and simulation.html.")
+        str | None, option("The folder for simulation.csv, draws.csv and simulation.html.", "DIR")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Policies, budgets and clusters tried on stored features, without a model: what would a bandit find?"""
     if not (stores and out):
@@ -83,23 +84,17 @@ def simulate(
     from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.studies.simulate.outcomes import spreads, write_draws, write_outcomes
+    from clusterucb.studies.simulate.outcomes import spreads, write_tables
     from clusterucb.studies.simulate.plot import write_plot
     from clusterucb.studies.simulate.simulate import simulate as run
-    from clusterucb.studies.simulate.stores import Less, read_problems
+    from clusterucb.studies.simulate.stores import read_problems
 
-    less = Less(
-        target=Path(target) if target else None,
-        subtasks=subtasks,
-        clusters_target=Path(clusters_target) if clusters_target else None,
-    )
-    problems = read_problems([*map(Path, stores)], [*map(Path, clusters_from or [])], less)
+    problems = read_problems(stores, clusters_from or (), target, subtasks, clusters_target)
     folder = RunDir(out)
     with folder.owned():
         outcomes = run(problems, named, grid, track=Screen(quiet=quiet).track)
+        write_tables(folder.path, outcomes)
         shown = spreads(outcomes)
-        write_outcomes(folder.path / "simulation.csv", outcomes)
-        write_draws(folder.path / "draws.csv", outcomes)
         write_plot(folder.path / "simulation.html", shown, top_p)
     if not quiet:
         show_simulation(shown, top_p)

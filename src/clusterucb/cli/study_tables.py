@@ -10,7 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.filesize import decimal
 
-from clusterucb.cli.tables import evaluated_on, how_often, print_table, say, with_error
+from clusterucb.cli.tables import evaluated_on, how_often, print_table, say
+from clusterucb.report.section import seconds, with_error
 from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.truth import MEASURES
@@ -80,7 +81,6 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
 
 
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
-_OF_METHODS = (*_COUNTS, "gradient_equivalents")
 
 
 def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
@@ -89,23 +89,23 @@ def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     named = plan["method"] if plan["bandit"] == "none" else f"{plan['method']} with {plan['bandit']}"
     excluded = f", {plan['excluded']:,} more cannot be used" if plan["excluded"] else ""
     title = f"Plan: {named}, {plan['rows']:,} usable rows{excluded}"
-    steps = {**plan["steps"], "total": plan["total"]}
-    rows = ([name, *_spent(cost, _COUNTS)] for name, cost in steps.items())
-    print_table(console, title, _headings("step", _COUNTS), rows, total=True)
-    rows = ([name, *_spent(cost, _OF_METHODS)] for name, cost in plan["methods"].items())
-    print_table(console, "The same settings by method", _headings("method", _OF_METHODS), rows)
+    steps, counts = {**plan["steps"], "total": plan["total"]}, (*_COUNTS, "gradient_equivalents")
+    print_table(console, title, *_spent("step", steps, _COUNTS), total=True)
+    print_table(console, "The same settings by method", *_spent("method", plan["methods"], counts))
     for line in _plan_remarks(plan):
         say(console, line)
 
 
-def _headings(first: str, counts: Sequence[str]) -> list[str]:
-    return [first, *(name.replace("_", " ") for name in counts), "time", "disk"]
+def _spent(what: str, costs: dict[str, Any], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows."""
+    headings = [what, *(name.replace("_", " ") for name in counts), "time", "disk"]
+    return headings, [[name, *_cost(cost, counts)] for name, cost in costs.items()]
 
 
-def _spent(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
+def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
     for name in counts:
         yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:,.0f}"
-    yield "?" if cost["seconds"] is None else _time(cost["seconds"])
+    yield "?" if cost["seconds"] is None else seconds(cost["seconds"])
     yield decimal(cost["disk"])
 
 
@@ -116,7 +116,7 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{total['pool_gradients']:,} pool gradients{forwards} are {full['share_of_cost']:.0%} of the "
             f"{full['pool_gradients']:,} that scoring all rows {how_often(full)} takes; "
-            f"time {_time(total['seconds'])} against {_time(full['seconds'])}."
+            f"time {seconds(total['seconds'])} against {seconds(full['seconds'])}."
         )
     if plan["exact"]:
         yield "Counts are exact; tokens marked ~ are those of as many rows drawn at random, on average."
@@ -138,16 +138,6 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
         "Loading, reading the inputs and benchmarks are left out of the time. While it trains, a run takes "
         f"{decimal(plan['disk']['while training'])} more of the disk."
     )
-
-
-def _time(seconds: float) -> str:
-    """As 12.3 s, 4 min 20 s or 3 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def show_simulation(spreads: pd.DataFrame, top_p: float, console: Console | None = None) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clusterucb.data.files import HUB
+from clusterucb.report.section import with_error
 from clusterucb.runtime.files import read_json
 from clusterucb.sources.catalogue import SOURCES
 
@@ -35,11 +36,9 @@ def print_table(
 ) -> None:
     """Print a table whose first column is of words and whose others are of numbers, on the right.
 
+    All cells are text, whatever brackets they hold. A terminal's width is kept; in a file nothing is folded.
+
     Args:
-        console: a terminal's width is kept; in a file nothing is folded.
-        title: above it, if not empty.
-        headings: one a column; titles, headings and cells are text, whatever brackets they hold.
-        rows: the cells of each; a row may be short.
         words: columns of words besides the first; words fold.
         whole: numbers do not fold, so that words have to.
         total: the last row is set off.
@@ -64,11 +63,6 @@ def say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def with_error(value: float, error: float | None, form: str) -> str:
-    """A number and its error, if it has one, in a format such as `+.4f`; an error has no sign."""
-    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form.removeprefix('+')}}")
-
-
 def show(session: Session, summary: dict[str, Any], console: Console | None = None) -> None:
     """Print what was selected, how good the adapter is and what it cost."""
     console = console or Console()
@@ -83,13 +77,9 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
 
 def _show_selected(rounds: list[dict[str, Any]], console: Console) -> None:
     names = [f"period {found['round']}" for found in rounds] if len(rounds) > 1 else ["rows"]
-    total: Counter[str] = Counter()
-    for found in rounds:
-        total.update(found["sources"])
-    rows = (
-        [source, *(str(found["sources"].get(source, 0)) for found in rounds)]
-        for source, _ in total.most_common()
-    )
+    sources = [Counter(found["sources"]) for found in rounds]
+    total = sum(sources, Counter[str]())
+    rows = ([source, *(str(found[source]) for found in sources)] for source, _ in total.most_common())
     print_table(console, "Selected rows by source", ["source", *names], rows)
 
 

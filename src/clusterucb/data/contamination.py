@@ -1,16 +1,13 @@
 """Near duplicates in the pool of texts that training must not see, by the n-grams of words they share.
 
 The rule is that of Tulu 3's decontamination (Lambert et al., 2024): a row is a near duplicate of a text if
-at least half of the text's distinct 8-grams of words occur in the row.
+at least half of the text's distinct 8-grams of words occur in the row, within one message.
 
-    words     as in data/words.py
-    n-grams   n words in a row within one message, as 64-bit hashes, equal in every process
     short     a text of fewer than n words is one gram of all its words: only an equal run is a hit
     common    an n-gram in more than `COMMON` of the texts is a phrase of their form ("which of the following
               is"), or one text given many times: it tells none of them apart, and counts for none
 
-Knows rows and arrays; nothing of files, models or selection. The index takes about 50 bytes for each
-n-gram of the texts; a row that has been looked up leaves nothing behind.
+N-grams are 64-bit hashes, about 50 bytes for each of the texts'; a row looked up leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import numpy.typing as npt
 
 from clusterucb.data.rows import Row
 from clusterucb.data.words import plain_words
-from clusterucb.errors import ConfigError
 
 MIN_WORDS = 4
 """A text of fewer words is no probe: its words stand together by chance."""
@@ -63,20 +59,13 @@ class Hit:
 
 
 class ProbeIndex:
-    """The probes by their n-grams.
+    """The probes by their n-grams of `n` words, at least `MIN_WORDS`.
 
-    Args:
-        probes: in any number.
-        n: words in an n-gram, at least `MIN_WORDS`.
-        common: an n-gram in more probes than this counts for none of them; few rows of one form, such as
-            a target's, need a lower number.
-
-    Raises ConfigError for a smaller `n`.
+    An n-gram in more than `common` probes counts for none of them; few rows of one form, such as a target's,
+    need a lower number.
     """
 
     def __init__(self, probes: Iterable[Probe], n: int = 8, common: int = COMMON) -> None:
-        if n < MIN_WORDS:
-            raise ConfigError(f"ProbeIndex(n={n}): must be at least {MIN_WORDS} words")
         self._common = common
         probes = list(probes)
         texts = [plain_words(probe.text) for probe in probes]
@@ -146,22 +135,8 @@ def contaminated(
 ) -> Iterator[Hit]:
     """The rows that have at least `threshold` of some probe's n-grams in their messages, in order.
 
-    Args:
-        index: the texts that training must not see.
-        rows: a Pool, or other rows; read once, one at a time.
-        threshold: above 0, at most 1.
-        progress: told 1 after each row.
-
-    Raises ConfigError for a threshold out of range, before the first row is read.
+    Rows, of a Pool or others, are read once, one at a time; `progress` is told 1 after each.
     """
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"contaminated(threshold={threshold}): must be above 0 and at most 1")
-    return _hits(index, rows, threshold, progress)
-
-
-def _hits(
-    index: ProbeIndex, rows: Iterable[Row], threshold: float, progress: Callable[[int], None]
-) -> Iterator[Hit]:
     for i, row in enumerate(rows):
         best = index.best(*(message.content for message in row.messages))
         if best is not None and best[1] >= threshold:

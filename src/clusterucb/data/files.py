@@ -18,7 +18,7 @@ import weakref
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,6 +26,7 @@ from clusterucb.errors import InputError, StorageError, reason
 
 HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_ENDING = re.compile(r"(\.jsonl|\.json|\.parquet)(\.gz)?\Z", re.IGNORECASE)
 _PARQUET_BATCH = 256  # rows decoded at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # a literal or an escape cut by the chunk's end fails at most this far before it
@@ -56,7 +57,7 @@ class Lines:
         Raises InputError if the source is missing, a directory, of an unknown kind, damaged or without
         rows, StorageError if the temporary folder is full. Lines are not parsed yet.
         """
-        name = str(source) if name is None else name
+        name = name or str(source)
         with read_errors(name):
             return _open_hub(str(source), name) if is_hub(source) else _open_file(Path(source), name)
 
@@ -141,7 +142,7 @@ def dump(record: Any) -> bytes:
 
 def unpacked(path: Path) -> BinaryIO:
     """The file, open to read its bytes; what `.gz` has packed is unpacked."""
-    return cast(BinaryIO, gzip.open(path) if _is_packed(path) else path.open("rb"))
+    return cast(BinaryIO, gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 @contextmanager
@@ -151,14 +152,14 @@ def read_errors(name: str) -> Iterator[None]:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
-            f"{name}: a truncated or corrupt gzip file ({_short_reason(error)}); fetch it again"
+            f"{name}: a truncated or corrupt gzip file ({reason(error):.200}); fetch it again"
         ) from error
     except OSError as error:
         if _is_full(error):
             raise StorageError(
                 f"{name}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR to a larger folder"
             ) from error
-        raise InputError(f"{name}: cannot be read ({error.strerror or _short_reason(error)})") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror or reason(error):.200})") from error
 
 
 def is_hub(source: str | Path) -> bool:
@@ -168,15 +169,7 @@ def is_hub(source: str | Path) -> bool:
 
 def stem(name: str) -> str:
     """The name without the suffixes that `Lines.open` knows: "cot.v2.jsonl.gz" -> "cot.v2"."""
-    base = name[: -len(".gz")] if name.lower().endswith(".gz") else name
-    for suffix in SUFFIXES:
-        if base.lower().endswith(suffix):
-            return base[: -len(suffix)]
-    return name
-
-
-def _is_packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+    return _ENDING.sub("", name)
 
 
 def _open_file(path: Path, name: str) -> Lines:
@@ -184,16 +177,17 @@ def _open_file(path: Path, name: str) -> Lines:
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: a directory, expected a file; name the files in it")
-    kind = Path(path.stem if _is_packed(path) else path).suffix.lower()
-    if kind not in SUFFIXES:
+    ending = _ENDING.search(path.name)
+    if not ending:
         met = "".join(path.suffixes[-2:]) or "none"
         raise InputError(f"{path}: unknown suffix ({met}); known: {', '.join(SUFFIXES)}, each also with .gz")
-    if kind == ".jsonl" and not _is_packed(path):
+    kind, packed = ending[1].lower(), bool(ending[2])
+    if kind == ".jsonl" and not packed:
         file = path.open("rb")
         return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
     with unpacked(path) as stream:
         if kind == ".parquet":
-            return Lines.spooled(_parquet(stream, _is_packed(path), name), name, "row")
+            return Lines.spooled(_parquet(stream, packed, name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
             # Objects are numbered, not lines: a minified array is one line.
             return Lines.spooled(_dumped(_Array(stream, name)), name, "row")
@@ -244,7 +238,7 @@ class _Array:
         self._stream, self._name, self._chunk = stream, name, chunk
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
-        # The text from `_at` on is unread; `_line` and `_row` say where that is.
+        # The text from `_at` on is unread, in the file's `_row`; it begins in the file's `_line`.
         self._text, self._at, self._line, self._row = "", 0, 1, 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -263,7 +257,7 @@ class _Array:
         """The next character that is no space, "" at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self._at)
-            self._go(space.end() if space else self._at)
+            self._at = space.end() if space else self._at
             if self._at < len(self._text) or not self._more():
                 return self._text[self._at : self._at + 1]
 
@@ -277,7 +271,7 @@ class _Array:
         value, end = self._value()
         if not isinstance(value, dict):
             raise self._broken(f"a JSON {type(value).__name__}, expected an object {{...}}", self._at)
-        self._go(end)
+        self._at = end
         self._row += 1
         return value
 
@@ -296,6 +290,7 @@ class _Array:
     def _more(self) -> bool:
         """Drop what is read, and at least double what is not; False at the end of the file."""
         rest = self._text[self._at :]
+        self._line += self._text.count("\n", 0, self._at)
         data = self._stream.read(max(self._chunk, len(rest)))
         try:
             self._text, self._at = rest + self._utf8.decode(data, not data), 0
@@ -307,12 +302,8 @@ class _Array:
             ) from error
         return bool(data)
 
-    def _go(self, to: int) -> None:
-        self._line += self._text.count("\n", self._at, to)
-        self._at = to
-
     def _broken(self, why: str, at: int) -> InputError:
-        line = self._line + self._text.count("\n", self._at, at)
+        line = self._line + self._text.count("\n", 0, at)
         return InputError(f"{self._name}, line {line}, row {self._row}: broken JSON: {why}. Repair the file")
 
 
@@ -320,19 +311,16 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
     import pyarrow
     import pyarrow.parquet
 
-    with ExitStack() as stack:
+    with _temporary() if packed else stream as file:
         if packed:  # it is read from its end, and going back in a gzip stream unpacks all of it again
-            packed_stream, stream = stream, stack.enter_context(_temporary())
-            shutil.copyfileobj(packed_stream, stream)
+            shutil.copyfileobj(stream, file)
         try:
-            with pyarrow.parquet.ParquetFile(stream) as table:
+            with pyarrow.parquet.ParquetFile(file) as table:
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
                 yield from _dumped(record for batch in batches for record in batch.to_pylist())
         except (pyarrow.ArrowException, OSError) as error:
-            if _is_full(error):
-                raise
             raise InputError(
-                f"{name}: a truncated or corrupt parquet file ({_short_reason(error)}); fetch it again"
+                f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
             ) from error
 
 
@@ -349,7 +337,7 @@ def _open_hub(source: str, name: str) -> Lines:
         if _is_full(error):
             raise
         raise InputError(
-            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {_short_reason(error)}); "
+            f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {reason(error):.200}); "
             "check name, config and split, and that the hub can be reached"
         ) from error
 
@@ -360,7 +348,3 @@ def _is_full(error: BaseException) -> bool:
 
 def _temporary() -> BinaryIO:
     return cast(BinaryIO, tempfile.TemporaryFile())
-
-
-def _short_reason(error: BaseException) -> str:
-    return reason(error)[:200]

@@ -10,6 +10,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,29 @@ import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.files import HUB, Lines, decode_object, is_hub, stem
-from clusterucb.data.rows import Row, digest8, parse_messages, shape_of, text_digest
+from clusterucb.data.rows import Message, Row, digest8, parse_messages, shape_of, text_digest
 from clusterucb.errors import InputError, StorageError
 
 
 class Pool:
     """A sequence of `Row`. Make one with `Pool.read`."""
 
-    def __init__(self, files: list[Lines], scan: _Scan) -> None:
-        self._files = files
-        self._ends = np.cumsum([len(lines) for lines in files])
-        self._digests = np.frombuffer(scan.digests, np.uint64)
-        self.sources: list[str] = list(scan.sources)
-        self.source_codes: npt.NDArray[np.int32] = np.frombuffer(scan.codes, np.int32)
-        self.fingerprint: str = scan.sha.hexdigest()
+    def __init__(self, files: Iterable[Lines]) -> None:
+        self._files: list[Lines] = []
+        sources: dict[str, int] = {}
+        codes, digests, sha = array("i"), array("Q"), hashlib.sha256()
+        for lines in files:
+            self._files.append(lines)
+            sha.update(f"{len(lines)} {lines.name}\n".encode())
+            for raw, record, messages in _checked(lines):
+                sha.update(raw + b"\n")
+                codes.append(sources.setdefault(_source(record, lines), len(sources)))
+                digests.append(text_digest(messages))
+        self._ends = np.cumsum([len(lines) for lines in self._files])
+        self._digests = np.frombuffer(digests, np.uint64)
+        self.sources: list[str] = list(sources)
+        self.source_codes: npt.NDArray[np.int32] = np.frombuffer(codes, np.int32)
+        self.fingerprint: str = sha.hexdigest()
 
     @classmethod
     def read(cls, paths: str | Path | Sequence[str | Path]) -> Pool:
@@ -42,11 +52,7 @@ class Pool:
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not sources:
             raise InputError("no pool file given; expected at least one")
-        files, scan = [], _Scan()
-        for source, name in zip(sources, _unique_names(sources), strict=True):
-            files.append(Lines.open(source, name))
-            scan.add(files[-1])
-        return cls(files, scan)
+        return cls(map(Lines.open, sources, _unique_names(sources)))
 
     def __len__(self) -> int:
         return len(self.source_codes)
@@ -64,19 +70,13 @@ class Pool:
         lines, at = self._locate(i)
         return _id(lines, at)
 
-    def where(self, i: int) -> str:
-        """How to name row `i` in a message: "file, line 12"."""
-        lines, at = self._locate(i)
-        return lines.where(at)
-
     def source(self, i: int) -> str:
         """The row's `dataset` column, or its file's name without suffixes."""
         return self.sources[int(self.source_codes[i])]
 
-    def record(self, i: int) -> dict[str, Any]:
-        """Row `i` with all its columns."""
-        lines, at = self._locate(i)
-        return lines.record(at)
+    def records(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Every row with all its columns, and how to name it in a message."""
+        return chain.from_iterable(lines.records() for lines in self._files)
 
     def text_digests(self) -> npt.NDArray[np.uint64]:
         """One hash a row of its conversation's text (`rows.text_digest`), to find equal rows by."""
@@ -104,44 +104,29 @@ class Pool:
         return lines, int(i - self._ends[file] + len(lines))
 
 
-class _Scan:
-    """What one pass over all rows finds out."""
+def _checked(lines: Lines) -> Iterator[tuple[bytes, dict[str, Any], tuple[Message, ...]]]:
+    """Every row of one file: as it stands there, with all its columns, its turns. Raises InputError."""
+    shape = ""
+    rows, hashes = array("q"), array("Q")  # those that have an id, as ids themselves may not fit in memory
+    for i, raw in enumerate(lines):
+        where = lines.where(i)
+        record = decode_object(raw, where)
+        met = shape_of(record, where)
+        if met != (shape := shape or met):
+            raise InputError(
+                f"{where}: columns of shape {met}, but {lines.where(0)} has shape {shape}; "
+                "expected one shape a file. Split the file"
+            )
+        yield raw, record, parse_messages(record, where)
+        if record.get("id") is not None:
+            rows.append(i)
+            hashes.append(digest8(_key(record)))
+    _refuse_twins(lines, rows, hashes)
 
-    def __init__(self) -> None:
-        self.sha = hashlib.sha256()
-        self.sources: dict[str, int] = {}
-        self.codes = array("i")
-        self.digests = array("Q")
 
-    def add(self, lines: Lines) -> None:
-        """Check every row of one file. Raises InputError."""
-        self.sha.update(f"{len(lines)} {lines.name}\n".encode())
-        shape = ""
-        ids = (
-            array("q"),
-            array("Q"),
-        )  # rows that have an id, and its hash: ids themselves may not fit in memory
-        for i, raw in enumerate(lines):
-            where = lines.where(i)
-            record = decode_object(raw, where)
-            met = shape_of(record, where)
-            if met != (shape := shape or met):
-                raise InputError(
-                    f"{where}: columns of shape {met}, but {lines.where(0)} has shape {shape}; "
-                    "expected one shape a file. Split the file"
-                )
-            self.digests.append(text_digest(parse_messages(record, where)))
-            self.codes.append(self._code(record, lines.name))
-            self.sha.update(raw + b"\n")
-            if record.get("id") is not None:
-                ids[0].append(i)
-                ids[1].append(digest8(_key(record)))
-        _refuse_twins(lines, *ids)
-
-    def _code(self, record: dict[str, Any], name: str) -> int:
-        own = record.get("dataset")
-        source = own if isinstance(own, str) and own.strip() else stem(name)
-        return self.sources.setdefault(source, len(self.sources))
+def _source(record: dict[str, Any], lines: Lines) -> str:
+    own = record.get("dataset")
+    return own if isinstance(own, str) and own.strip() else stem(lines.name)
 
 
 def _refuse_twins(lines: Lines, rows: array[int], hashes: array[int]) -> None:

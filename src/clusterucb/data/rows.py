@@ -1,18 +1,11 @@
 """One record of a data set, in any of four shapes, as a conversation.
 
-| shape               | columns                                                              |
-|---------------------|----------------------------------------------------------------------|
-| `messages`          | `messages`: list of {role, content[, given]} (open-instruct)         |
-| `prompt/completion` | both strings, or both lists of {role, content} (trl)                 |
-| `instruction/output`| strings, with an optional `input` (Alpaca)                           |
-| `conversations`     | list of {from, value} (ShareGPT)                                     |
-
 Knows nothing of files: `where` is how a message names the row ("pool.jsonl, line 12").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -20,10 +13,10 @@ from typing import Any
 from clusterucb.errors import InputError
 
 SHAPES: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt/completion": ("prompt", "completion"),
-    "instruction/output": ("instruction", "output"),
-    "conversations": ("conversations",),
+    "messages": ("messages",),  # list of {role, content[, given]} (open-instruct)
+    "prompt/completion": ("prompt", "completion"),  # strings, or lists of {role, content} (trl)
+    "instruction/output": ("instruction", "output"),  # strings, with an optional `input` (Alpaca)
+    "conversations": ("conversations",),  # list of {from, value} (ShareGPT)
 }
 """Shapes and the columns that a record must have for each; the first that fits is taken."""
 
@@ -80,7 +73,7 @@ def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]
     Raises InputError for unknown columns, an unknown role, a content that is empty or no string,
     a list of messages that is none, and for a row with no assistant turn.
     """
-    messages = tuple(_READERS[shape_of(record, where)](record, where))
+    messages = tuple(_read(record, where))
     if not any(message.role == "assistant" for message in messages):
         roles = ", ".join(message.role for message in messages) or "no messages"
         raise InputError(
@@ -89,10 +82,15 @@ def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]
     return messages
 
 
-def column_names(record: Mapping[str, Any], limit: int = 12) -> str:
-    """The first names of the record's columns, for a message."""
+def column_names(record: Mapping[str, Any]) -> str:
+    """The first twelve names of the record's columns, for a message."""
     names = [_short(name) for name in record]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "(none)"
+    return ", ".join([*names[:12], "..."] if len(names) > 12 else names) or "(none)"
+
+
+def unexpected(what: str, value: Any, expected: str) -> InputError:
+    """The error to raise of what is not as expected; `what` begins with where it is."""
+    return InputError(f"{what} is {_short(value)}, expected {expected}")
 
 
 def digest8(data: bytes) -> int:
@@ -105,52 +103,39 @@ def text_digest(messages: Iterable[Message]) -> int:
     return digest8("\x1e".join(f"{m.role}\x1f{m.content.strip()}" for m in messages).encode())
 
 
-def _read_messages(record: Mapping[str, Any], where: str) -> Iterator[Message]:
-    return _turns(record["messages"], "messages", ("role", "content"), _ROLES, where)
+def _read(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    shape = shape_of(record, where)
+    if shape == "instruction/output":
+        yield Message("user", _instruction(record, where))
+        yield Message("assistant", _text(record["output"], "column output", where))
+    elif shape == "prompt/completion":
+        for column, role in (("prompt", "user"), ("completion", "assistant")):
+            if isinstance(record[column], list):
+                yield from _turns(record, column, where)
+            else:
+                yield Message(role, _text(record[column], f"column {column}", where))
+    else:
+        yield from _turns(record, shape, where)
 
 
-def _read_conversations(record: Mapping[str, Any], where: str) -> Iterator[Message]:
-    return _turns(record["conversations"], "conversations", ("from", "value"), _SHAREGPT_ROLES, where)
+def _instruction(record: Mapping[str, Any], where: str) -> str:
+    question, extra = _text(record["instruction"], "column instruction", where), record.get("input")
+    if extra is None or (isinstance(extra, str) and not extra.strip()):
+        return question
+    return question + "\n\n" + _text(extra, "column input", where)
 
 
-def _read_prompt_completion(record: Mapping[str, Any], where: str) -> Iterator[Message]:
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = record[column]
-        if isinstance(value, list):
-            yield from _turns(value, column, ("role", "content"), _ROLES, where)
-        else:
-            yield Message(role, _text(value, f"column {column}", where))
-
-
-def _read_instruction(record: Mapping[str, Any], where: str) -> Iterator[Message]:
-    question = _text(record["instruction"], "column instruction", where)
-    extra = record.get("input")
-    if extra is not None and not (isinstance(extra, str) and not extra.strip()):
-        question += "\n\n" + _text(extra, "column input", where)
-    yield Message("user", question)
-    yield Message("assistant", _text(record["output"], "column output", where))
-
-
-_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Iterator[Message]]] = {
-    "messages": _read_messages,
-    "prompt/completion": _read_prompt_completion,
-    "instruction/output": _read_instruction,
-    "conversations": _read_conversations,
-}
-
-
-def _turns(
-    turns: Any, column: str, keys: tuple[str, str], roles: Mapping[str, str], where: str
-) -> Iterator[Message]:
-    role_key, text_key = keys
+def _turns(record: Mapping[str, Any], column: str, where: str) -> Iterator[Message]:
+    role_key, text_key, roles = "role", "content", _ROLES
+    if column == "conversations":
+        role_key, text_key, roles = "from", "value", _SHAREGPT_ROLES
+    turns = record[column]
     if not isinstance(turns, list):
-        raise InputError(
-            f"{where}: {column} is {_short(turns)}, expected a list of {{{role_key}, {text_key}}}"
-        )
+        raise unexpected(f"{where}: {column}", turns, f"a list of {{{role_key}, {text_key}}}")
     for number, turn in enumerate(turns, 1):
         what = f"message {number} of {column}"
         if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
-            raise InputError(f"{where}: {what} is {_short(turn)}, expected {{{role_key}, {text_key}}}")
+            raise unexpected(f"{where}: {what}", turn, f"{{{role_key}, {text_key}}}")
         role = turn[role_key]
         if not isinstance(role, str) or role not in roles:
             raise InputError(
@@ -168,10 +153,7 @@ def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
     if role != "assistant":
         raise InputError(f"{where} ({role}): only an assistant's message can have one. Take it out")
     if not isinstance(given, str) or given[:1].isspace() or not content.startswith(given):
-        raise InputError(
-            f"{where} is {_short(given)}, expected the text that the content begins with. "
-            "Take it out or mend it"
-        )
+        raise unexpected(where, given, "the text that the content begins with. Take it out or mend it")
     if not content[len(given) :].strip():
         raise InputError(f"{where} is the whole content, expected something after it to learn. Shorten it")
     return given
@@ -179,7 +161,7 @@ def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
 
 def _text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: {what} is {_short(value)}, expected a string")
+        raise unexpected(f"{where}: {what}", value, "a string")
     if not value.strip():
         raise InputError(f"{where}: {what} is empty, expected some text. Fill it in or drop the row")
     try:
@@ -192,8 +174,8 @@ def _text(value: Any, what: str, where: str) -> str:
     return value
 
 
-def _short(value: Any, limit: int = 60) -> str:
+def _short(value: Any) -> str:
     if value is None:
         return "null"
     text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+    return text if len(text) <= 60 else f"{text[:60]}..."

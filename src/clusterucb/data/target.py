@@ -1,7 +1,4 @@
-"""The target: the few rows of the task to get better at, each in a subtask.
-
-Same formats as the pool, all of it in memory. Subtasks may have any sizes and come in any order.
-"""
+"""The target: the few rows of the task to get better at, in memory, each in a subtask of any size."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Target:
         Raises InputError as `Pool.read` does, and for a row that lacks the subtask column.
         """
         pool = Pool.read(paths)
-        groups = [_group(pool.record(i), subtask, pool.where(i)) for i in range(len(pool))]
+        groups = [_group(record, subtask, where) for record, where in pool.records()]
         subtasks, codes = np.unique(groups, return_inverse=True)
         digest = hashlib.sha256(f"{pool.fingerprint} {subtask!r}".encode()).hexdigest()
         return cls(list(pool), [str(name) for name in subtasks], codes.astype(np.int64), digest)
@@ -68,16 +65,11 @@ def overlap(a: TextRows, b: TextRows) -> list[tuple[str, str]]:
 
     Text is roles and contents; space around a content does not count.
     """
-    digests = b.text_digests()
-    order = np.argsort(digests, kind="stable")
-    ordered = digests[order]
-    wanted = a.text_digests()
-    left = np.searchsorted(ordered, wanted, side="left")
-    right = np.searchsorted(ordered, wanted, side="right")
+    ours, theirs = a.text_digests(), b.text_digests()
     pairs = []
-    for i in np.flatnonzero(right > left):
+    for i in np.flatnonzero(np.isin(ours, theirs)):
         row = a[int(i)]
-        twins = (b[int(j)] for j in order[left[i] : right[i]])
+        twins = (b[int(j)] for j in np.flatnonzero(theirs == ours[i]))
         pairs += [(row.id, twin.id) for twin in twins if _text(row.messages) == _text(twin.messages)]
     return pairs
 

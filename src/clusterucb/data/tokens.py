@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +71,6 @@ class Tokens:
             np.fromfile(self._ids, np.int32, count, offset=4 * start),
             np.fromfile(self._labels, np.bool_, count, offset=start),
         )
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (self[i] for i in range(len(self)))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat, chat_format
 from clusterucb.errors import ConfigError, InputError, reason
-from clusterucb.evaluation.benchmarks import Benchmarks, check_settings
+from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.harness import VLLM, HuggingFace
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import fingerprint_tensors, open_adapter, read_adapter
@@ -25,6 +25,7 @@ def benchmarks(
     config: Common,
     adapter: Path,
     folder: Path,
+    base_answers: Path,
     load: Callable[[], PeftModel],
     tokenizer: Any,
     chat: ChatFormat,
@@ -32,16 +33,9 @@ def benchmarks(
 ) -> Benchmarks:
     """The evaluation of `adapter` and its base that `config` asks for; `load` is called if hf runs them."""
     hf = config.evaluation.engine == "hf"
-    return Benchmarks(
-        config=config,
-        engine=HuggingFace(load, tokenizer, chat) if hf else VLLM(config, adapter),
-        adapter=_fingerprint_adapter(adapter),
-        tokenizer=tokenizer,
-        chat=chat,
-        folder=folder,
-        leave_out=_target_questions(adapter),
-        screen=screen,
-    )
+    engine = HuggingFace(load, tokenizer, chat) if hf else VLLM(config, adapter)
+    name, unwanted = _fingerprint_adapter(adapter), _target_questions(adapter)
+    return Benchmarks(config, engine, name, tokenizer, chat, folder, base_answers, unwanted, screen)
 
 
 def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
@@ -54,8 +48,6 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
     adapter = Path(str(config.adapter))
     if not config.evaluation.tasks:
         raise ConfigError(f"evaluate {adapter} on what? give --tasks, such as --tasks gsm8k,mmlu")
-    _adapter_settings(adapter)
-    check_settings(config)
     tokenizer = load_tokenizer(config)
 
     def load() -> PeftModel:
@@ -67,7 +59,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
 
     folder = Path(config.out) / "benchmarks"
     chat = chat_format(config.chat, tokenizer)
-    return benchmarks(config, adapter, folder, load, tokenizer, chat, screen).run()
+    return benchmarks(config, adapter, folder, folder, load, tokenizer, chat, screen).run()
 
 
 def with_base_model(options: dict[str, Any]) -> dict[str, Any]:

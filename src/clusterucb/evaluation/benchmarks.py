@@ -1,31 +1,43 @@
 """Base and adapter side by side on benchmarks: the same questions, the same prompts, answered in chunks.
 
 Every chunk of answers is on disk before the next is asked, so an evaluation that was killed goes on where it
-was. A folder of answers has a name that depends on all that they depend on.
+was. A folder of answers has a name that depends on all that they depend on, so several evaluations may share
+the base's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from clusterucb.config import Common
+from clusterucb.config import Common, Evaluation
 from clusterucb.data.chat import ChatFormat, fingerprint
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.documents import Document, documents
-from clusterucb.evaluation.harness import Engine, ask, harness_version, require_harness, stops
+from clusterucb.evaluation.harness import Engine, ask, require_harness, stops
 from clusterucb.evaluation.sandbox.programs import protections
 from clusterucb.evaluation.scores import by_subtask, mean, score
-from clusterucb.runtime.files import publish, publish_folder, read_json, write_json
+from clusterucb.runtime.files import (
+    publish,
+    publish_folder,
+    read_json,
+    read_lines,
+    storage_errors,
+    write_json,
+    write_lines,
+)
 from clusterucb.runtime.screen import Screen
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task, Variant
@@ -37,8 +49,10 @@ Answered = dict[str, Any]
 _SAMPLES = "samples.jsonl"
 _BATCH_TOKENS = 16384
 _LARGEST_BATCH = 64
+_VLLM_BATCH = 512  # it makes its batches by itself, from all that it is given
 _CHUNK_BATCHES = 4
 _SMALLEST_CHUNK = 16
+_CHOICE_TOKENS = 8  # a letter's, and the one that vLLM always writes
 
 
 def check_settings(config: Common) -> None:
@@ -84,8 +98,11 @@ class _Sheet:
     """Tokens of each prompt, (n,)."""
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
-    facts: Mapping[str, object]
-    """What the answers depend on besides the model."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt and its answer."""
+        return int(self.lengths.max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
 
 
 @dataclass
@@ -98,7 +115,8 @@ class Benchmarks:
         adapter: what the adapter's answers depend on, besides the base.
         tokenizer: the model's.
         chat: its format, the target's too.
-        folder: where answers and results go.
+        folder: where the adapter's answers and the results go.
+        base_answers: where the base's answers go; other evaluations may have the same.
         leave_out: digests of questions that the adapter was selected for.
         screen: where progress is shown.
     """
@@ -109,6 +127,7 @@ class Benchmarks:
     tokenizer: Any
     chat: ChatFormat
     folder: Path
+    base_answers: Path
     leave_out: frozenset[str]
     screen: Screen
 
@@ -121,25 +140,19 @@ class Benchmarks:
         """
         check_settings(self.config)
         started = time.monotonic()
-        sheets = [self._sheet(name, *found) for name, found in self._variants().items()]
-        folders = {who: [self._answers(sheet, who) for sheet in sheets] for who in MODELS}
+        sheets = [self._sheet(name, *found) for name, found in chosen(self.config.evaluation.tasks).items()]
+        with self.engine.ready(max(sheet.tokens for sheet in sheets)):
+            folders = [[self._answers(sheet, who) for sheet in sheets] for who in MODELS]
         results = {
             "benchmarks": {
-                sheet.name: _result(sheet, base, adapter)
-                for sheet, base, adapter in zip(sheets, folders["base"], folders["adapter"], strict=True)
+                sheet.name: self._result(sheet, dict(zip(MODELS, pair, strict=True)))
+                for sheet, *pair in zip(sheets, *folders, strict=True)
             },
             "made_with": self._made_with(),
             "seconds": time.monotonic() - started,
         }
         write_json(self.folder / "results.json", results)
         return results
-
-    def _variants(self) -> dict[str, tuple[Task, Variant]]:
-        settings = self.config.evaluation
-        return {
-            name: (task, replace(variant, samples=settings.samples) if variant.samples > 1 else variant)
-            for name, (task, variant) in chosen(settings.tasks).items()
-        }
 
     def _made_with(self) -> dict[str, object]:
         settings = self.config.evaluation
@@ -150,7 +163,7 @@ class Benchmarks:
             "seed": self.config.seed,
             "limit": settings.limit,
             "samples": settings.samples,
-            "lm_eval": harness_version(),
+            "lm_eval": version("lm_eval"),
         }
 
     def _model(self, who: str) -> dict[str, object]:
@@ -160,15 +173,9 @@ class Benchmarks:
 
     def _sheet(self, name: str, task: Task, variant: Variant) -> _Sheet:
         settings = self.config.evaluation
-        found, left_out = documents(
-            task,
-            variant,
-            self.chat,
-            self.config.data_folder,
-            leave_out=self.leave_out,
-            limit=settings.limit,
-            seed=self.config.seed,
-        )
+        if variant.samples > 1:
+            variant = replace(variant, samples=settings.samples)
+        found, left_out = documents(task, variant, self.chat, self.config, self.leave_out)
         if not found:
             raise ConfigError(
                 f"{name}: no question is left to evaluate on, as the target took all of them; "
@@ -177,33 +184,43 @@ class Benchmarks:
         prompts = [document["context"] for document in found]
         ids = self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = np.array([len(prompt) for prompt in ids], np.int64)
-        chunks = list(_chunks(lengths, variant, settings.eval_batch))
-        facts = {
-            "documents": [[document["context"], document["choices"]] for document in found],
-            "variant": repr(variant),
-            "until": stops(variant, self.chat),
-            "chunks": [[len(places), batch] for places, batch in chunks],
-            "seed": self.config.seed,
-            "engine": settings.engine,
-            "lm_eval": harness_version(),
-            "tokenizer": fingerprint(self.tokenizer, self.chat),
-        }
-        return _Sheet(name, task, variant, found, left_out, lengths, chunks, facts)
+        chunks = list(_chunks(lengths, variant, settings))
+        return _Sheet(name, task, variant, found, left_out, lengths, chunks)
 
     def _answers(self, sheet: _Sheet, who: str) -> Path:
         """The folder of one model's answers, which are asked for if they are not there."""
-        facts = json.dumps({**sheet.facts, **self._model(who)}, sort_keys=True)
+        facts = json.dumps(self._facts(sheet, who), sort_keys=True)
         key = hashlib.sha256(facts.encode()).hexdigest()[:8]
-        folder = self.folder / f"{sheet.name}-{who}-{key}"
-        if not folder.exists():
-            with publish_folder(folder, resume=True) as part:
-                cut = self._cut(sheet)
-                _write_lines(part / _SAMPLES, self._asked(sheet, who, part))
-                _write_lines(part / "documents.jsonl", sheet.documents)
-                write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
-        for chunk in folder.glob("chunk-*.jsonl"):  # only now: without them all would be asked again
-            chunk.unlink()
+        folder = (self.base_answers if who == "base" else self.folder) / f"{sheet.name}-{who}-{key}"
+        with storage_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / ".lock"):  # another evaluation may be asking the base
+                if not folder.exists():
+                    self._ask(sheet, who, folder)
+                for chunk in folder.glob("chunk-*.jsonl"):  # only now: without them all would be asked again
+                    chunk.unlink()
         return folder
+
+    def _facts(self, sheet: _Sheet, who: str) -> dict[str, object]:
+        """All that a model's answers depend on."""
+        return {
+            "documents": [[document["context"], document["choices"]] for document in sheet.documents],
+            "variant": repr(sheet.variant),
+            "until": stops(sheet.variant, self.chat),
+            "chunks": [[len(places), batch] for places, batch in sheet.chunks],
+            "seed": self.config.seed,
+            "engine": self.config.evaluation.engine,
+            "lm_eval": version("lm_eval"),
+            "tokenizer": fingerprint(self.tokenizer, self.chat),
+            **self._model(who),
+        }
+
+    def _ask(self, sheet: _Sheet, who: str, folder: Path) -> None:
+        with publish_folder(folder, resume=True) as part:
+            cut = self._cut(sheet)
+            write_lines(part / _SAMPLES, self._asked(sheet, who, part), ascii=True)
+            write_lines(part / "documents.jsonl", sheet.documents, ascii=True)
+            write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
 
     def _cut(self, sheet: _Sheet) -> int:
         """Prompts that are too long for the model; the harness drops their beginning."""
@@ -225,8 +242,8 @@ class Benchmarks:
                     found, batch = self._chunk(sheet, who, number, max(1, planned // shrunk))
                     shrunk = max(shrunk, planned // batch)
                     with publish(path) as unfinished:
-                        _write_lines(unfinished, found)
-                samples |= zip(places.tolist(), _read_lines(path), strict=True)
+                        write_lines(unfinished, found, ascii=True)
+                samples |= zip(places.tolist(), read_lines(path), strict=True)
                 so_far = np.mean([answered[shown] for answered in samples.values()])
                 advance(len(places), f"{shown} {so_far:.3f}")
         return [samples[place] for place in range(len(sheet.documents))]
@@ -251,57 +268,48 @@ class Benchmarks:
             torch.cuda.empty_cache()  # here, as the error holds what was computed
             batch //= 2
 
+    def _result(self, sheet: _Sheet, folders: Mapping[str, Path]) -> dict[str, Any]:
+        """Every metric for both models by their folders, and their difference question by question."""
+        answers = {who: [*read_lines(folder / _SAMPLES)] for who, folder in folders.items()}
+        subtasks = [document["subtask"] for document in sheet.documents]
+        macro, metrics, parts = sheet.variant.macro, {}, {}
+        for metric in sheet.variant.metrics:
+            values = {who: np.array([answered[metric] for answered in answers[who]]) for who in MODELS}
+            values["difference"] = values["adapter"] - values["base"]
+            metrics[metric] = {what: mean(v, subtasks, macro=macro) for what, v in values.items()}
+            parts[metric] = {what: by_subtask(v, subtasks) for what, v in values.items()}
+        return {
+            "questions": len(sheet.documents),
+            "shots": sheet.variant.shots,
+            "left_out": list(sheet.left_out),
+            "cut": read_json(folders["base"] / "asked.json")["cut"],
+            "metrics": metrics,
+            "by_subtask": parts,
+            "answers": {who: os.path.relpath(folder, self.folder) for who, folder in folders.items()},
+            **({"sandbox": protections()} if sheet.task.name == "humaneval" else {}),
+        }
+
 
 def _answered(sheet: _Sheet, document: Document, responses: Sequence[Any]) -> Answered:
     scores = score(sheet.task, sheet.variant, document, responses)
     return {"id": document["id"], "subtask": document["subtask"], "responses": responses, **scores}
 
 
-def _result(sheet: _Sheet, base: Path, adapter: Path) -> dict[str, Any]:
-    """Every metric for both models by their folders, and their difference question by question."""
-    folders = {"base": base, "adapter": adapter}
-    answers = {who: _read_lines(folder / _SAMPLES) for who, folder in folders.items()}
-    subtasks = [document["subtask"] for document in sheet.documents]
-    metrics, parts = {}, {}
-    for metric in sheet.variant.metrics:
-        values = {who: np.array([answered[metric] for answered in answers[who]]) for who in MODELS}
-        values["difference"] = values["adapter"] - values["base"]
-        metrics[metric] = {what: mean(v, subtasks, macro=sheet.variant.macro) for what, v in values.items()}
-        parts[metric] = {what: by_subtask(v, subtasks) for what, v in values.items()}
-    return {
-        "questions": len(sheet.documents),
-        "shots": sheet.variant.shots,
-        "left_out": list(sheet.left_out),
-        "cut": read_json(base / "asked.json")["cut"],
-        "metrics": metrics,
-        "by_subtask": parts,
-        "answers": {who: folder.name for who, folder in folders.items()},
-        **({"sandbox": protections()} if sheet.task.name == "humaneval" else {}),
-    }
-
-
 def _chunks(
-    lengths: NDArray[np.int64], variant: Variant, eval_batch: int | None
+    lengths: NDArray[np.int64], variant: Variant, settings: Evaluation
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
     """The longest prompts first, so that memory and time are known early."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        batch = eval_batch or _batch(int(lengths[order[start]]) + variant.max_new_tokens)
+        longest = int(lengths[order[start]]) + variant.max_new_tokens
+        batch = settings.eval_batch or _batch(longest, settings.engine)
         size = max(_SMALLEST_CHUNK, _CHUNK_BATCHES * batch) // variant.samples or 1
         yield order[start : start + size], batch
         start += size
 
 
-def _batch(longest: int) -> int:
+def _batch(longest: int, engine: str) -> int:
+    if engine == "vllm":
+        return _VLLM_BATCH
     return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

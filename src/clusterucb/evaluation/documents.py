@@ -7,12 +7,12 @@ the same text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 
+from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat
 from clusterucb.data.rows import Message
 from clusterucb.tasks.task import Question, Task, Variant
@@ -22,23 +22,14 @@ Document = dict[str, Any]
 
 
 def documents(
-    task: Task,
-    variant: Variant,
-    chat: ChatFormat,
-    data_dir: Path | None,
-    *,
-    leave_out: Iterable[str] = (),
-    limit: int | None = None,
-    seed: int = 0,
+    task: Task, variant: Variant, chat: ChatFormat, config: Common, unwanted: Container[str] = ()
 ) -> tuple[list[Document], list[str]]:
-    """At most `limit` questions of each subtask, and the ids of those left out by their digests."""
-    unwanted, asked, left_out = set(leave_out), [], []
-    for question in task.questions(data_dir, variant.shots):
-        if question.digest in unwanted:
-            left_out.append(question.id)
-        else:
-            asked.append(question)
-    return [_document(question, variant, chat) for question in drawn(asked, limit, seed)], left_out
+    """The questions that `config` asks for, and the ids of those whose digests are `unwanted`."""
+    questions = list(task.questions(config.data_folder, variant.shots))
+    wanted = [question for question in questions if question.digest not in unwanted]
+    asked = drawn(wanted, config.evaluation.limit, config.seed)
+    left_out = [question.id for question in questions if question.digest in unwanted]
+    return [_document(question, variant, chat) for question in asked], left_out
 
 
 def drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

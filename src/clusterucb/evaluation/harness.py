@@ -6,6 +6,7 @@ It is given requests, and gives back likelihoods and texts. Prompts and scores a
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import io
 import json
@@ -13,10 +14,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from functools import cached_property
-from importlib.metadata import version
+from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
+from transformers import AutoConfig, GenerationConfig, set_seed
 
 from clusterucb.config import Common
 from clusterucb.data.chat import ChatFormat
@@ -40,6 +44,9 @@ class Engine(Protocol):
     def window(self) -> int:
         """Tokens of prompt and answer that the model can hold."""
 
+    def ready(self, tokens: int) -> AbstractContextManager[None]:
+        """Where it is asked: for at most so many `tokens` at a time, prompt and answer."""
+
     def asked(self, who: str, batch: int) -> AbstractContextManager[Any]:
         """The harness's model object for `base` or `adapter`, that takes `batch` questions at once."""
 
@@ -52,54 +59,56 @@ class HuggingFace:
     """
 
     def __init__(self, load: Callable[[], Any], tokenizer: Any, chat: ChatFormat) -> None:
-        self._load = load
+        self._model = cache(load)
         self._tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token where it has none
         self._chat = chat
 
     @cached_property
     def base(self) -> dict[str, object]:
         """Its weights and their type."""
-        return {"model": fingerprint_base(self._model), "dtype": str(next(self._model.parameters()).dtype)}
+        model = self._model()
+        return {"model": fingerprint_base(model), "dtype": str(next(model.parameters()).dtype)}
 
     @property
     def window(self) -> int:
         """The model's positions."""
         return int(self._lm.max_length)
 
+    def ready(self, tokens: int) -> AbstractContextManager[None]:
+        """It takes any number, and stays loaded."""
+        return nullcontext()
+
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
         """The harness's model object, with the adapter on or off."""
         self._lm.batch_size_per_gpu = batch
-        with self._model.disable_adapter() if who == "base" else nullcontext():
+        with self._model().disable_adapter() if who == "base" else nullcontext():
             yield self._lm
-
-    @cached_property
-    def _model(self) -> Any:
-        return self._load()
 
     @cached_property
     def _lm(self) -> Any:
         from lm_eval.models.huggingface import HFLM
-        from transformers import GenerationConfig
 
-        self._model.eval()
-        ends = _end_tokens(self._model.generation_config, self._tokenizer, _ending(self._chat))
+        model = self._model().eval()
+        ends = _end_tokens(model.generation_config, self._tokenizer, _ending(self._chat))
         plain = GenerationConfig(eos_token_id=ends)
-        self._model.generation_config = self._model.get_base_model().generation_config = plain
+        model.generation_config = model.get_base_model().generation_config = plain
         # The prompts hold the begin token where the chat format has one.
         with _silent():
-            return HFLM(pretrained=self._model, tokenizer=self._tokenizer, add_bos_token=False)
+            return HFLM(pretrained=model, tokenizer=self._tokenizer, add_bos_token=False)
 
 
 class VLLM:
     """One vLLM engine; the adapter goes with a request for it, and the base is asked without.
 
-    When it is first asked it raises ConfigError if vLLM cannot run such an adapter, or does not start.
+    When it is first asked it starts, on all GPUs that can share the model, or raises ConfigError if vLLM
+    cannot run such an adapter, or does not start.
     """
 
     def __init__(self, config: Common, adapter: Path) -> None:
         self._config = config
         self._adapter = adapter
+        self._tokens = 0
 
     @cached_property
     def base(self) -> dict[str, object]:
@@ -108,9 +117,18 @@ class VLLM:
 
     @property
     def window(self) -> int:
-        """The model's positions."""
-        lm, _ = self._started
-        return int(lm.max_length)
+        """The model's positions, or as many as are needed: vLLM wants memory for all of them."""
+        return int(self._started[0].max_length)
+
+    @contextmanager
+    def ready(self, tokens: int) -> Iterator[None]:
+        """The engine holds all of the GPUs' memory, and is gone at the end."""
+        self._tokens = tokens
+        try:
+            yield
+        finally:
+            vars(self).pop("_started", None)
+            gc.collect()  # its processes end with its last object
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
@@ -123,6 +141,7 @@ class VLLM:
     def _started(self) -> tuple[Any, Any]:
         """The harness's model object, and its request for the adapter."""
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its engine is a process of its own
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork could not use CUDA
         from lm_eval.models import vllm_causallms
 
         config = self._config
@@ -137,13 +156,25 @@ class VLLM:
         }
         try:
             with _silent():
-                lm = vllm_causallms.VLLM(**settings)
-        except (RuntimeError, ValueError) as error:
+                lm = vllm_causallms.VLLM(**settings, **self._size())
+        except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(
                 f"vLLM does not start with {settings['pretrained']} ({reason}); try --engine hf"
             ) from error
         return lm, lm.lora_request
+
+    def _size(self) -> dict[str, int]:
+        """Its room for tokens, and the GPUs on which all attention heads go evenly."""
+        config = self._config
+        source, trusted = model_source(config.model), config.trust_remote_code
+        text = AutoConfig.from_pretrained(source, trust_remote_code=trusted).get_text_config()
+        heads = getattr(text, "num_attention_heads", 1)
+        keys = getattr(text, "num_key_value_heads", None) or heads
+        gpus = 1 if ":" in config.device else max(1, torch.cuda.device_count())
+        fit = (n for n in range(gpus, 0, -1) if heads % n == 0 and (keys % n == 0 or n % keys == 0))
+        positions = getattr(text, "max_position_embeddings", None) or self._tokens
+        return {"max_model_len": min(self._tokens, positions), "tensor_parallel_size": next(fit)}
 
 
 def _rank_for_vllm(adapter: Path) -> int:
@@ -165,24 +196,16 @@ def _fingerprint_files(model: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def harness_version() -> str:
-    """The installed lm-evaluation-harness."""
-    return version("lm_eval")
-
-
 def require_harness(engine: str) -> None:
     """Raise ConfigError, with what to install, unless the harness and `engine` can be imported."""
     try:
-        import lm_eval.models.huggingface  # noqa: F401
+        wanted = "benchmarks need lm-evaluation-harness ({}): pip install 'clusterucb[eval]'"
+        import_module("lm_eval.models.huggingface")
+        if engine == "vllm":
+            wanted = "--engine vllm needs vLLM ({}): pip install 'clusterucb[vllm]'"
+            import_module("vllm")
     except ImportError as error:
-        raise ConfigError(
-            f"benchmarks need lm-evaluation-harness ({error}): pip install 'clusterucb[eval]'"
-        ) from None
-    if engine == "vllm":
-        try:
-            import vllm  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(f"--engine vllm needs vLLM ({error}): pip install 'clusterucb[vllm]'") from None
+        raise ConfigError(wanted.format(error)) from None
 
 
 def stops(variant: Variant, chat: ChatFormat) -> list[str]:
@@ -221,7 +244,6 @@ def ask(
         For each prompt, the log-likelihood of each choice; where there are none, `variant.samples` texts.
     """
     from lm_eval.api.instance import Instance
-    from transformers import set_seed
 
     kind: Any = "loglikelihood" if variant.choices else "generate_until"
     options = variant.choices or [_generation(variant, until)] * variant.samples

@@ -1,9 +1,7 @@
-"""Rows through the model without gradients, one micro-batch at a time.
+"""What the model makes of rows without gradients, one micro-batch at a time; and a row as one vector.
 
-A row as one vector: RDS+ (Ivison et al. 2025, arXiv 2503.01807), of the model's hidden states.
-
-The mean of a layer's hidden states, with weights that grow with the position, as in SGPT (Muennighoff 2022,
-arXiv 2202.08904):
+The vector is RDS+'s (Ivison et al. 2025, arXiv 2503.01807): the mean of a layer's hidden states with weights
+that grow with the position, as in SGPT (Muennighoff 2022, arXiv 2202.08904):
 
     sum_i i h_i / sum_i i, i from 1 over all T tokens of the row, prompt and answer
 
@@ -26,24 +24,20 @@ from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
 from clusterucb.gradients.per_sample import eval_mode
-from clusterucb.runtime.sharding import is_sharded
 
 Number = TypeVar("Number", bound=np.floating)
-Compute = Callable[[PeftModel, Batch], NDArray[Number]]
 
 
 def forward(
-    compute: Compute[Number],
+    compute: Callable[[PeftModel, Batch], NDArray[Number]],
     model: PeftModel,
     rows: Sequence[Encoded],
     describe: Describe = "row {}".format,
 ) -> NDArray[Number]:
     """What `compute` makes of a micro-batch, (B, ...); out of memory, the batch is halved.
 
-    `describe(i)` names row i in an error.
-
-    Raises:
-        InputError: memory does not suffice for one row alone, or what is computed of it is not finite.
+    Raises InputError where memory does not suffice for one row alone, or what is computed of it is not
+    finite; `describe(i)` names row i.
     """
 
     def computed(rows: Sequence[Encoded], describe: Describe) -> NDArray[Number]:
@@ -56,9 +50,7 @@ def forward(
             )
         return found
 
-    advice = "lower --gradient-length (of a target row --target-length) or use a smaller model"
-    halve = not is_sharded(model)
-    return np.concatenate(within_memory(computed, rows, describe, model.device, advice, halve=halve))
+    return np.concatenate(within_memory(computed, rows, describe, model))
 
 
 def representations(model: PeftModel, batch: Batch, depth: float = 1.0) -> NDArray[np.float32]:
@@ -93,21 +85,16 @@ def _hidden_states(transformer: nn.Module, batch: Batch, depth: float) -> torch.
         found.append(output[0] if isinstance(output, tuple) else output)
         raise _ReachedError
 
-    handle = layers[number - 1].register_forward_hook(stop)
-    try:
-        with suppress(_ReachedError):
-            transformer(**inputs)
-    finally:
-        handle.remove()
+    with layers[number - 1].register_forward_hook(stop), suppress(_ReachedError):
+        transformer(**inputs)
     return found[0]
 
 
 def _layers(transformer: nn.Module) -> nn.ModuleList | tuple[()]:
     """The model's layers, one after the other; none where they are not kept as a list."""
     config: Any = transformer.config
-    count = config.num_hidden_layers
     lists = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
-    return next((layers for layers in lists if len(layers) == count), ())
+    return next((layers for layers in lists if len(layers) == config.num_hidden_layers), ())
 
 
 def hidden_size(model: nn.Module) -> int:

@@ -17,6 +17,10 @@ from clusterucb.runtime.processes import ALONE, World
 class Vectors(Protocol):
     """Features (N, d), float16 or float32, read by row slices: an array, or FeatureStore.features."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, d)."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
@@ -54,9 +58,10 @@ class EndToEnd:
 
     def __init__(self, stores: Sequence[Vectors]) -> None:
         self._stores = stores
+        self.shape = (len(stores[0]), sum(store.shape[1] for store in stores))
 
     def __len__(self) -> int:
-        return len(self._stores[0])
+        return self.shape[0]
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
         """A run of rows, (B, C d)."""

@@ -1,16 +1,13 @@
 """Spherical k-means over a store of features that need not fit in memory.
 
-Knows an array that can be sliced by rows, and torch; nothing of gradients or of selection. Rows are
-compared by cosine; a centroid is the direction of the sum of its rows (Dhillon and Modha, 2001). The store
-is read block by block, one pass an iteration: about `block * d * 10 + k * d * 20` bytes, and 24 a row.
+Knows vectors that can be sliced by rows, and torch; nothing of gradients or of selection. Rows are compared
+by cosine; a centroid is the direction of the sum of its rows (Dhillon and Modha, 2001). The store is read
+block by block, one pass an iteration: about `block * d * 10 + k * d * 20` bytes, and 24 a row. The nearest
+centroid of every row of a block, where the time goes, is found by torch or by KeOps.
 
 Several processes each read rows of their own, and find the same to the bit as one: rows are cut into
 stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of
 two, and these add up exactly, in any order, in float64 (below 2^53 units).
-
-The nearest centroid of every row of a block: where k-means spends its time, by torch or by KeOps.
-
-Knows two tensors on one device; nothing of stores, iterations or empty clusters.
 """
 
 from __future__ import annotations
@@ -20,36 +17,29 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clusterucb.errors import ConfigError, InputError, StorageError
+from clusterucb.errors import ConfigError, InputError
+from clusterucb.features.influence import Vectors
+from clusterucb.runtime.files import publish
 from clusterucb.runtime.processes import ALONE, World
 
-SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
-FILE = "clusters.safetensors"
-LONGEST_STRETCH = 8  # blocks: the longer, the less often sums are rounded, which takes time
-STRETCHES = 32  # at least, of a store that has as many blocks: so that processes get like shares
-COSINE_UNITS = 2.0**32
+Backend = Literal["torch", "keops"]
+Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(rows (b, d), centroids (k, d)) -> (largest inner product (b,), its centroid (b,), the first of equals)."""
 
-
-class Features(Protocol):
-    """float16 or float32 [N, d], read by row slices: np.ndarray, np.memmap, FeatureStore.features."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, d)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+_SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
+_LONGEST_STRETCH = 8  # blocks: the longer, the less often sums are rounded, which takes time
+_STRETCHES = 32  # at least, of a store that has as many blocks: so that processes get like shares
+_COSINE_UNITS = 2.0**32
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +70,9 @@ class Clusters:
 
         Raises StorageError where that cannot be done.
         """
-        file = _file(path)
-        part = file.with_name(file.name + ".part")
-        tensors = {
-            "labels": self.labels,
-            "centroids": self.centroids,
-            "history": np.array(self.history, dtype=np.float64),
-        }
-        try:
-            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part)
-            part.replace(file)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise StorageError(
-                f"{file}: cannot be written ({error}); check the folder and free space"
-            ) from None
+        tensors = {"labels": self.labels, "centroids": self.centroids, "history": np.array(self.history)}
+        with publish(file := _file(path)) as part:
+            part.write_bytes(save(tensors))
         return file
 
     @classmethod
@@ -103,16 +81,19 @@ class Clusters:
         file = _file(path)
         try:
             tensors = load_file(file)
-            labels, centroids, history = (tensors[name] for name in ("labels", "centroids", "history"))
+            return cls(tensors["labels"], tensors["centroids"], tuple(tensors["history"].tolist()))
         except FileNotFoundError:
             raise InputError(f"{file}: no such file; expected clusters written by Clusters.save()") from None
         except (SafetensorError, KeyError) as error:
             raise InputError(f"{file}: not clusters written by Clusters.save() ({error})") from None
-        return cls(labels, centroids, tuple(history.tolist()))
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    return Path(path) / "clusters.safetensors" if Path(path).is_dir() else Path(path)
 
 
 def spherical_kmeans(
-    features: Features,
+    features: Vectors,
     k: int,
     *,
     iterations: int = 20,
@@ -120,7 +101,7 @@ def spherical_kmeans(
     device: str | torch.device = "cpu",
     block: int = 1024,
     backend: Backend = "torch",
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[int, int, float], None] = lambda _done, _of, _objective: None,
     world: World = ALONE,
 ) -> Clusters:
     """Maximise the mean cosine of rows to the centroid of their cluster.
@@ -130,14 +111,22 @@ def spherical_kmeans(
     where there are `k` rows of unlike direction (cosine below 1 - 4e-6). Same seed and machine, same result,
     whatever the number of processes, and whatever the `block` up to the rounding of sums in float32.
 
-    `features`: float16 or float32 [N, d], of any length but zero. `block`: rows read at once; 1024 rows of
-    8192 float32 stay in a processor's last cache, where the product finds them. `backend`: what finds the
-    nearest centroids, torch or keops (of the extra `keops`). `progress(i, iterations, objective)` is
-    called after each assignment, `i` updates made so far. `world`: processes that share the work; each can
-    read all rows, and all get the result. Raises ConfigError for k outside 1..N or a backend
-    that is not installed, InputError for a row that is all zero or not finite.
+    Args:
+        features: (N, d), float16 or float32, N at least 1.
+        k: clusters, at most N.
+        iterations: updates of the centroids.
+        seed: of the first centroids.
+        device: where rows and centroids are compared.
+        block: rows read at once; 1024 of 8192 float32 stay in a processor's last cache.
+        backend: what finds the nearest centroids, torch or keops (of the extra `keops`).
+        progress: `progress(i, iterations, objective)` after each assignment, `i` updates made so far.
+        world: processes that share the work; each can read all rows, and all get the result.
+
+    Raises:
+        ConfigError: k is outside 1..N, or the backend is not installed.
+        InputError: a row is all zero or not finite.
     """
-    _check(features, k, iterations, block, seed)
+    _check(features, k=(k, 1), iterations=(iterations, 0), block=(block, 1), seed=(seed, 0))
     block = min(block, max(1, block * features.shape[1] // k))  # (block, k) is no larger than (block, d)
     data = _Rows(features, torch.device(device), block, nearest_by(backend), world)
     history: list[float] = []
@@ -145,8 +134,7 @@ def spherical_kmeans(
     def assign(centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
         assignment = data.assign(centroids, before, update=update)
         history.append(assignment.objective)
-        if progress is not None:
-            progress(min(len(history) - 1, iterations), iterations, history[-1])
+        progress(min(len(history) - 1, iterations), iterations, history[-1])
         return assignment
 
     start = np.sort(np.random.default_rng(seed).choice(len(features), k, replace=False))
@@ -168,6 +156,20 @@ def spherical_kmeans(
     return Clusters(labels, centroids.cpu().numpy(), tuple(history))
 
 
+def _check(features: Vectors, **limits: tuple[int, int]) -> None:
+    """Refuse no rows, or what is outside its limits: each name with a value and the least it may be."""
+    shape = tuple(features.shape)
+    if len(shape) != 2 or 0 in shape:
+        raise InputError(
+            f"spherical_kmeans(features of shape {shape}): must be (rows, dimensions), not empty"
+        )
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ConfigError(f"spherical_kmeans({name}={value}): must be at least {least}")
+    if (k := limits["k"][0]) > shape[0]:
+        raise ConfigError(f"spherical_kmeans(k={k}): must be at most the number of rows, {shape[0]}; lower k")
+
+
 @dataclass(frozen=True, eq=False)
 class _Assignment:
     labels: NDArray[np.int64]  # of this process's rows, [n]
@@ -182,11 +184,11 @@ class _Rows:
     """The rows of a store in float32, a block at a time, and the factors that make them unit vectors."""
 
     def __init__(
-        self, features: Features, device: torch.device, block: int, nearest: Nearest, world: World
+        self, features: Vectors, device: torch.device, block: int, nearest: Nearest, world: World
     ) -> None:
         self.features, self.block, self.nearest, self.world = features, block, nearest, world
         n, d = features.shape
-        self.stretch = block * max(1, min(LONGEST_STRETCH, n // (block * STRETCHES)))
+        self.stretch = block * max(1, min(_LONGEST_STRETCH, n // (block * _STRETCHES)))
         stretches = -(-n // self.stretch)
         ends = [stretches * rank // world.size * self.stretch for rank in (world.rank, world.rank + 1)]
         self.own = range(min(ends[0], n), min(ends[1], n))  # rows that this process assigns
@@ -195,13 +197,10 @@ class _Rows:
         self._inverse = torch.empty(len(self.own), device=device)  # 1 / norm of the first `_measured` of them
         self._measured = 0
 
-    def __len__(self) -> int:
-        return len(self.features)
-
     def row(self, row: int) -> Tensor:
         """One unit row, float32[d], whosever it is."""
         x = self._read(row, row + 1)
-        return x[0] * self._inverse_norms(x, row)
+        return x[0] * _inverse_norms(x, row)
 
     def assign(self, centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
         """Each row to the centroid of largest cosine, the first of equals."""
@@ -215,7 +214,7 @@ class _Rows:
                 rows = slice(start, min(start + self.block, len(self.own)))
                 x = self._read(self.own[rows.start], self.own[rows.stop - 1] + 1)  # (b, d)
                 if rows.stop > self._measured:
-                    self._inverse[rows] = self._inverse_norms(x, self.own[start])
+                    self._inverse[rows] = _inverse_norms(x, self.own[start])
                     self._measured = rows.stop
                 inverse = self._inverse[rows]  # (b,)
                 values, nearest = self.nearest(x, centroids)  # a row's length does not matter
@@ -226,29 +225,16 @@ class _Rows:
                     partial = found if partial is None else partial.add_(found)
             if partial is not None:
                 sums += partial.round_()
-        return self._of_all(labels, cosines, sums, k, before)
-
-    def _of_all(
-        self,
-        labels: NDArray[np.int64],
-        cosines: NDArray[np.float32],
-        sums: Tensor,
-        k: int,
-        before: _Assignment | None,
-    ) -> _Assignment:
-        """What this process has found of its rows, with what all have found together."""
         changed = len(labels) if before is None else int((labels != before.labels).sum())
-        mass = int(np.rint(cosines.astype(np.float64) * COSINE_UNITS).astype(np.int64).sum())
-        counts = [*np.bincount(labels, minlength=k).tolist(), mass, changed]
-        *sizes, mass, changed = self.world.total(torch.tensor(counts)).tolist()
-        objective = mass / COSINE_UNITS / len(self)
-        return _Assignment(
-            labels, cosines, self.world.total(sums), np.array(sizes, np.int64), objective, changed
-        )
+        mass = int(np.rint(cosines.astype(np.float64) * _COSINE_UNITS).astype(np.int64).sum())
+        counts = torch.tensor([*np.bincount(labels, minlength=k).tolist(), mass, changed])
+        *sizes, mass, changed = self.world.total(counts).tolist()
+        objective = mass / _COSINE_UNITS / len(self.features)
+        return _Assignment(labels, cosines, self.world.total(sums), np.array(sizes), objective, changed)
 
     def far(self, now: _Assignment, most: int) -> list[int]:
         """Up to `most` rows by rising cosine, of equals the first; none is the only one of its cluster."""
-        candidates = np.flatnonzero((now.cosines < SAME) & (now.sizes[now.labels] > 1))
+        candidates = np.flatnonzero((now.cosines < _SAME) & (now.sizes[now.labels] > 1))
         candidates = candidates[np.argsort(now.cosines[candidates], kind="stable")][:most]
         found = self.world.gather((candidates + self.own.start, now.cosines[candidates]))
         rows, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -262,16 +248,17 @@ class _Rows:
             stored = torch.from_numpy(np.asarray(self.features[start:stop]))
         return self._buffer[: stop - start].copy_(stored)
 
-    @staticmethod
-    def _inverse_norms(x: Tensor, start: int) -> Tensor:
-        norms = torch.linalg.vector_norm(x, dim=1)  # (b,)
-        sound = (norms > 0) & norms.isfinite()
-        if not bool(sound.all()):
-            bad = int(sound.int().argmin())
-            what = "all zero" if float(norms[bad]) == 0 else "not finite"
-            raise InputError(f"features: row {start + bad} is {what}: it has no direction; exclude the row")
-        inverse: Tensor = norms.reciprocal()
-        return inverse
+
+def _inverse_norms(x: Tensor, start: int) -> Tensor:
+    """1 / norm of rows (b, d), of which the first is row `start` of the store, (b,)."""
+    norms = torch.linalg.vector_norm(x, dim=1)  # (b,)
+    sound = (norms > 0) & norms.isfinite()
+    if not bool(sound.all()):
+        bad = int(sound.int().argmin())
+        what = "all zero" if float(norms[bad]) == 0 else "not finite"
+        raise InputError(f"features: row {start + bad} is {what}: it has no direction; exclude the row")
+    inverse: Tensor = norms.reciprocal()
+    return inverse
 
 
 def _sums(x: Tensor, weights: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -309,39 +296,11 @@ def _refill_empty(centroids: Tensor, now: _Assignment, data: _Rows) -> int:
         if moved == len(empty):
             break
         x = data.row(row)  # (d,)
-        if moved and float((centroids[empty[:moved]] @ x).max()) >= SAME:
+        if moved and float((centroids[empty[:moved]] @ x).max()) >= _SAME:
             continue
         centroids[empty[moved]] = x
         moved += 1
     return moved
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    return file / FILE if file.is_dir() else file
-
-
-def _check(features: Features, k: int, iterations: int, block: int, seed: int) -> None:
-    shape = tuple(features.shape)
-    if len(shape) != 2 or 0 in shape:
-        raise InputError(
-            f"spherical_kmeans(features of shape {shape}): must be (rows, dimensions), not empty"
-        )
-    if k < 1:
-        raise ConfigError(f"spherical_kmeans(k={k}): must be at least 1")
-    if k > shape[0]:
-        raise ConfigError(f"spherical_kmeans(k={k}): must be at most the number of rows, {shape[0]}; lower k")
-    if iterations < 0 or block < 1:
-        raise ConfigError(
-            f"spherical_kmeans(iterations={iterations}, block={block}): must be at least 0 and 1"
-        )
-    if seed < 0:
-        raise ConfigError(f"spherical_kmeans(seed={seed}): must be 0 or more")
-
-
-Backend = Literal["torch", "keops"]
-Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(rows (b, d), centroids (k, d)) -> (largest inner product (b,), its centroid (b,), the first of equals)."""
 
 
 def require_backend(backend: Backend) -> None:

@@ -10,6 +10,7 @@ in the folders of those rounds: their estimates are of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,6 @@ class Knowledge:
 
     def __init__(self, features: Vectors, likeness: NDArray[np.float64] | None = None) -> None:
         self._features, self._likeness = features, likeness
-        self._components: NDArray[np.float32] | None = None
 
     def at(
         self, directions: NDArray[np.floating], rounds: Sequence[Path] = (), *, features: bool = True
@@ -52,13 +52,12 @@ class Knowledge:
             for rows, found in DrawnFeatures(folder).blocks():
                 newest[rows] = influence(found, directions)
                 age[rows] = number
-        components = self._principal() if features else np.zeros((len(newest), 0), np.float32)
+        components = self._components if features else np.zeros((len(newest), 0), np.float32)
         return Known(self._estimate(directions, newest), components, age.max() - age)
 
-    def _principal(self) -> NDArray[np.float32]:
-        if self._components is None:
-            self._components = principal(self._features, DIM)
-        return self._components
+    @cached_property
+    def _components(self) -> NDArray[np.float32]:
+        return principal(self._features, DIM)
 
     def _estimate(self, directions: NDArray[np.floating], newest: NDArray[np.float64]) -> NDArray[np.float64]:
         """By the newest feature or, in the unit of influence, by the one in the store."""

@@ -7,12 +7,14 @@ iteration.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.features.influence import Vectors
 
-SPARE = 16  # dimensions more than asked for, so that those asked for are found in few iterations
+_SPARE = 16  # dimensions more than asked for, so that those asked for are found in few iterations
 
 
 def principal(features: Vectors, dim: int, *, iterations: int = 3, block: int = 1024) -> NDArray[np.float32]:
@@ -20,29 +22,11 @@ def principal(features: Vectors, dim: int, *, iterations: int = 3, block: int = 
 
     Memory: `block` rows, and (d, dim + 16) twice.
     """
-    n, d = len(features), features[0:1].shape[1]
-    starts = range(0, n, block)
-
-    def rows(start: int) -> NDArray[np.float32]:
-        return features[start : start + block].astype(np.float32)
-
-    if d <= dim:
-        return np.concatenate([rows(start) for start in starts])
-    basis = np.random.default_rng(0).standard_normal((d, min(d, dim + SPARE)), np.float32)
-    for _ in range(iterations):
-        moved = np.zeros_like(basis)
-        for start in starts:
-            x = rows(start)
-            moved += x.T @ (x @ basis)
-        basis, _triangle = np.linalg.qr(moved)
-    found = np.concatenate([rows(start) @ basis for start in starts])  # (N, dim + 16)
-    _, vectors = np.linalg.eigh(found.T.astype(np.float64) @ found)
-    largest: NDArray[np.float32] = found @ vectors[:, : -dim - 1 : -1].astype(np.float32)
+    if features.shape[1] <= dim:
+        return np.concatenate([*_blocks(features, block)])
+    _, found, vectors = _subspace(features, dim, iterations, block)
+    largest: NDArray[np.float32] = found @ vectors
     return largest
-
-
-_BLOCK = 8
-_ITERATIONS = 15
 
 
 def principal_axes(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, float]]:
@@ -50,15 +34,31 @@ def principal_axes(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], t
 
     Each axis is turned so that its largest coordinate is positive.
     """
-    rng = np.random.default_rng(0)
-    basis = rng.normal(size=(centred.shape[1], min(_BLOCK, *centred.shape))).astype(np.float32)
-    for _ in range(_ITERATIONS):
-        basis, _upper = np.linalg.qr(centred.T @ (centred @ basis))
-    _left, lengths, right = np.linalg.svd(centred @ basis, full_matrices=False)
-    axes = np.zeros((centred.shape[1], 2), np.float32)
-    axes[:, : len(right)] = (basis @ right.T)[:, :2]
+    basis, _, vectors = _subspace(centred, 2, 15, len(centred))
+    axes = np.zeros((len(basis), 2), np.float32)
+    axes[:, : vectors.shape[1]] = basis @ vectors
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1, 1)
-    squares = np.zeros(2)
-    squares[: len(lengths)] = lengths[:2].astype(np.float64) ** 2
+    squares = np.square(centred @ axes, dtype=np.float64).sum(0)
     total = float(np.square(centred, dtype=np.float64).sum()) or 1.0
     return axes, (float(squares[0] / total), float(squares[1] / total))
+
+
+def _subspace(features: Vectors, dim: int, iterations: int, block: int) -> tuple[NDArray[np.float32], ...]:
+    """A basis (d, s) in which the largest components are, the rows in it (N, s), and these (s, dim)."""
+    d = features.shape[1]
+    basis = np.random.default_rng(0).standard_normal((d, min(d, dim + _SPARE)), np.float32)
+    for _ in range(iterations):
+        moved = np.zeros_like(basis)
+        for x in _blocks(features, block):
+            moved += x.T @ (x @ basis)
+        basis, _triangle = np.linalg.qr(moved)
+    found = np.concatenate([x @ basis for x in _blocks(features, block)])
+    _, vectors = np.linalg.eigh(found.T.astype(np.float64) @ found)
+    return basis, found, vectors[:, : -dim - 1 : -1].astype(np.float32)
+
+
+def _blocks(features: Vectors, block: int) -> Iterator[NDArray[np.float32]]:
+    return (
+        features[start : start + block].astype(np.float32, copy=False)
+        for start in range(0, len(features), block)
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,17 +48,16 @@ class ScoreLog:
     def _read(self) -> tuple[NDArray[np.float64], float, int]:
         """The scores of whole lines by row, the seconds that they took and the bytes that they fill."""
         scores, seconds, whole = np.empty(0), 0.0, 0
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    entry = json.loads(line)
-                    check_made_with(entry, {"weights": self._weights}, str(self._path))
-                    found = entry["scores"]
-                    scores = _kept(scores, np.array([*map(int, found)], np.int64), [*found.values()])
-                    seconds = entry["seconds"]
-                    whole += len(line)
+        if not self._path.exists():
+            return scores, seconds, whole
+        with self._path.open("rb") as file:
+            for line in itertools.takewhile(lambda line: line.endswith(b"\n"), file):
+                entry = json.loads(line)
+                check_made_with(entry, {"weights": self._weights}, str(self._path))
+                found = entry["scores"]
+                scores = _kept(scores, np.array([*map(int, found)], np.int64), [*found.values()])
+                seconds = entry["seconds"]
+                whole += len(line)
         return scores, seconds, whole
 
     def __enter__(self) -> ScoreLog:
@@ -118,41 +119,36 @@ def _kept(known: NDArray[np.float64], rows: NDArray[np.int64], scores: ArrayLike
     return known
 
 
+@dataclass(frozen=True)
 class LiveInfluence:
     """Influence at the model's current weights: a gradient for each row asked for.
 
-    Args:
+    Attributes:
         features: computes those of one micro-batch of rows, (b,) to (b, d).
         lengths: tokens of each row, (N,).
         directions: of the subtasks, (S, d).
         batch_tokens: bound of a micro-batch.
         log: where scores are kept, and looked up first; its processes all ask for the same rows, and each
             computes a share of the micro-batches.
-        progress: told (rows, tokens) after each micro-batch.
+        progress: told the number of rows after each micro-batch.
     """
 
-    def __init__(
-        self,
-        features: Callable[[NDArray[np.int64]], NDArray[Any]],
-        lengths: NDArray[np.int64],
-        directions: NDArray[np.floating],
-        batch_tokens: int,
-        log: ScoreLog,
-        progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
-    ) -> None:
-        self.features, self.lengths, self.directions = features, lengths, directions
-        self.batch_tokens, self.log, self.progress = batch_tokens, log, progress
+    features: Callable[[NDArray[np.int64]], NDArray[Any]]
+    lengths: NDArray[np.int64]
+    directions: NDArray[np.floating]
+    batch_tokens: int
+    log: ScoreLog
+    progress: Callable[[int], None] = lambda _rows: None
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores (n,) of `rows` (n,), in their order."""
         scores = np.empty(len(rows), np.float64)
-
-        def compute(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-            return influence(self.features(rows), self.directions)
-
         for batch, found in self.log.each(
-            rows, micro_batches(self.lengths[rows], self.batch_tokens), compute
+            rows, micro_batches(self.lengths[rows], self.batch_tokens), self._scored
         ):
             scores[batch] = found
-            self.progress(len(batch), int(self.lengths[rows[batch]].sum()))
+            self.progress(len(batch))
         return scores
+
+    def _scored(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return influence(self.features(rows), self.directions)

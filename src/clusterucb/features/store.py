@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -50,50 +49,50 @@ class FeatureWriter:
         dtype: str = "float16",
         world: World = ALONE,
     ) -> None:
-        self.folder, self.rows, self.dim = folder, rows, dim
+        self.folder, self.rows = folder, rows
         self._encoding, self._world = ENCODINGS[dtype], world
-        self._made_with = dict(made_with)
-        self._shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
-        self._header = {**self._shape, "made_with": self._made_with}
-        found, spent = world.lead(self._begin)
-        self.done: NDArray[np.bool_] = np.unpackbits(found, count=rows).astype(bool)
-        """Rows that are finished, shape (N,): by all processes before now, and from now on by this one."""
+        shape = {"rows": rows, "dim": dim, "store_dtype": dtype}
+        self._header = {**shape, "made_with": dict(made_with)}
+        self.done, spent = world.lead(lambda: self._begin({**made_with, **shape}))
         self._features = _open(_rows_file(folder, self._encoding))
         self._losses = _open(folder / "losses.f32")
-        self._flags = _open(folder / _marks(world.rank))
+        self._marks = _open(folder / (f"done-{world.rank}.u8" if world.rank else "done.u8"))
         self._clock = _open(folder / "seconds.f64")
         self._pending: list[NDArray[np.int64]] = []
         self._started = time.monotonic() - spent
         self._flushed = time.monotonic()
 
-    def _begin(self) -> tuple[NDArray[np.uint8], float]:
-        """What earlier attempts have left: finished rows as bits, and the seconds spent."""
+    done: NDArray[np.bool_]
+    """Rows that are finished, shape (N,): by all processes before now, and from now on by this one."""
+
+    def _begin(self, expected: Mapping[str, object]) -> tuple[NDArray[np.bool_], float]:
+        """What earlier attempts have left, if it is as expected: finished rows, and the seconds spent."""
+        header, clock = self.folder / "header.json", self.folder / "seconds.f64"
         self.folder.mkdir(parents=True, exist_ok=True)
-        header = self.folder / "header.json"
         if header.exists():
             found = _read_header(header)
-            expected = {**self._made_with, **self._shape}
             check_made_with({**found, **found["made_with"]}, expected, str(self.folder))
         else:
             write_json(header, self._header)
+        spent = np.fromfile(clock, np.float64, 1) if clock.exists() else np.zeros(0)
+        return self._finished(), float(spent.sum())
+
+    def _finished(self) -> NDArray[np.bool_]:
+        """Rows that any process has marked."""
         done = np.zeros(self.rows, bool)
-        for marks in self.folder.glob(_marks("*")):
-            stored = np.frombuffer(marks.read_bytes(), np.uint8)[: self.rows]
+        for marks in self.folder.glob("done*.u8"):
+            stored = np.fromfile(marks, np.uint8, self.rows)
             done[: len(stored)] |= stored != 0
-        clock = self.folder / "seconds.f64"
-        spent = np.frombuffer(clock.read_bytes()[:8] if clock.exists() else b"", np.float64)
-        return np.packbits(done), float(spent[0]) if len(spent) else 0.0
+        return done
 
     def __enter__(self) -> FeatureWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.flush()
         finally:
-            for descriptor in (self._features, self._losses, self._flags, self._clock):
+            for descriptor in (self._features, self._losses, self._marks, self._clock):
                 os.close(descriptor)
 
     @property
@@ -143,9 +142,9 @@ class FeatureWriter:
         os.fsync(self._losses)
         for rows in self._pending:
             for row in rows.tolist():
-                _pwrite(self._flags, b"\1", row)
+                _pwrite(self._marks, b"\1", row)
             self.done[rows] = True
-        os.fsync(self._flags)
+        os.fsync(self._marks)
         if self._world.leads:
             _pwrite(self._clock, np.float64(self.seconds).tobytes(), 0)
         self._pending.clear()
@@ -155,8 +154,7 @@ class FeatureWriter:
         """Write the manifest that makes the store whole, on which all processes wait here."""
         self.flush()
         self._world.gather(None)
-        found, _ = self._world.lead(self._begin)
-        if missing := self.rows - int(np.unpackbits(found, count=self.rows).sum()):
+        if missing := self.rows - int(self._world.lead(self._finished).sum()):
             raise RuntimeError(f"{self.folder}: {missing} rows are not finished")
         if self._world.leads:
             write_json(self.folder / "manifest.json", {**self._header, **extra})
@@ -188,13 +186,9 @@ class StoredFeatures:
 
 
 class FeatureStore:
-    """A finished store.
+    """A finished store, in a folder that a FeatureWriter has filled.
 
-    Args:
-        folder: written by FeatureWriter.
-
-    Raises:
-        MismatchError: not a finished store, or its files are shorter than its manifest says.
+    Raises MismatchError where it is not finished, or its files are not as long as its manifest says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -224,11 +218,6 @@ def _rows_file(folder: Path, encoding: Encoding) -> Path:
 def _read_header(path: Path) -> dict[str, Any]:
     """A header or manifest; one without `store_dtype` is of the time when there was only float16."""
     return {"store_dtype": "float16", **read_json(path)}
-
-
-def _marks(rank: int | str) -> str:
-    """The file of the rows that a process has finished, a byte each."""
-    return "done.u8" if rank == 0 else "done*.u8" if rank == "*" else f"done-{rank}.u8"
 
 
 def _open(path: Path) -> int:

@@ -15,7 +15,7 @@ is the update that torch.optim.AdamW would make, over -lr. All in float32: in ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,32 +41,25 @@ class Moments:
     square: Mapping[str, torch.Tensor]
     step: int
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = field(default=1e-8)
+    eps: float = 1e-8
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on `device`, in float32."""
-        mean = {n: t.to(device, torch.float32) for n, t in self.mean.items()}
-        square = {n: t.to(device, torch.float32) for n, t in self.square.items()}
-        return Moments(mean, square, self.step, self.betas, self.eps)
+        mean, square = (
+            {name: moment.to(device, torch.float32) for name, moment in moments.items()}
+            for moments in (self.mean, self.square)
+        )
+        return replace(self, mean=mean, square=square)
 
     def check(self, shapes: Mapping[str, torch.Size]) -> None:
         """Raise MismatchError unless there are moments of exactly these parameters and shapes."""
-        if missing := sorted(set(shapes) - set(self.mean)):
+        found = {name: tuple(moment.shape) for name, moment in self.mean.items()}
+        wanted = {name: tuple(shape) for name, shape in shapes.items()}
+        if odd := sorted(dict(found.items() ^ wanted.items())):
             raise MismatchError(
-                f"Adam's moments lack {len(missing)} of the adapter's {len(shapes)} parameters, "
-                f"first {missing[0]}: they belong to another adapter"
+                f"Adam's moments of {odd[0]} have shape {found.get(odd[0], 'none')}, the adapter's parameter "
+                f"{wanted.get(odd[0], 'none')}: they belong to another adapter"
             )
-        if extra := sorted(set(self.mean) - set(shapes)):
-            raise MismatchError(
-                f"Adam's moments are of {len(self.mean)} parameters, the adapter has {len(shapes)} of them, "
-                f"not {extra[0]}: they belong to another adapter"
-            )
-        for name, shape in shapes.items():
-            if self.mean[name].shape != shape:
-                raise MismatchError(
-                    f"Adam's moment of {name} has shape {tuple(self.mean[name].shape)}, "
-                    f"the adapter's parameter {tuple(shape)}: they belong to another adapter"
-                )
 
 
 def adam_direction(

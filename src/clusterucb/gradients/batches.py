@@ -13,9 +13,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.runtime.sharding import is_sharded
 
 Describe = Callable[[int], str]
 """Names row i of a micro-batch in an error."""
@@ -24,14 +26,10 @@ Result = TypeVar("Result")
 
 
 def micro_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Split rows into batches of like length, the longest rows first.
+    """Split rows of so many tokens (n,) into batches of like length, the longest rows first.
 
-    Args:
-        lengths: tokens of each row, shape (n,).
-        max_tokens: bound on rows times padded length of a batch; a longer row stands alone.
-
-    Returns:
-        Positions into `lengths`, one array a batch; every position occurs once.
+    Rows times padded length of a batch is at most `max_tokens`; a longer row stands alone. Returns positions
+    into `lengths`, one array a batch; every position occurs once.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
@@ -69,25 +67,27 @@ class Batch:
         return sums / self.label_counts
 
 
-def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right into one batch on `device`; every row must have a label."""
-    width = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), width), np.int64)
-    attention = np.zeros((len(rows), width), np.int64)
-    labels = np.zeros((len(rows), width), bool)
+def padded(rows: Sequence[Encoded]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows padded on the right, (B, T) each: token ids, 1 for tokens and 0 for padding, where labels are."""
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    ids, attention, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     for b, row in enumerate(rows):
         length = len(row.ids)
-        ids[b, :length] = row.ids
-        attention[b, :length] = 1
-        labels[b, 1:length] = row.labels[1:]
-    owners, positions = np.nonzero(labels)
+        ids[b, :length], attention[b, :length], labels[b, :length] = row.ids, 1, row.labels
+    return ids, attention, labels
+
+
+def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows on the right into one batch on `device`; every row must have a label."""
+    ids, attention, labels = padded(rows)
+    owners, before = np.nonzero(labels[:, 1:])  # nothing predicts a row's first token
     return Batch(
         ids=torch.from_numpy(ids).to(device),
         attention=torch.from_numpy(attention).to(device),
-        predictors=torch.from_numpy(owners * width + positions - 1).to(device),
-        answers=torch.from_numpy(ids[owners, positions]).to(device),
+        predictors=torch.from_numpy(owners * ids.shape[1] + before).to(device),
+        answers=torch.from_numpy(ids[owners, before + 1]).to(device),
         owners=owners,
-        label_counts=labels.sum(1),
+        label_counts=labels[:, 1:].sum(1),
     )
 
 
@@ -95,38 +95,30 @@ def within_memory(
     compute: Callable[[Sequence[Encoded], Describe], Result],
     rows: Sequence[Encoded],
     describe: Describe,
-    device: torch.device,
-    advice: str,
-    *,
-    halve: bool = True,
+    model: nn.Module,
 ) -> list[Result]:
-    """What `compute` makes of a micro-batch, or of its halves one after the other where memory runs out.
+    """What `compute(rows, describe)` makes of a micro-batch, or of its halves where memory runs out.
 
-    Args:
-        compute: told the rows, and how they are called.
-        rows: the micro-batch.
-        describe: names row i in an error.
-        device: whose memory it is.
-        advice: how one row gets along with less.
-        halve: whether this process may compute more often than the others.
+    The processes that share a sharded model compute equally often, so there nothing is halved.
 
     Raises:
-        InputError: memory does not suffice for one row alone; names it, and ends with `advice`. Or not for
-            the micro-batch, where it may not be halved.
+        InputError: memory does not suffice for one row alone, or for the micro-batch where it may not be
+            halved; `describe(i)` names row i.
     """
     try:
         return [compute(rows, describe)]
     except torch.OutOfMemoryError:
+        device = next(model.parameters()).device
         if len(rows) == 1:
             raise InputError(
                 f"{describe(0)}: out of memory on {device} for this row alone ({len(rows[0].ids)} tokens); "
-                f"{advice}"
+                f"lower --gradient-length (of a target row --target-length), or use a smaller model or rank"
             ) from None
-        if not halve:
+        if is_sharded(model):
             raise InputError(
                 f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this "
                 "one on, which processes that share a model cannot halve; lower --batch-tokens"
             ) from None
     half = len(rows) // 2
-    first = within_memory(compute, rows[:half], describe, device, advice)
-    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), device, advice)
+    first = within_memory(compute, rows[:half], describe, model)
+    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), model)

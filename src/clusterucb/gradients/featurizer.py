@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,34 +17,33 @@ from clusterucb.gradients.batches import Describe, collate, micro_batches, withi
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
 from clusterucb.runtime.processes import ALONE, World
-from clusterucb.runtime.sharding import is_sharded
 
 Found = tuple[NDArray[np.float16], NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
 class Featurizer:
     """Turns rows into projected, normalised directions at the model's current weights.
 
-    Attributes:
+    Args:
         model: a causal LM with a LoRA adapter.
         projection: to d dimensions.
         moments: Adam's, for pool rows; None takes the plain gradient, as for target rows.
         formula: of the Adam direction.
     """
 
-    model: nn.Module
-    projection: Projection
-    moments: Moments | None = None
-    formula: Formula = "less"
-    layers: dict[str, nn.Linear] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        layers = adapter_layers(self.model)
-        object.__setattr__(self, "layers", layers)
-        if self.moments is not None:
-            self.moments.check({name: layer.weight.shape for name, layer in layers.items()})
-            object.__setattr__(self, "moments", self.moments.to(self.device))
+    def __init__(
+        self,
+        model: nn.Module,
+        projection: Projection,
+        moments: Moments | None = None,
+        formula: Formula = "less",
+    ) -> None:
+        self.model, self.projection, self.formula = model, projection, formula
+        self.layers = adapter_layers(model)
+        if moments is not None:
+            moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
+            moments = moments.to(self.device)
+        self.moments = moments
 
     @property
     def device(self) -> torch.device:
@@ -55,11 +53,8 @@ class Featurizer:
     def __call__(self, rows: Sequence[Encoded], describe: Describe = "row {}".format) -> Found:
         """Features (B, d) of one micro-batch and the rows' losses (B,).
 
-        Out of memory, the batch of a model that is not sharded is halved. `describe(i)` names row i in an
-        error.
-
-        Raises:
-            InputError: a row's loss or gradient is not a finite number, or memory does not suffice.
+        Raises InputError where a row's loss or gradient is not a finite number, or memory does not suffice;
+        `describe(i)` names row i.
         """
         return self.begin(rows, describe)()
 
@@ -68,9 +63,7 @@ class Featurizer:
 
         So the host can see to the batch before while the device is at this one.
         """
-        advice = "lower --gradient-length or use a smaller model or rank"
-        halve = not is_sharded(self.model)
-        parts = within_memory(self._batch, rows, describe, self.device, advice, halve=halve)
+        parts = within_memory(self._batch, rows, describe, self.model)
 
         def finish() -> Found:
             features, losses = zip(*(part() for part in parts), strict=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
@@ -36,8 +37,7 @@ def canonical_name(name: str) -> str:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name to parameter, for those that training changes, in the model's order.
 
-    Raises:
-        ConfigError: two adapters are trained at once.
+    Raises ConfigError where two adapters are trained at once.
     """
     reshard(model)
     parameters: dict[str, nn.Parameter] = {}
@@ -108,16 +108,17 @@ def row_gradients(
     Raises:
         ConfigError: a layer mixes rows, or takes no part (an adapter that is trainable and not active).
     """
-    with ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        stack.enter_context(_uncompiled(model))
-        stack.enter_context(_labels_only(model, batch))
-        stack.enter_context(_inputs_need_gradients(model))
-        stack.enter_context(_frozen(layers.values()))
-        ran: set[str] = set()
+    ran: set[str] = set()
+    with (
+        eval_mode(model),
+        _uncompiled(model),
+        _labels_only(model, batch),
+        _inputs_need_gradients(model),
+        _frozen(layers.values()),
+        ExitStack() as stack,
+    ):
         for name, layer in layers.items():
-            handle = layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran))
-            stack.callback(handle.remove)
+            stack.enter_context(layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran)))
         with torch.enable_grad():
             losses = _label_losses(model, batch)
             if idle := layers.keys() - ran:
@@ -172,8 +173,7 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-@contextmanager
-def _labels_only(model: nn.Module, batch: Batch) -> Iterator[None]:
+def _labels_only(model: nn.Module, batch: Batch) -> RemovableHandle:
     """The vocabulary head sees label positions only: (B, T, H) becomes (1, L, H) just before it."""
 
     def gather(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
@@ -181,22 +181,13 @@ def _labels_only(model: nn.Module, batch: Batch) -> Iterator[None]:
         return (hidden.reshape(-1, hidden.shape[-1])[batch.predictors].unsqueeze(0), *args[1:])
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return head.register_forward_pre_hook(gather)
 
 
-@contextmanager
-def _inputs_need_gradients(model: nn.Module) -> Iterator[None]:
+def _inputs_need_gradients(model: nn.Module) -> RemovableHandle:
     """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_(True))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_(True))
 
 
 @contextmanager
@@ -211,11 +202,8 @@ def _frozen(layers: Iterable[nn.Linear]) -> Iterator[None]:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         weights.append(weight.requires_grad_(False))
 
-    handles = [layer.register_forward_pre_hook(freeze) for layer in layers]
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: [weight.requires_grad_(True) for weight in weights])
+        for layer in layers:
+            stack.enter_context(layer.register_forward_pre_hook(freeze))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for weight in weights:
-            weight.requires_grad_(True)

@@ -18,15 +18,7 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(counters: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
-    """Four random words for each counter.
-
-    Args:
-        counters: (n, 4), each number below 2^32, int64.
-        key: two numbers below 2^32.
-
-    Returns:
-        (n, 4), each number below 2^32, int64.
-    """
+    """Four random words for each counter: (n, 4) to (n, 4), int64, as the key in numbers below 2^32."""
     c0, c1, c2, c3 = counters.unbind(1)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -41,11 +33,7 @@ def philox(counters: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
 def signs(key: int, start: int, count: int, device: torch.device) -> torch.Tensor:
     """Signs 1 and -1 of `count` counters from `start` on, (count, SIGNS_A_COUNTER), float32.
 
-    Args:
-        key: 128 bits: the lower half is Philox's key, the upper half the upper half of every counter.
-        start: the first counter.
-        count: of counters.
-        device: where the signs are made.
+    `key` has 128 bits: the lower half is Philox's key, the upper half the upper half of every counter.
     """
     words = [(key >> shift) & _LOW for shift in (0, 32, 64, 96)]
     low = torch.arange(start, start + count, device=device)

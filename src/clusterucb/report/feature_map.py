@@ -7,8 +7,8 @@ the same store gives the same map.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +23,14 @@ LIMIT = 5000
 ARROWS = 12
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """A sample of features in a plane.
+class FeatureMap(NamedTuple):
+    """A sample of features in a plane."""
 
-    Attributes:
-        rows: usable rows of the sample, ascending, (n,).
-        points: their coordinates, (n, 2).
-        influence: their influence at the checkpoint of the features, (n,).
-        arrows: each subtask's direction in the plane, as a part of its length, (S, 2).
-        explained: shares of the sample's variance along both axes.
-    """
-
-    rows: NDArray[np.int64]
-    points: NDArray[np.float32]
-    influence: NDArray[np.float64]
-    arrows: NDArray[np.float64]
-    explained: tuple[float, float]
+    rows: NDArray[np.int64]  # (n,), usable rows of the sample, ascending
+    points: NDArray[np.float32]  # (n, 2), their coordinates
+    influence: NDArray[np.float64]  # (n,), theirs at the checkpoint of the features
+    arrows: NDArray[np.float64]  # (S, 2), each subtask's direction in the plane, as a part of its length
+    explained: tuple[float, float]  # shares of the sample's variance along both axes
 
 
 def map_features(
@@ -69,10 +60,8 @@ def sampled(rows: int, selected: NDArray[np.int64], limit: int) -> NDArray[np.in
 def map_figure(run: RunData, found: FeatureMap) -> Figure:
     """The map, to be coloured by cluster, source or influence, with rings around the selected rows."""
     measure = "likeness to the target" if run.method.hidden else "influence"
-    words = [
-        _described(run, row, f"{measure} {score:.4f}")
-        for row, score in zip(found.rows.tolist(), found.influence.tolist(), strict=True)
-    ]
+    scores = [f"{measure} {score:.4f}" for score in found.influence.tolist()]
+    words = [*map(partial(_described, run), found.rows.tolist(), scores)]
 
     def points(at: NDArray[np.intp], name: str, colour: Any, **look: Any) -> Trace:
         marker = {"size": 5, "opacity": 0.75, "color": colour, **look}
@@ -135,9 +124,8 @@ def _rings(run: RunData, found: FeatureMap) -> list[Trace]:
         return []
     size, width = (10, 1.5) if chosen.sum() < 300 else (6, 0.75)
     ring = {"symbol": "circle-open", "size": size, "color": GREY, "line": {"width": width}}
-    return [
-        {**_scatter("selected", found.points[chosen]), "marker": ring, "hoverinfo": "skip", "meta": "ink"}
-    ]
+    look = {"marker": ring, "hoverinfo": "skip", "meta": "ink"}
+    return [{**_scatter("selected", found.points[chosen]), **look}]
 
 
 def _arrows(run: RunData, found: FeatureMap) -> list[Trace]:

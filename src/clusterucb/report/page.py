@@ -21,19 +21,9 @@ from plotly.offline import get_plotlyjs
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
-from clusterucb.report.cost import cost
-from clusterucb.report.quality import quality, side_by_side
+from clusterucb.report.quality import cost, quality, side_by_side
 from clusterucb.report.run_data import RunData
-from clusterucb.report.section import (
-    Section,
-    commas,
-    number,
-    percent,
-    script_json,
-    seconds,
-    visible,
-    with_error,
-)
+from clusterucb.report.section import FILTERS, Section, script_json, visible
 from clusterucb.report.selected import BYTES, selected
 from clusterucb.report.trust import trust
 from clusterucb.report.why import why
@@ -52,14 +42,11 @@ def report_run(run: RunDir, pool: Pool) -> None:
 
 
 def report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Publish one page of one or several runs, finished or not.
+    """Publish one page of one or several runs, finished or not, and return its path.
 
     Args:
         paths: run directories; the directory of a comparison stands for its runs.
         out: the file; without it `report.html` in the one directory that is given.
-
-    Returns:
-        The file.
 
     Raises:
         InputError: a directory holds no run, or there are several and no `out`.
@@ -68,7 +55,7 @@ def report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
     if out is None and len(given) != 1:
         raise InputError(f"a report of {len(given)} directories: say where it goes with --out FILE")
     folders = [run for path in given for run in _runs(path)]
-    target = Path(out) if out is not None else given[0] / "report.html"
+    target = given[0] / "report.html" if out is None else Path(out)
     _publish(target, page([RunData(*run) for run in zip(folders, _names(folders), strict=True)]))
     return target
 
@@ -166,7 +153,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {f.__name__: f for f in (commas, number, percent, seconds, with_error)}
+    made.filters |= FILTERS
     made.globals["FORWARD_SHARE"] = FORWARD_SHARE
     return made
 

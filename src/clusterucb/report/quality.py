@@ -1,8 +1,9 @@
-"""How good the adapter is: the loss on held-out rows by period; and several runs side by side."""
+"""How good the adapter is, by the loss on held-out rows, and what it cost; several runs side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,36 +11,20 @@ from numpy.typing import NDArray
 
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.report.run_data import Json, RunData
-from clusterucb.report.section import (
-    COLOURS,
-    GREY,
-    Figure,
-    Section,
-    Trace,
-    axis,
-    commas,
-    number,
-    plotted,
-    with_error,
-)
-
-Paired = tuple[float, float | None]
-"""A mean of differences and its standard error, where there is one."""
+from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, seconds, with_error
 
 
 def quality(run: RunData) -> Section:
-    """The section."""
+    """The section of the losses."""
     losses = _losses(run)
     base = losses.get("base")
-    against = {
-        name: paired(loss, base) if base and loss is not base else None for name, loss in losses.items()
-    }
+    against = {name: _paired(loss, base) for name, loss in losses.items() if base and loss is not base}
     asked = run.evaluation or next(iter(run.periods.values()), None)
     figures = {"loss": _loss_figure(losses)} if len(losses) > 1 else {}
     return Section({"losses": losses, "against": against, "asked": asked}, figures)
 
 
-def paired(ours: Json, theirs: Json) -> Paired:
+def _paired(ours: Json, theirs: Json) -> tuple[float, float | None]:
     """The mean over rows of the losses of `ours` minus those of `theirs`, and its standard error."""
     differences: NDArray[np.float64] = np.subtract(ours["losses"], theirs["losses"])
     return float(differences.mean()), standard_error(differences)
@@ -54,7 +39,7 @@ def _losses(run: RunData) -> dict[str, Json]:
     return {name: loss for name, loss in found.items() if loss}
 
 
-def error_bars(losses: list[Json], **look: Any) -> Trace:
+def _error_bars(losses: list[Json], **look: Any) -> dict[str, Any]:
     """Losses with their standard errors, up and down."""
     errors = [found["standard_error"] or 0.0 for found in losses]
     return {"y": [found["loss"] for found in losses], "error_y": {"type": "data", "array": errors, **look}}
@@ -65,13 +50,34 @@ def _loss_figure(losses: Mapping[str, Json]) -> Figure:
         "type": "scatter",
         "mode": "lines+markers",
         "x": [name.removesuffix(", the adapter") for name in losses],
-        **error_bars([*losses.values()], thickness=1.5, width=5),
+        **_error_bars([*losses.values()], thickness=1.5, width=5),
         "line": {"color": COLOURS[0]},
         "marker": {"size": 9},
         "hovertemplate": "%{x}: %{y:.4f}<extra></extra>",
     }
     label = "Loss on the evaluated rows, before training and after each period"
     return Figure(label, [line], layout={"height": 300, "yaxis": axis("loss")})
+
+
+def cost(run: RunData) -> Section:
+    """The section of what the run has cost, step by step."""
+    return Section(figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
+
+
+def _seconds(run: RunData) -> Figure:
+    steps = [*run.steps.items()][::-1]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [spent.seconds for _, spent in steps],
+        "y": [plotted(name) for name, _ in steps],
+        "marker": {"color": [COLOURS[0] if spent.pool_gradients else GREY for _, spent in steps]},
+        "text": [seconds(spent.seconds) for _, spent in steps],
+        "textposition": "auto",
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+    }
+    layout = {"height": 120 + 26 * len(steps), "xaxis": axis("seconds"), "yaxis": {"automargin": True}}
+    return Figure("Seconds of each step, as bars", [bars], layout=layout)
 
 
 def side_by_side(runs: Sequence[RunData]) -> Section:
@@ -93,8 +99,8 @@ def _against(run: RunData, first: RunData) -> list[str]:
         return ["–", "–", "–"]
     adapter, against = run.evaluation["adapter"], "–"
     if first.evaluation and first is not run and _asked(run) is not None and _asked(run) == _asked(first):
-        against = with_error(*paired(adapter, first.evaluation["adapter"]), sign="+")
-    base = with_error(*paired(adapter, run.evaluation["base"]), sign="+")
+        against = with_error(*_paired(adapter, first.evaluation["adapter"]), "+.4f")
+    base = with_error(*_paired(adapter, run.evaluation["base"]), "+.4f")
     return [with_error(adapter["loss"], adapter["standard_error"]), base, against]
 
 
@@ -107,8 +113,8 @@ def _asked(run: RunData) -> str | None:
 def _sources(runs: Sequence[RunData]) -> dict[str, list[str]]:
     """Rows that each run has selected of a source, and their share."""
     found = [run.selected_sources for run in runs]
-    names = dict.fromkeys(name for rows in found for name, _ in rows.most_common())
-    return {name: [f"{commas(r[name])} ({r[name] / r.total():.0%})" for r in found] for name in names}
+    names = dict.fromkeys(chain(*found))
+    return {name: [f"{r[name]:,} ({r[name] / r.total():.0%})" for r in found] for name in names}
 
 
 def _overlap(runs: Sequence[RunData]) -> list[list[str]]:
@@ -117,14 +123,14 @@ def _overlap(runs: Sequence[RunData]) -> list[list[str]]:
     By the rows' ids, so that runs over pools that differ can be told apart as well.
     """
     chosen = [{identity for found in run.rounds for identity in found.ids} for run in runs]
-    return [[number(len(ours & theirs) / len(ours | theirs), 2) for theirs in chosen] for ours in chosen]
+    return [[f"{len(ours & theirs) / len(ours | theirs):.2f}" for theirs in chosen] for ours in chosen]
 
 
 def _loss_bars(runs: Sequence[RunData]) -> Figure:
-    def bars(model: str, colour: str) -> Trace:
+    def bars(model: str, colour: str) -> dict[str, Any]:
         losses = [run.evaluation[model] for run in runs if run.evaluation]
         look = {"type": "bar", "name": model, "marker": {"color": colour}}
-        return {**look, "x": [plotted(run.name) for run in runs], **error_bars(losses)}
+        return {**look, "x": [plotted(run.name) for run in runs], **_error_bars(losses)}
 
     traces = [bars("base", GREY), bars("adapter", COLOURS[0])]
     layout = {"height": 340, "barmode": "group", "yaxis": axis("loss")}

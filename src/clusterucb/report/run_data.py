@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,31 +32,21 @@ from clusterucb.runtime.files import read_json
 from clusterucb.tasks import TASKS
 
 Json = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class RoundData:
-    """One selection: what it chose, all that it scored, and the ids and sources of the chosen rows."""
+class RoundData(Round):
+    """One selection, with all that it scored, and the ids and sources of the chosen rows."""
 
-    chosen: Round
     scored: Scored
     ids: list[str]
     sources: list[str]
 
     @property
-    def number(self) -> int:
-        """From 1."""
-        return self.chosen.number
-
-    @property
     def period(self) -> str:
         """As a person says it."""
         return f"period {self.number}"
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """The chosen usable rows, ascending, (L,)."""
-        return self.chosen.rows
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -66,7 +56,7 @@ class RoundData:
     @property
     def cold(self) -> int:
         """How many of the first draws were the cold start."""
-        return int(self.chosen.summary["cold_start"])
+        return int(self.summary["cold_start"])
 
 
 class RunData:
@@ -81,6 +71,7 @@ class RunData:
         config, settings: as values, and as the YAML text that was saved.
         method: that they name.
         counts: rows of the pool, usable and excluded ones, and its fingerprint; None before it is read.
+        usable: rows that can be chosen, as far as they are known.
         contamination: the content of contamination.json.
         evaluation: that of evaluation.json, with which a run is finished.
         benchmarks: that of benchmarks/results.json.
@@ -99,23 +90,19 @@ class RunData:
         self.config = load(self.dir.config, {"out": str(path)})
         self.method = method_of(self.config)
         self.settings = self.dir.config.read_text(encoding="utf-8")
-        self.counts = _json(self.dir.pool / "manifest.json")
-        self.contamination = _json(self.dir.contamination)
-        self.evaluation = _json(self.dir.evaluation)
-        self.benchmarks = _json(self.dir.benchmarks / "results.json")
-        self.full: Json | None = (_json(self.dir.summary) or {}).get("full")
-        self._given = pool
+        self.counts = _read(self.dir.pool / "manifest.json", read_json)
+        self.usable = int(self.counts["usable"]) if self.counts else 0
+        self.contamination = _read(self.dir.contamination, read_json)
+        self.evaluation = _read(self.dir.evaluation, read_json)
+        self.benchmarks = _read(self.dir.benchmarks / "results.json", read_json)
+        self.full: Json | None = (_read(self.dir.summary, read_json) or {}).get("full")
+        self._pool = pool
 
     @property
     def method_name(self) -> str:
         """The method as a person says it."""
         bandit = " with the bandit" if self.method.budgeted else ""
         return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
-
-    @property
-    def usable(self) -> int:
-        """Rows that can be chosen, as far as they are known."""
-        return int(self.counts["usable"]) if self.counts else 0
 
     @cached_property
     def excluded(self) -> list[dict[str, str]]:
@@ -128,8 +115,8 @@ class RunData:
     @cached_property
     def periods(self) -> dict[int, Json]:
         """Losses after training periods, as evaluation.json has them for a model."""
-        found = {n: _json(self.dir.period(n)) for n in range(1, self.config.training.periods + 1)}
-        return {n: loss for n, loss in found.items() if loss is not None}
+        files = {n: self.dir.period(n) for n in range(1, self.config.training.periods + 1)}
+        return {n: read_json(file) for n, file in files.items() if file.exists()}
 
     @cached_property
     def rounds(self) -> list[RoundData]:
@@ -144,8 +131,9 @@ class RunData:
 
     @cached_property
     def selected_sources(self) -> Counter[str]:
-        """Selected rows of each source, over all selections."""
-        return Counter(source for found in self.rounds for source in found.sources)
+        """Selected rows of each source over all selections, the most frequent first."""
+        found = Counter(source for found in self.rounds for source in found.sources)
+        return Counter(dict(found.most_common()))
 
     @cached_property
     def steps(self) -> dict[str, Cost]:
@@ -165,8 +153,8 @@ class RunData:
     @cached_property
     def clusters(self) -> NDArray[np.int64] | None:
         """The cluster of each usable row, (N,), where there is a bandit."""
-        there = self.method.budgeted and self.dir.clusters.exists()
-        return load_file(self.dir.clusters)["labels"] if there else None
+        arrays = _read(self.dir.clusters, load_file) if self.method.budgeted else None
+        return arrays["labels"] if arrays else None
 
     def in_clusters(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of these usable rows each cluster has, (K,); where there are clusters."""
@@ -187,14 +175,13 @@ class RunData:
     @cached_property
     def store(self) -> FeatureStore | None:
         """Features of the usable rows at the first checkpoint."""
-        there = (self.dir.features / "manifest.json").exists()
-        return FeatureStore(self.dir.features) if there else None
+        return _read(self.dir.features, FeatureStore)
 
     @cached_property
     def directions(self) -> NDArray[np.float32] | None:
         """Of the target's subtasks at that checkpoint, (S, d)."""
-        path = self.dir.directions_at(1)
-        return load_file(path)["directions"] if path.exists() else None
+        arrays = _read(self.dir.directions_at(1), load_file)
+        return arrays["directions"] if arrays else None
 
     @cached_property
     def subtasks(self) -> list[str]:
@@ -210,24 +197,19 @@ class RunData:
     @property
     def pool(self) -> Pool | None:
         """The pool, if it is still the run's."""
-        return self._opened[0]
-
-    @property
-    def pool_missing(self) -> str | None:
-        """Why the pool cannot be read, if so."""
-        return self._opened[1]
+        return None if self.pool_missing else self._pool
 
     @cached_property
-    def _opened(self) -> tuple[Pool | None, str | None]:
+    def pool_missing(self) -> str | None:
+        """Why the pool cannot be read, if so."""
         if self.counts is None:
-            return None, "the pool is not read yet"
+            return "the pool is not read yet"
         try:
-            pool = Pool.read(self.config.pool) if self._given is None else self._given
+            self._pool = Pool.read(self.config.pool) if self._pool is None else self._pool
         except ClusterUCBError as error:
-            return None, str(error)
-        if pool.fingerprint != self.counts["made_with"]["pool"]:
-            return None, "the pool's files have changed since the run read them"
-        return pool, None
+            return str(error)
+        changed = self._pool.fingerprint != self.counts["made_with"]["pool"]
+        return "the pool's files have changed since the run read them" if changed else None
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
@@ -273,10 +255,10 @@ class RunData:
 
 
 def _read_round(folder: Path) -> RoundData:
-    told = [(entry["id"], entry["source"]) for entry in read_sidecar(folder)]
-    ids, sources = [name for name, _ in told], [source for _, source in told]
-    return RoundData(read_round(folder), read_scored(folder), ids, sources)
+    told = [*read_sidecar(folder)]
+    ids, sources = ([entry[name] for entry in told] for name in ("id", "source"))
+    return RoundData(**vars(read_round(folder)), scored=read_scored(folder), ids=ids, sources=sources)
 
 
-def _json(path: Path) -> Json | None:
-    return read_json(path) if path.exists() else None
+def _read(path: Path, read: Callable[[Path], T]) -> T | None:
+    return read(path) if path.exists() else None

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
@@ -30,27 +31,18 @@ _UNSEEN = re.compile(
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, drawn by the page's script when it comes into view.
+    """A figure, drawn by the page's script when it comes into view."""
 
-    Attributes:
-        label: what is seen, for those who do not see it.
-        traces: those that are always seen, above all others.
-        choices: traces that a menu chooses from, by its words; the first are seen at the beginning.
-        menu: what is chosen.
-        layout: colours of text and grid are the page's.
-        square: not wider than high.
-    """
-
-    label: str
-    traces: Sequence[Trace] = ()
-    choices: Mapping[str, Sequence[Trace]] = field(default_factory=dict)
-    menu: str = ""
-    layout: Trace = field(default_factory=dict)
-    square: bool = False
+    label: str  # what is seen, for those who do not see it
+    traces: Sequence[Trace] = ()  # those that are always seen, above all others
+    choices: Mapping[str, Sequence[Trace]] = field(default_factory=dict)  # by a menu's words, the first first
+    menu: str = ""  # what is chosen
+    layout: Trace = field(default_factory=dict)  # colours of text and grid are the page's
+    square: bool = False  # not wider than high
 
     def to_json(self) -> dict[str, Any]:
         """Traces, layout, and which traces are seen by each choice."""
-        data = [*(trace for group in self.choices.values() for trace in group), *self.traces]
+        data = [*chain(*self.choices.values()), *self.traces]
         seen = [self._seen(choice) for choice in self.choices]
         if seen:
             data = [{**trace, "visible": visible} for trace, visible in zip(data, seen[0], strict=True)]
@@ -63,17 +55,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What fills a section's template.
+    """What fills a section's template."""
 
-    Attributes:
-        facts: by the names that the template calls them.
-        figures: by name; a template draws those that are there.
-        examples: rows that can be searched and filtered, for the page's script.
-    """
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    examples: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # by the names that the template calls them
+    figures: dict[str, Figure] = field(default_factory=dict)  # by name; a template draws those that are there
+    examples: dict[str, Any] | None = None  # rows that can be searched and filtered, for the page's script
 
 
 def axis(title: str, **look: Any) -> Trace:
@@ -111,25 +97,28 @@ def commas(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def number(value: float | None, places: int = 4, sign: str = "") -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:{sign}.{places}f}"
+def number(value: float | None, form: str = ".4f") -> str:
+    """A number in a format such as `+.4f`, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 def percent(value: float | None) -> str:
     """A share in whole percent, or a dash where there is none."""
-    return "–" if value is None else f"{value:.0%}"
+    return number(value, ".0%")
 
 
-def with_error(value: float, error: float | None, places: int = 4, sign: str = "") -> str:
-    """A number with its standard error, where there is one."""
-    return number(value, places, sign) + ("" if error is None else f" ± {error:.{places}f}")
+def with_error(value: float, error: float | None, form: str = ".4f") -> str:
+    """A number with its standard error, where there is one, which has no sign."""
+    return number(value, form) + ("" if error is None else f" ± {error:{form.removeprefix('+')}}")
 
 
 def seconds(value: float) -> str:
-    """A time as people say it."""
+    """A time as 12.3 s, 4 min 20 s or 3 h 05 min."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+FILTERS = {written.__name__: written for written in (commas, number, percent, seconds, with_error)}
+"""How templates write numbers."""

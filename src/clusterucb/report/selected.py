@@ -10,21 +10,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clusterucb.data.rows import Row
 from clusterucb.report.run_data import RoundData, RunData
-from clusterucb.report.section import (
-    COLOURS,
-    GREY,
-    Figure,
-    Section,
-    Trace,
-    axis,
-    plotted,
-    script_json,
-    visible,
-)
+from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, script_json, visible
 
 BEST = 300
 """Selected rows of one selection at most, the most influential."""
@@ -62,19 +51,16 @@ def _by_source(run: RunData) -> list[dict[str, Any]]:
         fair = pool[name] / pool.total() if pool else 0
         return {**own, "pool": pool[name] if pool else None, "lift": share / fair if fair else None}
 
-    return [line(name) for name in [*_by_rows(total), *(name for name in pool if name not in total)]]
-
-
-def _by_rows(sources: Counter[str]) -> list[str]:
-    return [name for name, _ in sources.most_common()]
+    return [line(name) for name in dict.fromkeys([*total, *pool])]
 
 
 def _source_figure(run: RunData) -> Figure:
     periods = [found.period for found in run.rounds]
-    per_round, names = [Counter(found.sources) for found in run.rounds], _by_rows(run.selected_sources)
+    per_round = [Counter(found.sources) for found in run.rounds]
+    names = [*run.selected_sources]
     leading, others = names[: len(COLOURS)], names[len(COLOURS) :]
 
-    def bars(name: str, colour: str, of: list[str]) -> Trace:
+    def bars(name: str, colour: str, of: list[str]) -> dict[str, Any]:
         numbers = [sum(found[source] for source in of) for found in per_round]
         return {"type": "bar", "name": plotted(name), "marker": {"color": colour}, "x": periods, "y": numbers}
 
@@ -101,20 +87,13 @@ def shown_rows(found: RoundData, rounds: int) -> dict[int, float]:
     """Rows and scores that are shown of one of so many selections, the most influential first."""
     room = max(1, min(BEST + 2 * ENDS, ROWS // max(1, rounds)))
     ends = max(1, min(ENDS, room // 4))
-    best = _falling(found.chosen.scores)[: max(1, min(BEST, room - 2 * ends))]
-    order = _falling(found.scored.scores)
+    best = np.argsort(-found.scores, kind="stable")[: max(1, min(BEST, room - 2 * ends))]
+    order = np.argsort(-found.scored.scores, kind="stable")
     outer = order if len(order) <= 2 * ends else np.concatenate([order[:ends], order[-ends:]])
-    shown = _scores(found.scored.rows[outer], found.scored.scores[outer])
-    shown |= _scores(found.rows[best], found.chosen.scores[best])
+    rows = np.concatenate([found.scored.rows[outer], found.rows[best]])
+    scores = np.concatenate([found.scored.scores[outer], found.scores[best]])
+    shown = dict(zip(rows.tolist(), scores.tolist(), strict=True))
     return dict(sorted(shown.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _falling(scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    return np.argsort(-scores, kind="stable")
-
-
-def _scores(rows: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[int, float]:
-    return dict(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
 def _examples(run: RunData, allowed: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -66,8 +67,6 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # of an extra that is not installed
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

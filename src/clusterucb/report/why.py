@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +41,12 @@ def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, An
     """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
     if run.clusters is None:
         return []
-    chosen = run.in_clusters(run.selected)
     mean, spread = _influence(run)
+    facts = {"rows": run.sizes, "selected": run.in_clusters(run.selected), "mean": mean, "spread": spread}
 
     def line(cluster: int) -> dict[str, Any]:
         spent = [f"{commas(found[cluster])} ({found[cluster] / found.sum():.0%})" for found in draws]
-        scores = {"mean": mean[cluster], "spread": spread[cluster]}
-        rows = {"rows": run.sizes[cluster], "selected": chosen[cluster]}
-        return {"cluster": cluster, **rows, **scores, "draws": spent}
+        return {"cluster": cluster, "draws": spent, **{name: of[cluster] for name, of in facts.items()}}
 
     return [line(cluster) for cluster in run.leading]
 
@@ -60,8 +57,8 @@ def _influence(run: RunData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if run.clusters is None or not run.rounds:
         return np.full(k, np.nan), np.full(k, np.nan)
     first = run.rounds[0].scored
-    labels = run.clusters[first.rows]
-    scored = np.where(run.in_clusters(first.rows) > 0, run.in_clusters(first.rows), np.nan)
+    labels, scored = run.clusters[first.rows], run.in_clusters(first.rows).astype(float)
+    scored[scored == 0] = np.nan
     mean = np.bincount(labels, first.scores, k) / scored
     return mean, np.sqrt(np.bincount(labels, (first.scores - mean[labels]) ** 2, k) / scored)
 
@@ -74,29 +71,14 @@ def _spent(found: RoundData) -> dict[str, Any]:
     return {**facts, "clusters": len(np.unique(arms[late:])), "kept": found.kept[late:].mean()}
 
 
-@dataclass(frozen=True, eq=False)
-class Course:
-    """The draws of a selection in windows of equal length, the first of which is the cold start.
+class Course(NamedTuple):
+    """The draws of a selection in w windows of equal length, the first of which is the cold start."""
 
-    Attributes:
-        ends: rows drawn at the end of each window, (w,).
-        shares: of the draws of a window, each leading cluster's, and the others' together, (a + 1, w).
-        mean: influence of the rows of a window, (w,).
-        threshold: the lowest of the best rows so far at each window's end, (w,); NaN before there are as many
-            as are selected.
-        kept: share of a window's draws that were selected in the end, (w,).
-    """
-
-    ends: NDArray[np.int64]
-    shares: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    threshold: NDArray[np.float64]
-    kept: NDArray[np.float64]
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """Rows drawn at the beginning of each window, (w,)."""
-        return np.concatenate([[0], self.ends[:-1]])
+    ends: NDArray[np.int64]  # (w,), rows drawn at the end of each
+    shares: NDArray[np.float64]  # (a + 1, w), of its draws: each leading cluster's, and all others'
+    mean: NDArray[np.float64]  # (w,), influence of its rows
+    threshold: NDArray[np.float64]  # (w,), lowest of the best rows so far; NaN before as many as are selected
+    kept: NDArray[np.float64]  # (w,), share of its draws that were selected in the end
 
 
 def course(found: RoundData, leading: Sequence[int]) -> Course:
@@ -143,17 +125,15 @@ def _arms_figure(courses: dict[str, Course], leading: list[int]) -> Figure:
 def _bars(found: Course, leading: list[int]) -> list[Trace]:
     names = [f"cluster {arm}" for arm in leading] + ["all others"]
     colours = [*COLOURS[: len(leading)], FAINT]
-    place = {
-        "x": ((found.starts + found.ends) / 2).tolist(),
-        "width": (0.96 * (found.ends - found.starts)).tolist(),
-    }
-    return [
-        {
-            **{"type": "bar", "name": name, "marker": {"color": colour}, **place, "y": rounded(shares)},
-            "hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>",
-        }
-        for name, colour, shares in zip(names, colours, found.shares, strict=True)
-    ]
+    starts = np.concatenate([[0], found.ends[:-1]])
+    place = {"x": ((starts + found.ends) / 2).tolist(), "width": (0.96 * (found.ends - starts)).tolist()}
+
+    def bars(name: str, colour: str, shares: NDArray[np.float64]) -> Trace:
+        look = {"name": name, "marker": {"color": colour}}
+        hover = {"hovertemplate": f"{name}: %{{y:.0%}}<extra></extra>"}
+        return {"type": "bar", **look, **place, "y": rounded(shares), **hover}
+
+    return [*map(bars, names, colours, found.shares)]
 
 
 def _found_figure(courses: dict[str, Course]) -> Figure:

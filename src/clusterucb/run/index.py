@@ -83,8 +83,8 @@ class Index:
 
     def check(self, found: FeatureStore, **known: object) -> None:
         """Refuse features that were made with something else than this, and than is `known` besides."""
-        told = {"features": "gradients", **found.manifest["made_with"]}  # older ones do not tell their kind
-        check_made_with(told, {**self.made_with, **known}, str(found.folder))
+        told, kind = found.manifest["made_with"], {"features": "gradients"}  # unless they tell another
+        check_made_with({**kind, **told}, {**kind, **self.made_with, **known}, str(found.folder))
 
     def labels(self, rows: int) -> NDArray[np.int64]:
         """The cluster of each of the usable `rows`, (N,); zeros where no bandit needs clusters."""

@@ -33,7 +33,7 @@ from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.screening import Screening, screened, unchecked
-from clusterucb.runtime.files import check_made_with, made, read_json, told, write_json
+from clusterucb.runtime.files import check_made_with, made, read_json, told, write_json, write_lines
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
@@ -135,7 +135,7 @@ class Inputs:
     ) -> None:
         self.config, self.dir, self.screen, self.world = config, run, screen, world
         self.sharded = world.size > 1 and config.training.shard == "fsdp"
-        self._settled = settled or run.config
+        self._settled, self._told = settled or run.config, False
 
     @cached_property
     def pool(self) -> Pool:
@@ -201,8 +201,7 @@ class Inputs:
         """A benchmark's rows as a file of the run, which stands by itself from here on."""
 
         def make(part: Path) -> None:
-            rows = (json.dumps(question.to_row(), ensure_ascii=False) + "\n" for question in drawn(name))
-            part.write_text("".join(rows), encoding="utf-8")
+            write_lines(part, (question.to_row() for question in drawn(name)))
 
         return self._made(folder / f"{name}.jsonl", make, lambda path: path)
 
@@ -215,11 +214,14 @@ class Inputs:
     ) -> T:
         """An artifact of the inputs, made by rank 0 whenever it is first asked for.
 
-        Until the run has its settings, what a beginning with others has left is dropped.
+        Until the run has its settings, what a beginning with others has left is dropped; a run that is warmed
+        up or has selected keeps it, though its settings were removed.
         """
+        begun = (self._settled, self.dir.warmup, self.dir.round(1))
 
         def act() -> None:
-            if path.exists() and not self._settled.exists() and (not made_with or told(path) != made_with):
+            settled = any(sign.exists() for sign in begun)
+            if path.exists() and not settled and (not made_with or told(path) != made_with):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             made(path, make, read, made_with)
 
@@ -251,8 +253,9 @@ class Inputs:
         return found
 
     def tell_unchecked(self) -> None:
-        """Tell the person of benchmarks that the pool was not checked against."""
-        if found := unchecked(self.dir, self.config):
+        """Tell the person, once, of benchmarks that the pool was not checked against."""
+        if not self._told and (found := unchecked(self.dir, self.config)):
+            self._told = True
             self.screen.say(f"the pool was not checked against {', '.join(found)} when this run began")
 
     @cached_property
@@ -305,8 +308,7 @@ class Inputs:
         kept_out = self.screening.kept_out
         Tokens.write(part, self.usable_rows(range(len(self.pool)), kept_out, usable, excluded))
         np.save(part / "rows.npy", np.array(usable, np.int64))
-        with (part / "excluded.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
+        write_lines(part / "excluded.jsonl", excluded)
         counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
         write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
 

@@ -12,9 +12,8 @@ directions-*           the target's at LESS's later checkpoints, where they were
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb.data.pool import Pool
 from clusterucb.run.costs import Cost
-from clusterucb.runtime.files import read_json, write_json
+from clusterucb.runtime.files import read_json, read_lines, write_json, write_lines
 from clusterucb.selection.bandit import Draw, Selection
 
 
@@ -92,7 +91,7 @@ def write_round(
     sidecar = zip(
         chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, strict=True
     )
-    _write_lines(
+    write_lines(
         folder / "selected.ids.jsonl",
         (
             {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
@@ -100,7 +99,7 @@ def write_round(
             for row, score, cluster, source, known in sidecar
         ),
     )
-    _write_lines(
+    write_lines(
         folder / "draws.jsonl",
         (
             {
@@ -149,21 +148,11 @@ def read_round(folder: Path) -> Round:
 def read_scored(folder: Path) -> Scored:
     """What a published round has scored."""
     arrays = load_file(folder / "selection.safetensors")
-    draws = [(draw["arm"], len(draw["ids"])) for draw in _read_lines(folder / "draws.jsonl")]
+    draws = [(draw["arm"], len(draw["ids"])) for draw in read_lines(folder / "draws.jsonl")]
     arms, rows = np.array(draws, np.int64).reshape(-1, 2).T
     return Scored(arrays["drawn"], arrays["drawn_scores"], np.repeat(arms, rows))
 
 
 def read_sidecar(folder: Path) -> Iterator[dict[str, Any]]:
     """What selected.ids.jsonl of a published round tells of each chosen row."""
-    return _read_lines(folder / "selected.ids.jsonl")
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-def _write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(content, ensure_ascii=False) + "\n" for content in objects)
+    return read_lines(folder / "selected.ids.jsonl")

@@ -164,10 +164,7 @@ class Session:
             self.budget.check_clusters(k, rows)
 
     def begin(self) -> None:
-        """Load the model and make the settings the run's: all have held for the inputs.
-
-        From here on another `owned` refuses other settings.
-        """
+        """Load the model and make the settings the run's: all have held for the inputs."""
         self.check_plan(self.inputs.counts["usable"])
         self.inputs.load_model()
         self._settle()
@@ -223,10 +220,10 @@ class Session:
     @property
     def planned_with(self) -> dict[str, object]:
         """What features of pool rows depend on, as far as it is known without loading the model."""
-        known = {"features": self.config.clustering.features, **self.inputs.tokens_made_with}
-        if not self.method.hidden:
-            known |= {"projection": str(self.projection), "formula": self.config.gradients.formula}
-        return known
+        known = self.inputs.tokens_made_with
+        if self.method.hidden:
+            return {"features": "hidden", **known}
+        return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
 
     @property
     def made_with(self) -> dict[str, object]:

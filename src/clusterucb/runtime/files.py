@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,16 +100,10 @@ def publish(path: Path, world: World = ALONE) -> Iterator[Path]:
     All processes of the `world` that is given enter the block; the one that leads writes.
     """
     part = path.with_name(path.name + ".part")
-
-    def end() -> None:
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-
     with storage_errors(path):
         world.lead(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         yield part
-        world.lead(end)
+        world.lead(lambda: _appear(path, part, [part]))
 
 
 @contextmanager
@@ -125,18 +119,19 @@ def publish_folder(path: Path, *, resume: bool = False, world: World = ALONE) ->
             shutil.rmtree(part)
         part.mkdir(parents=True, exist_ok=True)
 
-    def end() -> None:
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        part.replace(path)
-
     with storage_errors(path):
         world.lead(begin)
         yield part
         world.gather(None)  # all have written what they had to
-        world.lead(end)
+        world.lead(lambda: _appear(path, part, filter(Path.is_file, part.rglob("*"))))
+
+
+def _appear(path: Path, part: Path, files: Iterable[Path]) -> None:
+    """Give what is whole its name, once its files are on the disk."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    part.replace(path)
 
 
 def check_made_with(found: Mapping[str, object], expected: Mapping[str, object], what: str) -> None:
@@ -159,3 +154,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of ours."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def write_lines(path: Path, objects: Iterable[Mapping[str, Any]], *, ascii: bool = False) -> None:
+    """Write one JSON object a line, into a file that the caller publishes."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(content, ensure_ascii=ascii) + "\n" for content in objects)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in such a file of ours."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

@@ -11,7 +11,8 @@ writes everything in it but rows of a feature store, and speaks to the person.
     total     sums of whole numbers over processes, which no order of adding can change
 
 They meet through torchrun's store and torch.distributed (gloo between hosts' memories, nccl between GPUs).
-Nothing is set up at import, and nothing at all where there is one process.
+Nothing is set up at import, and nothing at all where there is one process. accelerate's gathers are the same
+calls behind a state of the whole process, which knows of no attempts and names no rank that is lost.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ class World:
         size: number of processes.
         step: what they are at, for messages.
         together: what `in_step` asks for.
+        store: keys and values that all see, served by torchrun itself.
+        seconds: how long the others are waited for where all meet.
     """
 
     rank: int = 0
     size: int = 1
     step: str = "start"
     together: bool = False
+    store: Any = None
+    seconds: float = _SECONDS
+    _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -78,10 +84,20 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """The value of each process, by rank."""
-        return [value]
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        self._meet(dist.all_gather_object, found, value)
+        return found
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over all processes, in place; whole numbers, below 2^53 in float64."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            self._meet(dist.all_reduce, numbers)
         return numbers
 
     def share(
@@ -95,92 +111,9 @@ class World:
         Items of like size should be neighbours, as neighbours go to different processes. The processes meet
         after at most `each` items of each, and often enough to show how far they are.
         """
-        del each
-        return zip(items, compute(items), strict=True)
-
-    def lead(self, act: Callable[[], T]) -> T:
-        """What `act` returns on rank 0, where alone it is called."""
-        return act()
-
-    def once(self, what: Path | str, act: Callable[[], object]) -> None:
-        """Have rank 0 `act`, at most once for each `what`; the others wait until it has."""
-        del what
-        act()
-
-    def has(self, path: Path) -> bool:
-        """Whether rank 0 finds `path`: one answer for all, whatever another file system's cache says."""
-        return self.lead(path.exists)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Turn what other libraries say of a lost process into one line.
-
-        Raises:
-            LostError: a process has ended, or does not answer.
-        """
-        yield
-
-    def check_device(self, name: str) -> None:
-        """Refuse a device that several processes cannot have one each of."""
-
-    def check_complete(self) -> None:
-        """Refuse to act alone where there are others, which would all write the same files.
-
-        Raises:
-            ConfigError: torch.distributed knows of several processes, and this world of one.
-        """
-        import torch.distributed as dist
-
-        if self.size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ConfigError(
-                f"{dist.get_world_size()} processes, of which this one was not told: give "
-                "Reselection(..., world=world), from `with clusterucb.runtime.processes.joined() as world`"
-            )
-
-    def speaks(self) -> bool:
-        """Whether this process is to show the error that ends it; the others are told to end, too."""
-        return True
-
-
-ALONE = World()
-"""One process."""
-
-
-@dataclass(frozen=True)
-class _Group(World):
-    """Several processes.
-
-    Attributes:
-        store: keys and values that all see, served by torchrun itself.
-        seconds: how long the others are waited for where all meet.
-        numbers: of the calls of `lead`.
-    """
-
-    store: Any = None
-    seconds: float = _SECONDS
-    numbers: Iterator[int] = field(default_factory=itertools.count, repr=False)
-
-    def gather(self, value: T) -> list[T]:
-        import torch.distributed as dist
-
-        found: list[Any] = [None] * self.size
-        with self._answered():
-            dist.all_gather_object(found, value)
-        return found
-
-    def total(self, numbers: Tensor) -> Tensor:
-        import torch.distributed as dist
-
-        with self._answered():
-            dist.all_reduce(numbers)
-        return numbers
-
-    def share(
-        self,
-        items: Sequence[Item],
-        compute: Callable[[Sequence[Item]], Iterable[T]],
-        each: int = 1,
-    ) -> Iterator[tuple[Item, T]]:
+        if self.size == 1:
+            yield from zip(items, compute(items), strict=True)
+            return
         each = min(each, max(1, len(items) // (_MEETINGS * self.size)))
         for start in range(0, len(items), each * self.size):
             wave = items[start : start + each * self.size]
@@ -194,31 +127,45 @@ class _Group(World):
                 yield item, parts[place % self.size][place // self.size]
 
     def lead(self, act: Callable[[], T]) -> T:
+        """What `act` returns on rank 0, where alone it is called."""
+        if self.size == 1:
+            return act()
         import torch.distributed as dist
 
         found: list[Any] = [act() if self.leads else None]
-        self._patiently(f"led/{next(self.numbers)}")
-        with self._answered():
-            dist.broadcast_object_list(found, src=0)
+        self._follow(f"led/{next(self._numbers)}")
+        self._meet(dist.broadcast_object_list, found)
         value: T = found[0]
         return value
 
     def once(self, what: Path | str, act: Callable[[], object]) -> None:
+        """Have rank 0 `act`, at most once for each `what`; the others wait until it has."""
+        if self.size == 1:
+            act()
+            return
         key = f"once/{what}"
         if self.leads and not self.store.check([key]):
             act()
-        self._patiently(key)
+        self._follow(key)
+
+    def has(self, path: Path) -> bool:
+        """Whether rank 0 finds `path`: one answer for all, whatever another file system's cache says."""
+        return self.lead(path.exists)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        """Turn what other libraries say of a process that has ended, or does not answer, into LostError."""
         try:
             yield
         except RuntimeError as error:
-            if not any(word in str(error) for word in _TALK):
+            if self.size == 1 or not any(word in str(error) for word in _TALK):
                 raise
             raise LostError(self._lost()) from error
 
     def check_device(self, name: str) -> None:
+        """Refuse a device that several processes cannot have one each of."""
+        if self.size == 1:
+            return
         import torch
 
         if name.startswith("cuda:"):
@@ -232,7 +179,20 @@ class _Group(World):
                 "(--nproc-per-node)"
             )
 
+    def check_complete(self) -> None:
+        """Raise ConfigError where there are others that this world does not know: all would write as one."""
+        import torch.distributed as dist
+
+        if self.size == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ConfigError(
+                f"{dist.get_world_size()} processes, of which this one was not told: give "
+                "Reselection(..., world=world), from `with clusterucb.runtime.processes.joined() as world`"
+            )
+
     def speaks(self) -> bool:
+        """Whether this process is to show the error that ends it; the others are told to end, too."""
+        if self.size == 1:
+            return True
         with contextlib.suppress(RuntimeError):  # the store itself may be gone
             first: bool = self.store.add("ended", 1) == 1
             self._leave()
@@ -249,7 +209,7 @@ class _Group(World):
         while self.store.add("ended", 0) < self.size and time.monotonic() < until:
             time.sleep(_POLL)
 
-    def _patiently(self, key: str) -> None:
+    def _follow(self, key: str) -> None:
         """Wait for rank 0 to come to `key`, as long as it takes: nobody can tell how long its work is."""
         if self.leads:
             self.store.set(key, "")
@@ -259,10 +219,10 @@ class _Group(World):
                 raise LostError(f"{self.step}: another process has ended")
             time.sleep(_POLL)
 
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
+    def _meet(self, exchange: Callable[..., object], *values: Any) -> None:
+        """Exchange values by a function of torch.distributed, in which all have to come."""
         try:
-            yield
+            exchange(*values)
         except RuntimeError as error:
             raise LostError(self._lost()) from error
 
@@ -279,6 +239,10 @@ class _Group(World):
             f"{self.step}: {who} of {self.size} does not answer: it has ended, or it has hung for "
             f"{self.seconds:.0f} s ({TIMEOUT}); what was finished is kept: run the same command again"
         )
+
+
+ALONE = World()
+"""One process."""
 
 
 def leads(environment: Mapping[str, str] = os.environ) -> bool:
@@ -316,28 +280,24 @@ def joined(environment: Mapping[str, str] = os.environ, *, fsdp: bool = True) ->
     if cuda and (local := int(environment.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(local)  # `cuda` is this device from here on
     try:
-        store, rank, size = next(rendezvous("env://", timeout=limit))
-        name = _meet(PrefixStore("clusterucb", store), rank, size, seconds)
-        group = _Group(rank, size, store=PrefixStore(f"clusterucb/{name}", store), seconds=seconds)
+        shared, rank, size = next(rendezvous("env://", timeout=limit))
+        attempt = _attempt(PrefixStore("clusterucb", shared), rank, size, seconds)
+        store = PrefixStore(f"clusterucb/{attempt}", shared)
         own = not dist.is_initialized()
         if own:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=PrefixStore("group", group.store),
-                rank=rank,
-                world_size=size,
-                timeout=limit,
-            )
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            group = PrefixStore("group", store)
+            dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise LostError(
             f"start: the {size} processes did not find each other ({str(error).splitlines()[0]})"
         ) from error
-    yield group
+    yield World(rank, size, store=store, seconds=seconds)
     if own and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _meet(store: Any, rank: int, size: int, seconds: float) -> str:
+def _attempt(store: Any, rank: int, size: int, seconds: float) -> str:
     """A name that the processes of this attempt alone agree on, as torchrun keeps one store for all attempts.
 
     Each says hello by a name of its own, which nobody answers but a rank 0 that is there now.
@@ -370,9 +330,8 @@ def _meet(store: Any, rank: int, size: int, seconds: float) -> str:
 
 def _size(environment: Mapping[str, str]) -> int:
     """Processes that were started together; one where nothing says how they meet."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        return 1
-    return int(environment["WORLD_SIZE"])
+    told = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
+    return int(environment["WORLD_SIZE"]) if told else 1
 
 
 def _refuse_shards(environment: Mapping[str, str], fsdp: bool) -> None:

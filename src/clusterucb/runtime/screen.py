@@ -1,18 +1,15 @@
-"""What a person sees while something long is running: a bar on a terminal, a plain line elsewhere.
+"""What is told while something long is running: bars on a terminal, plain lines elsewhere, events in a log.
 
-Everything goes to standard error; results go to standard output. The only module that draws. A program that
-watches reads the same from a log of events, which is written whatever a person wants to see.
+All that a person sees goes to standard error; results go to standard output. The only module that draws.
 
-What a command tells a program that watches it: one JSON object a line, appended to a file.
-
-Every event and field is in docs/logging.md. A line is written in one piece and at once; a line that a kill
-has torn is closed by the next command, so that it stands alone and a reader can pass it over.
+A program that watches reads the same from a file, whatever a person wants to see: one JSON object a line,
+appended in one piece and at once (docs/logging.md has every event and field). A line that a kill has torn is
+closed by the next command, so that it stands alone and a reader can pass it over.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -76,66 +73,50 @@ class Screen:
     @contextmanager
     def track(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """Show the way to `total` units while the block runs; `done` of them are there already."""
-        with self._shown(label, total, unit, done) as show, self._told(label, total, unit, done) as tell:
+        way = _Way(label, total, unit, done)
+        with self._shown(way) as show, self._told(way) as tell:
 
             def advance(amount: int, note: str = "", **numbers: float) -> None:
-                show(amount, note)
-                tell(amount, note, numbers)
+                way.done += amount
+                way.numbers.update(numbers)
+                show(note)
+                tell(note)
 
             yield advance
 
     @contextmanager
-    def _shown(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-        if self.quiet:
-            yield lambda _amount, _note: None
-        elif self._console.is_terminal:
-            with self._bar(label, total, unit, done) as advance:
-                yield advance
-        else:
-            with self._lines(label, total, unit, done) as advance:
-                yield advance
+    def _told(self, way: _Way) -> Iterator[Callable[[str], None]]:
+        """Tell the log of beginning and end, and now and then how far it is."""
+        due, known, finished = _seldom(EVENT_SECONDS), way.known, False
+        self.tell("step_begun", **known, done=way.done)
 
-    @contextmanager
-    def _told(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-        if self._log is None:
-            yield lambda _amount, _note, _numbers: None
-            return
-        pace, last, known = (
-            _Pace(total, done),
-            time.monotonic(),
-            {"step": label, "unit": unit, "total": total},
-        )
-        seen: dict[str, float] = {}
-        self.tell("step_begun", **known, done=done)
+        def tell(note: str) -> None:
+            if due():
+                self.tell("progress", **known, **way.pace, note=note, numbers=way.numbers)
 
-        def advance(amount: int, note: str, numbers: dict[str, float]) -> None:
-            nonlocal last
-            pace.done += amount
-            seen.update(numbers)
-            if time.monotonic() - last >= EVENT_SECONDS:
-                last = time.monotonic()
-                self.tell("progress", **known, **pace.fields(), note=note, numbers=seen)
-
-        finished = False
         try:
-            yield advance
+            yield tell
             finished = True
         finally:
-            self.tell("step_ended", **known, **pace.fields(), numbers=seen, finished=finished)
-
-    def _print(self, line: str) -> None:
-        if not self.quiet:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self.tell("step_ended", **known, **way.pace, numbers=way.numbers, finished=finished)
 
     @contextmanager
-    def _bar(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-        with self._shared_bars() as bars:
-            task = bars.add_task(label, total=total, completed=done, unit=unit, note="")
+    def _shown(self, way: _Way) -> Iterator[Callable[[str], None]]:
+        if self.quiet:
+            yield lambda _note: None
+        elif self._console.is_terminal:
+            with self._shared_bars() as bars:
+                task = bars.add_task(way.label, total=way.total, completed=way.done, unit=way.unit, note="")
+                yield lambda note: bars.update(task, completed=way.done, note=note)
+        else:
+            due = _seldom(LINE_SECONDS)
 
-            def advance(amount: int, note: str) -> None:
-                bars.update(task, advance=amount, note=note)
+            def show(note: str) -> None:
+                if due():
+                    self._print(way.line(note))
 
-            yield advance
+            yield show
+            self._print(way.line(ended=True))
 
     @contextmanager
     def _shared_bars(self) -> Iterator[Progress]:
@@ -158,57 +139,54 @@ class Screen:
             finally:
                 self._bars = None
 
-    @contextmanager
-    def _lines(self, label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-        pace, last = _Pace(total, done), time.monotonic()
-
-        def line(note: str, *, ended: bool = False) -> None:
-            left = f", about {pace.left:.0f} s left" if pace.left is not None and not ended else ""
-            text = f"{label}: {pace.done}/{total} {unit}, {pace.rate:.1f}/s, {pace.seconds:.0f} s{left}"
-            self._print(f"{text}  {note}".rstrip())
-
-        def advance(amount: int, note: str) -> None:
-            nonlocal last
-            pace.done += amount
-            if time.monotonic() - last >= LINE_SECONDS:
-                last = time.monotonic()
-                line(note)
-
-        yield advance
-        line("", ended=True)
+    def _print(self, line: str) -> None:
+        if not self.quiet:
+            self._console.print(line, markup=False, soft_wrap=True)
 
 
-class _Pace:
+class _Way:
     """How far a track has come, and how fast; what was done before it began is no part of its speed."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done = total, done
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.numbers: dict[str, float] = {}
         self._before, self._started = done, time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return max(time.monotonic() - self._started, 1e-9)
+    def known(self) -> dict[str, Any]:
+        """What the log says of it in every event."""
+        return {"step": self.label, "unit": self.unit, "total": self.total}
 
     @property
-    def rate(self) -> float:
-        """Units a second."""
-        return (self.done - self._before) / self.seconds
+    def pace(self) -> dict[str, float | None]:
+        """What the log says of it now; the time left where it can be told."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (self.done - self._before) / seconds
+        left = round((self.total - self.done) / rate, 3) if self._before < self.done < self.total else None
+        return {"done": self.done, "seconds": round(seconds, 3), "rate": round(rate, 3), "seconds_left": left}
 
-    @property
-    def left(self) -> float | None:
-        """Seconds to the end, where they can be told."""
-        return (self.total - self.done) / self.rate if self._before < self.done < self.total else None
+    def line(self, note: str = "", *, ended: bool = False) -> str:
+        """The same for a person."""
+        pace = self.pace
+        left = None if ended else pace["seconds_left"]
+        speed = f"{pace['rate']:.1f}/s, {pace['seconds']:.0f} s"
+        if left is not None:
+            speed += f", about {left:.0f} s left"
+        return f"{self.label}: {self.done}/{self.total} {self.unit}, {speed}  {note}".rstrip()
 
-    def fields(self) -> dict[str, float | None]:
-        """As the log has them."""
-        left = None if self.left is None else round(self.left, 3)
-        return {
-            "done": self.done,
-            "seconds": round(self.seconds, 3),
-            "rate": round(self.rate, 3),
-            "seconds_left": left,
-        }
+
+def _seldom(seconds: float) -> Callable[[], bool]:
+    """What says yes when it is asked so many seconds after it was made, or after it last said yes."""
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return due
 
 
 class _Rate(ProgressColumn):
@@ -220,13 +198,9 @@ class _Rate(ProgressColumn):
 
 
 class EventLog:
-    """A file of events.
+    """A file of events, appended to, and made with its folder where it is missing.
 
-    Args:
-        path: appended to; made with its folder where it is missing.
-
-    Raises:
-        InputError: it cannot be opened.
+    Raises InputError where it cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -243,13 +217,13 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; numbers that JSON does not have become null.
 
-        Raises:
-            StorageError: the disk is full or does not answer. Nothing more is written then.
+        Raises StorageError where the disk is full or does not answer. Nothing more is written then.
         """
         if self._file.closed:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps(_finite({"time": now, "event": event, **fields}), ensure_ascii=False)
+        told = json.dumps({"time": now, "event": event, **fields})
+        line = json.dumps(json.loads(told, parse_constant=lambda _name: None), ensure_ascii=False)
         try:
             self._file.write(line.encode() + b"\n")
         except OSError as error:
@@ -272,8 +246,11 @@ class EventLog:
 
 
 @contextmanager
-def logged(path: str | Path, command: str) -> Iterator[EventLog]:
-    """A log that tells of the command's beginning and end, and of the error that ends it."""
+def logged(path: str | Path | None, command: str) -> Iterator[EventLog | None]:
+    """A log, if there is a path. It tells of the command's beginning and end, and of what ends it early."""
+    if path is None:
+        yield None
+        return
     started, status = time.monotonic(), 0
     with EventLog(path) as log:
         log.write("command_begun", command=command, version=__version__, process=os.getpid())
@@ -295,12 +272,3 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, ClusterUCBError) else 1
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null in the place of infinities and of what is not a number."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

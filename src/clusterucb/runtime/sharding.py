@@ -78,11 +78,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def refuse_other_shards(model: nn.Module) -> None:
-    """Refuse a model whose weights are nowhere a layer's own, or not where the layer runs.
-
-    Raises:
-        ConfigError: FSDP 1 has sharded it, or FSDP 2 keeps the shards on the host.
-    """
+    """Raise ConfigError for a model that FSDP 1 has sharded, or whose shards FSDP 2 keeps on the host."""
     if not _distributed():
         return
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -92,18 +88,12 @@ def refuse_other_shards(model: nn.Module) -> None:
             "FSDP 1: its flat weights are those of no layer, so no row has a gradient of its own; use FSDP 2 "
             "(fsdp_config={'version': 2}, or fsdp_version: 2 in accelerate's configuration)"
         )
-    if any(p.device.type != _device_type(p) for p in model.parameters()):
+    sharded = (p for p in model.parameters() if getattr(p, "device_mesh", None) is not None)
+    if any(p.device.type != p.device_mesh.device_type for p in sharded):  # type: ignore[attr-defined]
         raise ConfigError(
             "FSDP: the shards are on the host, and a row's gradient is taken where the layers run; leave "
             "cpu_offload false"
         )
-
-
-def _device_type(parameter: nn.Parameter) -> str:
-    """Where a parameter is when it is whole."""
-    mesh = getattr(parameter, "device_mesh", None)
-    found: str = mesh.device_type if mesh is not None else parameter.device.type
-    return found
 
 
 def _parts(model: nn.Module) -> list[FSDPModule]:

@@ -62,14 +62,11 @@ class Arms:
 
     def record(self, arm: int, scores: NDArray[np.float64]) -> None:
         """Count draws of the open arm with id `arm`; `scores` is float[b], 1 <= b <= its unseen rows."""
-        at, moments, values = self.ids.searchsorted(arm), self._moments[arm], scores.tolist()
-        moments.add(values)
+        at, columns, values = self.ids.searchsorted(arm), self._columns, scores.tolist()
         self._scores.extend(values)
-        self._slots.extend([self._columns["slot"][at]] * len(values))
-        self.total += len(values)
-        self._columns["mean"][at] = moments.mean
-        self._columns["std"][at] = moments.std
-        self._columns["largest"][at] = moments.largest
+        self._slots.extend([columns["slot"][at]] * len(values))
+        columns["mean"][at], columns["std"][at] = self._moments[arm].add(values)
+        columns["largest"][at] = max(columns["largest"][at], *values)
         self._count(at, len(values))
 
     def copy(self) -> Arms:
@@ -87,11 +84,11 @@ class Arms:
         at = self.ids.searchsorted(arm)
         n = self._columns["n"][at]
         self._columns["std"][at] *= math.sqrt(n / (n + 1))
-        self.total += 1
         self._count(at, 1)
 
     def _count(self, at: np.intp, draws: int) -> None:
         columns = self._columns
+        self.total += draws
         columns["n"][at] += draws
         columns["unseen"][at] -= draws
         if not columns["unseen"][at]:
@@ -116,7 +113,7 @@ class Arms:
 
 
 class _Moments:
-    """Mean, population standard deviation and largest of one arm's draws, in O(1) a draw.
+    """Mean and population standard deviation of one arm's draws, in O(1) a draw.
 
     Sums of deviations from the arm's first draw, not Welford's recurrence: sums of integers, or of
     multiples of 1/64, are exact, so arms with equal draws in another order tie exactly. It is stable:
@@ -124,30 +121,24 @@ class _Moments:
     so the difference below loses at most a factor n.
     """
 
-    __slots__ = ("_d1", "_d2", "_first", "_sum", "largest", "n")
+    __slots__ = ("_d1", "_d2", "_first", "_n", "_sum")
 
     def __init__(self) -> None:
-        self.n, self.largest = 0, -math.inf
+        self._n = 0
         self._first = self._sum = self._d1 = self._d2 = 0.0
 
-    def add(self, values: list[float]) -> None:
-        if not self.n:
+    def add(self, values: list[float]) -> tuple[float, float]:
+        """Count some draws; mean and deviation of all so far."""
+        if not self._n:
             self._first = values[0]
         for x in values:
             d = x - self._first
             self._sum += x
             self._d1 += d
             self._d2 += d * d
-        self.n += len(values)
-        self.largest = max(self.largest, *values)
-
-    @property
-    def mean(self) -> float:
-        return self._sum / self.n
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(max(self.n * self._d2 - self._d1 * self._d1, 0.0) / (self.n * self.n))
+        self._n += len(values)
+        spread = max(self._n * self._d2 - self._d1 * self._d1, 0.0)
+        return self._sum / self._n, math.sqrt(spread / (self._n * self._n))
 
 
 class Threshold:
@@ -169,17 +160,17 @@ class Threshold:
 
     def add(self, slot: int, value: float) -> None:
         """Count one draw."""
-        is_new, is_low = value not in self._slots_of, value < self.value
-        self._slots_of[value].append(slot)
-        self.draws += 1
-        if is_low:
+        slots = self._slots_of[value]
+        if value < self.value:
             self._below += 1
+            if not slots:
+                heappush(self._low, -value)
         else:
             self.reach[slot] += 1
-        if is_new and is_low:
-            heappush(self._low, -value)
-        elif is_new:
-            heappush(self._high, value)
+            if not slots:
+                heappush(self._high, value)
+        slots.append(slot)
+        self.draws += 1
         self._settle()
 
     def _settle(self) -> None:
@@ -187,30 +178,21 @@ class Threshold:
         at = (self.draws - 1) * self._q
         floor, ceil = math.floor(at), math.ceil(at)
         while self._below > ceil:
-            self._sink()
+            self._move(self._low, self._high, 1)
         while self._below + len(self._slots_of[self._high[0]]) <= ceil:
-            self._climb()
+            self._move(self._high, self._low, -1)
         self.value = x1 = self._high[0]
         if self._below > floor:
             x0, part = -self._low[0], at - floor
             self.value = x0 + (x1 - x0) * part if part < 0.5 else x1 - (x1 - x0) * (1 - part)  # as numpy
             if self.value <= x0:  # no float lies between them
-                self._sink()
+                self._move(self._low, self._high, 1)
 
-    def _sink(self) -> None:
-        """tau goes to the next lower value."""
-        value = -heappop(self._low)
-        heappush(self._high, value)
-        self._count(value, 1)
-
-    def _climb(self) -> None:
-        """tau goes above the value that it has."""
-        value = heappop(self._high)
-        heappush(self._low, -value)
-        self._count(value, -1)
-
-    def _count(self, value: float, by: int) -> None:
-        slots = self._slots_of[value]
-        self._below -= by * len(slots)
+    def _move(self, source: list[float], to: list[float], reaching: int) -> None:
+        """The equal draws next to tau change sides: 1, they reach it from now on, or -1, no longer."""
+        value = heappop(source)
+        heappush(to, -value)
+        slots = self._slots_of[-reaching * value]
+        self._below -= reaching * len(slots)
         for slot in slots:
-            self.reach[slot] += by
+            self.reach[slot] += reaching

@@ -40,6 +40,9 @@ class Draw:
     cold: bool  # drawn in the cold start
 
 
+OnDraw = Callable[[Draw], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The rows kept, and all that was drawn to find them."""
@@ -76,7 +79,7 @@ def select(
     draw_batch_arms: DrawBatchArms = "one",
     estimate: ArrayLike | None = None,
     seed: int = 0,
-    on_draw: Callable[[Draw], None] | None = None,
+    on_draw: OnDraw | None = None,
 ) -> Selection:
     """Find the most influential rows of a pool while computing the influence of only a part of them.
 
@@ -120,22 +123,15 @@ def select(
             if on_draw is not None:
                 on_draw(Draw(next(steps), arm, rows, own, cold))
 
-    choose = _best_arm if draw_batch_arms == "one" else _best_arms
     draw(first, cold=True)
+    cold = arms.total
     while (left := spend - arms.total) > 0:
-        draw(choose(policy, arms, min(draw_batch, left)))
+        batch = min(draw_batch, left)
+        draw({_best(policy, arms): batch} if draw_batch_arms == "one" else _best_many(policy, arms, batch))
     in_pool_order = np.argsort(drawn)
     kept = in_pool_order[top(drawn_scores[in_pool_order], keep)]
-
-    return Selection(
-        rows=drawn[kept],
-        scores=drawn_scores[kept],
-        clusters=labels[drawn[kept]],
-        drawn=drawn,
-        drawn_scores=drawn_scores,
-        drawn_clusters=labels[drawn],
-        cold=sum(first.values()),
-    )
+    rows, scores = drawn[kept], drawn_scores[kept]
+    return Selection(rows, scores, labels[rows], drawn, drawn_scores, labels[drawn], cold)
 
 
 def _best(policy: Policy, arms: Arms) -> int:
@@ -152,11 +148,7 @@ def _best(policy: Policy, arms: Arms) -> int:
     return int(arms.ids[at])
 
 
-def _best_arm(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
-    return {_best(policy, arms): draws}
-
-
-def _best_arms(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
+def _best_many(policy: Policy, arms: Arms, draws: int) -> dict[int, int]:
     """Arm -> rows to draw from it, `draws` in all: the best arms as if each draw had scored its arm's mean.
 
     That changes no mean but makes the arm surer, so arms share a batch, as Gaussian processes' points do in

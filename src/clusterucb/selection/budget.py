@@ -43,16 +43,11 @@ class Budget:
             )
         if self.by_row:
             return
-        if self.budget < self.cold_start:
-            raise ConfigError(
-                f"budget {self.budget} is below csp {self.cold_start}: the cold start is part of the budget; "
-                f"raise budget or lower cold_start (--csp)"
-            )
-        if self.budget < self.top_p:
-            raise ConfigError(
-                f"budget {self.budget} is below top_p {self.top_p}: only rows that were drawn can be kept; "
-                f"raise budget or lower top_p"
-            )
+        drawn = "the cold start is part of the budget; raise budget or lower cold_start (--csp)"
+        kept = "only rows that were drawn can be kept; raise budget or lower top_p"
+        for name, value, why in (("csp", self.cold_start, drawn), ("top_p", self.top_p, kept)):
+            if self.budget < value:
+                raise ConfigError(f"budget {self.budget} is below {name} {value}: {why}")
 
     def spend(self, rows: int) -> int:
         """How many of so many rows may be drawn, `floor(budget * rows)`; ConfigError where that is none."""

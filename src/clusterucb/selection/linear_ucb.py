@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.bandit import Draw, Influence, Rows, Scores, Selection
+from clusterucb.selection.bandit import Draw, Influence, OnDraw, Rows, Scores, Selection
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_labels, check_scores, check_seed
 from clusterucb.selection.known import Known
@@ -84,7 +83,7 @@ def linear_ucb(
     budget: float = 0.2,
     top_p: float = 0.05,
     seed: int = 0,
-    on_draw: Callable[[Draw], None] | None = None,
+    on_draw: OnDraw | None = None,
 ) -> Selection:
     """Find the most influential rows of a pool while computing the influence of only a part of them.
 
@@ -105,8 +104,8 @@ def linear_ucb(
     check_seed(seed)
     rng = np.random.default_rng(seed)
     belief = _Belief(labels, known)
-    first, *parts = how.parts(spend)
-    rows = _first(labels, known, first, math.ceil(how.uniform * first), rng)
+    count, *parts = how.parts(spend)
+    first = _first(labels, known, count, math.ceil(how.uniform * count), rng)
     steps = itertools.count()
 
     def observe(rows: Rows, *, cold: bool = False) -> None:
@@ -117,37 +116,25 @@ def linear_ucb(
                 on_draw(Draw(next(steps), arm, rows[own], scores[own], cold))
         belief.see(rows, scores)
 
-    observe(rows, cold=True)
+    observe(first, cold=True)
     for part in parts:
         if how.stop and belief.change(keep) <= how.stop:
             break
         observe(belief.best(part, how.beta))
     expected = belief.expected()
-    kept = top(expected, keep)
-    return Selection(
-        rows=kept,
-        scores=expected[kept],
-        clusters=labels[kept],
-        drawn=belief.rows,
-        drawn_scores=belief.scores,
-        drawn_clusters=labels[belief.rows],
-        cold=len(rows),
-        expected_change=belief.change(keep),
-    )
+    rows, drawn, cold = top(expected, keep), belief.rows, len(first)
+    scores, change = expected[rows], belief.change(keep)
+    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change)
 
 
 class _Belief:
-    """What is thought of every row, by what is known of it and what was drawn.
-
-    Attributes:
-        rows, scores: drawn so far, in draw order.
-    """
+    """What is thought of every row, by what is known of it and what was drawn."""
 
     def __init__(self, labels: Rows, known: Known) -> None:
         self._arms = np.unique(labels, return_inverse=True)[1].reshape(-1)
         self._regression = Regression(_columns(known), known.features, self._arms)
         self._open = np.ones(len(labels), bool)
-        self.rows, self.scores = np.empty(0, np.int64), np.empty(0)
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0)  # drawn so far, in draw order
 
     def see(self, rows: Rows, scores: Scores) -> None:
         """Count draws, and think anew."""
@@ -198,8 +185,8 @@ class _Belief:
     def _noise_of_arms(self) -> Scores:
         """Variance of a row's own part in each cluster, (K,): of its draws, drawn towards that of all."""
         left = (self.scores - self._mean[self.rows]) ** 2
-        arms, size = self._arms[self.rows], int(self._arms.max()) + 1
-        sums, counts = np.bincount(arms, left, size), np.bincount(arms, minlength=size)
+        counts = self._regression.counts
+        sums = np.bincount(self._arms[self.rows], left, len(counts))
         return (sums + PRIOR_DRAWS * self._posterior.noise) / (counts + PRIOR_DRAWS)
 
 

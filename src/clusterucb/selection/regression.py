@@ -38,7 +38,7 @@ class Regression:
         self.lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))  # |x|, (N,)
         size, arms_count = fixed.shape[1] + features.shape[1], int(arms.max()) + 1
         self.seen = 0
-        self._counts = np.zeros(arms_count)  # n, (K,)
+        self.counts = np.zeros(arms_count)  # n, (K,)
         self._sums = np.zeros((arms_count, size))  # sum of (z, x) by arm, (K, P)
         self._totals = np.zeros(arms_count)  # sum of y by arm, (K,)
         self._products = np.zeros((size, size))  # sum of (z, x)(z, x)', (P, P)
@@ -53,7 +53,7 @@ class Regression:
         """Count `values` (n,) of `rows` (n,)."""
         columns, arms = self.columns(rows), self.arms[rows]
         self.seen += len(rows)
-        self._counts += np.bincount(arms, minlength=len(self._counts))
+        self.counts += np.bincount(arms, minlength=len(self.counts))
         np.add.at(self._sums, arms, columns)
         self._totals += np.bincount(arms, values, len(self._totals))
         self._products += columns.T @ columns
@@ -72,7 +72,7 @@ class _Fit:
 
     def __init__(self, of: Regression, effect: float) -> None:
         self.of, self.effect = of, effect
-        shrink = effect / (1 + effect * of._counts)  # (K,)
+        shrink = effect / (1 + effect * of.counts)  # (K,)
         weighted = shrink[:, None] * of._sums
         products = of._products - weighted.T @ of._sums  # the sums, with the arms' effects integrated out
         self.cross = cross = of._cross - weighted.T @ of._totals
@@ -88,7 +88,7 @@ class _Fit:
         self.rotated = self.vectors.T @ (cross[f:] - self.onto.T @ cross[:f])  # (D,)
         self.left = square - float(cross[:f] @ self.inner @ cross[:f])  # sum of squares that b leaves
         self.trace = float(np.trace(products)) / max(of.seen, 1) + 1e-300
-        effects = -0.5 * float(np.log1p(effect * of._counts).sum())
+        effects = -0.5 * float(np.log1p(effect * of.counts).sum())
         self.known = effects + 0.5 * float(np.linalg.slogdet(self.inner)[1])
 
     def likelihoods(self) -> list[tuple[float, float]]:
@@ -124,11 +124,11 @@ class Posterior:
         outer = fit.inner + fit.onto @ inner @ fit.onto.T
         self.covariance = np.block([[outer, across], [across.T, inner]])  # theirs, over s2, (P, P)
 
-        self.open_effects = fit.effect / (1 + fit.effect * of._counts)  # variance given these, over s2, (K,)
-        trust = self.open_effects * of._counts
-        means = of._sums / np.maximum(of._counts, 1)[:, None]  # (K, P)
+        self.open_effects = fit.effect / (1 + fit.effect * of.counts)  # variance given these, over s2, (K,)
+        trust = self.open_effects * of.counts
+        means = of._sums / np.maximum(of.counts, 1)[:, None]  # (K, P)
         self.centres = trust[:, None] * means  # what an arm's effect takes off a row's columns, (K, P)
-        own = of._totals / np.maximum(of._counts, 1) - means @ self.coefficients
+        own = of._totals / np.maximum(of.counts, 1) - means @ self.coefficients
         self.effects = trust * own  # of the arms, (K,)
 
     def mean(self) -> Floats:

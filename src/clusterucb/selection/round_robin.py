@@ -5,12 +5,14 @@ The selection of RDS+ (Ivison et al. 2025, arXiv 2503.01807). Knows similarities
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Similarities = NDArray[np.float32]
+Found = tuple[NDArray[np.int32], Similarities]  # rows, and how similar each is
 
 
 def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -24,22 +26,19 @@ def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.
         count: at most the number of the pool's rows.
     """
     rows, similarities = _most_similar(blocks, count)  # (n, count)
-    taken = np.zeros(int(rows.max()) + 1, bool)
-    places = [0] * len(rows)
-    order: list[tuple[int, float]] = []
-    while len(order) < count:
-        for who in range(min(len(rows), count - len(order))):
-            while taken[rows[who, places[who]]]:
-                places[who] += 1
-            row = int(rows[who, places[who]])
-            taken[row] = True
-            order.append((row, float(similarities[who, places[who]])))
-    return np.array([row for row, _ in order], np.int64), np.array([found for _, found in order])
+    queues = [zip(*best, strict=True) for best in zip(rows, similarities, strict=True)]
+    taken: dict[int, float] = {}  # row -> similarity, as they are taken
+    for queue in itertools.cycle(queues):
+        if len(taken) == count:
+            break
+        row, similarity = next(found for found in queue if found[0] not in taken)
+        taken[row] = similarity
+    return np.array(list(taken), np.int64), np.array(list(taken.values()), np.float64)
 
 
-def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int32], Similarities]:
-    """The `count` most similar rows of each target row, best first, (n, count), and their similarities."""
-    found: list[tuple[NDArray[np.int32], Similarities]] = []
+def _most_similar(blocks: Iterable[Similarities], count: int) -> Found:
+    """The `count` most similar rows of each target row, best first, (n, count) each."""
+    found: list[Found] = []
     start = 0
     for block in blocks:
         rows = np.arange(start, start + block.shape[1], dtype=np.int32)
@@ -50,9 +49,7 @@ def _most_similar(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[n
     return _best(found, count)
 
 
-def _best(
-    found: list[tuple[NDArray[np.int32], Similarities]], count: int
-) -> tuple[NDArray[np.int32], Similarities]:
+def _best(found: list[Found], count: int) -> Found:
     """The `count` best of all; equals stay in their order, which is that of the rows."""
     rows, similarities = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]

@@ -1,20 +1,19 @@
 """The ways from influence to a selection, each a value: under a budget, or by scoring all rows.
 
-Call one with the influence of rows, a seed, and what is told of each draw. A budget of all rows is the full
-method by definition, as no order of drawing can change what is kept: it then asks for all rows at once, and
-so computes what the full method computes, to the bit.
+A budget of all rows is the full method by definition, as no order of drawing can change what is kept: it then
+asks for all rows at once, and so computes what the full method computes, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
-from clusterucb.selection.bandit import Draw, DrawBatchArms, Influence, Selection, select
+from clusterucb.selection.bandit import DrawBatchArms, Influence, OnDraw, Selection, select
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_scores
 from clusterucb.selection.known import Known
@@ -22,7 +21,6 @@ from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
 from clusterucb.selection.share import top
 
-OnDraw = Callable[[Draw], None]
 DrawOrder = Literal["uniform", "stale"]
 Asks = Literal["nothing", "estimates", "features"]
 """What a selector is to be told of rows before they are drawn: features come with estimates."""
@@ -33,22 +31,17 @@ class Selector:
 
     Attributes:
         clusters: label of each row, to be told with the result, (N,).
-        budget: whose share may be drawn, and is kept; of all rows, if there is no way to draw fewer.
         spend: rows whose influence is asked for, at most.
         asks: what it wants to be told of the rows.
     """
 
     def __init__(self, clusters: NDArray[np.int64], budget: Budget, asks: Asks = "nothing") -> None:
-        self.clusters, self.budget = clusters, budget
+        self.clusters = clusters
         self.spend, self._keep = budget.spend(len(clusters)), budget.keep(len(clusters))
         self.asks: Asks = asks if self.spend < len(clusters) else "nothing"
 
     def __call__(
-        self,
-        influence: Influence,
-        seed: int = 0,
-        on_draw: OnDraw | None = None,
-        known: Known | None = None,
+        self, influence: Influence, seed: int = 0, on_draw: OnDraw | None = None, known: Known | None = None
     ) -> Selection:
         """Select; `on_draw` is told of each draw, where there are draws.
 
@@ -66,16 +59,8 @@ class Selector:
         """The best rows of all; `drawn` is by falling score, of equal scores the lower row first."""
         every = np.arange(len(self.clusters))
         scores = check_scores(influence(every.copy()), every)
-        rows, order = top(scores, self._keep), np.argsort(-scores, kind="stable")
-        return Selection(
-            rows=rows,
-            scores=scores[rows],
-            clusters=self.clusters[rows],
-            drawn=order,
-            drawn_scores=scores[order],
-            drawn_clusters=self.clusters[order],
-            cold=0,
-        )
+        rows, drawn, labels = top(scores, self._keep), np.argsort(-scores, kind="stable"), self.clusters
+        return Selection(rows, scores[rows], labels[rows], drawn, scores[drawn], labels[drawn], cold=0)
 
     def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
         raise NotImplementedError
@@ -84,12 +69,8 @@ class Selector:
 class FullScoring(Selector):
     """Score all rows in one call and keep the top `floor(top_p * N)`, of equal scores the lower row first.
 
-    Args:
-        clusters: label of each row, (N,); zeros where there are none.
-        top_p: share of the rows that is kept.
-
-    Raises:
-        ConfigError: the share is out of range, or none of the rows.
+    `clusters` is the label of each row, (N,), zeros where there are none. Raises ConfigError where `top_p` is
+    out of range, or none of the rows.
     """
 
     def __init__(self, clusters: NDArray[np.int64], top_p: float = Budget.top_p) -> None:
@@ -97,15 +78,11 @@ class FullScoring(Selector):
 
 
 class ClusterUCB(Selector):
-    """Let the bandit decide whose influence is computed: what `select` selects.
+    """Let the bandit decide whose influence is computed: what `select` selects, with the same settings.
 
-    Args:
-        clusters: label of each row, (N,).
-        policy, budget, cold_start, top_p, draw_batch, draw_batch_arms: as in `select`.
-        draw_order: of the rows of a cluster, `uniform` or, by the estimates that are known, `stale`.
-
-    Raises:
-        ConfigError: a share is out of range or at odds with another.
+    `clusters` is the label of each row, (N,). `draw_order` is that of the rows of a cluster: `uniform` or, by
+    the estimates that are known, `stale`. Raises ConfigError where a share is out of range or at odds with
+    another.
     """
 
     def __init__(
@@ -121,32 +98,26 @@ class ClusterUCB(Selector):
     ) -> None:
         asks: Asks = "estimates" if draw_order == "stale" else "nothing"
         super().__init__(clusters, Budget(budget, cold_start, top_p), asks)
-        self.policy, self.draw_batch, self.draw_batch_arms = policy, draw_batch, draw_batch_arms
+        self._select = partial(
+            select,
+            clusters,
+            policy=policy,
+            budget=budget,
+            cold_start=cold_start,
+            top_p=top_p,
+            draw_batch=draw_batch,
+            draw_batch_arms=draw_batch_arms,
+        )
 
     def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
-        return select(
-            self.clusters,
-            influence,
-            self.policy,
-            budget=self.budget.budget,
-            cold_start=self.budget.cold_start,
-            top_p=self.budget.top_p,
-            draw_batch=self.draw_batch,
-            draw_batch_arms=self.draw_batch_arms,
-            estimate=known.estimate if known is not None and self.asks == "estimates" else None,
-            **run,
-        )
+        estimate = known.estimate if known is not None and self.asks == "estimates" else None
+        return self._select(influence, estimate=estimate, **run)
 
 
 class RowUCB(Selector):
     """Let what is known of each row decide whose influence is computed: what `linear_ucb` selects.
 
-    Args:
-        clusters: label of each row, (N,).
-        policy, budget, top_p: as in `linear_ucb`.
-
-    Raises:
-        ConfigError: a share is out of range.
+    `clusters` is the label of each row, (N,). Raises ConfigError where a share is out of range.
     """
 
     def __init__(
@@ -157,12 +128,11 @@ class RowUCB(Selector):
         top_p: float = Budget.top_p,
     ) -> None:
         super().__init__(clusters, Budget(budget, top_p=top_p, by_row=True), "features")
-        self.policy = policy
+        self._select = partial(linear_ucb, clusters, how=policy, budget=budget, top_p=top_p)
 
     def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
         assert known is not None  # as it asks for features
-        budget, top_p = self.budget.budget, self.budget.top_p
-        return linear_ucb(self.clusters, known, influence, self.policy, budget=budget, top_p=top_p, **run)
+        return self._select(known, influence, **run)
 
 
 def named_policy(

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from clusterucb.sources.oasst import FLAT_COLUMNS, TREE_COLUMNS, convert_oasst
 from clusterucb.sources.raw import TSV_COLUMNS
 from clusterucb.sources.sharegpt import convert_sharegpt
-from clusterucb.sources.single_turn import (
-    chain_of_thought,
-    instruction,
-    single_turn,
-    worked_problem,
-    written_prompt,
-)
+from clusterucb.sources.single_turn import chain_of_thought, instruction, prompt, single_turn, worked_problem
 from clusterucb.sources.source import Source
 
 _ALPACA = ("instruction", "input", "output")
@@ -33,7 +26,7 @@ _ALL = (
         hub_files=("flan_v2_resampled_100k.jsonl",),
         layouts=(("tulu_v1_resampled_flan_100k.jsonl",), ("flan_v2_resampled_100k.jsonl",)),
         columns=(_PROMPT,),
-        convert=single_turn(written_prompt),
+        convert=single_turn(prompt),
     ),
     Source(
         name="cot",
@@ -120,5 +113,5 @@ _ALL = (
     ),
 )
 
-SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})
+SOURCES: Mapping[str, Source] = {source.name: source for source in _ALL}
 """The data sets of LESS and ClusterUCB by name."""

@@ -10,7 +10,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,12 +62,9 @@ def prepare(
         out: a folder, made if need be; what it has of this data set is written anew.
         progress: `Screen.track` of a screen; None shows nothing.
         rows: at most so many conversations, drawn by `seed`; they are held in memory meanwhile.
-        seed: which are drawn.
 
-    Raises:
-        ConfigError: no data set has this name.
-        InputError: the raw files are not there, damaged, another data set's, or without a usable row.
-        StorageError: the disk is full.
+    Raises ConfigError for an unknown name, InputError for raw files that are not there, damaged, another
+    data set's or without a usable row, StorageError for a full disk.
     """
     source, out = source_named(name), Path(out)
     if Path(origin).resolve() == (out / f"{name}.jsonl").resolve():
@@ -76,21 +73,21 @@ def prepare(
         raise InputError(f"{out}: not a folder. Name a folder to write to")
     files = open_raw(source, origin)
     names = tuple(file.name if is_hub(file.name) else Path(file.name).name for file in files)
-    total = sum(map(len, files))
+    total, dropped = sum(map(len, files)), Counter[str]()
     track = progress or Screen(quiet=True).track
-    with (
-        publish(out / f"{name}.jsonl") as part,
-        _removed_on_error(part),
-        track(f"prepare {name}", total, "rows") as advance,
-    ):
+    with publish(out / f"{name}.jsonl") as part, track(f"prepare {name}", total, "rows") as advance:
         items = source.convert(_counted(raw_rows(source, files), advance))
-        dropped = Counter[str]()
         lines = _lines(name, items, dropped)
         if rows is not None:
             lines = _drawn(lines, rows, seed, dropped)
-        written, sha256 = _write(lines, part)
-        if not written:
-            raise InputError(f"{', '.join(names)}: no row of {name} to learn from; {_reasons(dropped)}")
+        try:
+            written, sha256 = _write(lines, part)
+            if not written:
+                reasons = "; ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
+                raise InputError(f"{', '.join(names)}: no row of {name} to learn from; {reasons}")
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         (out / f"{name}.json").unlink(missing_ok=True)  # no report of other rows beside the new ones
     report = Report(name, total, written, dict(sorted(dropped.items())), names, sha256)
     facts = {"title": source.title, "licence": source.licence, "url": source.url}
@@ -154,16 +151,3 @@ def _line(name: str, conversation: Conversation) -> bytes | Dropped:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which no tokenizer takes
         return Dropped("broken Unicode")
-
-
-def _reasons(dropped: Counter[str]) -> str:
-    return "; ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items())) or "no row in it"
-
-
-@contextmanager
-def _removed_on_error(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -7,10 +7,10 @@ where the rows of a tree stand together. One tree is in memory at a time, and no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
-from clusterucb.data.rows import Message
+from clusterucb.data.rows import Message, unexpected
 from clusterucb.errors import InputError
 from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
 
@@ -28,13 +28,8 @@ def convert_oasst(rows: RawRows) -> Iterator[Conversation | Dropped]:
     A message that is deleted, empty, of an unknown role or of the role of its parent is cut off with
     all below it, and counted. What remains ends in an assistant's reply or is counted as "no reply".
     """
-    first = next(rows, None)
-    if first is None:
-        return
-    rows = chain([first], rows)
-    trees = _trees(rows) if "prompt" in first[0] else _grown(rows)
     keys = set[str]()
-    for number, (tree, where) in enumerate(trees):
+    for number, (tree, where) in enumerate(_trees(rows)):
         if isinstance(tree, Dropped):
             yield tree
             continue
@@ -45,24 +40,25 @@ def convert_oasst(rows: RawRows) -> Iterator[Conversation | Dropped]:
 
 
 def _trees(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
-    for record, where in rows:
-        yield _checked(record["prompt"], where), where
-
-
-def _grown(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
-    """The trees of flat rows.
+    """The trees, as they stand there or grown from flat rows.
 
     Raises InputError for a tree whose rows do not stand together: in a file put into another order
     nearly every tree would be cut to pieces without a word.
     """
     seen = set[str]()
     for tree_id, group in groupby(rows, lambda row: row[0]["message_tree_id"]):
-        messages = [({**_checked(record, where), "replies": []}, where) for record, where in group]
-        where = messages[0][1]
+        messages = []
+        for record, where in group:
+            if "prompt" in record:
+                yield _checked(record["prompt"], where), where
+            else:
+                messages.append(({**_checked(record, where), "replies": []}, where))
+        if not messages:
+            continue
         if str(tree_id) in seen:
             raise InputError(
-                f"{where}: tree {tree_id!r:.60} was met before, expected its rows one after another. "
-                "Sort the file by message_tree_id"
+                f"{messages[0][1]}: tree {tree_id!r:.60} was met before, expected its rows one after "
+                "another. Sort the file by message_tree_id"
             )
         seen.add(str(tree_id))
         yield from _linked(messages)
@@ -74,13 +70,10 @@ def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node 
     for message, where in messages:
         if by_id.setdefault(message["message_id"], message) is not message:
             yield Dropped("repeated message"), where
-    roots = []
+    roots = [message for message in by_id.values() if message["parent_id"] is None]
     for message in by_id.values():
-        parent = message["parent_id"]
-        if parent is None:
-            roots.append(message)
-        elif str(parent) in by_id:
-            by_id[str(parent)]["replies"].append(message)
+        if message["parent_id"] is not None and str(message["parent_id"]) in by_id:
+            by_id[str(message["parent_id"])]["replies"].append(message)
     where = messages[0][1]
     # A filtered file lacks some parents; what hung below them reaches no prompt.
     for _ in range(len(by_id) - sum(map(_size, roots))):
@@ -123,7 +116,7 @@ def _ranked(node: _Node, where: str) -> list[_Node]:
     """The replies, the best ranked first, those without a rank last, else as they stand."""
     replies = node.get("replies") or []
     if not isinstance(replies, list):
-        raise InputError(f"{where}: replies is {replies!r:.60}, expected a list of messages")
+        raise unexpected(f"{where}: replies", replies, "a list of messages")
     return sorted((_checked(reply, where) for reply in replies), key=_rank)
 
 
@@ -148,11 +141,8 @@ def _fault(node: _Node, depth: int) -> str:
 def _checked(node: Any, where: str) -> _Node:
     """Raises InputError if this is no message."""
     if not isinstance(node, dict):
-        raise InputError(f"{where}: a message is {node!r:.60}, expected {{message_id, text, role, ...}}")
+        raise unexpected(f"{where}: a message", node, "{message_id, text, role, ...}")
     for column in ("message_id", "text", "role"):
         if not isinstance(node.get(column), str):
-            raise InputError(
-                f"{where}: {column} of a message is {node.get(column)!r:.60}, expected a string. "
-                "Repair the row"
-            )
+            raise unexpected(f"{where}: {column} of a message", node.get(column), "a string. Repair the row")
     return node

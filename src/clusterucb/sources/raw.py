@@ -5,10 +5,10 @@ Every error in a row says how a row of this data set looks, as the usual cause i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from clusterucb.data.files import HUB, Lines, decode_text, dump, is_hub, read_errors, unpacked
 from clusterucb.data.rows import column_names
@@ -44,12 +44,12 @@ def raw_rows(source: Source, files: list[Lines]) -> RawRows:
 
     Raises InputError at a row that cannot be read or lacks a column.
     """
-    shape: tuple[str, ...] | None = None
-    for file in files:
-        for record, where in _records(source, file):
-            shape = shape or next((columns for columns in source.columns if _has(record, columns)), None)
-            if shape is None or not _has(record, shape):
-                raise InputError(f"{where}: columns {column_names(record)}. {_looks(source)}")
+    shapes = list(source.columns)
+    with _with_looks(source):
+        for record, where in chain.from_iterable(file.records() for file in files):
+            shapes = [columns for columns in shapes if record.keys() >= set(columns)][:1]
+            if not shapes:
+                raise InputError(f"{where}: columns {column_names(record)}")
             yield record, where
 
 
@@ -108,32 +108,20 @@ def _fetched(source: Source, file: str) -> Path:
         ) from error
 
 
-def _records(source: Source, file: Lines) -> RawRows:
-    with _with_looks(source):
-        yield from file.records()
-
-
-def _has(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
-    return all(column in record for column in columns)
-
-
-def _looks(source: Source) -> str:
-    return f"A row of {source.name} has {source.looks}: is this its file, whole and unchanged?"
-
-
 @contextmanager
 def _with_looks(source: Source) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error}. {_looks(source)}") from error
+        looks = f"A row of {source.name} has {source.looks}: is this its file, whole and unchanged?"
+        raise InputError(f"{error}. {looks}") from error
 
 
 def _matches(room: Path, pattern: str) -> list[Path]:
     """Files of this name or of this name and `.gz`, in order; of both, the plain one."""
-    plain = {path.name: path for path in room.glob(pattern) if path.is_file()}
-    packed = {path.name.removesuffix(".gz"): path for path in room.glob(f"{pattern}.gz") if path.is_file()}
-    return [path for _, path in sorted({**packed, **plain}.items())]
+    paths = [*room.glob(f"{pattern}.gz"), *room.glob(pattern)]
+    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
+    return [path for _, path in sorted(found.items())]
 
 
 def _not_found(source: Source, folder: Path, rooms: list[Path]) -> str:

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from clusterucb.data.rows import Message
-from clusterucb.errors import InputError
+from clusterucb.data.rows import Message, unexpected
 from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
 
 _ROLES = {
@@ -52,16 +51,16 @@ def convert_sharegpt(rows: RawRows) -> Iterator[Conversation | Dropped]:
 
 def _turns(turns: Any, where: str) -> list[tuple[str, str]]:
     if not isinstance(turns, list):
-        raise InputError(f"{where}: conversations is {turns!r:.60}, expected a list of {{from, value}}")
+        raise unexpected(f"{where}: conversations", turns, "a list of {from, value}")
     return [_turn(turn, number, where) for number, turn in enumerate(turns, 1)]
 
 
 def _turn(turn: Any, number: int, where: str) -> tuple[str, str]:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise InputError(f"{where}: turn {number} is {turn!r:.60}, expected {{from, value}}")
+        raise unexpected(f"{where}: turn {number}", turn, "{from, value}")
     value = turn["value"]
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: value of turn {number} is {value!r:.60}, expected a string")
+        raise unexpected(f"{where}: value of turn {number}", value, "a string")
     sender = turn["from"]
     return sender if isinstance(sender, str) else "", value or ""
 

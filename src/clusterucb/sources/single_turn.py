@@ -48,7 +48,7 @@ def instruction(context: str, response: str) -> Callable[[_Row, str], _Pair]:
     return read
 
 
-def written_prompt(record: _Row, where: str) -> _Pair:
+def prompt(record: _Row, where: str) -> _Pair:
     """Reader of FLAN's finished prompts, `inputs` and `targets`; a target stays as it is."""
     return raw_text(record, "inputs", where).strip(), raw_text(record, "targets", where)
 
@@ -60,7 +60,7 @@ def chain_of_thought(record: _Row, where: str) -> _Pair:
     after a single line that ends as a sentence does, else (most sums of AQuA) on a line of its own.
     """
     if "rationale" not in record:
-        return written_prompt(record, where)
+        return prompt(record, where)
     question, answer, rationale = (
         _SPELLED_BREAK.sub("\n", raw_text(record, column, where)).strip()
         for column in ("inputs", "answer", "rationale")

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clusterucb.data.rows import Message
-from clusterucb.errors import InputError
+from clusterucb.data.rows import Message, unexpected
 
 RawRows = Iterator[tuple[Mapping[str, Any], str]]
 """Raw rows, each with how to name it in a message ("train.jsonl, line 12")."""
@@ -70,7 +69,7 @@ def raw_text(record: Mapping[str, Any], column: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InputError(f"{where}: column {column} is {value!r:.60}, expected a string. Repair the row")
+        raise unexpected(f"{where}: column {column}", value, "a string. Repair the row")
     return value
 
 

@@ -16,7 +16,7 @@ from clusterucb.run.index import needed
 from clusterucb.run.session import Session, Step
 from clusterucb.runtime.files import made, read_json, write_json
 from clusterucb.training.adapter import load_adapter
-from clusterucb.training.callbacks import PeriodEnds, WholeCheckpoints
+from clusterucb.training.callbacks import PartEnds, WholeCheckpoints
 from clusterucb.training.finetune import optimizer_steps
 
 
@@ -59,11 +59,11 @@ def _measured(session: Session, under: str, step: Step) -> dict[str, Any]:
     return {"loss": float(found.mean()), "standard_error": standard_error(found), "losses": found.tolist()}
 
 
-def watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
+def watch(session: Session, rows: int, clock: WholeCheckpoints) -> PartEnds:
     """Keeps the loss after each period but the last, whose loss `evaluate` finds; training is not charged."""
     settings = session.config.training
 
-    def ended(period: int) -> None:
+    def ended(period: int, _moments: object, _rate: float) -> None:
         path = session.dir.period(period)
         if period == settings.periods or session.world.has(path):
             return
@@ -76,7 +76,7 @@ def watch(session: Session, rows: int, clock: WholeCheckpoints) -> PeriodEnds:
         session.world.lead(lambda: write_json(path, {**facts, **found, "cost": cost.to_json()}))
         clock.pause(cost.seconds)
 
-    return PeriodEnds(optimizer_steps(rows, settings.epochs_per_period, settings), ended)
+    return PartEnds(optimizer_steps(rows, settings.epochs_per_period, settings), ended)
 
 
 def benchmark(session: Session) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.config,
         adapter,
         session.dir.benchmarks,
+        session.dir.base_answers,
         model,
         session.inputs.tokenizer,
         session.inputs.chat,

@@ -80,16 +80,22 @@ def directions(session: Session, number: int = 1) -> Directions:
     """The target's directions at warmup checkpoint `number`, and what they cost."""
     checkpoint = session.index.checkpoint(number)
     made_with = {**session.aimed_with, "checkpoint": checkpoint.fingerprint}
-    world = session.world.at("gradients")
+    beside, world = session.dir.features_at(number), session.world.at("gradients")
 
     def aim(part: Path) -> None:
         load_adapter(session.model, checkpoint.folder)
-        found, cost = hidden_directions(session) if session.method.hidden else session.directions(world)
+        found = hidden_directions(session, beside) if session.method.hidden else session.directions(world)
         if session.world.leads:
-            facts = {"made_with": json.dumps(made_with), "cost": json.dumps(cost.to_json())}
-            save_file({"directions": found}, part, metadata=facts)
+            write_directions(part, found, made_with)
 
     return made(session.dir.directions_at(number), aim, read_directions, made_with, world=world)
+
+
+def write_directions(path: Path, found: Directions, made_with: Mapping[str, object]) -> None:
+    """Keep them, with what they cost and what they were made with."""
+    directions, cost = found
+    facts = {"made_with": json.dumps(made_with), "cost": json.dumps(cost.to_json())}
+    save_file({"directions": directions}, path, metadata=facts)
 
 
 def read_directions(path: Path) -> Directions:

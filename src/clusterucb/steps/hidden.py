@@ -73,15 +73,15 @@ def _write_centred(
         writer.finish({"cost": pool.manifest["cost"]})
 
 
-def hidden_directions(session: Session) -> tuple[NDArray[np.float32], Cost]:
-    """The target's directions, (S, H), at the model as it is now, and their cost.
+def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32], Cost]:
+    """The target's directions, (S, H), beside these `features` of the model as it is now, and their cost.
 
     A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
     rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
     """
     target = session.inputs.targeted
     states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
-    found = centred(states, np.load(session.dir.features / MEAN), target.ids.__getitem__)
+    found = centred(states, np.load(features / MEAN), target.ids.__getitem__)
     means = [found[target.codes == code].mean(0) for code in range(target.codes.max() + 1)]
     return np.stack(means).astype(np.float32), cost
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clusterucb.features.influence import weighted_directions
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.costs import Cost
-from clusterucb.run.index import Checkpoint
+from clusterucb.run.index import Checkpoint, needed
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json
 from clusterucb.steps.features import directions
@@ -27,9 +27,12 @@ from clusterucb.training.adapter import read_adapter, set_adapter
 
 def weights(session: Session) -> list[float]:
     """The weight of each checkpoint: those given, or its epoch's mean learning rate; their sum is 1."""
+    if session.method.checkpoints == 1:  # whose rate may be 0: that of a rising schedule's first step
+        return [1.0]
     given = session.config.less.less_weights or [
-        read_json(session.dir.checkpoint(number) / "checkpoint.json").get("learning_rate", 1.0)
+        read_json(folder / "checkpoint.json").get("learning_rate", 1.0)
         for number in session.method.numbers
+        for folder in [needed(session.dir, session.dir.checkpoint(number), "warmup")]
     ]
     return [weight / sum(given) for weight in given]
 

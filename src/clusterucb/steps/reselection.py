@@ -115,7 +115,7 @@ class _Shown:
     advance: Advance
     mean: float = 0.0
 
-    def scored(self, rows: int, _tokens: int) -> None:
+    def scored(self, rows: int) -> None:
         """So many rows more have a score."""
         if not self.draws:
             self.advance(rows)

@@ -6,7 +6,7 @@ Both begin at the initial adapter, and go on from the trainer's last saved state
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from clusterucb.selection.share import share
 from clusterucb.steps.evaluate import watch
 from clusterucb.steps.select import check_features, reselection
 from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
-from clusterucb.training.callbacks import DynamicSelection, EpochCheckpoints, WholeCheckpoints
+from clusterucb.training.callbacks import DynamicSelection, PartEnds, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
-from clusterucb.training.finetune import Finetuned, finetune, optimizer_steps, training_clock
+from clusterucb.training.finetune import finetune, optimizer_steps, training_clock
 from clusterucb.training.moments import save_moments
 
 
@@ -39,14 +39,12 @@ def warmup(session: Session) -> None:
     states, epochs = session.dir.warmup.with_name("warmup.states"), session.method.checkpoints
     if _trained(session, session.dir.checkpoint(epochs), states):
         return
-    session.begin()
     total, seed = len(session.inputs.training_tokens), session.config.seed
     rows = random_rows(total, warmup_rows(session.config, total), seed)
     _check_schedule(session, len(rows))
+    session.begin()
     clock = training_clock(states, session.world)
-    keep = EpochCheckpoints(
-        optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock)
-    )
+    keep = PartEnds(optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock))
     dataset = SwappableRows(session.inputs.training_tokens, rows)
     train_from_initial(session, "warm up", dataset, states, epochs, clock, seed, (keep,))
     session.world.lead(lambda: shutil.rmtree(states))
@@ -72,9 +70,9 @@ def _train_and_reselect(session: Session, first: NDArray[np.int64]) -> None:
         session.inputs.training_tokens, first, select, epochs_per_period=settings.epochs_per_period
     )
     callbacks = (dynamic, watch(session, len(first), clock))
-    finetuned = _train_periods(session, dynamic.dataset, states, clock, callbacks)
+    moments = _train_periods(session, dynamic.dataset, states, clock, callbacks)
     rounds = [read_round(session.dir.round(n)).rows for n in session.method.rounds(settings.periods)]
-    _publish_trained(session, folder, states, finetuned, rounds)
+    _publish_trained(session, folder, states, moments, clock.seconds, rounds)
 
 
 def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched: bool = False) -> None:
@@ -94,8 +92,10 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
         training_clock(states, session.world),
     )
     callbacks = (watch(session, len(rows), clock),) if watched else ()
-    finetuned = _train_periods(session, dataset, states, clock, callbacks)
-    _publish_trained(session, folder, states, finetuned, [rows] * session.config.training.periods)
+    moments = _train_periods(session, dataset, states, clock, callbacks)
+    _publish_trained(
+        session, folder, states, moments, clock.seconds, [rows] * session.config.training.periods
+    )
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -131,7 +131,7 @@ def _train_periods(
     states: Path,
     clock: WholeCheckpoints,
     callbacks: tuple[TrainerCallback, ...],
-) -> Finetuned:
+) -> Moments:
     """All periods under one schedule."""
     settings = session.config.training
     epochs, seed = settings.periods * settings.epochs_per_period, session.repeat_seed
@@ -147,7 +147,7 @@ def train_from_initial(
     clock: WholeCheckpoints,
     seed: int,
     callbacks: tuple[TrainerCallback, ...] = (),
-) -> Finetuned:
+) -> Moments:
     """Train the initial adapter for some epochs, going on from the states saved last."""
     settings = session.config.training
     load_adapter(session.model, session.dir.initial)
@@ -175,14 +175,14 @@ class _Keep:
     rows: NDArray[np.int64]
     clock: WholeCheckpoints
 
-    def __call__(self, epoch: int, moments: Moments, rate: float) -> None:
+    def __call__(self, epoch: int, moments: Callable[[], Moments], rate: float) -> None:
         run, folder = self.session.dir, self.session.dir.checkpoint(epoch)
         if self.session.world.has(folder):
             return
         before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
         seconds = max(0.0, self.clock.seconds - sum(cost["seconds"] for cost in before))
         cost = _cost(self.session, self.rows, seconds)
-        publish_checkpoint(self.session, folder, moments, cost, learning_rate=rate)
+        publish_checkpoint(self.session, folder, moments(), cost, learning_rate=rate)
 
 
 def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float) -> None:
@@ -204,12 +204,13 @@ def _publish_trained(
     session: Session,
     folder: Path,
     states: Path,
-    finetuned: Finetuned,
+    moments: Moments,
+    seconds: float,
     periods: Sequence[NDArray[np.int64]],
 ) -> None:
     """Publish an adapter with what training on these rows has cost; drop the trainer's states."""
     trained = np.tile(np.concatenate(periods), session.config.training.epochs_per_period)
-    publish_checkpoint(session, folder, finetuned.moments, _cost(session, trained, finetuned.seconds))
+    publish_checkpoint(session, folder, moments, _cost(session, trained, seconds))
     session.world.lead(lambda: shutil.rmtree(states))
 
 

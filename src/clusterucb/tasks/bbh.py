@@ -14,24 +14,16 @@ from typing import Any
 
 from clusterucb.data.files import Lines
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.tasks.files import (
-    Official,
-    harness_files,
-    list_field,
-    read_config,
-    read_json,
-    read_text,
-    samples,
-    text_field,
-)
+from clusterucb.tasks import files
 from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
-_FILES = Official(
+_FILES = files.Official(
     "bbh",
     folders=("bbh",),
     expects="bbh/cot-prompts/<task>.txt and, for the evaluation, bbh/<task>.json",
     url="https://github.com/suzgunmirac/BIG-Bench-Hard",
 )
+_PROMPTS = "cot-prompts/*.txt"
 _HUB = "SaylorTwift/bbh"
 """What lm-eval reads, with the columns and names of lukaemon/bbh, which is a script: datasets 4 runs none."""
 _OPENING = "A:"
@@ -45,35 +37,24 @@ _PUNCTUATION = re.compile(rf"(?!-\d)[{re.escape(string.punctuation)}]")
 
 
 @dataclass(frozen=True)
-class _Shot:
-    question: str
-    answer: str
-    """What follows "A:"."""
-
-    @property
-    def text(self) -> str:
-        return f"Q: {self.question}\n{_OPENING}{self.answer}"
-
-
-@dataclass(frozen=True)
 class _Prompt:
-    """A task's description and worked questions."""
+    """A task's description and worked questions, each with what follows "A:"."""
 
     description: str
-    shots: tuple[_Shot, ...]
+    shots: tuple[tuple[str, str], ...]
 
-    def ask(self, shots: Sequence[_Shot], question: str) -> str:
-        return "\n\n".join([self.description, *(shot.text for shot in shots), f"Q: {question}"]).strip()
+    def ask(self, shots: Sequence[tuple[str, str]], question: str) -> str:
+        worked = [f"Q: {asked}\n{_OPENING}{answer}" for asked, answer in shots]
+        return "\n\n".join([self.description, *worked, f"Q: {question}"]).strip()
 
 
 def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
     """Each worked question once, the others of its task as its shots, in the file's order."""
     found = []
     for task, prompt in _prompts(data_dir).items():
-        for i, shot in enumerate(prompt.shots):
-            ask = prompt.ask([*prompt.shots[:i], *prompt.shots[i + 1 :]], shot.question)
-            target = final_answer(shot.answer)
-            found.append(_question(f"{task}/shots/{i}", ask, shot.question, target, shot.answer))
+        for i, (question, answer) in enumerate(prompt.shots):
+            ask = prompt.ask(prompt.shots[:i] + prompt.shots[i + 1 :], question)
+            found.append(_question(f"{task}/shots/{i}", ask, question, final_answer(answer), answer))
     return [found[i] for i in draw("bbh", len(found), rows, seed)]
 
 
@@ -125,12 +106,8 @@ def _question(place: str, ask: str, core: str, target: str, answer: str = "") ->
 def _prompts(data_dir: Path | None) -> dict[str, _Prompt]:
     """The prompt of each task, by its name, sorted."""
     if data_dir is None:
-        return {path.stem: _harness_prompt(path) for path in harness_files("bbh/cot_fewshot")}
-    return {path.stem: _parse(read_text(path), str(path)) for path in _prompt_files(data_dir)}
-
-
-def _prompt_files(data_dir: Path) -> list[Path]:
-    return _FILES.files(data_dir, "cot-prompts/*.txt")
+        return {path.stem: _harness_prompt(path) for path in files.harness_files("bbh/cot_fewshot")}
+    return {path.stem: _parse(files.read_text(path), str(path)) for path in _FILES.files(data_dir, _PROMPTS)}
 
 
 def _parse(text: str, where: str) -> _Prompt:
@@ -143,24 +120,24 @@ def _parse(text: str, where: str) -> _Prompt:
             raise InputError(
                 f"{where}: question {number} has no line that begins {_OPENING}{_THINK}; fetch it again"
             )
-        shots.append(_Shot(question.strip(), f"{_THINK}{answer}".rstrip()))
+        shots.append((question.strip(), f"{_THINK}{answer}".rstrip()))
     if len(shots) != _MOST_SHOTS:
         raise InputError(f"{where}: {len(shots)} worked questions, expected {_MOST_SHOTS}; fetch it again")
     return _Prompt(description, tuple(shots))
 
 
 def _harness_prompt(path: Path) -> _Prompt:
-    shots = samples(path, "input")
+    shots = files.samples(path, "input")
     if len(shots) != _MOST_SHOTS:
         raise ConfigError(f"{path}: {len(shots)} samples, expected {_MOST_SHOTS}; install another lm-eval")
     # lm-eval leaves out the first sentence of each answer, and asks with it.
-    worked = tuple(_Shot(question.strip(), f"{_THINK}.\n{answer}".rstrip()) for question, answer in shots)
-    return _Prompt(text_field(read_config(path), "description", str(path)).strip(), worked)
+    worked = tuple((question.strip(), f"{_THINK}.\n{answer}".rstrip()) for question, answer in shots)
+    return _Prompt(files.text_field(files.read_config(path), "description", str(path)).strip(), worked)
 
 
 def _official(data_dir: Path, prompts: Mapping[str, _Prompt]) -> dict[str, Path]:
     """The file of each task's questions; a task with questions or a prompt alone is an error."""
-    base = _prompt_files(data_dir)[0].parents[1]
+    base = _FILES.files(data_dir, _PROMPTS)[0].parents[1]
     paths = {path.stem: path for path in sorted(base.glob("bbh/*.json")) or sorted(base.glob("*.json"))}
     if not paths:
         raise _FILES.missing(data_dir, "<task>.json")
@@ -178,10 +155,10 @@ def _examples(task: str, path: Path | None) -> Iterator[tuple[str, str]]:
     if path is None:
         records = Lines.open(f"hub:{_HUB}:{task}:test").records()
     else:
-        examples = list_field(read_json(path), "examples", str(path))
+        examples = files.list_field(files.read_json(path), "examples", str(path))
         records = ((record, f"{path}, example {i}") for i, record in enumerate(examples, 1))
     for record, where in records:
-        yield text_field(record, "input", where), text_field(record, "target", where)
+        yield files.text_field(record, "input", where), files.text_field(record, "target", where)
 
 
 TASK = Task(

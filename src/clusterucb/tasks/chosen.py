@@ -13,8 +13,7 @@ from clusterucb.tasks.task import Task, Variant
 def chosen(names: Iterable[str]) -> dict[str, tuple[Task, Variant]]:
     """Variants by name, each with its task; a task's name means all of its variants.
 
-    Raises:
-        ConfigError: no task and no variant has such a name.
+    Raises ConfigError where no task and no variant has such a name.
     """
     known = {name: (task, variant) for task in TASKS.values() for name, variant in task.variants.items()}
     found: dict[str, tuple[Task, Variant]] = {}

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from clusterucb.data.files import decode, decode_text, read_errors, unpacked
+from clusterucb.data.rows import unexpected
 from clusterucb.errors import ConfigError, InputError
 
 _INSTALL = "run: pip install 'clusterucb[eval]'"
@@ -77,7 +78,7 @@ def text_field(record: Any, name: str, where: str) -> str:
     value = _field(record, name, where)
     if isinstance(value, str) and value.strip():
         return value
-    raise InputError(f"{where}: {name} is {value!r:.60}, expected some text. Fetch the official file again")
+    raise unexpected(f"{where}: {name}", value, "some text. Fetch the official file again")
 
 
 def list_field(record: Any, name: str, where: str) -> list[Any]:
@@ -85,9 +86,7 @@ def list_field(record: Any, name: str, where: str) -> list[Any]:
     value = _field(record, name, where)
     if isinstance(value, list) and value:
         return value
-    raise InputError(
-        f"{where}: {name} is {value!r:.60}, expected a list that is not empty. Fetch the official file again"
-    )
+    raise unexpected(f"{where}: {name}", value, "a list that is not empty. Fetch the official file again")
 
 
 def harness_files(folder: str, pattern: str = "[!_]*.yaml") -> list[Path]:
@@ -127,10 +126,8 @@ def samples(path: Path, question: str) -> list[tuple[str, str]]:
     shots = fewshot.get("samples") if isinstance(fewshot, dict) else None
     if not isinstance(shots, list) or not shots:
         raise ConfigError(f"{path}: no fewshot_config with samples; {_INSTALL}")
-    return [
-        (text_field(shot, question, f"{path}, shot {i}"), text_field(shot, "target", f"{path}, shot {i}"))
-        for i, shot in enumerate(shots, 1)
-    ]
+    named = ((shot, f"{path}, shot {i}") for i, shot in enumerate(shots, 1))
+    return [(text_field(shot, question, where), text_field(shot, "target", where)) for shot, where in named]
 
 
 def humaneval_file() -> Path | None:

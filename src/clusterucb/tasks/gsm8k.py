@@ -86,20 +86,16 @@ def _question(lines: Lines, i: int, split: str, shots: list[str]) -> Question:
     number = last_number(answer)
     if number is None:
         raise InputError(f"{where}: answer ends without a number, expected #### 72. Fetch the file again")
+    header = f"Answer the following question{'s' if shots else ''}."
     return Question(
         id=f"gsm8k/{split}/{i}",
         subtask="gsm8k",
-        ask=_ask(question, shots),
+        ask="\n\n".join([header, *shots, f"Question: {question}"]),
         opening=_OPENING,
         answer=f" {answer}",
         core=question,
         gold={"number": str(number)},
     )
-
-
-def _ask(question: str, shots: list[str]) -> str:
-    header = "Answer the following questions." if shots else "Answer the following question."
-    return "\n\n".join([header, *shots, f"Question: {question}"])
 
 
 def _shots(count: int) -> list[str]:

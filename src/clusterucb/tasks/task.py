@@ -112,7 +112,7 @@ def draw(task: str, there: int, rows: int | None, seed: int, usual: int | None =
     Raises ConfigError if there are not `rows`.
     """
     if rows is None:
-        rows = there if usual is None else min(usual, there)
+        rows = min(usual or there, there)
     if not 1 <= rows <= there:
         raise ConfigError(f"{task}: {rows} target rows were asked for; expected 1 to {there}")
     drawn = np.random.default_rng(seed).choice(there, rows, replace=False)
@@ -131,14 +131,10 @@ def held_out(
 ) -> list[Question]:
     """At most `rows` questions, drawn by `seed`, without shots; none whose digest is `unwanted`.
 
-    Raises:
-        ConfigError: the benchmark gives no worked answers (BBH), or only such as are in the target.
+    Raises ConfigError if the benchmark has no worked answers (BBH), or only such as are in the target.
     """
-    known = [
-        question
-        for question in task.questions(data_dir, 0)
-        if question.answer.strip() and question.digest not in unwanted
-    ]
+    asked = task.questions(data_dir, 0)
+    known = [question for question in asked if question.answer and question.digest not in unwanted]
     if not known:
         raise ConfigError(f"holdout {task.name}: has no question with a worked answer to hold out")
     chosen = np.random.default_rng(seed).permutation(len(known))[:rows]

@@ -32,54 +32,29 @@ _LONG = 1500
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
-
-@dataclass(frozen=True)
-class _Words:
-    """A language's instruction, and what stands before passage, question and answer."""
-
-    instruction: str
-    passage: str
-    question: str
-    answer: str
-
-
-_LANGUAGES = {
-    "arabic": _Words(
-        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.", "المقطع:", "السؤال:", "الإجابة:"
-    ),
-    "bengali": _Words(
-        "প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।", "অধ্যায়:", "প্রশ্ন:", "উত্তর:"
-    ),
-    "english": _Words(
-        "Answer the following question based on the information in the given passage.",
-        "Passage:",
-        "Question:",
-        "Answer:",
-    ),
-    "finnish": _Words(
-        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
-        "Kappale:",
-        "Kysymys:",
-        "Vastaus:",
-    ),
-    "indonesian": _Words(
-        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
-        "Bagian:",
-        "Pertanyaan:",
-        "Jawaban:",
-    ),
-    "korean": _Words("주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.", "문단:", "질문:", "답변:"),
-    "russian": _Words(
-        "Ответьте на следующий вопрос на основе информации в данном отрывке.", "Отрывок:", "Вопрос:", "Ответ:"
-    ),
-    "swahili": _Words(
-        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
-        "Kifungu:",
-        "Swali:",
-        "Jibu:",
-    ),
-    "telugu": _Words("ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.", "పేరా:", "ప్రశ్న:", "సమాధానం:"),
+_INSTRUCTIONS = {
+    "arabic": "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
+    "bengali": "প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।",
+    "english": "Answer the following question based on the information in the given passage.",
+    "finnish": "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
+    "indonesian": "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
+    "korean": "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
+    "russian": "Ответьте на следующий вопрос на основе информации в данном отрывке.",
+    "swahili": "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
+    "telugu": "ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
 }
+_HEADINGS = {
+    "arabic": ("المقطع:", "السؤال:", "الإجابة:"),
+    "bengali": ("অধ্যায়:", "প্রশ্ন:", "উত্তর:"),
+    "english": ("Passage:", "Question:", "Answer:"),
+    "finnish": ("Kappale:", "Kysymys:", "Vastaus:"),
+    "indonesian": ("Bagian:", "Pertanyaan:", "Jawaban:"),
+    "korean": ("문단:", "질문:", "답변:"),
+    "russian": ("Отрывок:", "Вопрос:", "Ответ:"),
+    "swahili": ("Kifungu:", "Swali:", "Jibu:"),
+    "telugu": ("పేరా:", "ప్రశ్న:", "సమాధానం:"),
+}
+"""What stands before passage, question and answer."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +66,9 @@ class _Item:
     answers: tuple[str, ...]
 
     @property
-    def words(self) -> _Words:
-        return _LANGUAGES[self.language]
-
-    @property
     def text(self) -> str:
-        return f"{self.words.passage} {self.context}\n{self.words.question} {self.question}"
+        passage, question, _ = _HEADINGS[self.language]
+        return f"{passage} {self.context}\n{question} {self.question}"
 
 
 def targets(data_dir: Path | None, rows: int | None, seed: int) -> list[Question]:
@@ -131,12 +103,14 @@ def _f1(predicted: list[str], right: list[str]) -> float:
 
 
 def _question(item: _Item, shots: list[_Item]) -> Question:
-    examples = [f"{shot.text}\n{shot.words.answer} {shot.answers[0]}" for shot in shots]
+    opening = _HEADINGS[item.language][2]
+    examples = [f"{shot.text}\n{opening} {shot.answers[0]}" for shot in shots]
+    between = "\n\n" if shots else ""  # as LESS's target has it, and open-instruct's evaluation
     return Question(
         id=f"tydiqa/{item.id}",
         subtask=item.language,
-        ask=item.words.instruction + "\n\n".join([*examples, item.text]).strip(),  # as LESS has it: no space
-        opening=item.words.answer,
+        ask=_INSTRUCTIONS[item.language] + between + "\n\n".join([*examples, item.text]).strip(),
+        opening=opening,
         answer=f" {item.answers[0].strip()}",
         core=f"{item.context.strip()}\n{item.question.strip()}",
         gold={"answers": list(item.answers)},
@@ -176,10 +150,9 @@ def _from_file(path: Path) -> Iterator[_Item]:
             context = text_field(paragraph, "context", within)
             for q, question in enumerate(list_field(paragraph, "qas", within)):
                 where = f"{within}.qas[{q}]"
-                answers = list_field(question, "answers", where)
-                yield _item(
-                    question, context, [text_field(answer, "text", where) for answer in answers], where
-                )
+                given = list_field(question, "answers", where)
+                answers = [text_field(answer, "text", where) for answer in given]
+                yield _item(question, context, answers, where)
 
 
 def _from_hub(split: str) -> Iterator[_Item]:
@@ -192,9 +165,9 @@ def _from_hub(split: str) -> Iterator[_Item]:
 def _item(record: Mapping[str, Any], context: str, answers: list[str], where: str) -> _Item:
     name = text_field(record, "id", where)
     language = name.split("-", 1)[0]
-    if language not in _LANGUAGES:
+    if language not in _HEADINGS:
         raise InputError(
-            f"{where}: id {name!r:.60} begins with no language of the task; expected {', '.join(_LANGUAGES)}"
+            f"{where}: id {name!r:.60} begins with no language of the task; expected {', '.join(_HEADINGS)}"
         )
     return _Item(name, language, context, text_field(record, "question", where), tuple(answers))
 

@@ -30,14 +30,12 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
     """
     if adapter is not None:
         return open_adapter(model, Path(adapter), is_trainable=True)
-    targets: str | list[str] = lora.target_modules
-    if targets == ["all-linear"]:
-        targets = "all-linear"
+    names = lora.target_modules
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules="all-linear" if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
     linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -46,17 +44,13 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            f"target_modules {' '.join(lora.target_modules)}: {reason(error)}; "
+            f"target_modules {' '.join(names)}: {reason(error)}; "
             f"this model's linear layers are called {', '.join(linears)}, or use all-linear"
         ) from None
 
 
 def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False) -> PeftModel:
-    """The model with the adapter in a folder that peft wrote.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors, or it does not fit the model.
-    """
+    """The model with the adapter in a folder that peft wrote; InputError where it does not fit or is none."""
     _check_adapter(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
@@ -81,11 +75,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """The shapes of its tensors, without reading them.
-
-    Raises:
-        InputError: there is no LoRA adapter in safetensors.
-    """
+    """The shapes of its tensors, without reading them; InputError where there is no adapter."""
     _check_adapter(folder)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

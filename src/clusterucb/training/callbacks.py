@@ -1,8 +1,7 @@
 """Callbacks of transformers' Trainer: re-selection at each period's start, whole checkpoints, progress.
 
-`DynamicSelection` works in any Trainer whose train_dataset is its `dataset`.
-
-Settings of another person's Trainer under which the rows that are selected would not be trained on.
+`DynamicSelection` works in any Trainer whose train_dataset is its `dataset`, and refuses settings under which
+the rows that it selects would not be trained on.
 """
 
 from __future__ import annotations
@@ -31,6 +30,15 @@ from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
 
 _WHOLE = "whole.json"
+_REFUSED = {
+    "dataloader_persistent_workers": "such workers never see the swapped rows; leave it False",
+    "auto_find_batch_size": "a second attempt would go on with what was selected in the first; "
+    "leave it False, and set per_device_train_batch_size",
+    "packing": "packed sequences are made once, of the first period's rows; leave it False",
+    "group_by_length": "lengths are taken once, of the first period's rows; leave it False",
+    "deepspeed": "a row's gradient needs whole weights and Adam's moments; use FSDP 2",
+}
+_ORDERS = ("group_by_length", "batch_rebalance")
 
 
 class DynamicSelection(TrainerCallback):  # type: ignore[misc]
@@ -68,19 +76,26 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
         """The rows being trained on as `datasets` has them, with `input_ids` and `labels`."""
         return self.dataset.as_datasets()
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuse a trainer that would not see the swaps.
+    def on_init_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise ConfigError for an argument under which the trainer would not see the swaps."""
+        _refuse_arguments(args)
 
-        Raises:
-            ConfigError: names the argument.
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Begin with period 1's rows, or notice a resumed training, whose rows have to be restored.
+
+        Raises ConfigError where the trainer would not see the swaps.
         """
-        refuse_arguments(args)
+        _refuse_arguments(args)
+        if not self.dataset.serves(getattr(kwargs["train_dataloader"], "dataset", self.dataset)):
+            raise ConfigError(
+                "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
+                "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"
+            )
+        refuse_other_shards(kwargs["model"])
+        self.dataset.swap(self._first)
+        self._resumed = state.global_step > 0
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Select for the period that starts here, or that training is resumed in."""
         steps_per_epoch = math.ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
         epoch = state.global_step // steps_per_epoch
@@ -91,80 +106,47 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             self.dataset.swap(self._reselect(period, model, lambda: moments_of(optimizer, model)))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin with period 1's rows, or notice a resumed training: its rows have to be restored.
-
-        Raises:
-            ConfigError: the trainer would not see the swaps.
-        """
-        refuse_arguments(args)
-        if not self.dataset.serves(getattr(kwargs["train_dataloader"], "dataset", self.dataset)):
-            raise ConfigError(
-                "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
-                "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"
-            )
-        refuse_other_shards(kwargs["model"])
-        self.dataset.swap(self._first)
-        self._resumed = state.global_step > 0
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Have the state saved from which the next period's selection is made."""
         control.should_save = True
 
 
-class EpochCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Hands over what training has come to after each epoch's last step, before the trainer saves its state.
+def _refuse_arguments(arguments: Any) -> None:
+    """Refuse training arguments, of transformers or trl, under which a swap does nothing or harm."""
+    for name, reason in _REFUSED.items():
+        if value := getattr(arguments, name, None):
+            raise ConfigError(f"{name}={value}: {reason}")
+    order = getattr(arguments, "train_sampling_strategy", None)
+    if order in _ORDERS:
+        raise ConfigError(
+            f"train_sampling_strategy={order}: lengths are taken once, of the first period's rows; use random"
+        )
 
-    Killed in between, training goes on from an earlier state and hands the same epoch over again, the same to
-    the bit. The trainer logs every step (`logging_steps=1`).
+
+class PartEnds(TrainerCallback):  # type: ignore[misc]
+    """Tells of the end of each part of training, before the trainer saves its state there.
+
+    Killed in between, training goes on from an earlier state and tells of the same end again, the same to the
+    bit. The trainer logs every step (`logging_steps=1`).
 
     Args:
-        steps: optimizer steps of one epoch.
-        keep: `keep(epoch, moments, rate)`, with the epoch from 1, Adam's moments, and the mean of the
-            learning rates that the trainer logged for the epoch's steps.
+        steps: optimizer steps of one part, as an epoch or a period.
+        ended: `ended(part, moments, rate)`, with the part from 1, what gives Adam's moments, and the mean of
+            the learning rates that the trainer logged for the part's steps.
     """
 
-    def __init__(self, steps: int, keep: Callable[[int, Moments, float], None]) -> None:
-        self._steps, self._keep = steps, keep
+    def __init__(self, steps: int, ended: Callable[[int, Callable[[], Moments], float], None]) -> None:
+        self._steps, self._ended = steps, ended
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep the epoch whose last step was logged; by `on_epoch_end` the trainer's state may be saved."""
-        epoch, more = divmod(state.global_step, self._steps)
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """When the part's last step is logged; by `on_epoch_end` the trainer's state may be saved."""
+        part, more = divmod(state.global_step, self._steps)
         if more or "learning_rate" not in kwargs["logs"]:
             return
         rates = [entry["learning_rate"] for entry in state.log_history if "learning_rate" in entry]
         mean = float(np.mean(rates[-self._steps :]))
-        self._keep(epoch, moments_of(kwargs["optimizer"], kwargs["model"]), mean)
+        self._ended(part, lambda: moments_of(kwargs["optimizer"], kwargs["model"]), mean)
         control.should_save = True
-
-
-class PeriodEnds(TrainerCallback):  # type: ignore[misc]
-    """Tells of each training period's end, before the trainer saves its state there.
-
-    Killed in between, training goes on from an earlier state and tells of the same end again, with the same
-    weights to the bit.
-
-    Args:
-        steps: optimizer steps of one period.
-        ended: `ended(period)`, from 1.
-    """
-
-    def __init__(self, steps: int, ended: Callable[[int], None]) -> None:
-        self._steps, self._ended = steps, ended
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """By the epoch's end the trainer's state may be saved already."""
-        period, more = divmod(state.global_step, self._steps)
-        if not more:
-            self._ended(period)
 
 
 class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
@@ -182,9 +164,7 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
         """Leave out the last `seconds`, which went into something else."""
         self._started += seconds
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The trainer has written all files of checkpoint-<step>."""
         self._world.gather(None)
         if not self._world.leads:
@@ -217,47 +197,15 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         self._loss = ""
         self._shown = 0
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the loss for the next step's note."""
-        if "loss" in (logs := kwargs.get("logs") or {}):
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs:
             self._loss = f"loss {float(logs['loss']):.3f}"
-            numbers = {
-                name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs
-            }
-            self._advance(0, self._loss, **numbers)
+            told = ("loss", "learning_rate", "grad_norm")
+            self._advance(0, self._loss, **{name: float(logs[name]) for name in told if name in logs})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """One step more, or all steps of a resumed checkpoint."""
         self._advance(state.global_step - self._shown, self._loss)
         self._shown = state.global_step
-
-
-_REFUSED = {
-    "dataloader_persistent_workers": "such workers never see the swapped rows; leave it False",
-    "auto_find_batch_size": "a second attempt would go on with what was selected in the first; "
-    "leave it False, and set per_device_train_batch_size",
-    "packing": "packed sequences are made once, of the first period's rows; leave it False",
-    "group_by_length": "lengths are taken once, of the first period's rows; leave it False",
-    "deepspeed": "a row's gradient needs whole weights and Adam's moments; use FSDP 2",
-}
-_ORDERS = ("group_by_length", "batch_rebalance")
-
-
-def refuse_arguments(arguments: Any) -> None:
-    """Refuse training arguments, of transformers or trl, under which a swap does nothing or harm.
-
-    Raises:
-        ConfigError: names the first.
-    """
-    for name, reason in _REFUSED.items():
-        if value := getattr(arguments, name, None):
-            raise ConfigError(f"{name}={value}: {reason}")
-    order = getattr(arguments, "train_sampling_strategy", None)
-    if order in _ORDERS:
-        raise ConfigError(
-            f"train_sampling_strategy={order}: lengths are taken once, of the first period's rows; use random"
-        )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from clusterucb.data.chat import Encoded
+from clusterucb.gradients.batches import padded
 
 IGNORED = -100  # what transformers' losses leave out
 
@@ -114,15 +115,5 @@ class EvenBatches(BatchSampler):
 
 def collate_for_training(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """Rows padded on the right, with labels -100 outside the assistant's text."""
-    width = max(len(row) for row in rows)
-    batch = {
-        "input_ids": torch.zeros(len(rows), width, dtype=torch.long),
-        "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
-        "labels": torch.full((len(rows), width), IGNORED),
-    }
-    for b, row in enumerate(rows):
-        ids = torch.from_numpy(row.ids.astype(np.int64))
-        batch["input_ids"][b, : len(row)] = ids
-        batch["attention_mask"][b, : len(row)] = 1
-        batch["labels"][b, : len(row)] = ids.where(torch.from_numpy(np.array(row.labels)), IGNORED)
-    return batch
+    ids, attention, labels = map(torch.from_numpy, padded(rows))
+    return {"input_ids": ids, "attention_mask": attention, "labels": ids.where(labels, IGNORED)}

@@ -1,9 +1,8 @@
 """Training an adapter with transformers' Trainer, resumable from its last whole checkpoint.
 
-Where the Trainer logs each optimizer step: to TensorBoard, Weights & Biases or MLflow, if that is wanted.
-
-TensorBoard's files are kept in the run directory, or in TENSORBOARD_LOGGING_DIR; the Trainer would write them
-into its own states, which are dropped at the end. The other two are set up as their own documents say.
+Each optimizer step is logged to TensorBoard, Weights & Biases or MLflow, if that is wanted. TensorBoard's
+files are kept in the run directory, or in TENSORBOARD_LOGGING_DIR; the Trainer would write them into its own
+states, which are dropped at the end. The other two are set up as their own documents say.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,25 +35,13 @@ from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_
 from clusterucb.training.moments import moments_of
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """Adam's moments at the end, and the seconds of training (selections inside it left out)."""
-
-    moments: Moments
-    seconds: float
-
-
 def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
     """Optimizer steps of `epochs` passes over `rows`; a pass's last step may have fewer rows."""
     return epochs * math.ceil(rows / settings.batch_size)
 
 
 def accumulation_steps(settings: Training, processes: int) -> int:
-    """Micro-batches that each process takes in one optimizer step.
-
-    Raises:
-        ConfigError: they do not come out even.
-    """
+    """Micro-batches that each process takes in one optimizer step; ConfigError where they are not even."""
     steps, rest = divmod(settings.batch_size, settings.micro_batch * processes)
     if rest:
         raise ConfigError(
@@ -63,6 +49,11 @@ def accumulation_steps(settings: Training, processes: int) -> int:
             f"{processes} processes; change one of the three, so that each gets as many rows"
         )
     return steps
+
+
+def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
+    """A clock that goes on from the last whole checkpoint in `folder`."""
+    return WholeCheckpoints(world.lead(lambda: last_whole_checkpoint(folder)[1]), world)
 
 
 def finetune(
@@ -78,7 +69,7 @@ def finetune(
     advance: Advance = lambda _amount, note="", **_numbers: None,
     describe: Callable[[int], str] = "row {}".format,
     world: World = ALONE,
-) -> Finetuned:
+) -> Moments:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
 
     Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its
@@ -92,10 +83,13 @@ def finetune(
         seed: of the order of rows and of dropout.
         epochs: passes over the dataset.
         callbacks: run before the built-in ones.
-        clock: counts the seconds, made by `training_clock`.
+        clock: counts the seconds; a `training_clock` of `folder`.
         advance: told each optimizer step.
         describe: names the dataset's row i in an error.
         world: processes that train together, each with the same model.
+
+    Returns:
+        Adam's moments at the end.
 
     Raises:
         ConfigError: the batch size does not divide among the processes; a sharded model is on a CPU, or was
@@ -103,11 +97,11 @@ def finetune(
         InputError: a loss is not a finite number.
         LostError: another process has ended or does not answer.
     """
-    checkpoint, seconds = world.lead(lambda: last_whole_checkpoint(folder))
+    checkpoint = world.lead(lambda: last_whole_checkpoint(folder)[0])
     _check_states(checkpoint, model)
-    clock = clock or WholeCheckpoints(seconds, world)
     report_to, reporting = reporters(settings.report_to, folder)
     steps = optimizer_steps(len(dataset), epochs, settings)  # type: ignore[arg-type]
+    device = next(model.parameters()).device
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.micro_batch,
@@ -129,7 +123,8 @@ def finetune(
         data_seed=seed,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
-        **_placement(model),
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
         **_sharding(model),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
@@ -138,7 +133,7 @@ def finetune(
         args=arguments,
         train_dataset=WithIdleRow(dataset),
         data_collator=collate_for_training,
-        callbacks=[*callbacks, clock, ShowProgress(advance), *reporting],
+        callbacks=[*callbacks, clock or training_clock(folder, world), ShowProgress(advance), *reporting],
     )
     if is_sharded(model) and not trainer.is_fsdp_enabled:
         raise ConfigError(
@@ -148,13 +143,12 @@ def finetune(
     trainer.describe = describe
     for talkative in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(talkative)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), world.watching():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        with world.watching():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finished = Finetuned(moments_of(trainer.optimizer, model), clock.seconds)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    moments = moments_of(trainer.optimizer, model)
     model.zero_grad(set_to_none=True)
-    return finished
+    return moments
 
 
 class _FiniteTrainer(Trainer):  # type: ignore[misc]
@@ -201,11 +195,6 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
         return [self.describe(i) for i in range(len(dataset)) if tuple(dataset[i].ids.tolist()) in wanted]
 
 
-def _placement(model: nn.Module) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
-
-
 def _check_states(checkpoint: Path | None, model: nn.Module) -> None:
     """Refuse to go on from states of the other kind: the trainer keeps a sharded optimizer by name."""
     sharded = is_sharded(model)
@@ -227,17 +216,8 @@ def _sharding(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
-    """A clock that goes on from the last whole checkpoint in `folder`."""
-    return WholeCheckpoints(world.lead(lambda: last_whole_checkpoint(folder)[1]), world)
-
-
 def check_reporter(name: str) -> None:
-    """Refuse what is not installed.
-
-    Raises:
-        ConfigError: the package of that name is missing.
-    """
+    """Raise ConfigError where the package of that name is not installed."""
     if name != "none" and find_spec(name) is None:
         raise ConfigError(
             f"report_to {name}: the package {name} is not installed; `pip install {name}`, "
@@ -248,23 +228,20 @@ def check_reporter(name: str) -> None:
 def reporters(name: str, states: Path) -> tuple[str, list[TrainerCallback]]:
     """What the Trainer's own `report_to` becomes, and the callbacks that stand for the rest.
 
-    Args:
-        name: the setting.
-        states: the folder of the trainer's states.
+    TensorBoard's files of the training with these `states` go to `logs/` beside them.
     """
     check_reporter(name)
     if name != "tensorboard":
         return name, []
     tensorboard = TensorBoardCallback()
-    tensorboard.logging_dir = tensorboard.logging_dir or str(log_folder(states))
+    tensorboard.logging_dir = tensorboard.logging_dir or str(states.parent / "logs" / _name(states))
     return "none", [tensorboard]
-
-
-def log_folder(states: Path) -> Path:
-    """Where TensorBoard's files of a training are kept: `logs/training` beside the states `training`."""
-    return states.parent / "logs" / states.name.removesuffix(".states")
 
 
 def run_name(states: Path) -> str:
     """How a training is called where several runs are seen side by side."""
-    return f"{states.absolute().parent.name}/{log_folder(states).name}"
+    return f"{states.absolute().parent.name}/{_name(states)}"
+
+
+def _name(states: Path) -> str:
+    return states.name.removesuffix(".states")

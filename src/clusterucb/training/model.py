@@ -1,16 +1,17 @@
-"""A causal language model with its tokenizer and a LoRA adapter: loading, saving, fingerprints.
+"""Base models and their tokenizers: a folder, a hub id or a GGUF file, in a type or quantised.
 
-Base models whose linear layers bitsandbytes keeps in 8 bits (LLM.int8(), Dettmers et al. 2022, arXiv
-2208.07339) or in 4 (QLoRA's NF4 with doubly quantised scales, Dettmers et al. 2023, arXiv 2305.14314).
-
-The adapter's layers stay plain ones in float32, whose per-row gradients are taken as ever. All else is as in
-a base that is not quantised: norms and embeddings keep the model's dtype, which the layers compute in, too.
+Quantised, bitsandbytes keeps the linear layers in 8 bits (LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339)
+or in 4 (QLoRA's NF4 with doubly quantised scales, Dettmers et al. 2023, arXiv 2305.14314). The adapter's
+layers stay plain ones in float32, whose per-row gradients are taken as ever. All else is as in a base that is
+not quantised: norms and embeddings keep the model's dtype, which the layers compute in, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r}: not usable here ({reason}); try --device cpu") from None
+        raise ConfigError(f"device {name!r}: not usable here ({reason(error)}); try --device cpu") from None
     return device
 
 
@@ -62,14 +62,14 @@ def allow_tf32(device: torch.device, dtype: torch.dtype) -> None:
 
 def load_tokenizer(config: Common) -> Any:
     """The model's own tokenizer."""
-    source, extra = _source(config.model)
+    source = model_source(config.model)
     folder = Path(source)
-    if folder.is_dir() and not extra and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise InputError(
             f"{folder}: has no tokenizer (expected tokenizer.json); save the model's tokenizer there"
         )
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **extra)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{config.model}: its tokenizer cannot be loaded ({reason(error)})") from None
 
@@ -82,40 +82,36 @@ def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device, dtype)
-    quantised = loading(config.load_in, dtype, device)
-    source, extra = _source(config.model)
-    try:
+    quantised = _quantising(config.load_in, dtype, device)
+    source = model_source(config.model)
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    with _loading(config.model):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=None if extra else True,
-            **quantised,
-            **extra,
+            source, dtype=dtype, use_safetensors=True, **trusted, **quantised
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise InputError(
-            f"{config.model}: cannot be loaded as a causal language model ({reason(error)}); "
-            f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
-        ) from None
-    keep_packing(model)  # also of a model that is stored quantised
+    _keep_packing(model)  # also of a model that is stored quantised
     return (model if quantised or on_host else model.to(device)).requires_grad_(False)
 
 
 def empty_model(config: Common) -> nn.Module:
     """The base model's shapes and types, without its weights: to be called where torch makes meta tensors."""
-    source, extra = _source(config.model)
+    source, dtype = model_source(config.model), pick_dtype(config.dtype, pick_device(config.device))
     trusted = {"trust_remote_code": config.trust_remote_code}
-    try:
-        shape = AutoConfig.from_pretrained(source, **trusted, **extra)
-        dtype = pick_dtype(config.dtype, pick_device(config.device))
+    with _loading(config.model):
+        shape = AutoConfig.from_pretrained(source, **trusted)
         model: nn.Module = AutoModelForCausalLM.from_config(shape, dtype=dtype, **trusted)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(
-            f"{config.model}: cannot be loaded as a causal language model ({reason(error)}); "
-            f"expected a folder with config.json, a GGUF file or a hub id"
-        ) from None
     return model.requires_grad_(False)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise InputError(
+            f"{model}: cannot be loaded as a causal language model ({reason(error)}); "
+            f"expected a folder with config.json and safetensors weights, a GGUF file or a hub id"
+        ) from None
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -127,18 +123,16 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def model_source(model: str) -> str:
-    """What a library that runs models is given for `model`: a folder or a hub id."""
-    return _source(model)[0]
+    """What a library that runs models is given for `model`: a folder or a hub id.
 
-
-def _source(model: str) -> tuple[str, dict[str, Any]]:
-    """What transformers is given for `model`: a GGUF file is converted once and then read from a cache."""
+    A GGUF file is converted once, and then read from a cache.
+    """
     path = Path(model)
     if path.suffix == ".gguf":
-        return str(_converted(path)), {}
+        return str(_converted(path))
     if not path.exists() and (path.is_absolute() or model.startswith(".") or model.count("/") != 1):
         raise InputError(f"{model}: there is no such folder or GGUF file, and it is not a hub id (org/name)")
-    return model, {}
+    return model
 
 
 def _converted(gguf: Path) -> Path:
@@ -177,11 +171,7 @@ def _forget_quantisation(model: Any) -> None:
 
 
 def check_quantisation(load_in: str, device: torch.device) -> None:
-    """Refuse what cannot be loaded here.
-
-    Raises:
-        ConfigError: the package is missing, or the device is not one that it knows.
-    """
+    """Raise ConfigError where the package is missing, or the device is not one that it knows."""
     if load_in == "dtype":
         return
     if find_spec("bitsandbytes") is None:
@@ -193,24 +183,25 @@ def check_quantisation(load_in: str, device: torch.device) -> None:
         )
 
 
-def loading(load_in: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _quantising(load_in: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What from_pretrained is given to quantise a model while it is loaded, straight to its device."""
     check_quantisation(load_in, device)
     if load_in == "dtype":
         return {}
     place = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device
-    if load_in == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": place}}
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": settings, "device_map": {"": place}}
+    settings = {
+        "8bit": BitsAndBytesConfig(load_in_8bit=True),
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+    }
+    return {"quantization_config": settings[load_in], "device_map": {"": place}}
 
 
-def keep_packing(model: nn.Module) -> None:
+def _keep_packing(model: nn.Module) -> None:
     """Keep 4-bit weights in the form that has gradients: some CPUs repack them at the first evaluation."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

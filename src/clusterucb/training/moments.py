@@ -1,5 +1,4 @@
-"""Adam's moments by parameter name: out of a live optimizer, to and from a file, and out of the files that
-trainers leave behind.
+"""Adam's moments by parameter name: out of a live optimizer, a file of ours, or one that a trainer has left.
 
 An optimizer's own state is keyed by position or by number, which says nothing once parameters are ordered
 otherwise. Here a moment always carries the name of its parameter.
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 
-from clusterucb.errors import InputError, MismatchError
+from clusterucb.errors import InputError, MismatchError, reason
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.per_sample import canonical_name, trainable_parameters
 from clusterucb.runtime.files import publish
@@ -35,15 +34,20 @@ def moments_of(optimizer: Any, model: nn.Module) -> Moments:
         raise MismatchError(
             f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments"
         )
-    mean, square, steps = {}, {}, {0}
-    for name, parameter in trainable_parameters(model).items():
-        state = optimizer.state.get(parameter)
-        if not state:
-            raise MismatchError(f"the optimizer has no moments of {name}: train for a step first")
-        mean[name] = whole(state["exp_avg"].detach()).float().clone()
-        square[name] = whole(state["exp_avg_sq"].detach()).float().clone()
-        steps.add(int(state["step"]))
-    return Moments(mean, square, max(steps), tuple(group["betas"]), group["eps"])
+    states = {name: optimizer.state.get(p) for name, p in trainable_parameters(model).items()}
+    if idle := [name for name, state in states.items() if not state]:
+        raise MismatchError(f"the optimizer has no moments of {idle[0]}: train for a step first")
+    return _moments(states, group)
+
+
+def _moments(states: Mapping[str, dict[str, Any]], group: Mapping[str, Any]) -> Moments:
+    """Out of Adam's state by parameter name, copied, and a param group."""
+    mean, square = (
+        {name: whole(state[kind].detach()).float().clone() for name, state in states.items()}
+        for kind in ("exp_avg", "exp_avg_sq")
+    )
+    step = max((int(state["step"]) for state in states.values()), default=0)
+    return Moments(mean, square, step, tuple(group["betas"]), group["eps"])
 
 
 def save_moments(moments: Moments, path: Path) -> None:
@@ -57,14 +61,13 @@ def save_moments(moments: Moments, path: Path) -> None:
 
 def load_moments(path: Path) -> Moments:
     """What `save_moments` wrote."""
-    mean: dict[str, torch.Tensor] = {}
-    square: dict[str, torch.Tensor] = {}
+    kinds: dict[str, dict[str, torch.Tensor]] = {"mean": {}, "square": {}}
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["adam"])
         for key in file.keys():  # noqa: SIM118 (not a dict)
             kind, name = key.split(".", 1)
-            (mean if kind == "mean" else square)[name] = file.get_tensor(key)
-    return Moments(mean, square, facts["step"], tuple(facts["betas"]), facts["eps"])
+            kinds[kind][name] = file.get_tensor(key)
+    return Moments(kinds["mean"], kinds["square"], facts["step"], tuple(facts["betas"]), facts["eps"])
 
 
 def import_moments(checkpoint: Path, model: nn.Module) -> Moments:
@@ -99,13 +102,7 @@ def _trainers_moments(checkpoint: Path, model: nn.Module) -> Moments:
         raise MismatchError(
             f"{path}: holds no moments of Adam; expected the state of Adam or AdamW after at least one step"
         )
-    return Moments(
-        {name: state["exp_avg"].float() for name, state in named.items()},
-        {name: state["exp_avg_sq"].float() for name, state in named.items()},
-        max(int(state["step"]) for state in named.values()),
-        tuple(groups[0]["betas"]),
-        groups[0]["eps"],
-    )
+    return _moments(named, groups[0])
 
 
 def _read_state(path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, dict[str, Any]]]:
@@ -116,8 +113,7 @@ def _read_state(path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, dict[str
             saved = torch.load(path, map_location="cpu", weights_only=True)
         return saved["param_groups"], saved["state"]
     except (RuntimeError, LookupError, TypeError, EOFError, ValueError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as an optimizer's state ({reason})") from None
+        raise InputError(f"{path}: cannot be read as an optimizer's state ({reason(error)})") from None
 
 
 def _by_name(

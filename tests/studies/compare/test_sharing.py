@@ -3,11 +3,11 @@
 import os
 
 import pytest
+from clusterucb.studies.compare.sharing import adopt, shared_cost
 from compare_helpers import cell, write
 
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost
-from clusterucb.studies.compare.sharing import adopt, shared_cost
 
 COST = Cost(rows=7, tokens=70, pool_gradients=7, seconds=1.5)
 

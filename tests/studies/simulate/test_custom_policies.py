@@ -74,17 +74,11 @@ def test_an_installed_module_is_found_too(mine):
     ("name", "said"),
     [
         ("ucb_betta", "did you mean 'ucb_beta'"),
-        (
-            "no_such_module_x:P",
-            r"failed \(ModuleNotFoundError: No module named 'no_such_module_x'\); expected",
-        ),
+        ("no_such_x:P", r"failed \(ModuleNotFoundError: No module named 'no_such_x'\); expected MODULE:NAME"),
         (":P", "importing it failed .*expected MODULE:NAME, installed or in "),
         ("MINE:", "importing it failed"),
         ("MINE:Optimust", r"failed \(AttributeError: module 'MINE' has no attribute 'Optimust'"),
-        (
-            "MINE:constant",
-            "'int' object is not callable.*expected MODULE:NAME, .* a class .* or of a function",
-        ),
+        ("MINE:constant", "'int' object is not callable.*expected .* of a class .* or of a function"),
         ("MINE:Needy", "calling the class failed"),
         ("MINE:make", "scoring two arms failed .*TypeError: make"),
         ("MINE:broken", r"my_policies_here.py:24 \(ZeroDivisionError: division by zero\)"),

@@ -90,6 +90,12 @@ class Evil:
         return open, (str(self.path), "w")
 
 
+def refused(file, said):
+    with pytest.raises(InputError, match=f"^{file}: .*{said}") as caught:
+        LessFeatures([file])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
 def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, how):
     file, witness = tmp_path / "all_orig.pt", tmp_path / "ran"
@@ -97,9 +103,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, how)
         file.write_bytes(pickle.dumps(Evil(witness)))
     else:
         write(file, [gradients(2), Evil(witness)], _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(InputError, match=r"cannot be read as a tensor.*never loaded") as caught:
-        LessFeatures([file])
-    assert "\n" not in str(caught.value)
+    refused(file, "cannot be read as a tensor.*never loaded")
     assert not witness.exists()
 
 
@@ -107,9 +111,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, how)
 def test_a_file_that_is_no_tensor_is_one_line(tmp_path, content):
     file = write(tmp_path / "all_orig.pt", gradients(50))
     file.write_bytes(file.read_bytes()[:-2000] if content == "cut" else content)
-    with pytest.raises(InputError, match=f"^{file}: .*expected a ") as caught:
-        LessFeatures([file])
-    assert "\n" not in str(caught.value)
+    refused(file, "expected a ")
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,7 @@ def test_a_file_that_is_no_tensor_is_one_line(tmp_path, content):
     ],
 )
 def test_what_is_no_gradient_is_named(tmp_path, content, said):
-    file = write(tmp_path / "all_orig.pt", content)
-    with pytest.raises(InputError, match=f"^{file}: .*{said}"):
-        LessFeatures([file])
+    refused(write(tmp_path / "all_orig.pt", content), said)
 
 
 def test_files_of_different_dimensions_are_no_pool(tmp_path):

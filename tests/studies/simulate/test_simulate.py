@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation_helpers import best_rows, problem
 
 import clusterucb as cu
 from clusterucb.errors import ConfigError, InputError
@@ -20,6 +19,21 @@ GRID = cu.Grid(budgets=(0.3, 0.15, 1.0), ks=(4, 7), csps=(0.0, 0.05), seeds=(3, 
 REFERENCES = ("uniform", "stale")
 
 
+def problem(seed=0, n=200, groups=5, name="p", shift=0.0, stale=False):
+    """Rows around a few directions, whose influence depends on the direction."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, groups, n)
+    features = rng.normal(size=(groups, 16))[group] + 0.3 * rng.normal(size=(n, 16))
+    scores = rng.normal(size=groups)[group] + 0.5 * rng.normal(size=n) + shift
+    old = scores + rng.normal(size=n) if stale else None
+    return cu.Problem(name, scores, features.astype(np.float32), old)
+
+
+def best_rows(scores, count):
+    """The `count` best rows, of equal ones the lowest."""
+    return set(sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:count])
+
+
 @pytest.fixture(scope="module")
 def solved():
     """Problems and their outcomes."""
@@ -27,20 +41,12 @@ def solved():
     return {p.name: p for p in problems}, cu.simulate(problems, EVERY, GRID)
 
 
-def bandit(problems, outcome):
+def bandit(problem, outcome):
     """The rows that `select` draws and keeps in the run of an outcome, at its own budget."""
-    problem = problems[outcome.problem]
     labels = cu.spherical_kmeans(problem.features, outcome.k, seed=0).labels
-    return labels, cu.select(
-        labels,
-        lambda rows: problem.scores[rows],
-        EVERY[outcome.policy],
-        budget=outcome.budget,
-        cold_start=outcome.csp,
-        top_p=0.1,
-        draw_batch=4,
-        seed=outcome.seed,
-    )
+    limits = {"budget": outcome.budget, "cold_start": outcome.csp, "top_p": 0.1, "draw_batch": 4}
+    policy = EVERY[outcome.policy]
+    return labels, cu.select(labels, problem.scores.take, policy, **limits, seed=outcome.seed)
 
 
 def test_every_combination_is_there_once_in_the_order_that_is_promised(solved):
@@ -55,23 +61,19 @@ def test_outcomes_are_those_of_the_bandit_run_at_each_budget_by_itself(solved):
     problems, outcomes = solved
     for outcome in [o for o in outcomes if o.policy not in REFERENCES and o.seed == 3]:
         scores = problems[outcome.problem].scores
-        labels, selection = bandit(problems, outcome)
+        labels, selection = bandit(problems[outcome.problem], outcome)
+        drawn, arms = selection.drawn_clusters, range(outcome.k)
         assert outcome.spent == selection.spent
-        assert outcome.draws.tolist() == [
-            np.count_nonzero(selection.drawn_clusters == c) for c in range(outcome.k)
-        ]
-        assert outcome.arms.sizes.tolist() == [np.count_nonzero(labels == c) for c in range(outcome.k)]
-        assert outcome.arms.influence == pytest.approx([scores[labels == c].mean() for c in range(outcome.k)])
+        assert outcome.draws.tolist() == [np.count_nonzero(drawn == c) for c in arms]
+        assert outcome.arms.sizes.tolist() == [np.count_nonzero(labels == c) for c in arms]
+        assert outcome.arms.influence == pytest.approx([scores[labels == c].mean() for c in arms])
         best, chosen = best_rows(scores, 20), set(selection.rows.tolist())
         assert outcome.recall == len(best & chosen) / 20
         mean, top = scores[list(chosen)].mean(), scores[list(best)].mean()
         assert outcome.advantage == pytest.approx((mean - scores.mean()) / (top - scores.mean()))
-        if top > 0:
-            assert outcome.captured == pytest.approx(mean / top)
-        else:
-            assert math.isnan(outcome.captured)
-    assert any(math.isnan(o.captured) for o in outcomes)  # problem b: no influence is above 0
-    assert any(not math.isnan(o.captured) for o in outcomes)
+        captured = mean / top if top > 0 else math.nan
+        assert outcome.captured == pytest.approx(captured, nan_ok=True)
+    assert {math.isnan(o.captured) for o in outcomes} == {True, False}  # in problem b none is above 0
 
 
 @settings(max_examples=40)
@@ -87,9 +89,8 @@ def test_nothing_found_is_lost_as_the_budget_grows(seed, name, n, k, ties, draw_
     random = problem(seed, n=n, shift=2)
     if ties:
         random = replace(random, scores=np.round(random.scores))
-    grid = cu.Grid(
-        budgets=np.linspace(0.2, 1, 9).tolist(), ks=(k,), seeds=(seed,), top_p=0.1, draw_batch=draw_batch
-    )
+    budgets = np.linspace(0.2, 1, 9).tolist()
+    grid = cu.Grid(budgets, (k,), seeds=(seed,), top_p=0.1, draw_batch=draw_batch)
     outcomes = cu.simulate([random], {name: policy(name)}, grid)
     for which in (name, "uniform"):
         run = [o for o in outcomes if o.policy == which]
@@ -97,30 +98,6 @@ def test_nothing_found_is_lost_as_the_budget_grows(seed, name, n, k, ties, draw_
             values = [getattr(o, measure) for o in run]
             assert values == sorted(values)
         assert all((one.draws <= more.draws).all() for one, more in itertools.pairwise(run))
-
-
-def test_linear_ucb_is_run_for_each_budget_with_what_is_known_of_rows():
-    given = problem(3)
-    given = cu.Problem("p", given.scores, given.features, None, given.scores + 0.3)
-    grid = cu.Grid((0.1, 0.3), (4,), seeds=(0, 5), top_p=0.1)
-    found = [run for run in cu.simulate([given], {"rows": cu.LinearUCB()}, grid) if run.policy == "rows"]
-    labels = cu.spherical_kmeans(given.features, 4).labels
-    known = cu.Known(given.estimate, given.features, np.zeros(200, np.int64))
-    assert len(found) == 4
-    for run in found:
-        own = cu.linear_ucb(
-            labels, known, lambda r: given.scores[r], budget=run.budget, top_p=0.1, seed=run.seed
-        )
-        assert run.recall == np.isin(own.rows, list(best_rows(given.scores, 20))).mean()
-        assert run.spent == own.spent == run.draws.sum() == run.budget * 200
-        assert run.captured == pytest.approx(
-            given.scores[own.rows].mean() / np.sort(given.scores)[-20:].mean()
-        )
-
-
-def test_linear_ucb_is_refused_where_nothing_is_known_of_rows():
-    with pytest.raises(ConfigError, match=r"policy rows: needs what is known .* give --clusters-from"):
-        cu.simulate([problem()], {"rows": cu.LinearUCB()}, cu.Grid((0.1,), (4,)))
 
 
 def test_uniform_draws_find_the_budgets_share_of_the_best():
@@ -208,26 +185,24 @@ def test_a_grid_that_cannot_be_tried_is_refused_when_it_is_made(wrong, said):
         cu.Grid(**wrong)
 
 
+FEW = {"budgets": (0.1, 0.9)}
+
+
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("problems", "policies", "grid", "said"),
     [
-        ({"ks": (30,)}, "the cold start takes 30.*raise budget or lower k"),
-        ({"ks": (201,)}, "at most the number of rows, 200"),
-        ({"top_p": 0.001}, "top_p 0.001: is less than one of the 200 rows of p"),
+        (1, EVERY, {**FEW, "ks": (30,)}, "the cold start takes 30.*raise budget or lower k"),
+        (1, EVERY, {**FEW, "ks": (201,)}, "at most the number of rows, 200"),
+        (1, EVERY, {**FEW, "top_p": 0.001}, "top_p 0.001: is less than one of the 200 rows of p"),
+        (1, {"rows": cu.LinearUCB()}, FEW, "policy rows: needs what is known .* give --clusters-from"),
+        (2, EVERY, {}, "'p' is there twice"),
+        (1, {}, {}, "at least one"),
+        (1, {"stale": cu.UCB1()}, {}, "'stale' is the name of a reference"),
     ],
 )
-def test_a_setting_that_does_not_fit_the_problem_is_refused(grid, said):
+def test_what_does_not_fit_together_is_refused(problems, policies, grid, said):
     with pytest.raises(ConfigError, match=said):
-        cu.simulate([problem()], EVERY, cu.Grid(**{"budgets": (0.1, 0.9), **grid}))
-
-
-def test_names_tell_problems_and_policies_apart():
-    with pytest.raises(ConfigError, match="'p' is there twice"):
-        cu.simulate([problem(), problem()], EVERY)
-    with pytest.raises(ConfigError, match="at least one"):
-        cu.simulate([problem()], {})
-    with pytest.raises(ConfigError, match="'stale' is the name of a reference"):
-        cu.simulate([problem()], {"stale": cu.UCB1()})
+        cu.simulate([problem()] * problems, policies, cu.Grid(**grid))
 
 
 @pytest.mark.parametrize(

@@ -22,21 +22,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any
 
 from clusterucb.errors import ConfigError, StorageError
 
 _SUPPORTED = os.name == "posix"
 _CHILD = Path(__file__).with_name("child.py")
-_NEEDED_TO_START = ("LD_LIBRARY_PATH",)
-"""Some builds of Python find their own library by it; the child removes it before the program runs."""
 _POLL_SECONDS = 0.02
 _LONGEST_ANSWER = 8192
 _LONGEST_REASON = 200
@@ -76,11 +74,8 @@ class Verdict:
     reason: str
 
 
-_Ran: TypeAlias = tuple[dict[str, str], Verdict]
-"""What was in force, and the verdict."""
-
-
-def protections() -> dict[str, str]:
+@cache
+def protections() -> Mapping[str, str]:
     """What prevents a program here from using each thing, "none" where nothing does.
 
     network     other machines, and other programs on this one
@@ -92,34 +87,20 @@ def protections() -> dict[str, str]:
     Raises:
         ConfigError: on Windows.
     """
-    _check_system()
-    return dict(_protections())
-
-
-@cache
-def _protections() -> dict[str, str]:
     in_force, _ = _run("pass", Limits(seconds=60.0), threading.Event())
     return in_force
 
 
 def run_programs(programs: Iterable[str], limits: Limits = _DEFAULT) -> list[Verdict]:
-    """Run whole texts, definitions, tests and the call of the tests, one a CPU at a time.
+    """The verdicts on whole texts, definitions, tests and the call of the tests, run one a CPU at a time.
 
     When this process is interrupted or killed, the programs end with it; only one that is killed leaves the
     working directories behind.
-
-    Args:
-        programs: each with its tests and the call of the tests.
-        limits: of each program.
-
-    Returns:
-        The verdicts in the programs' order.
 
     Raises:
         ConfigError: on Windows.
         StorageError: there is no room for temporary files.
     """
-    _check_system()
     stop = threading.Event()
     # Only the main thread is interrupted, at any point: so none of it owns a process or a folder.
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -132,7 +113,7 @@ def run_programs(programs: Iterable[str], limits: Limits = _DEFAULT) -> list[Ver
         pool.shutdown(cancel_futures=True)
 
 
-def _wait(futures: Sequence[Future[_Ran]]) -> None:
+def _wait(futures: Sequence[Future[Any]]) -> None:
     """Until all have ended or one has failed, in short waits: Python acts on an interrupt between them.
 
     One that comes just before a wait without end, or that another thread receives, would wait for its end.
@@ -144,14 +125,12 @@ def _wait(futures: Sequence[Future[_Ran]]) -> None:
             future.result()
 
 
-def _check_system() -> None:
+def _run(program: str, limits: Limits, stop: threading.Event) -> tuple[dict[str, str], Verdict]:
+    """What was in force while it ran, and the verdict."""
     if not _SUPPORTED:
         raise ConfigError(
             f"generated programs cannot be run safely on {sys.platform}; use Linux, macOS or Windows' WSL"
         )
-
-
-def _run(program: str, limits: Limits, stop: threading.Event) -> _Ran:
     token = secrets.token_hex(16).encode()
     with (
         _working_folder() as folder,
@@ -191,8 +170,9 @@ def _storage_errors() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     """What Python needs to start, and one order of sets, so that a program has one verdict."""
-    needed = {name: os.environ[name] for name in _NEEDED_TO_START if name in os.environ}
-    return {**needed, "PYTHONHASHSEED": "0"}
+    # Some builds of Python find their own library by it; the child removes it before the program runs.
+    library = {name: path for name, path in os.environ.items() if name == "LD_LIBRARY_PATH"}
+    return {**library, "PYTHONHASHSEED": "0"}
 
 
 @contextmanager

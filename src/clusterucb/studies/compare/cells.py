@@ -8,10 +8,9 @@ elsewhere.json          where that is which it shares with other cells
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clusterucb.config import Config
 from clusterucb.errors import ClusterUCBError
@@ -19,8 +18,6 @@ from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import method_of
 from clusterucb.run.presets import PRESETS, Preset, draws_first, in_order, preset_named
 from clusterucb.runtime.files import read_json, write_json
-
-State = Literal["finished", "failed", "unfinished"]
 
 SHARED = "shared"
 """The folder of what runs have in common."""
@@ -70,8 +67,8 @@ class Cell:
         self.run.share(elsewhere)
 
     @property
-    def state(self) -> State:
-        """Finished is what has a summary, as that comes last, unless something failed since."""
+    def state(self) -> str:
+        """`finished` is what has a summary, as that comes last, unless it `failed` since; or `unfinished`."""
         if self._failed.exists():
             return "failed"
         return "finished" if self.run.summary.exists() else "unfinished"
@@ -101,11 +98,6 @@ class Cell:
     @property
     def _traceback(self) -> Path:
         return self.run.path / "failed.traceback.txt"
-
-
-def cells(out: Path, presets: Sequence[Preset], repeats: int) -> list[Cell]:
-    """Repetition by repetition, so that all methods can be compared as soon as possible."""
-    return [Cell(out, preset, repeat) for repeat in range(repeats) for preset in presets]
 
 
 def all_cells(out: Path) -> list[Cell]:

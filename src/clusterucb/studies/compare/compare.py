@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.config import Config, load, reconcile
-from clusterucb.errors import BusyError, ClusterUCBError, ConfigError, StorageError
+from clusterucb.errors import BusyError, ConfigError, StorageError
 from clusterucb.recipes import procedure
 from clusterucb.run.directory import RunDir
 from clusterucb.run.inputs import Inputs
@@ -24,7 +24,7 @@ from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish, storage_errors, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
-from clusterucb.studies.compare.cells import SHARED, Cell, all_cells, cells
+from clusterucb.studies.compare.cells import SHARED, Cell, all_cells
 from clusterucb.studies.compare.results import compared, write_cells
 
 
@@ -58,65 +58,66 @@ def compare(
     chosen, repeats = presets_named(methods), repetitions(seeds)
     config = config.with_absolute_paths()
     out = RunDir(config.out)
-    asked = cells(out.path, chosen, repeats)
+    settings = out.path / "comparison.yaml"
+    # repetition by repetition, so that all methods can be compared as soon as possible
+    asked = [Cell(out.path, preset, repeat) for repeat in range(repeats) for preset in chosen]
     with ExitStack() as held, storage_errors(out.path):
         world.lead(lambda: held.enter_context(out.owned()))
-        world.lead(lambda: _check_settings(out.path, config))
-        inputs = _prepared(asked, config, screen, world)
-        world.lead(lambda: _save_settings(out.path, config))
+        world.lead(lambda: _check_settings(settings, config))
+        inputs = Inputs(config, RunDir(out.path / SHARED), screen, world, settled=settings)
+        _check_methods(asked, inputs)
+        world.lead(lambda: _save_settings(settings, config))
         with screen.track("compare", len(asked), "runs") as advance:
             for cell in asked:
                 screen.say(f"{cell.name}: {cell.run.path}")
-                _run(cell, inputs, config)
+                _run(cell, inputs)
                 result = world.lead(lambda: _publish(out.path, config))
                 advance(1, cell.name)
     return result
 
 
-def _check_settings(out: Path, config: Config) -> None:
+def _check_settings(path: Path, config: Config) -> None:
     """Refuse a directory that holds something else, or was made with other settings."""
-    path = _settings(out)
     if path.exists():
         reconcile(neutral(load(path, {"out": config.out})), neutral(config), str(path))
-    elif RunDir(out).config.exists():
-        raise ConfigError(f"{out}: holds a run; a comparison needs a directory of its own: use another --out")
+    elif RunDir(config.out).config.exists():
+        raise ConfigError(
+            f"{config.out}: holds a run; a comparison needs a directory of its own: use another --out"
+        )
 
 
-def _save_settings(out: Path, config: Config) -> None:
-    if not _settings(out).exists():
-        with publish(_settings(out)) as part:
+def _save_settings(path: Path, config: Config) -> None:
+    if not path.exists():
+        with publish(path) as part:
             part.write_text(config.to_yaml(), encoding="utf-8")
 
 
-def _settings(out: Path) -> Path:
-    return out / "comparison.yaml"
-
-
-def _prepared(asked: Sequence[Cell], config: Config, screen: Screen, world: World) -> Inputs:
-    """What all runs read, after every method's settings have held for it."""
-    out = RunDir(Path(config.out) / SHARED)
-    inputs = Inputs(config, out, screen, world, settled=_settings(Path(config.out)))
-    sessions = [Session(cell.config(config), screen, world, inputs) for cell in asked if cell.repeat == 0]
+def _check_methods(asked: Sequence[Cell], inputs: Inputs) -> None:
+    """Read the inputs, and the model if it was not before: every method's settings must hold for them."""
+    sessions = [_session(cell, inputs) for cell in asked if cell.repeat == 0]
     for session in sessions:
         session.check_inputs()
     for session in sessions:
         session.check_plan(inputs.counts["usable"])
-    return inputs
+    if not inputs.world.has(inputs.dir.initial):
+        inputs.load_model()
 
 
-def _run(cell: Cell, inputs: Inputs, config: Config) -> None:
+def _session(cell: Cell, inputs: Inputs) -> Session:
+    return Session(cell.config(inputs.config), inputs.screen, inputs.world, inputs)
+
+
+def _run(cell: Cell, inputs: Inputs) -> None:
     """Run one cell, and note if it fails."""
     world = inputs.world
-    world.lead(lambda: cell.share(config))
-    session = Session(cell.config(config), inputs.screen, world, inputs)
+    world.lead(lambda: cell.share(inputs.config))
+    session = _session(cell, inputs)
     try:
         with session.owned():
             world.lead(cell.retry)
             procedure(session)
     except (StorageError, BusyError):  # would fail the others, too, or is over soon
         raise
-    except ClusterUCBError as error:
-        failure: Exception = error
     except Exception as error:  # noqa: BLE001 - a defect in one method must not take the others with it
         failure = error
     else:

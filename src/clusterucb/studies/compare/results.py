@@ -8,8 +8,9 @@ subtracted, and the error is the sample deviation of these differences over sqrt
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -80,15 +81,15 @@ class _Finished:
     @cached_property
     def cost(self) -> Cost:
         """Of selecting and training, as if the run had been alone."""
-        steps = {name: cost for name, cost in self.summary["steps"].items() if name != "evaluate"}
-        return sum(map(Cost.from_json, steps.values()), Cost())
+        steps = [cost for name, cost in self.summary["steps"].items() if name != "evaluate"]
+        return sum(map(Cost.from_json, steps), Cost())
 
     def recorded(self) -> Iterator[Path]:
         """The files in which it is written down what its steps took, of which runs may share some."""
         config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
         method = method_of(config)
         rounds = method.rounds(config.training.periods)
-        yield from chain.from_iterable(recorded_files(self.cell.run, method, rounds).values())
+        yield from chain(*recorded_files(self.cell.run, method, rounds).values())
 
     def scores(self, model: str) -> dict[str, Estimate]:
         """Results of benchmarks, if there are any; other questions are another benchmark."""
@@ -112,12 +113,15 @@ def _together(runs: Iterable[_Finished]) -> Cost:
     return sum(map(Cost.recorded, files.values()), Cost())
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Row:
-    """One method's runs."""
+    """One method's cells."""
 
-    finished: list[_Finished] = field(default_factory=list)
-    states: list[str] = field(default_factory=list)
+    cells: Sequence[Cell]
+
+    @cached_property
+    def finished(self) -> list[_Finished]:
+        return [_Finished(cell) for cell in self.cells if cell.state == "finished"]
 
     def losses(self, model: str) -> pd.DataFrame:
         """A line a held-out row, a column a repetition."""
@@ -141,10 +145,8 @@ class _Row:
 
     def benchmarks(self) -> dict[str, Estimate]:
         """The mean of each score over repetitions."""
-        found: dict[str, list[Estimate]] = {}
-        for run in self.finished:
-            for name, score in run.scores("adapter").items():
-                found.setdefault(name, []).append(score)
+        runs = [run.scores("adapter") for run in self.finished]
+        found = {name: [run[name] for run in runs if name in run] for name in dict.fromkeys(chain(*runs))}
         return {
             name: spread([score["mean"] for score in scores]) if len(scores) > 1 else scores[0]
             for name, scores in found.items()
@@ -159,15 +161,11 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
         config: the settings that they share.
     """
     cells = list(cells)
-    rows: dict[str, _Row] = {}
-    for cell in cells:
-        row = rows.setdefault(cell.preset.name, _Row())
-        row.states.append(cell.state)
-        if cell.state == "finished":
-            row.finished.append(_Finished(cell))
-    finished = [run for row in rows.values() for run in row.finished]
+    methods = dict.fromkeys(cell.preset.name for cell in cells)
+    rows = {name: _Row([cell for cell in cells if cell.preset.name == name]) for name in methods}
     done = [name for name, row in rows.items() if row.finished]
     reference = _REFERENCE if _REFERENCE in done else next(iter(done), None)
+    finished = [run for row in rows.values() for run in row.finished]
     return {
         **_base(finished),
         "reference": reference,
@@ -189,7 +187,8 @@ def _base(finished: Sequence[_Finished]) -> dict[str, Any]:
 
 def _method(name: str, rows: Mapping[str, _Row], reference: str | None, config: Config) -> dict[str, Any]:
     row = rows[name]
-    counts = {state: row.states.count(state) for state in ("finished", "failed", "unfinished")}
+    states = Counter(cell.state for cell in row.cells)
+    counts: dict[str, Any] = {state: states[state] for state in ("finished", "failed", "unfinished")}
     if not row.finished or reference is None:
         return counts
     cost = row.cost()

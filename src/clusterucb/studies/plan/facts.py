@@ -33,12 +33,7 @@ Lengths = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one model with its adapter.
-
-    Attributes:
-        adapter: bytes of the adapter.
-        hidden: numbers of a token's last hidden state.
-    """
+    """Bytes of a model's adapter, and numbers of a token's last hidden state."""
 
     adapter: int
     hidden: int
@@ -51,28 +46,16 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Rows and tokens of a run's inputs, and sizes of its model.
+    """Rows and tokens of a run's inputs, and sizes of its model."""
 
-    Attributes:
-        rows: usable rows of the pool, N.
-        excluded: rows that cannot be used.
-        numbers: the pool rows that were tokenised and can be used, (n,); n is N unless only a sample was.
-        gradient_lengths: tokens that the gradient of each of these sees, (n,).
-        training_lengths: tokens that training sees, (n,).
-        target_lengths: tokens of each target row.
-        subtasks: of the target.
-        evaluated_lengths: tokens of each row that the evaluation takes the loss of.
-        sizes: of the model.
-    """
-
-    rows: int
-    excluded: int
-    numbers: NDArray[np.int64]
-    gradient_lengths: Lengths
-    training_lengths: Lengths
-    target_lengths: Lengths
-    subtasks: int
-    evaluated_lengths: Lengths
+    rows: int  # usable ones of the pool, N
+    excluded: int  # rows that cannot be used
+    numbers: NDArray[np.int64]  # (n,), usable pool rows that were tokenised; n is N unless a sample was
+    gradient_lengths: Lengths  # (n,), tokens that the gradient of each of these sees
+    training_lengths: Lengths  # (n,), tokens that training sees
+    target_lengths: Lengths  # tokens of each target row
+    subtasks: int  # of the target
+    evaluated_lengths: Lengths  # tokens of each row that the evaluation takes the loss of
     sizes: Sizes
 
     @property
@@ -80,29 +63,21 @@ class Facts:
         """Whether all rows were tokenised."""
         return len(self.numbers) == self.rows
 
-    def gradient_tokens(self, rows: int) -> int:
-        """Tokens of `rows` rows whose gradient is taken: of all, or of so many drawn at random."""
-        return round(rows * float(self.gradient_lengths.mean()))
-
-    def training_tokens(self, rows: int) -> int:
-        """Tokens in training of so many rows drawn at random."""
-        return round(rows * float(self.training_lengths.mean()))
-
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
         return self.sizes.hidden if config.clustering.features == "hidden" else config.gradients.dim
 
 
+def expected_tokens(lengths: Lengths, rows: int) -> int:
+    """Of all rows of these lengths, (n,), or of so many drawn at random."""
+    return round(rows * float(lengths.mean()))
+
+
 def read_facts(session: Session, *, quick: bool = False) -> Facts:
     """Read and tokenise all inputs of a run; nothing is written but into the session's directory.
 
-    Args:
-        session: of the run.
-        quick: tokenise `SAMPLE` pool rows, drawn by the seed, and do not look for rows that nearly repeat
-            what training must not see.
-
-    Raises:
-        InputError, ConfigError: what the run itself would refuse.
+    If it is to be `quick`, `SAMPLE` pool rows, drawn by the seed, are tokenised, and rows that nearly repeat
+    what training must not see are not looked for. Raises InputError and ConfigError as the run itself would.
     """
     settings, total = session.config, len(session.inputs.pool)
     chosen: Sequence[int] = range(total)
@@ -121,7 +96,6 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
     rows = max(1, round(total * len(usable) / len(chosen)))
     session.check_plan(rows)
-    evaluated = session.inputs.evaluation_tokens
     return Facts(
         rows=rows,
         excluded=total - rows,
@@ -130,16 +104,13 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         training_lengths=np.minimum(lengths, settings.training.train_length),
         target_lengths=_lengths(session.inputs.targeted.tokens),
         subtasks=len(session.inputs.target.subtasks),
-        evaluated_lengths=_lengths(evaluated),
+        evaluated_lengths=_lengths(session.inputs.evaluation_tokens),
         sizes=model_sizes(settings),
     )
 
 
 def model_sizes(config: Config) -> Sizes:
-    """Of the model and adapter that the settings name, whose weights are not read.
-
-    Raises InputError, ConfigError for what cannot be loaded.
-    """
+    """Of the model and adapter that the settings name, unread. Raises as loading them would."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = empty_model(config)
         hidden: int = model.get_output_embeddings().in_features  # type: ignore[operator]

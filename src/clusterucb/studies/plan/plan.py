@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +11,12 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import Method, method_of, number_of_clusters
+from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.presets import PRESETS
 from clusterucb.run.session import Session
-from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.studies.plan.facts import Facts, read_facts
-from clusterucb.studies.plan.probe import Speed, given_speed, probe
+from clusterucb.runtime.screen import Screen
+from clusterucb.studies.plan.facts import read_facts
+from clusterucb.studies.plan.probe import Speed, probe
 from clusterucb.studies.plan.spending import Planned, kept_before, planned_steps
 
 PROBE_SECONDS = 20.0
@@ -51,24 +50,26 @@ def plan(
     screen = screen or Screen(quiet=True)
     with TemporaryDirectory(prefix="clusterucb-plan-") as scratch:
         there = config.with_absolute_paths().model_copy(update={"out": scratch})
-        session = Session(there, _TracksOnly(screen))
+        bars = Screen(quiet=True)  # says nothing of a directory that is gone in a moment
+        bars.track = screen.track  # type: ignore[method-assign]
+        session = Session(there, bars)
         facts = read_facts(session, quick=quick)
-        if tokens_per_second is not None:
-            speed = given_speed(tokens_per_second)
-        else:
+        if tokens_per_second is None:
             screen.say(f"load {config.model}")
             speed = probe(session, facts, probe_seconds)
+        else:
+            speed = Speed.given(tokens_per_second)
 
-    method, before = method_of(config), kept_before(facts)
-    pair_width = facts.stored_dim(config)
-    steps = _steps(config, facts, speed, pair_width)
+    def steps_of(settings: Config) -> dict[str, dict[str, Any]]:
+        wider = facts.stored_dim(settings) / facts.stored_dim(config)  # a pair takes time by its dimensions
+        pairs = wider * number_of_clusters(settings, facts.rows) * facts.rows * settings.clustering.iterations
+        return {name: _step(step, speed, pairs) for name, step in planned_steps(settings, facts).items()}
+
+    method, before, steps = session.method, kept_before(facts), steps_of(config)
     total = _total(steps, before)
-    totals = {
-        name: _total(_steps(other, facts, speed, pair_width), before)
-        for name in PRESETS
-        if (other := _as(name, config)) is not None
-    }
-    return {
+    others = {name: other for name in PRESETS if (other := _as(name, config)) is not None}
+    totals = {name: _total(steps_of(other), before) for name, other in others.items()}
+    found = {
         "method": method.name,
         "bandit": method.bandit,
         "rows": facts.rows,
@@ -76,35 +77,11 @@ def plan(
         "exact": facts.exact,
         "steps": steps,
         "total": total,
-        **_against_full(method, total, totals),
-        "methods": totals,
-        "disk": {**before, "while training": 2 * facts.sizes.checkpoint},
-        "speed": asdict(speed),
     }
-
-
-class _TracksOnly(Screen):
-    """Shows progress on another screen, and says nothing of a directory that is gone in a moment."""
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(quiet=True)
-        self._shown_on = screen
-
-    @contextmanager
-    def track(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        """On the other screen."""
-        with self._shown_on.track(label, total, unit, done) as advance:
-            yield advance
-
-
-def _steps(config: Config, facts: Facts, speed: Speed, pair_width: int) -> dict[str, dict[str, Any]]:
-    """Every step as JSON; its seconds are None where no speed is known.
-
-    `pair_width`: dimensions of the features that the speed of k-means is for; a pair takes time by them.
-    """
-    wider = facts.stored_dim(config) / pair_width
-    pairs = wider * number_of_clusters(config, facts.rows) * facts.rows * config.clustering.iterations
-    return {name: _step(step, speed, pairs) for name, step in planned_steps(config, facts).items()}
+    if method.takes_gradients:
+        found["full"] = {"method": method.name, **_full(totals[method.name], total)}
+    disk = {**before, "while training": 2 * facts.sizes.checkpoint}
+    return {**found, "methods": totals, "disk": disk, "speed": asdict(speed)}
 
 
 def _step(step: Planned, speed: Speed, pairs: float) -> dict[str, Any]:
@@ -139,13 +116,10 @@ def _as(name: str, config: Config) -> Config | None:
         return None
 
 
-def _against_full(method: Method, total: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
-    """This method without a budget, and the share of its gradients, and of its cost, that are computed."""
-    if not method.takes_gradients:
-        return {}
-    full = totals[method.name]
-    shares = {
+def _full(full: dict[str, Any], total: dict[str, Any]) -> dict[str, Any]:
+    """What a method takes without a budget, and the share of that which is computed."""
+    return {
+        **full,
         "share_of_pool_gradients": total["pool_gradients"] / full["pool_gradients"],
         "share_of_cost": total["gradient_equivalents"] / full["gradient_equivalents"],
     }
-    return {"full": {"method": method.name, **full, **shares}}

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,27 +44,19 @@ Batches = list[NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second, and for k-means pairs of a row and a cluster; None where it is not known.
+    """Tokens a second, and for k-means pairs of a row and a cluster; None where it is not known."""
 
-    Attributes:
-        gradients: of rows whose gradient is taken and projected.
-        training: of rows in training, both passes.
-        forward: of rows that only go forward.
-        clustering: pairs a second, of one iteration.
-        measured: here and now, with this model.
-    """
+    gradients: float  # of rows whose gradient is taken and projected
+    training: float  # of rows in training, both passes
+    forward: float  # of rows that only go forward
+    clustering: float | None  # pairs a second, of one iteration
+    measured: bool  # here and now, with this model
 
-    gradients: float
-    training: float
-    forward: float
-    clustering: float | None
-    measured: bool
-
-
-def given_speed(tokens_per_second: float) -> Speed:
-    """By one number: of gradients and of training alike, as both go forward and backward once."""
-    forward = tokens_per_second / FORWARD_SHARE
-    return Speed(tokens_per_second, tokens_per_second, forward, None, measured=False)
+    @classmethod
+    def given(cls, tokens_per_second: float) -> Speed:
+        """By one number: of gradients and of training alike, as both go forward and backward once."""
+        forward = tokens_per_second / FORWARD_SHARE
+        return cls(tokens_per_second, tokens_per_second, forward, None, measured=False)
 
 
 def probe(session: Session, facts: Facts, seconds: float) -> Speed:
@@ -71,41 +64,23 @@ def probe(session: Session, facts: Facts, seconds: float) -> Speed:
     config = session.config
     with torch.random.fork_rng():
         model = attach_adapter(load_model(config), config.lora, config.seed, config.adapter)
-        rows = list(_encoded(session, facts))
-        found = {}
+        rows, found = list(_encoded(session, facts)), {}
         with session.screen.track("measure the speed", 4, "measurements") as advance:
-            for name, work in _works(model, session).items():
-                found[name] = _measure(work, rows, seconds / 4)
+            for name, measure in _measurements(model, session).items():
+                found[name] = measure(rows, seconds / 4)
                 advance(1, name)
             pairs = _clustering(config, facts) if session.method.budgeted else None
             advance(1, "k-means")
     return Speed(**found, clustering=pairs, measured=True)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is measured.
-
-    Attributes:
-        do: the work on one micro-batch.
-        length: tokens that it sees of a row.
-        batches: splits rows of these lengths, into micro-batches of so many tokens where it can choose.
-    """
-
-    do: Callable[[Rows], None]
-    length: int
-    batches: Callable[[Lengths, int], Batches]
-
-
-def _works(model: PeftModel, session: Session) -> dict[str, _Work]:
+def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Rows, float], float]]:
+    """By name: what gives tokens a second, of rows and for so many seconds."""
     config = session.config
     parameters = trainable_parameters(model)
     zeros = {name: torch.zeros_like(parameter, device="cpu") for name, parameter in parameters.items()}
     moments = Moments(zeros, zeros, step=1)
     featurize = Featurizer(model, session.projection, moments, config.gradients.formula)
-
-    def gradients(rows: Rows) -> None:
-        featurize(rows)
 
     def forward(rows: Rows) -> None:
         row_losses(model, collate(rows, featurize.device))
@@ -124,31 +99,42 @@ def _works(model: PeftModel, session: Session) -> dict[str, _Work]:
         size = config.training.micro_batch
         return np.split(np.arange(len(lengths)), range(size, len(lengths), size))
 
+    length = config.gradients.gradient_length
     return {
-        "gradients": _Work(gradients, config.gradients.gradient_length, by_tokens),
-        "training": _Work(training, config.training.train_length, by_rows),
-        "forward": _Work(forward, config.gradients.gradient_length, by_tokens),
+        "gradients": partial(_measure, featurize, by_tokens, length),
+        "training": partial(_measure, training, by_rows, config.training.train_length),
+        "forward": partial(_measure, forward, by_tokens, length),
     }
 
 
-def _measure(work: _Work, rows: Rows, seconds: float) -> float:
-    """Tokens a second. The first micro-batch only warms up, unless it has taken all of the time."""
-    rows = [fitted for row in rows if isinstance(fitted := fit(row, work.length), Encoded)]
+def _measure(
+    work: Callable[[Rows], object],
+    split: Callable[[Lengths, int], Batches],
+    length: int,
+    rows: Rows,
+    seconds: float,
+) -> float:
+    """Tokens a second of `work` on one micro-batch after the other.
+
+    The first one only warms up, unless it has taken all of the time. Rows are cut to `length`; `split` makes
+    micro-batches of them, of so many tokens where it can choose.
+    """
+    rows = [fitted for row in rows if isinstance(fitted := fit(row, length), Encoded)]
     lengths = np.array([len(row) for row in rows], np.int64)
 
     def run(batch: NDArray[np.int64]) -> int:
-        work.do([rows[i] for i in batch.tolist()])
+        work([rows[i] for i in batch.tolist()])
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return int(lengths[batch].sum())
 
     started = time.monotonic()
-    tokens = run(_mixed(work.batches(lengths, FIRST_TOKENS))[0])  # makes tables, caches and kernels
+    tokens = run(_mixed(split(lengths, FIRST_TOKENS))[0])  # makes tables, caches and kernels
     spent = time.monotonic() - started
     if spent < seconds:
         most = max(FIRST_TOKENS, int(tokens / spent * seconds / 4))
         started, tokens = time.monotonic(), 0
-        for batch in itertools.cycle(_mixed(work.batches(lengths, most))):
+        for batch in itertools.cycle(_mixed(split(lengths, most))):
             tokens += run(batch)
             if (spent := time.monotonic() - started) >= seconds:
                 break

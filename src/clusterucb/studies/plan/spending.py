@@ -16,40 +16,33 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.directory import numbered
 from clusterucb.run.methods import Method, budget_of, method_of, number_of_clusters
 from clusterucb.steps.train import random_rows, warmup_rows
-from clusterucb.studies.plan.facts import FLOAT, Facts
+from clusterucb.studies.plan.facts import FLOAT, Facts, expected_tokens
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One step.
+    """One step."""
 
-    Attributes:
-        cost: all counts; no seconds.
-        work: what its time goes into; `none` is over in a moment.
-        expected: its tokens are an expectation.
-        disk: bytes that it leaves, without files of a few kilobytes.
-    """
-
-    cost: Cost
-    work: Work = "none"
-    expected: bool = False
-    disk: int = 0
+    cost: Cost  # all counts; no seconds
+    work: Work = "none"  # what its time goes into; `none` is over in a moment
+    expected: bool = False  # its tokens are an expectation
+    disk: int = 0  # bytes that it leaves, without files of a few kilobytes
 
 
 def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
     """Every step of a run, in order."""
-    steps = _Steps(config, facts)
+    steps = _Steps(config, facts, method_of(config))
     selected = steps.by_gradients() if steps.method.takes_gradients else steps.by_scores()
     return {**dict(selected), "train": steps.train(), "evaluate": steps.evaluate()}
 
 
 def kept_before(facts: Facts) -> dict[str, int]:
     """Bytes that a run keeps besides its steps' results: the pool's tokens, the adapter before training."""
-    mean = max(facts.gradient_lengths.mean(), facts.training_lengths.mean())
-    tokens = 5 * round(facts.rows * float(mean))  # an int32 and a label
-    return {"pool": tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
+    lengths = (facts.gradient_lengths, facts.training_lengths)
+    tokens = max(expected_tokens(seen, facts.rows) for seen in lengths)  # an int32 and a label each
+    return {"pool": 5 * tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
 
 
 @dataclass(frozen=True)
@@ -58,32 +51,27 @@ class _Steps:
 
     config: Config
     facts: Facts
-
-    @property
-    def method(self) -> Method:
-        """How rows are selected."""
-        return method_of(self.config)
+    method: Method
 
     def by_gradients(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes gradients of pool rows."""
-        method, config = self.method, self.config
-        rows = warmup_rows(config, self.facts.rows)
+        method = self.method
         for number in method.numbers:
-            yield numbered("warmup", number, " "), self._warmup(rows)
+            yield numbered("warmup", number, " "), self._warmup()
         for number in range(1, method.stored + 1):
-            found = self._hidden_states() if method.hidden else self._gradients()
-            yield numbered("gradients", number, " "), found
+            yield numbered("gradients", number, " "), self._features()
         if method.budgeted:
             yield "cluster", self._cluster()
+        ranked = Planned(Cost(self.facts.rows))  # by what is stored
         fresh = max(1, method.checkpoints - method.stored)
-        yield "select 1", self._ranking() if method.ranks_stored else self._select(fresh)
-        for number in method.rounds(config.training.periods)[1:]:
+        yield "select 1", ranked if method.ranks_stored else self._select(fresh)
+        for number in method.rounds(self.config.training.periods)[1:]:
             yield f"select {number}", self._select()
 
     def by_scores(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes none."""
         rows, method = self.facts.rows, self.method.name
-        tokens = self.facts.gradient_tokens(rows)
+        tokens = expected_tokens(self.facts.gradient_lengths, rows)
         if method in ("random", "bm25"):
             yield "select 1", Planned(Cost(rows if method == "bm25" else 0))
             return
@@ -94,7 +82,7 @@ class _Steps:
     def train(self) -> Planned:
         settings, rows = self.config.training, budget_of(self.config).keep(self.facts.rows)
         trained = settings.periods * settings.epochs_per_period * rows
-        cost = Cost(trained, self.facts.training_tokens(trained))
+        cost = Cost(trained, expected_tokens(self.facts.training_lengths, trained))
         every_row = rows == self.facts.rows and self.facts.exact
         return Planned(cost, "training", not every_row, self.facts.sizes.checkpoint)
 
@@ -103,42 +91,35 @@ class _Steps:
         lengths, times = self.facts.evaluated_lengths, 1 + self.config.training.periods
         return Planned(Cost(times * len(lengths), times * int(lengths.sum())), "forward")
 
-    def _warmup(self, rows: int) -> Planned:
+    def _warmup(self) -> Planned:
         """Training on random rows; those that the seed draws, where their lengths are known."""
-        facts = self.facts
-        tokens = facts.training_tokens(rows)
+        facts, rows = self.facts, warmup_rows(self.config, self.facts.rows)
+        tokens = expected_tokens(facts.training_lengths, rows)
         if facts.exact:
             tokens = int(facts.training_lengths[random_rows(facts.rows, rows, self.config.seed)].sum())
         return Planned(Cost(rows, tokens), "training", not facts.exact, facts.sizes.checkpoint)
 
-    def _gradients(self) -> Planned:
-        """Features of all rows at one checkpoint, and the target's directions there."""
-        rows = self.facts.rows
-        pool = Cost(rows, self.facts.gradient_tokens(rows), rows)
-        disk = self._store(self.config.gradients.dim)
-        return Planned(pool + self._target, "gradients", not self.facts.exact, disk)
-
-    def _hidden_states(self) -> Planned:
-        """The same of hidden states: forward passes alone."""
-        rows = self.facts.rows
-        tokens = self.facts.gradient_tokens(rows) + self._target.tokens
-        cost, disk = Cost(rows, tokens, pool_forwards=rows), self._store(self.facts.sizes.hidden)
-        return Planned(cost, "forward", not self.facts.exact, disk)
+    def _features(self) -> Planned:
+        """Features of all rows, their losses and flags, and the target's directions, at one checkpoint."""
+        rows, dim, expected = self.facts.rows, self.facts.stored_dim(self.config), not self.facts.exact
+        width = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
+        tokens = expected_tokens(self.facts.gradient_lengths, rows)
+        disk = rows * width + self._directions(dim)
+        if not self.method.hidden:
+            return Planned(Cost(rows, tokens, rows) + self._target, "gradients", expected, disk)
+        tokens += self._target.tokens
+        return Planned(Cost(rows, tokens, pool_forwards=rows), "forward", expected, disk)
 
     def _cluster(self) -> Planned:
         rows, k = self.facts.rows, number_of_clusters(self.config, self.facts.rows)
         disk = 8 * rows + FLOAT * k * self.facts.stored_dim(self.config)
         return Planned(Cost(rows), "clustering", disk=disk)
 
-    def _ranking(self) -> Planned:
-        """A selection by what is stored."""
-        return Planned(Cost(self.facts.rows))
-
     def _select(self, checkpoints: int = 1) -> Planned:
         """A selection by fresh gradients at so many checkpoints, of the budget's rows or of all."""
         config, facts = self.config, self.facts
         rows = budget_of(config).spend(facts.rows)
-        once = Cost(rows, facts.gradient_tokens(rows), rows) + self._target
+        once = Cost(rows, expected_tokens(facts.gradient_lengths, rows), rows) + self._target
         cost = sum([once] * checkpoints, Cost())
         disk = checkpoints * self._directions(config.gradients.dim) if not self.method.reselects else 0
         return Planned(cost, "gradients", rows < facts.rows or not facts.exact, disk)
@@ -147,11 +128,6 @@ class _Steps:
     def _target(self) -> Cost:
         lengths = self.facts.target_lengths
         return Cost(tokens=int(lengths.sum()), target_gradients=len(lengths))
-
-    def _store(self, dim: int) -> int:
-        """Bytes of features with their losses and flags, and of directions."""
-        row = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
-        return self.facts.rows * row + self._directions(dim)
 
     def _directions(self, dim: int) -> int:
         return FLOAT * self.facts.subtasks * dim

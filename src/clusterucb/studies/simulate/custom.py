@@ -35,13 +35,21 @@ def named_policies(names: Sequence[str]) -> dict[str, Policy | LinearUCB]:
 
 def _own(name: str) -> Policy:
     module, _, attribute = name.partition(":")
-    with _working_directory_importable():
-        with _one_line(name, "importing it"):
+    doing = "importing it"
+    try:
+        with _working_directory_importable():
             found: Any = getattr(importlib.import_module(module), attribute)
-        with _one_line(name, "calling the class"):
+            doing = "calling the class"
             policy: Any = found() if inspect.isclass(found) else found
-        with _one_line(name, "scoring two arms"):
+            doing = "scoring two arms"
             shape = np.asarray(policy(_two_arms()), np.float64).shape
+    except Exception as error:
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise ConfigError(
+            f"--policies {name}: {doing} failed{_place(error.__traceback__)} ({said}); expected MODULE:NAME,"
+            f" installed or in {Path.cwd()}, of a class that is called without arguments, or of a function of"
+            " the open arms"
+        ) from error
     if shape != (2,):
         raise ConfigError(
             f"--policies {name}: returned shape {shape} for two arms: expected (2,), one number an open arm"
@@ -66,20 +74,6 @@ def _two_arms() -> Arms:
     for arm, score in enumerate((0.5, 0.25)):
         arms.record(arm, np.array([score]))
     return arms
-
-
-@contextmanager
-def _one_line(name: str, doing: str) -> Iterator[None]:
-    """An error in a person's own code as one line that says where in it."""
-    try:
-        yield
-    except Exception as error:
-        said = f"{type(error).__name__}: {reason(error)}"
-        failed = f"{doing} failed{_place(error.__traceback__)} ({said})"
-        raise ConfigError(
-            f"--policies {name}: {failed}; expected MODULE:NAME, installed or in {Path.cwd()}, of a class"
-            " that is called without arguments, or of a function of the open arms"
-        ) from error
 
 
 def _place(raised: TracebackType | None) -> str:

@@ -40,15 +40,10 @@ def less_file(path: Path) -> Path | None:
 
 
 class LessFeatures:
-    """The rows of several files as one pool, L2-normalised, float32 (N, d), read by runs of rows.
+    """The rows of several files, in their order as one pool, L2-normalised, float32 (N, d), read by runs.
 
-    Files are mapped, not read, where torch can: memory does not grow with them.
-
-    Args:
-        files: in the order of the pool, at least one.
-
-    Raises:
-        InputError: a file is no tensor of gradients, another has other dimensions, or a row has no direction.
+    Files are mapped, not read, where torch can: memory does not grow with them. Raises InputError where one
+    is no tensor of gradients, has dimensions of its own, or has a row without a direction.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:

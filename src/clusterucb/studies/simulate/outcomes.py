@@ -36,28 +36,24 @@ def spreads(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return groups["value"].agg(["mean", "std", "count"]).reset_index()
 
 
-def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Publish what every run found; floats read back exactly, a measure that says nothing is empty."""
-    _write(path, _table(outcomes))
+def write_tables(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Publish simulation.csv, what every run found, and draws.csv, how often it drew each arm.
 
-
-def write_draws(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Publish how often each arm was drawn, beside its size and the mean influence of all its rows."""
-    runs = _table(outcomes)[RUN]
-    arms = runs.loc[runs.index.repeat([len(outcome.draws) for outcome in outcomes])]
+    Beside an arm's draws stand its size and the mean influence of all its rows. Floats read back exactly; a
+    measure that says nothing is empty.
+    """
+    runs = _table(outcomes)
+    arms = runs.loc[runs.index.repeat([len(outcome.draws) for outcome in outcomes]), RUN]
     arms = arms.assign(
         arm=arms.groupby(level=0).cumcount(),
         size=np.concatenate([outcome.arms.sizes for outcome in outcomes]),
         draws=np.concatenate([outcome.draws for outcome in outcomes]),
         mean_influence=np.concatenate([outcome.arms.influence for outcome in outcomes]),
     )
-    _write(path, arms)
+    for name, table in (("simulation.csv", runs), ("draws.csv", arms)):
+        with publish(folder / name) as part:
+            table.to_csv(part, index=False, lineterminator="\n")
 
 
 def _table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame([vars(outcome) for outcome in outcomes], columns=[*RUN, "spent", *MEASURES])
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with publish(path) as part:
-        table.to_csv(part, index=False, lineterminator="\n")

@@ -13,45 +13,26 @@ from typing import Any
 import pandas as pd
 import plotly.express as px
 
+from clusterucb.report.page import environment
 from clusterucb.runtime.files import publish
 from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.simulate import STALE, UNIFORM
 from clusterucb.studies.simulate.truth import MEASURES
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
-style-src 'unsafe-inline'; img-src data: blob:">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-</head>
-<body style="font-family: sans-serif">
-<h1>{title}</h1>
-{plots}
-<p>Lines are means over the seeds of the draws, bars one standard deviation. {uniform}: rows drawn without
-clusters. {stale}: what older features alone find, without a new gradient.</p>
-<ul>{measures}</ul>
-</body>
-</html>
-"""
-
 
 def write_plot(path: Path, spreads: pd.DataFrame, top_p: float) -> None:
     """Publish the plots of `spreads`, for a selection of the top `top_p`."""
-    page = _PAGE.format(
+    panels = enumerate(spreads.groupby(SETTING, sort=False))
+    page = environment().get_template("simulation.html")
+    text = page.render(
         title=f"What a bandit finds: the top {top_p:g} of the pool",
-        plots="\n".join(
-            _plot(panel, label(*setting), number)
-            for number, (setting, panel) in enumerate(spreads.groupby(SETTING, sort=False))
-        ),
+        plots=[_plot(panel, label(*setting), number) for number, (setting, panel) in panels],
         uniform=UNIFORM,
         stale=STALE,
-        measures="".join(f"<li>{name}: {MEASURES[name]}</li>" for name in spreads["measure"].unique()),
+        measures={name: MEASURES[name] for name in spreads["measure"].unique()},
     )
     with publish(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def _plot(panel: pd.DataFrame, title: str, number: int) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError, InputError
-from clusterucb.features.kmeans import Features, spherical_kmeans
+from clusterucb.features.influence import Vectors
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.knowledge import DIM
 from clusterucb.features.principal import principal
 from clusterucb.runtime.screen import Advance, Screen
@@ -57,7 +58,7 @@ class Problem:
 
     name: str
     scores: NDArray[np.float64]
-    features: Features
+    features: Vectors
     stale_scores: NDArray[np.float64] | None = None
     estimate: NDArray[np.float64] | None = None
 
@@ -81,6 +82,7 @@ class Problem:
 class SimulatedArms:
     """The clusters as they are, whatever was drawn."""
 
+    labels: NDArray[np.int64]  # (N,), the cluster of each row
     sizes: NDArray[np.int64]  # (k,)
     influence: NDArray[np.float64]  # (k,), mean over all rows of each; NaN for a cluster without rows
 
@@ -161,18 +163,10 @@ def _check_names(what: str, names: list[str]) -> None:
         raise ConfigError(f"simulate({what}): {twice[0]!r} is there twice; each needs a name of its own")
 
 
-@dataclass(frozen=True, eq=False)
-class _Clusters:
-    """What the runs over one clustering share."""
-
-    labels: Rows  # (N,)
-    arms: SimulatedArms
-
-
-def _clusters(labels: Rows, scores: NDArray[np.float64], k: int) -> _Clusters:
+def _arms(labels: Rows, scores: NDArray[np.float64], k: int) -> SimulatedArms:
     sizes = np.bincount(labels, minlength=k)
     with np.errstate(invalid="ignore"):  # 0 / 0 of a cluster without rows
-        return _Clusters(labels, SimulatedArms(sizes, np.bincount(labels, scores, minlength=k) / sizes))
+        return SimulatedArms(labels, sizes, np.bincount(labels, scores, minlength=k) / sizes)
 
 
 class _Runner:
@@ -197,29 +191,29 @@ class _Runner:
     @cached_property
     def known(self) -> Known:
         """What linear_ucb is told."""
-        estimate = self.problem.estimate
-        assert estimate is not None
-        components = principal(self.problem.features, DIM)
-        return Known(estimate, components, np.zeros(len(estimate), np.int64))
+        assert self.problem.estimate is not None
+        groups = np.zeros(len(self.scores), np.int64)
+        return Known(self.problem.estimate, principal(self.problem.features, DIM), groups)
 
     def outcomes(self) -> Iterator[Outcome]:
         """All, those of reference last."""
         n = len(self.scores)
-        smallest = share(self.budgets[0], n)
-        for k in dict.fromkeys(default_k(n, smallest) if k is None else k for k in self.grid.ks):
+        default = default_k(n, share(self.budgets[0], n))
+        for k in dict.fromkeys(default if k is None else k for k in self.grid.ks):
             yield from self._clustered(k)
         yield from self._uniform()
         yield from self._stale()
 
     def _clustered(self, k: int) -> Iterator[Outcome]:
         """All runs over one clustering."""
-        grid, clusters = self.grid, _clusters(self._labels(k), self.scores, k)
-        self._check_cold_starts(clusters.arms.sizes)
+        grid, arms = self.grid, _arms(self._labels(k), self.scores, k)
+        for csp in grid.csps:  # of the smallest budget: the others have more room
+            Budget(self.budgets[0], csp, grid.top_p).cold_draws(arms.sizes.tolist())
         runs = list(itertools.product(grid.csps, self.policies, grid.seeds))
         with self.track("simulate", len(runs), "runs") as advance:
             for csp, name, seed in runs:
-                taken = self._taken(clusters.labels, self.policies[name], csp, seed)
-                yield from self._judged(name, csp, seed, taken, clusters)
+                taken = self._taken(arms.labels, self.policies[name], csp, seed)
+                yield from self._judged(name, csp, seed, taken, arms)
                 advance(1, name)
 
     def _labels(self, k: int) -> Rows:
@@ -232,34 +226,21 @@ class _Runner:
                 progress=lambda done, _of, mean: advance(min(done, 1), f"mean cosine {mean:.4f}"),
             ).labels
 
-    def _check_cold_starts(self, sizes: Rows) -> None:
-        """Of the smallest budget: the others have more room."""
-        for csp in self.grid.csps:
-            Budget(self.budgets[0], csp, self.grid.top_p).cold_draws(sizes.tolist())
-
     def _taken(self, labels: Rows, policy: Policy | LinearUCB, csp: float, seed: int) -> Iterator[Taken]:
-        grid, scores = self.grid, self.scores
+        look, top_p = self.scores.take, self.grid.top_p
         if isinstance(policy, LinearUCB):
             for budget in self.budgets:
-                found = linear_ucb(
-                    labels,
-                    self.known,
-                    lambda rows: scores[rows],
-                    policy,
-                    budget=budget,
-                    top_p=grid.top_p,
-                    seed=seed,
-                )
+                found = linear_ucb(labels, self.known, look, policy, budget=budget, top_p=top_p, seed=seed)
                 yield budget, found.drawn, found.rows
             return
         selection = select(
             labels,
-            lambda rows: scores[rows],
+            look,
             policy,
             budget=self.budgets[-1],
             cold_start=csp,
-            top_p=grid.top_p,
-            draw_batch=grid.draw_batch,
+            top_p=top_p,
+            draw_batch=self.grid.draw_batch,
             seed=seed,
         )
         yield from self._prefixes(selection.drawn)
@@ -273,25 +254,25 @@ class _Runner:
     def _uniform(self) -> Iterator[Outcome]:
         """Rows in uniformly random order."""
         n = len(self.scores)
-        clusters = _clusters(np.zeros(n, np.int64), self.scores, 1)
+        arms = _arms(np.zeros(n, np.int64), self.scores, 1)
         for seed in self.grid.seeds:
             drawn = np.random.default_rng(seed).permutation(n)
-            yield from self._judged(UNIFORM, 0.0, seed, self._prefixes(drawn), clusters)
+            yield from self._judged(UNIFORM, 0.0, seed, self._prefixes(drawn), arms)
 
     def _stale(self) -> Iterator[Outcome]:
         """The rows that are best by what was known before, if anything was."""
         if (stale := self.problem.stale_scores) is not None:
             best = np.argsort(-stale, kind="stable")[: self.truth.keep]
             nothing = np.empty(0, np.int64)
-            no_clusters = _Clusters(nothing, SimulatedArms(nothing, np.empty(0)))
-            yield from self._judged(STALE, 0.0, 0, [(0.0, nothing, best)], no_clusters)
+            arms = SimulatedArms(nothing, nothing, np.empty(0))
+            yield from self._judged(STALE, 0.0, 0, [(0.0, nothing, best)], arms)
 
     def _judged(
-        self, policy: str, csp: float, seed: int, taken: Iterable[Taken], clusters: _Clusters
+        self, policy: str, csp: float, seed: int, taken: Iterable[Taken], arms: SimulatedArms
     ) -> Iterator[Outcome]:
         """One outcome a budget."""
-        problem, k = self.problem.name, len(clusters.arms.sizes)
+        problem, k = self.problem.name, len(arms.sizes)
         for budget, drawn, found in taken:
             measures = self.truth.found(found)
-            draws = np.bincount(clusters.labels[drawn], minlength=k)
-            yield Outcome(problem, policy, budget, k, csp, seed, len(drawn), *measures, draws, clusters.arms)
+            draws = np.bincount(arms.labels[drawn], minlength=k)
+            yield Outcome(problem, policy, budget, k, csp, seed, len(drawn), *measures, draws, arms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from clusterucb.errors import ConfigError, InputError, MismatchError, reason
-from clusterucb.features.influence import stored_influence
-from clusterucb.features.kmeans import Features
+from clusterucb.features.influence import Vectors, stored_influence
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import check_made_with
@@ -23,62 +23,63 @@ from clusterucb.studies.simulate.simulate import Problem
 SAME_ROWS = ("pool", "rows kept out")
 
 
-@dataclass(frozen=True)
-class Less:
-    """What LESS's gradient files do not say themselves.
-
-    Attributes:
-        target: the task's gradient file or its folder.
-        subtasks: how many equal runs of consecutive rows it holds (57 for mmlu, 9 for tydiqa, 27 for bbh).
-        clusters_target: the same for the gradients that the clusters are made of; its influence is not
-            known without.
-    """
-
-    target: Path | None = None
-    subtasks: int = 1
-    clusters_target: Path | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class _Store:
-    """Rows, the target's directions and influence where they are there, and facts that must agree."""
+    """Rows, the target's directions where they are there, and facts that must agree."""
 
     name: str
-    features: Features
+    features: Vectors
     directions: NDArray[np.float32] | None
-    scores: NDArray[np.float64] | None
     made_with: Mapping[str, object]
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64] | None:
+        """Influence of the rows, where there are directions."""
+        return None if self.directions is None else stored_influence(self.features, self.directions)
 
 
 def read_problems(
-    stores: Sequence[Path], clusters_from: Sequence[Path] = (), less: Less = Less()
+    stores: Sequence[Path],
+    clusters_from: Sequence[Path] = (),
+    target: Path | None = None,
+    subtasks: int = 1,
+    clusters_target: Path | None = None,
 ) -> list[Problem]:
     """One problem for each store of ours; one for all training files of LESS together.
 
     Args:
         stores: run directories, feature folders, or LESS's gradient files or folders of training files.
         clusters_from: of the same rows: what the clusters are made of, and stale influence.
-        less: needed for LESS's files alone.
+        target: LESS's gradients of the task, a file or its folder; like what follows for LESS's files alone.
+        subtasks: how many equal runs of consecutive rows these are (57 for mmlu, 9 for tydiqa, 27 for bbh).
+        clusters_target: the same as `clusters_from` has it, without which no influence is stale.
 
     Raises:
         ConfigError, InputError, MismatchError: a store is none, is damaged, or is of other rows.
     """
-    folders = {path: _features_folder(path) for path in (*stores, *clusters_from)}
-    theirs = [path for path, folder in folders.items() if folder is None]
-    if len(theirs) == len(folders):
-        return [_less_problem(stores, clusters_from, less)]
-    if theirs:
+    theirs = [path for path in (*stores, *clusters_from) if _features_folder(path) is None]
+    if not theirs:
+        if target or subtasks != 1 or clusters_target:
+            raise ConfigError(
+                f"{stores[0]}: has the target's directions in it; --target, --subtasks and"
+                " --clusters-target are for LESS's gradient files"
+            )
+        return _own_problems(stores, clusters_from)
+    if len(theirs) < len(stores) + len(clusters_from):
         raise ConfigError(f"{theirs[0]}: LESS's gradients, beside a store of ours; give either kind alone")
-    if less != Less():
-        raise ConfigError(
-            f"{stores[0]}: has the target's directions in it; --target, --subtasks and"
-            " --clusters-target are for LESS's gradient files"
-        )
+    if target is None:
+        raise ConfigError(f"{stores[0]}: LESS's gradients need --target, the folder of the task's gradients")
+    if clusters_target and not clusters_from:
+        raise ConfigError("--clusters-target: is the task at the checkpoint of --clusters-from; give both")
+    fresh = _less(stores, target, subtasks)
+    return [_problem(fresh, _less(clusters_from, clusters_target, subtasks) if clusters_from else None)]
+
+
+def _own_problems(stores: Sequence[Path], clusters_from: Sequence[Path]) -> list[Problem]:
     if len(clusters_from) > 1:
         raise ConfigError("--clusters-from: given more than once; one store holds all rows of a pool")
-    ours = {path: _store(path, folder) for path, folder in folders.items() if folder}
-    stale = ours[clusters_from[0]] if clusters_from else None
-    return [_problem(ours[path], stale) for path in stores]
+    fresh, stale = [_store(path) for path in stores], [_store(path) for path in clusters_from]
+    return [_problem(store, stale[0] if stale else None) for store in fresh]
 
 
 def _features_folder(path: Path) -> Path | None:
@@ -95,6 +96,16 @@ def _features_folder(path: Path) -> Path | None:
     return None
 
 
+def _store(path: Path) -> _Store:
+    folder = _features_folder(path) or path
+    try:
+        store = FeatureStore(folder)
+        directions = load_file(_directions_file(path, folder))["directions"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise MismatchError(f"{folder}: is damaged ({reason(error)}); make it again by `gradients`") from None
+    return _Store(str(path), store.features, directions, store.manifest["made_with"])
+
+
 def _directions_file(path: Path, folder: Path) -> Path:
     """The target's directions: a run's, or those beside a folder of features or in the run that it is of."""
     if folder != path:
@@ -103,30 +114,10 @@ def _directions_file(path: Path, folder: Path) -> Path:
     return beside if beside.exists() else RunDir(folder.parent).directions_at(1)
 
 
-def _store(path: Path, folder: Path) -> _Store:
-    try:
-        store = FeatureStore(folder)
-        directions = load_file(_directions_file(path, folder))["directions"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise MismatchError(f"{folder}: is damaged ({reason(error)}); make it again by `gradients`") from None
-    scores = stored_influence(store.features, directions)
-    return _Store(str(path), store.features, directions, scores, store.manifest["made_with"])
-
-
-def _less_problem(stores: Sequence[Path], clusters_from: Sequence[Path], less: Less) -> Problem:
-    if less.target is None:
-        raise ConfigError(f"{stores[0]}: LESS's gradients need --target, the folder of the task's gradients")
-    if less.clusters_target and not clusters_from:
-        raise ConfigError("--clusters-target: is the task at the checkpoint of --clusters-from; give both")
-    fresh = _less(stores, less.target, less.subtasks)
-    stale = _less(clusters_from, less.clusters_target, less.subtasks) if clusters_from else None
-    return _problem(fresh, stale)
-
-
 def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
     features = LessFeatures([file for path in paths if (file := less_file(path))])
     if target is None:
-        return _Store(str(paths[0]), features, None, None, {})
+        return _Store(str(paths[0]), features, None, {})
     if (file := less_file(target)) is None:
         raise InputError(
             f"{target}: expected LESS's gradients of a task (all_orig.pt in it, or in dimN in it)"
@@ -137,7 +128,7 @@ def _less(paths: Sequence[Path], target: Path | None, subtasks: int) -> _Store:
             f"{file}: rows of {directions.shape[1]} dimensions, but those of {paths[0]} have"
             f" {features.shape[1]}; give gradients of one dimension"
         )
-    return _Store(str(target), features, directions, stored_influence(features, directions), {})
+    return _Store(str(target), features, directions, {})
 
 
 def _problem(fresh: _Store, stale: _Store | None) -> Problem:
@@ -152,11 +143,7 @@ def _problem(fresh: _Store, stale: _Store | None) -> Problem:
         )
     same = {key: fresh.made_with[key] for key in SAME_ROWS if key in fresh.made_with}
     check_made_with(stale.made_with, same, f"--clusters-from {stale.name}")
-    return Problem(fresh.name, fresh.scores, stale.features, stale.scores, _estimate(fresh, stale))
-
-
-def _estimate(fresh: _Store, stale: _Store) -> NDArray[np.float64] | None:
-    """By stale features and fresh directions; features of hidden states know their own directions only."""
+    estimate = stale.scores  # of hidden states, which know their own directions only
     if fresh.directions is not None and fresh.directions.shape[1] == stale.features.shape[1]:
-        return stored_influence(stale.features, fresh.directions)
-    return stale.scores
+        estimate = stored_influence(stale.features, fresh.directions)
+    return Problem(fresh.name, fresh.scores, stale.features, stale.scores, estimate)
