@@ -30,7 +30,7 @@ def test_a_question_without_shots_in_full(folder):
 def test_a_question_with_its_shot_in_full(folder):
     korean = next(q for q in tydiqa.questions(folder, 1) if q.subtask == "korean")
     assert korean.ask == (
-        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오."
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.\n\n"
         f"문단: korean 1 {'x' * 31}\n질문: korean train 1?\n답변: answer 1 \n\n"
         "문단: korean passage 0.\n질문: korean dev 0?"
     )
