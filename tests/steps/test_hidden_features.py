@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clusterucb.run.artifacts import directions_at, store
 from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, lines, options, read, result
