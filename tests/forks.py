@@ -3,6 +3,7 @@
 A fresh process takes seconds to import what a command needs. `python tests/forks.py` is the server.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -28,6 +29,8 @@ def be_ready(*more):
         importlib.import_module(module)
     clusterucb.cli.main.quiet_libraries()
     clusterucb.features.store.FLUSH_SECONDS = 0  # so that a kill finds rows that are done
+    gc.collect()
+    gc.freeze()  # or every training would look through all that is loaded
     print("ready", flush=True)
 
 

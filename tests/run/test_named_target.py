@@ -1,80 +1,34 @@
 """Whole runs whose target is a benchmark by its name, on small files of the official shapes."""
 
-import csv
-import gzip
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from task_helpers import write_all
 
 from builders import sentence
-from cli_helpers import clusterucb, lines, options, read
+from cli_helpers import clusterucb, done, lines, options, read
 from clusterucb.config import load
 from clusterucb.run.session import Session
 from clusterucb.sources.conversion import prepare
 from clusterucb.tasks import TASKS
+from file_helpers import write
 
 ROWS = 30  # of GSM8K's train file here
 
 
-def write_lines(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_official(folder):
-    """Every benchmark's target, each in the folder of its name."""
-    rng = np.random.default_rng(5)
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """Every benchmark, with problems of GSM8K's that share no words in order."""
+    rng, folder = np.random.default_rng(5), write_all(tmp_path_factory.mktemp("official"))
     problems = [
         {"question": f"{sentence(rng, 14, 18)}?", "answer": f"{sentence(rng, 2, 5)}.\n#### {n}"}
         for n in range(ROWS)
     ]
-    write_lines(folder / "gsm8k" / "train.jsonl", problems)
-    for subject in ("anatomy", "world_religions"):
-        path = folder / "mmlu" / "dev" / f"{subject}_dev.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([[f"{sentence(rng, 9, 12)}?", *"1234", "B"] for _ in range(2)])
-    shots = "".join(
-        f"\n\nQ: {sentence(rng, 9, 12)}\nA: Let's think step by step.\nSo the answer is {n}."
-        for n in range(3)
-    )
-    for task in ("sums", "sorting"):
-        path = folder / "bbh" / "cot-prompts" / f"{task}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"canary\n-----\nDo {task}.{shots}")
-    passages = [
-        {
-            "context": sentence(rng, 9, 12),
-            "qas": [{"id": f"{name}-1", "question": "Who?", "answers": [{"text": "cat"}]}],
-        }
-        for name in ("korean", "swahili")
-    ]
-    path = folder / "tydiqa" / "tydiqa-goldp-v1.1-train.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps({"data": [{"paragraphs": passages}]}))
-    programs = [
-        {
-            "task_id": f"HumanEval/{n}",
-            "prompt": f'def f{n}(x):\n    """{sentence(rng, 6, 9)}"""\n',
-            "entry_point": f"f{n}",
-            "canonical_solution": f"    return x + {n}\n\n",
-            "test": "def check(candidate):\n    pass\n",
-        }
-        for n in range(6)
-    ]
-    path = folder / "humaneval" / "HumanEval.jsonl.gz"
-    path.parent.mkdir()
-    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in programs).encode()))
+    write(folder / "gsm8k/train.jsonl", problems)
     return folder
-
-
-@pytest.fixture(scope="module")
-def official(tmp_path_factory):
-    return write_official(tmp_path_factory.mktemp("official"))
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +53,7 @@ def named_settings(shared_settings, official, tmp_path_factory):
 def finished(named_settings, tmp_path_factory):
     """A finished run's directory: not to be changed."""
     out = tmp_path_factory.mktemp("named") / "run"
-    outcome = clusterucb("run", *options(named_settings, out=out))
-    assert outcome.status == 0, outcome
+    done("run", *options(named_settings, out=out))
     return out
 
 
@@ -179,8 +132,7 @@ def test_the_adapter_says_which_questions_it_was_selected_for(finished, named_se
 def test_the_digests_are_those_by_which_an_evaluation_knows_its_questions(settings):
     """HumanEval has one split, so its evaluation leaves the target's problems out."""
     changes = {"target": "humaneval", "target_rows": 3}
-    outcome = clusterucb("warmup", *options(settings, **changes))
-    assert outcome.status == 0, outcome
+    done("warmup", *options(settings, **changes))
     found = read(f"{settings['out']}/warmup/checkpoint.json")["target_questions"]
     asked = {q.digest: q.id for q in TASKS["humaneval"].questions(Path(settings["data_dir"]), 0)}
     assert [asked[digest] for digest in found] == [
@@ -196,11 +148,10 @@ def test_an_adapter_for_a_file_names_no_question(finished_settings):
 def test_every_subject_and_task_is_a_subtask_with_a_direction(settings):
     changes = {"target": ["mmlu", "bbh"], "target_rows": None}
     for step in ("warmup", "gradients"):
-        outcome = clusterucb(step, *options(settings, **changes))
-        assert outcome.status == 0, outcome
+        done(step, *options(settings, **changes))
     session = Session(load(Path(settings["out"]) / "config.yaml"))
     assert session.inputs.target.subtasks == ["anatomy", "sorting", "sums", "world_religions"]
-    assert np.bincount(session.inputs.target.codes).tolist() == [2, 3, 3, 2]
+    assert np.bincount(session.inputs.target.codes).tolist() == [1, 3, 3, 2]
     directions = load_file(f"{settings['out']}/directions/1.safetensors")["directions"]
     assert len(np.unique(directions, axis=0)) == 4
 
@@ -253,8 +204,7 @@ def test_what_decides_the_target_may_not_change(begun, option, old, new):
 def test_where_the_files_lie_and_what_is_evaluated_may_change(begun, tmp_path):
     """The target stands by itself from its first run on, so its files may even be gone."""
     target = (begun / "target/gsm8k.jsonl").read_bytes()
-    outcome = clusterucb("gradients", "--out", begun, "--data-dir", tmp_path / "gone", "--tasks", "gsm8k")
-    assert outcome.status == 0, outcome
+    outcome = done("gradients", "--out", begun, "--data-dir", tmp_path / "gone", "--tasks", "gsm8k")
     assert (begun / "target/gsm8k.jsonl").read_bytes() == target
     assert outcome.err.count("the pool was not checked against gsm8k when this run began") == 1
 
@@ -266,15 +216,13 @@ def test_what_a_failed_beginning_left_is_made_again(settings):
     out = Path(settings["out"])
     assert (out / "target/gsm8k.jsonl").exists()
     assert (out / "pool").exists()
-    outcome = clusterucb("warmup", *options(settings, target_rows=6))
-    assert outcome.status == 0, outcome
+    done("warmup", *options(settings, target_rows=6))
     assert len(lines(out / "target/gsm8k.jsonl")) == 6
     assert len(lines(out / "pool/excluded.jsonl")) == 6
 
 
 def test_a_runs_settings_draw_its_target_again(finished, tmp_path):
-    outcome = clusterucb("warmup", finished / "config.yaml", "--out", tmp_path / "other")
-    assert outcome.status == 0, outcome
+    done("warmup", finished / "config.yaml", "--out", tmp_path / "other")
     for name in ("target/gsm8k.jsonl", "warmup/adapter_model.safetensors"):
         assert (tmp_path / "other" / name).read_bytes() == (finished / name).read_bytes()
 
@@ -283,7 +231,6 @@ def test_a_folder_of_the_benchmarks_name_does_not_stand_for_it(settings, tmp_pat
     work = tmp_path / "work"
     (work / "gsm8k").mkdir(parents=True)
     monkeypatch.chdir(work)
-    outcome = clusterucb("warmup", *options(settings))
-    assert outcome.status == 0, outcome
+    done("warmup", *options(settings))
     assert load(Path(settings["out"]) / "config.yaml").target == ["gsm8k"]
     assert len(lines(f"{settings['out']}/target/gsm8k.jsonl")) == 4

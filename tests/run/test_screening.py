@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from task_helpers import install
 
 from builders import sentence
-from cli_helpers import clusterucb, lines, options, read
+from cli_helpers import clusterucb, done, lines, options, read
 from clusterucb.evaluation import benchmarks
 from clusterucb.run import screening
 from clusterucb.steps import evaluate as steps
-from clusterucb.tasks import files as installed
+from file_helpers import write
 
 RNG = np.random.default_rng(11)
 QUESTIONS = [sentence(RNG, 20, 21) for _ in range(6)]  # 13 runs of 8 words each
@@ -29,12 +29,6 @@ def chat(asked, answered="sun"):
     return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def hit(row, whose, probe, share=1.0, kept_out=False):
     found = {"row": row, "whose": whose, "probe": probe, "share": share, "kept_out": kept_out}
     return {**found, "id": f"pool.jsonl:{row + 1}"}
@@ -44,10 +38,9 @@ def hit(row, whose, probe, share=1.0, kept_out=False):
 def _harness(tmp_path, monkeypatch):
     """The shots of lm-eval; the rest of it is not needed before questions are asked."""
     shots = [{"question": f"{n} and {n}?", "target": f"The answer is {2 * n}."} for n in range(8)]
-    path = tmp_path / "lm_eval" / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump({"fewshot_config": {"samples": shots}}))
-    monkeypatch.setattr(installed, "_package", lambda name: tmp_path / name)
+    known = {"fewshot_config": {"samples": shots}}
+    write(tmp_path / "lm_eval/tasks/gsm8k/gsm8k-cot.yaml", json.dumps(known))  # JSON is YAML
+    install(monkeypatch, lm_eval=tmp_path / "lm_eval")
     monkeypatch.setattr(benchmarks, "require_harness", lambda engine: None)
 
 
@@ -66,13 +59,9 @@ def begin(settings, tmp_path, data):
 
     def begin(*flags, rows=None, **changes):
         rows = [chat(text) for text in (*OTHERS, *SOLVED, LESS)] if rows is None else rows
-        own = {
-            "pool": write(tmp_path / "pool.jsonl", rows),
-            "holdout": None,
-            "data_dir": data,
-            "warmup_steps": 1,
-        }
-        return clusterucb("warmup", *options({**settings, **own, "train_length": 256, **changes}), *flags)
+        own = {"pool": write(tmp_path / "pool.jsonl", rows), "holdout": None, "data_dir": data}
+        own |= {"warmup_steps": 1, "train_length": 256}
+        return clusterucb("warmup", *options({**settings, **own, **changes}), *flags)
 
     return begin
 
@@ -159,9 +148,7 @@ def test_rows_kept_out_do_not_count_among_the_rows_that_settings_are_checked_by(
 
 
 def test_all_files_that_an_evaluation_needs_are_asked_for_at_once(begin, data):
-    path = data / "mmlu/test/anatomy_test.csv"
-    path.parent.mkdir(parents=True)
-    path.write_text("Where is it?,a,b,c,d,A\n")
+    write(data / "mmlu/test/anatomy_test.csv", "Where is it?,a,b,c,d,A\n")
     assert begin(tasks="mmlu_0shot").status == 0
     for tasks in ("mmlu_5shot,mmlu_0shot", "mmlu_0shot,mmlu_5shot"):
         assert "no dev/*_dev.csv for mmlu" in begin(tasks=tasks, out=data.parent / "other").complaint
@@ -204,7 +191,7 @@ def test_rows_of_an_own_target_are_reported_and_kept_out_on_demand(hits, setting
 def test_an_instruction_that_few_target_rows_share_is_no_hit(hits, tmp_path):
     instruction = sentence(RNG, 60, 61)
     asked = [f"{instruction} {sentence(RNG, 10, 11)}" for _ in range(7)]
-    target = write(tmp_path / "target.jsonl", map(chat, asked[:4]))
+    target = write(tmp_path / "target.jsonl", [*map(chat, asked[:4])])
     others = [chat(text) for text in asked[4:]]
     assert hits(*others, chat(asked[2], "dog"), target=target, subtask=None) == [
         hit(43, "target", "target.jsonl:3")
@@ -250,8 +237,7 @@ def test_a_run_that_goes_on_is_not_checked_again(begin, settings, monkeypatch):
         raise AssertionError("the pool is looked through again")
 
     monkeypatch.setattr(screening, "contaminated", again)
-    outcome = clusterucb("gradients", "--out", settings["out"])
-    assert outcome.status == 0, outcome
+    outcome = done("gradients", "--out", settings["out"])
     assert Path(settings["out"], "contamination.json").read_bytes() == before
     (told,) = [line for line in first.splitlines() if "nearly repeat" in line]
     assert told in outcome.err.splitlines()
@@ -283,8 +269,7 @@ def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(
     asked = []
 
     out = shutil.copytree(finished_settings["out"], tmp_path / "copy")
-    (out / "benchmarks").mkdir()
-    (out / "benchmarks/results.json").write_text('{"benchmarks": {}}')
+    write(out / "benchmarks/results.json", '{"benchmarks": {}}')
 
     class Answers:
         def run(self):
@@ -293,8 +278,7 @@ def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(
 
     monkeypatch.setattr(steps, "benchmarks", lambda *_: Answers())
     for command in ("evaluate", "run"):
-        outcome = clusterucb(command, "--out", out, "--tasks", "gsm8k,mmlu_0shot")
-        assert outcome.status == 0, outcome
+        outcome = done(command, "--out", out, "--tasks", "gsm8k,mmlu_0shot")
         told = "the pool was not checked against mmlu, gsm8k when this run began"
         assert outcome.err.count("not checked") == outcome.err.count(told) == 1
     assert asked == [True, True]
@@ -303,6 +287,4 @@ def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(
 
 def test_an_evaluation_that_it_was_checked_against_is_not_told(begin, settings):
     begin(tasks="gsm8k")
-    outcome = clusterucb("gradients", "--out", settings["out"], "--tasks", "gsm8k")
-    assert outcome.status == 0
-    assert "not checked" not in outcome.err
+    assert "not checked" not in done("gradients", "--out", settings["out"], "--tasks", "gsm8k").err
