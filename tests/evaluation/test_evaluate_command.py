@@ -180,7 +180,7 @@ def test_an_adapter_of_another_model_is_refused(there, tmp_path):
     """peft would leave out the layers that do not match, and say nothing."""
     narrow = wide_model()
     narrow.model.layers[0].self_attn.q_proj = narrow.model.layers[0].mlp.up_proj
-    others = f"does not fit {there / 'model'}, first in base_model.model.model.layers."
+    others = "does not fit this model, first in base_model.model.model.layers."
     for number, (model, expected) in enumerate(
         [(wide_model(layers=1), others), (wide_model(layers=3), others), (narrow, "does not fit this model")]
     ):

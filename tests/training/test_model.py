@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training_helpers import adapted, base, moved, same, settings_of, weights
 
 from clusterucb.config import Lora
@@ -54,6 +55,29 @@ class TestAdapter:
         config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
         with pytest.raises(InputError, match="does not fit this model"):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("rename", "first"),
+        [
+            (lambda name: name.replace("model.layers", "model.language_model.layers"), "language_model"),
+            (lambda name: name.removeprefix("base_model.model."), "base_model.model.model.layers.0"),
+            (lambda name: None if "layers.1" in name else name, "base_model.model.model.layers.1"),
+        ],
+        ids=["of a multimodal wrapper", "without peft's prefix", "of half the layers"],
+    )
+    def test_an_adapter_that_would_be_taken_in_part_or_not_at_all_is_refused(self, tmp_path, rename, first):
+        save_adapter(moved(adapted(seed=1)), tmp_path)
+        there = {rename(name): tensor for name, tensor in read_adapter(tmp_path).items()}
+        save_file({n: t for n, t in there.items() if n}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(InputError, match=f"does not fit this model, first in .*{first}.*--model"):
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
+
+    def test_names_as_other_trainers_write_them_are_taken(self, tmp_path):
+        model = moved(adapted(seed=1))
+        save_adapter(model, tmp_path)
+        there = read_adapter(tmp_path) | {"some.other.state": torch.zeros(1)}
+        save_file(there, tmp_path / "adapter_model.safetensors")
+        assert same(weights(attach_adapter(base(), Lora(), seed=9, adapter=str(tmp_path))), weights(model))
 
     @pytest.mark.parametrize(
         ("lora", "words"),
@@ -159,3 +183,27 @@ class TestLoading:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 allow_tf32(torch.device(device), dtype)
         assert asked == ["high", "high"]
+
+
+@pytest.mark.parametrize(
+    ("rename", "first"),
+    [
+        (lambda name: f"_orig_mod.{name}", "lm_head.weight"),
+        (
+            lambda name: None if "layers.1.self_attn.q_proj" in name else name,
+            "model.layers.1.self_attn.q_proj",
+        ),
+    ],
+    ids=["of a compiled model", "one is missing"],
+)
+def test_weights_that_are_not_in_the_models_files_are_never_random(tmp_path, rename, first):
+    from builders import build_model, build_tokenizer
+    from clusterucb.config import Common
+
+    build_model().save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    there = {rename(name): tensor for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in there.items() if name}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"\d+ of \d+ weights are not in its files, first {first}"):
+        load_model(Common(model=str(tmp_path), out="o", device="cpu"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors import SafetensorError
 
 from clusterucb.config import Common
@@ -53,9 +53,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
     def load() -> PeftModel:
         screen.say(f"load {config.model}")
         # Trainable, as in a run: so the base's fingerprint, and with it its answers, are the same in both.
-        found = open_adapter(load_model(config), adapter, is_trainable=True)
-        _check_layers(found, adapter, config.model)
-        return found
+        return open_adapter(load_model(config), adapter, is_trainable=True)
 
     folder = Path(config.out) / "benchmarks"
     chat = chat_format(config.chat, tokenizer)
@@ -75,15 +73,6 @@ def _adapter_settings(adapter: Path) -> dict[str, Any]:
             f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
         )
     return _read_object(adapter / "adapter_config.json")
-
-
-def _check_layers(model: PeftModel, adapter: Path, name: str) -> None:
-    """Refuse an adapter that has other layers than the model: peft leaves out what does not match."""
-    there = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if odd := sorted(layer for layer in there.keys() ^ read_adapter(adapter).keys() if ".lora_" in layer):
-        raise InputError(
-            f"{adapter}: does not fit {name}, first in {odd[0]}; give the --model that it was trained on"
-        )
 
 
 def _fingerprint_adapter(adapter: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -53,9 +54,19 @@ def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False)
     """The model with the adapter in a folder that peft wrote; InputError where it does not fit or is none."""
     _check_adapter(adapter)
     try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error of ours, below
+            opened = PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        there = read_adapter(adapter)
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"{adapter}: does not fit this model ({reason(error)})") from None
+    wanted = get_peft_model_state_dict(opened, save_embedding_layers=False)
+    names = {name.replace(".default.", ".") for name in there}  # as some trainers write them
+    if odd := sorted(name for name in wanted.keys() ^ names if ".lora_" in name):  # peft passes over these
+        raise InputError(
+            f"{adapter}: does not fit this model, first in {odd[0]}; give the --model that it was trained on"
+        )
+    return opened
 
 
 def save_adapter(model: PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,11 +86,24 @@ def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
     source = model_source(config.model)
     trusted = {"trust_remote_code": config.trust_remote_code}
     with _loading(config.model):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **trusted, **quantised
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted, **quantised
         )
+    _check_weights(config.model, model, found)
     _keep_packing(model)  # also of a model that is stored quantised
-    return (model if quantised or on_host else model.to(device)).requires_grad_(False)
+    placed: nn.Module = model if quantised or on_host else model.to(device)
+    return placed.requires_grad_(False)
+
+
+def _check_weights(name: str, model: nn.Module, found: Mapping[str, Any]) -> None:
+    """Refuse a model of which some weights are random, as they are not in its files or of another shape."""
+    absent = sorted({str(key) for key in found["missing_keys"]})
+    absent += sorted({str(key[0]) for key in found["mismatched_keys"]})
+    if absent:
+        raise InputError(
+            f"{name}: {len(absent)} of {len(model.state_dict())} weights are not in its files, first "
+            f"{absent[0]}; they would be random: save the whole model again, by its save_pretrained"
+        )
 
 
 def empty_model(config: Common) -> nn.Module:
