@@ -1,8 +1,9 @@
 import pytest
-from data_helpers import chat_record, talk
+from data_helpers import CHATML, byte_tokenizer, chat_record, talk
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.data.chat import Template, Tulu
 from clusterucb.data.rows import SHAPES, Message, parse_messages, shape_of, text_digest
 from clusterucb.errors import InputError
 from file_helpers import refusal
@@ -143,3 +144,69 @@ def test_the_text_digest_forgets_outer_space_only():
     assert digest == text_digest(parse_messages(chat_record(" q", "a\n"), WHERE))
     assert digest != text_digest(parse_messages(chat_record("qa", "a"), WHERE))
     assert digest != text_digest(talk("system: q", "assistant: a"))
+
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"system": "Be brief.", "messages": TURNS}, ["system: Be brief.", "user: 2+2?", "assistant: 4"]),
+        (
+            {
+                "system": "In French.",
+                "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Bonjour"}],
+            },
+            ["system: In French.", "user: Hello", "assistant: Bonjour"],
+        ),
+        (
+            {"instruction": "Of Spain?", "output": "Madrid.", "history": [["Of France?", "Paris."]]},
+            ["user: Of France?", "assistant: Paris.", "user: Of Spain?", "assistant: Madrid."],
+        ),
+        ({"system": "", "history": [], "messages": TURNS}, ["user: 2+2?", "assistant: 4"]),
+    ],
+)
+def test_what_stands_in_columns_of_its_own_is_a_part_of_the_conversation(record, turns):
+    assert [f"{m.role}: {m.content}" for m in parse_messages(record, "row")] == turns
+
+
+@pytest.mark.parametrize(
+    ("record", "learnt"),
+    [
+        (
+            {
+                "prompt": [*TURNS, {"role": "user", "content": "3+3?"}],
+                "completion": [{"role": "assistant", "content": "6"}],
+            },
+            ["6"],
+        ),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS]}, ["4"]),
+        ({"messages": [TURNS[0], {**TURNS[1], "train": False}, TURNS[0], {**TURNS[1], "weight": 1}]}, ["4"]),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": None}]}, ["4"]),
+    ],
+    ids=["few shots in a prompt", "weight 0", "not to train on", "no weight"],
+)
+def test_answers_that_are_not_to_be_learnt_are_not(record, learnt):
+    messages = parse_messages(record, "row")
+    assert [m.content for m in messages if m.learnt] == learnt
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    for chat, end in ((Tulu("</s>"), "</s>"), (Template(tokenizer), "<|im_end|>")):
+        rendered = chat.render(messages)
+        assert [rendered.text[a:b] for a, b in rendered.spans] == [text + end for text in learnt]
+        assert all(message.content in rendered.text for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "message 2 of messages, weight is 0.5"),
+        ({"history": ["a"], "instruction": "i", "output": "o"}, "pair 1 of column history is 'a'"),
+        ({"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]}, "a system turn"),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, "expected at least one to learn from"),
+    ],
+)
+def test_such_columns_that_make_no_sense_are_refused(record, said):
+    with pytest.raises(InputError, match=r"^row: ") as caught:
+        parse_messages(record, "row")
+    assert said in str(caught.value)

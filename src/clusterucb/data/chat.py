@@ -100,9 +100,11 @@ class Tulu:
             start = len(text)
             text += message.content.strip()
             if message.role == "assistant":
-                ends.append(len(text))
+                end = len(text)
                 text += self.eos
-                spans.append((start + len(message.given), len(text)))
+                if message.learn:
+                    ends.append(end)
+                    spans.append((start + len(message.given), len(text)))
             text += "\n"
         return Rendered(text.removesuffix("\n"), tuple(spans), tuple(ends))
 
@@ -150,9 +152,15 @@ class Template:
                     f"the tokenizer's chat template leaves out a part of message {i + 1} ({message.role}); "
                     "use --chat tulu, or another template"
                 )
-        spans = tuple(self._span(text, places[i], messages[i]) for i in answers)
-        marked = self._marked(turns) if self._marks else spans
-        return Rendered(text, marked, tuple(end for _, end in places.values()))
+        learnt = [i for i in answers if messages[i].learn]
+        spans = [self._span(text, places[i], messages[i]) for i in learnt]
+        if self._marks:
+            others = [places[i] for i in answers if i not in learnt]
+            marked = self._marked(turns)
+            spans = [mark for mark in marked if not any(a < mark[1] and mark[0] < b for a, b in others)]
+        answered = [places[i][1] for i in learnt]
+        ends = (max((at for at in answered if a < at <= b), default=b) for a, b in spans)
+        return Rendered(text, tuple(spans), tuple(ends))
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the template's generation prompt."""
@@ -413,7 +421,7 @@ def _require_offsets(tokenizer: Any) -> None:
 
 
 def _through_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    answers = [i for i, message in enumerate(messages) if message.learnt]
     return messages[: answers[-1] + 1] if answers else messages
 
 

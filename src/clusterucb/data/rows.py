@@ -6,7 +6,7 @@ Knows nothing of files: `where` is how a message names the row ("pool.jsonl, lin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -33,12 +33,19 @@ class Message:
     """One turn: `role` is system, user or assistant; `content` is its text, as the file has it.
 
     `given` is the beginning of an answer that the model is shown and does not learn, such as a
-    benchmark's "The answer is:".
+    benchmark's "The answer is:". An answer of which nothing is learnt, as it stands in a prompt or has a
+    weight of 0, is not to `learn`.
     """
 
     role: str
     content: str
     given: str = ""
+    learn: bool = True
+
+    @property
+    def learnt(self) -> bool:
+        """Whether it is an answer to learn from."""
+        return self.role == "assistant" and self.learn
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,17 @@ def shape_of(record: Mapping[str, Any], where: str) -> str:
 
 
 def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The record's turns, at least one of them the assistant's, none of them empty.
+    """The record's turns, at least one of them an answer to learn, none of them empty.
+
+    A column `system` is the first turn, Alpaca's `history` of questions and answers the next.
 
     Raises InputError for unknown columns, an unknown role, a content that is empty or no string,
     a list of messages that is none, and for a row with no assistant turn.
     """
-    messages = tuple(_read(record, where))
-    if not any(message.role == "assistant" for message in messages):
+    messages = (*_before(record, where), *_read(record, where))
+    if [message.role for message in messages].count("system") > 1 and _filled(record, "system"):
+        raise InputError(f"{where}: has a column system and a system turn, expected one. Take one out")
+    if not any(message.learnt for message in messages):
         roles = ", ".join(message.role for message in messages) or "no messages"
         raise InputError(
             f"{where}: no assistant turn (met: {roles}); expected at least one to learn from. Drop the row"
@@ -103,6 +114,26 @@ def text_digest(messages: Iterable[Message]) -> int:
     return digest8("\x1e".join(f"{m.role}\x1f{m.content.strip()}" for m in messages).encode())
 
 
+def _filled(record: Mapping[str, Any], column: str) -> bool:
+    """Whether a column says something."""
+    value = record.get(column)
+    return bool(value.strip() if isinstance(value, str) else value)
+
+
+def _before(record: Mapping[str, Any], where: str) -> Iterator[Message]:
+    """The turns that stand in columns of their own, before those of the shape."""
+    if _filled(record, "system"):
+        yield Message("system", _text(record["system"], "column system", where))
+    if not _filled(record, "history"):
+        return
+    for number, pair in enumerate(record["history"] if isinstance(record["history"], list) else [None], 1):
+        what = f"pair {number} of column history"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise unexpected(f"{where}: {what}", pair, "[question, answer]")
+        yield Message("user", _text(pair[0], what, where))
+        yield Message("assistant", _text(pair[1], what, where))
+
+
 def _read(record: Mapping[str, Any], where: str) -> Iterator[Message]:
     shape = shape_of(record, where)
     if shape == "instruction/output":
@@ -111,7 +142,9 @@ def _read(record: Mapping[str, Any], where: str) -> Iterator[Message]:
     elif shape == "prompt/completion":
         for column, role in (("prompt", "user"), ("completion", "assistant")):
             if isinstance(record[column], list):
-                yield from _turns(record, column, where)
+                for turn in _turns(record, column, where):
+                    shown = column == "prompt" and turn.role == "assistant"
+                    yield replace(turn, learn=False) if shown else turn
             else:
                 yield Message(role, _text(record[column], f"column {column}", where))
     else:
@@ -143,7 +176,16 @@ def _turns(record: Mapping[str, Any], column: str, where: str) -> Iterator[Messa
                 "Rename it or drop the row"
             )
         content = _text(turn[text_key], f"{text_key} of {what} ({role})", where)
-        yield Message(roles[role], content, _given(turn, roles[role], content, f"{where}: given of {what}"))
+        given = _given(turn, roles[role], content, f"{where}: given of {what}")
+        yield Message(roles[role], content, given, _weighs(turn, f"{where}: {what}"))
+
+
+def _weighs(turn: Mapping[str, Any], where: str) -> bool:
+    """Whether a turn is learnt: OpenAI's `weight` and axolotl's `train` say so, where they are there."""
+    for key in ("weight", "train"):
+        if (value := turn.get(key)) is not None and value not in (0, 1):
+            raise unexpected(f"{where}, {key}", value, "0 or 1")
+    return all(turn.get(key) in (None, 1) for key in ("weight", "train"))
 
 
 def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:

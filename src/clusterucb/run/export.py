@@ -43,7 +43,7 @@ class Exported:
         rounds: whose rows it has.
         rows: how many, each once.
         left_out: id and reason of each row that the program cannot read.
-        learnt: rows with a `given` beginning of an answer, which other programs learn with the rest.
+        learnt: rows with an answer, or the `given` beginning of one, that other programs learn all the same.
     """
 
     folder: Path
@@ -89,7 +89,9 @@ def export(
         write_json(part / _MADE, {**facts, "left_out": refused})
         if folder.exists():  # an earlier export, of fewer rounds perhaps
             shutil.rmtree(folder)
-    learnt = sum(any(turn.given for turn in turns) for turns in kept)
+    learnt = sum(
+        any(turn.given or turn.role == "assistant" and not turn.learn for turn in turns) for turns in kept
+    )
     return Exported(folder, numbers, len(kept), refused, learnt)
 
 
@@ -112,7 +114,7 @@ def _selected(run: RunDir, number: int) -> Iterator[tuple[str, list[Message]]]:
         for line, about in zip(lines, ids, strict=True):
             name = json.loads(about)["id"]
             turns = list(parse_messages(json.loads(line), name))
-            last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+            last = max(i for i, turn in enumerate(turns) if turn.learnt)
             yield name, turns[: last + 1]
 
 
