@@ -90,7 +90,7 @@ def export(
         if folder.exists():  # an earlier export, of fewer rounds perhaps
             shutil.rmtree(folder)
     learnt = sum(
-        any(turn.given or turn.role == "assistant" and not turn.learn for turn in turns) for turns in kept
+        any(turn.given or (turn.role == "assistant" and not turn.learn) for turn in turns) for turns in kept
     )
     return Exported(folder, numbers, len(kept), refused, learnt)
 
