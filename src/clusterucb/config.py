@@ -79,6 +79,9 @@ class Gradients(_Strict):
     """Tokens of a pool row that its gradient sees; the prompt gives way from the left."""
     target_length: Annotated[int, Field(ge=2)] = 1400
     """Tokens of a target row that its gradient sees."""
+    target_end: Literal["auto", "learn", "leave"] = "auto"
+    """Whether a target row's gradient is of its end token, too: learn, leave, or auto (leave for benchmarks,
+    as LESS does, and learn for rows of your own)."""
     formula: Literal["less", "adam"] = "less"
     """Adam direction: less (eps inside the root, uncorrected) or adam (the true update)."""
     projection: Literal["countsketch", "rademacher"] = "countsketch"

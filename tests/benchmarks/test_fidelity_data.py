@@ -8,7 +8,6 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
-import fidelity_data
 import fidelity_sources
 import pytest
 from fidelity_data import PARTS, study_data
@@ -128,15 +127,6 @@ def test_screening_of_a_run_finds_no_near_copy(made, pool, places, tmp_path):
     found = screened(config, Pool.read(files), target, held, QUIET)
     assert found["hits"] == []
     assert overlap(target, held) == []
-
-
-def test_a_near_copy_of_a_target_row_is_left_out(made):
-    target = list(Target.read(list(made.targets.values())[-1]))
-    question = target[0].messages[0].content
-    near = ("user", f"Now then: {question} Tell me."), ("assistant", "Hm.")
-    far = ("user", "Of what are clouds made up there?"), ("assistant", "Water.")
-    copy, other = fidelity_sources.row("x", "copy", near), fidelity_sources.row("x", "other", far)
-    assert fidelity_data.without_near_copies([copy, other, target[1]], [target]) == [other]
 
 
 def test_the_same_seed_makes_the_same_bytes(make, made, pool, tmp_path):

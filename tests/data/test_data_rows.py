@@ -18,6 +18,10 @@ QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "cont
         ("prompt/completion", {"prompt": "q", "completion": "a"}),
         ("prompt/completion", {"prompt": [QUESTION], "completion": [ANSWER]}),
         ("prompt/completion", {"prompt": [QUESTION], "completion": "a"}),
+        (
+            "prompt/completion",
+            {"messages": None, "prompt": "q", "completion": "a"},
+        ),  # parquet fills with null
         ("instruction/output", {"instruction": "q", "output": "a"}),
         ("instruction/output", {"instruction": "q", "input": " ", "output": "a", "extra": 3}),
         ("instruction/output", {"instruction": "q", "input": None, "output": "a"}),
@@ -64,10 +68,6 @@ def test_sharegpt_names_of_models_are_the_assistant(name):
     turns = [{"from": "system", "value": "s"}, {"from": "user", "value": "q"}, {"from": name, "value": "a"}]
     messages = parse_messages({"conversations": turns}, WHERE)
     assert messages == talk("system: s", "user: q", "assistant: a")
-
-
-def test_columns_that_parquet_filled_with_null_do_not_hide_the_shape():
-    assert shape_of({"messages": None, "prompt": "q", "completion": "a"}, WHERE) == "prompt/completion"
 
 
 BAD = {

@@ -15,7 +15,6 @@ WAYS = {
     "2": (2, "none"),
     "4": (4, "none"),
     "2 shards": (2, "fsdp"),
-    "4 shards": (4, "fsdp"),
 }
 LESS = {"method": "less", "less_warmup": 0.1, "less_checkpoints": 2}
 METHODS = {  # settings, what one process begins with, what is done in each way, the ways

@@ -1,6 +1,8 @@
 """Processes that are threads, for parts that need no process of their own."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +20,7 @@ class Thread(World):
     def gather(self, value):
         self.table[self.rank] = value
         self.barrier.wait(60)
-        found = list(self.table)
+        found = deepcopy(self.table)  # as what comes from another process is
         self.barrier.wait(60)
         return found
 
@@ -34,18 +36,13 @@ class Thread(World):
 def together(size, function):
     """What `function(world)` returns in each of `size` threads."""
     world = Thread(size=size, table=[None] * size, barrier=threading.Barrier(size))
-    found = [None] * size
 
     def run(rank):
         try:
-            found[rank] = function(replace(world, rank=rank))
+            return function(replace(world, rank=rank))
         except BaseException:
             world.barrier.abort()
             raise
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(run, range(size)))

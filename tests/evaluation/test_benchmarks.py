@@ -86,7 +86,7 @@ def test_where_the_answers_agree_the_difference_has_no_error(ask):
 
 def test_bbh_and_tydiqa_weigh_their_subtasks_alike_and_mmlu_its_questions(ask):
     """Right in one subtask only: sums (2 of 3), finnish (2 of 3), law (1 of 4)."""
-    replies = {"Add numbers": " 4+4: the answer is 8. no", "Kissa": " kissa", "about law": " B"}
+    replies = {"Add numbers": " 4+4: the answer is 8. no", "Kissa": " kissa", "about  law": " B"}
 
     def reply(_who, prompt, _times):
         return next((text for key, text in replies.items() if key in prompt), " A")

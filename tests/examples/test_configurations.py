@@ -12,11 +12,6 @@ from clusterucb.tasks.chosen import chosen
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
-def test_there_are_the_papers_and_a_small_one():
-    names = {path.name for path in EXAMPLES}
-    assert names >= {"paper-llama2-7b.yaml", "qwen2.5-3b.yaml", "smollm2-gsm8k.yaml"}
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_valid_and_names_what_exists(path):
     config = load(path)

@@ -1,19 +1,15 @@
 """Influence: maximum over subtasks, the same number for a row whoever asks and whatever was asked with it."""
 
-import json
+from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_adapters import adapter, rows
 
 from clusterucb.errors import InputError
 from clusterucb.features.influence import influence, stored_influence
 from clusterucb.features.scores import LiveInfluence, ScoreLog
-from clusterucb.gradients.batches import micro_batches
-from clusterucb.gradients.featurizer import Featurizer
-from clusterucb.gradients.projection import CountSketch
 
 DIM = 64
 
@@ -53,89 +49,61 @@ def test_a_rows_score_does_not_depend_on_what_was_scored_with_it_in_any_bit(n, s
     assert np.array_equal(stored_influence(features, directions, block=data.draw(st.integers(1, 9))), whole)
 
 
-@pytest.fixture(scope="module")
-def live():
-    batch = rows(np.random.default_rng(0).integers(3, 30, 24).tolist(), 1)
-    return Featurizer(adapter("llama"), CountSketch(seed=1, dim=DIM)), batch
+class Live:
+    """Features of 24 rows, that are looked up when they are asked for."""
+
+    def __init__(self, path, batch_tokens=60):
+        self.features, self.directions, self.asked = random_features(24), random_directions(3), []
+        self.lengths = np.random.default_rng(0).integers(3, 30, 24)
+        self.path, self.batch_tokens = path, batch_tokens
+
+    def compute(self, rows):
+        self.asked.append(rows.tolist())
+        return self.features[rows]
+
+    def __call__(self, rows, compute=None, **more):
+        with ScoreLog(self.path, "w") as log:
+            score = LiveInfluence(
+                compute or self.compute, self.lengths, self.directions, self.batch_tokens, log, **more
+            )
+            return score(np.array(rows))
 
 
-def score(featurize, batch, directions, batch_tokens, log, describe="row {}".format, **more):
-    def features(rows):
-        return featurize([batch[row] for row in rows], lambda b: describe(rows[b]))[0]
-
-    return LiveInfluence(features, lengths_of(batch), directions, batch_tokens, log, **more)
+@pytest.fixture
+def live(tmp_path):
+    return Live(tmp_path / "scores.jsonl")
 
 
-def lengths_of(batch):
-    return np.array([len(row.ids) for row in batch])
-
-
-def test_live_equals_stored_in_every_bit_when_batches_are_the_same(live, tmp_path):
-    featurize, batch = live
-    lengths, directions = lengths_of(batch), random_directions(3)
-    store = np.empty((len(batch), DIM), np.float16)
-    for places in micro_batches(lengths, 90):
-        store[places], _ = featurize([batch[i] for i in places])
-    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        found = score(featurize, batch, directions, 90, log)(np.arange(len(batch)))
-    assert np.array_equal(found, stored_influence(store, directions))
-
-
-def test_scores_come_in_the_order_asked_for(live, tmp_path):
-    featurize, batch = live
-    directions = random_directions(3)
-    asked = np.array([17, 3, 20, 0, 11])
-    told = []
-    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        found = score(featurize, batch, directions, 60, log, progress=told.append)(asked)
-    for row, met in zip(asked, found, strict=True):
-        alone = influence(featurize([batch[row]])[0], directions)[0]
-        assert met == pytest.approx(alone, abs=1e-3)
+def test_live_scores_are_the_stored_ones_in_the_order_asked_for(live):
+    told, rows = [], [17, 3, 20, 0, 11]
+    found = live(rows, progress=told.append)
+    assert found.tolist() == stored_influence(live.features, live.directions)[rows].tolist()
     assert sum(told) == 5
+    assert sorted(chain(*live.asked)) == sorted(rows)
+    assert all(len(batch) == 1 or len(batch) * live.lengths[batch].max() <= 60 for batch in live.asked)
 
 
-def test_nothing_is_computed_twice(live, tmp_path, monkeypatch):
-    featurize, batch = live
-    directions = random_directions(3)
-    asked = np.array([17, 3, 20, 0, 11, 5, 9, 2])
-    path = tmp_path / "scores.jsonl"
-    with ScoreLog(path, "w") as log:
-        first = score(featurize, batch, directions, 60, log)(asked)
-    seconds = log.seconds
-    assert seconds > 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) > 2
-    path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing
-
-    computed = []
-    whole = Featurizer._batch
-    monkeypatch.setattr(
-        Featurizer, "_batch", lambda self, some, name: computed.append(len(some)) or whole(self, some, name)
-    )
-    with ScoreLog(path, "w") as log:
-        assert np.array_equal(score(featurize, batch, directions, 60, log)(asked), first)
-    assert computed == [len(json.loads(lines[-1])["scores"])]
-    with ScoreLog(path, "w") as log:
-        assert np.array_equal(log.known(asked), first)
+def test_nothing_is_computed_twice(live):
+    rows = [17, 3, 20, 0, 11, 5, 9, 2]
+    first = live(rows)
+    lines = live.path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(live.asked) > 2
+    live.path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing
+    (*_, last), live.asked = live.asked, []
+    for _ in range(2):
+        assert live(rows).tolist() == first.tolist()
+        assert live.asked == [last]
 
 
-def test_a_failing_row_is_named_and_gets_no_score(live, tmp_path, monkeypatch):
-    featurize, batch = live
-    directions = random_directions(3)
-    whole = Featurizer._batch
+def test_a_failing_row_gets_no_score(live):
+    def failing(rows):
+        if 11 in rows:
+            raise InputError("pool.jsonl:11: its loss is nan")
+        return live.features[rows]
 
-    def failing(self, some, describe):
-        for place, row in enumerate(some):
-            if row is batch[11]:
-                raise InputError(f"{describe(place)}: its loss is nan")
-        return whole(self, some, describe)
-
-    monkeypatch.setattr(Featurizer, "_batch", failing)
-    asked = np.array([17, 3, 11, 20])
-    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        influence_of = score(featurize, batch, directions, 30, log, "pool.jsonl:{}".format)
-        with pytest.raises(InputError, match=r"^pool\.jsonl:11: its loss is nan"):
-            influence_of(asked)
+    with pytest.raises(InputError, match=r"^pool\.jsonl:11: its loss is nan"):
+        live([17, 3, 11, 20], failing)
+    with ScoreLog(live.path, "w") as log:
         assert log.known(np.array([11])) is None
 
 

@@ -112,16 +112,6 @@ def test_the_block_does_not_change_the_labels(block):
     assert found.centroids == pytest.approx(whole.centroids, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_memmap_gives_what_the_array_gives(tmp_path, dtype):
-    features = planted(dtype=dtype)
-    features.tofile(tmp_path / "rows")
-    stored = np.memmap(tmp_path / "rows", dtype=dtype, mode="r", shape=features.shape)
-    a, b = spherical_kmeans(features, 7, block=50), spherical_kmeans(stored, 7, block=50)
-    assert (a.labels == b.labels).all()
-    assert (a.centroids == b.centroids).all()
-
-
 def test_the_store_is_read_by_blocks_and_not_changed():
     features = planted(n=500)
     before = features.copy()

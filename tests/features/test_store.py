@@ -89,19 +89,21 @@ def test_finished_rows_are_flushed_every_few_seconds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "dim", "changes", "words"),
+    ("wanted", "words"),
     [
-        (3, 4, {"model": "xyz"}, "made with model 'abc', this run has 'xyz'"),
-        (3, 4, {"formula": "adam"}, "made with formula 'less', this run has 'adam'"),
-        (3, 4, {"chat": "tulu"}, "made with chat None, this run has 'tulu'"),
-        (3, 8, {}, "dim 4.*has 8"),
-        (5, 4, {}, "rows 3.*has 5"),
+        ((3, 4, {"model": "xyz"}), "made with model 'abc', this run has 'xyz'"),
+        ((3, 4, {"formula": "adam"}), "made with formula 'less', this run has 'adam'"),
+        ((3, 4, {"chat": "tulu"}), "made with chat None, this run has 'tulu'"),
+        ((3, 4, {}, "1bit"), "made with store_dtype 'float16', this run has '1bit'"),
+        ((3, 8, {}), "dim 4.*has 8"),
+        ((5, 4, {}), "rows 3.*has 5"),
     ],
 )
-def test_a_store_of_something_else_is_refused_with_both_values(tmp_path, rows, dim, changes, words):
+def test_a_store_of_something_else_is_refused_with_both_values(tmp_path, wanted, words):
     fill(tmp_path, *content(3, 4), [])
+    rows, dim, changes, *dtype = wanted
     with pytest.raises(MismatchError, match=f"^{tmp_path} was .*{words}"):
-        FeatureWriter(tmp_path, rows, dim, {**MADE_WITH, **changes})
+        FeatureWriter(tmp_path, rows, dim, {**MADE_WITH, **changes}, *dtype)
     assert len(FeatureStore(tmp_path)) == 3
 
 

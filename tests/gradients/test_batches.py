@@ -25,13 +25,6 @@ def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, 
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 200))
-def test_a_plan_depends_on_lengths_and_bound_alone(lengths, bound):
-    again = micro_batches(lengths.copy(), bound)
-    assert [b.tolist() for b in micro_batches(lengths, bound)] == [b.tolist() for b in again]
-
-
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 99))
 def test_a_batch_holds_every_row_and_every_label_where_it_is_predicted(lengths, seed):
     made = rows(lengths, seed)

@@ -156,15 +156,28 @@ def test_every_subject_and_task_is_a_subtask_with_a_direction(settings):
     assert len(np.unique(directions, axis=0)) == 4
 
 
-@pytest.mark.parametrize("name", list(TASKS))
-def test_a_target_learns_what_follows_the_given_beginning_and_no_more(session, settings, name):
-    made = session(name).inputs
+@pytest.mark.parametrize(
+    ("name", "wanted", "end"), [*((name, "auto", "") for name in TASKS), ("gsm8k", "learn", "<|im_end|>")]
+)
+def test_a_target_learns_what_follows_the_given_beginning_and_no_more(session, settings, name, wanted, end):
+    """Not even its end, as LESS has it, unless that is asked for."""
+    made = session(name, target_end=wanted).inputs
     questions = TASKS[name].targets(Path(settings["data_dir"]), None, 0)
     assert made.targeted.ids == [f"{name}.jsonl:{n + 1}" for n in range(len(questions))]
     for question, encoded in zip(questions, made.targeted.tokens, strict=True):
-        assert made.tokenizer.decode(encoded.ids[encoded.labels]) == f"{question.answer}<|im_end|>"
+        assert made.tokenizer.decode(encoded.ids[encoded.labels]) == f"{question.answer}{end}"
         prompt = made.tokenizer.decode(encoded.ids[: encoded.labels.argmax()])
         assert prompt.endswith(f"{question.ask}<|im_end|>\n<|im_start|>assistant\n{question.opening}")
+
+
+@pytest.mark.parametrize(("wanted", "learnt"), [("auto", True), ("learn", True), ("leave", False)])
+def test_the_end_of_a_target_row_of_ones_own_is_learnt_unless_it_is_to_be_left(
+    session, shared_settings, wanted, learnt
+):
+    made = session(*shared_settings["target"], target_end=wanted).inputs
+    for encoded in made.targeted.tokens:
+        text = made.tokenizer.decode(encoded.ids[encoded.labels])
+        assert text.endswith("<|im_end|>") == learnt
 
 
 # --- What a person can get wrong

@@ -35,7 +35,7 @@ def converted(name, records):
         if isinstance(item, Conversation):
             kept.append((item.key, [(m.role, m.content) for m in item.messages]))
         else:
-            dropped.append(item.reason)
+            dropped.append(item)
     return kept, dropped
 
 

@@ -5,7 +5,6 @@ from source_helpers import converted, pair, prepared
 
 from clusterucb.data.pool import Pool
 from clusterucb.sources import prepare
-from clusterucb.tasks.gsm8k import worked_answer
 from file_helpers import official_files
 
 ADD = {"instruction": " Add the numbers. ", "input": "2, 3\n", "output": "5 "}
@@ -27,6 +26,8 @@ WORKED = {"question": "How many? ", "answer": "Half is 6/2=<<6/2=3>>3.\nAll: $1,
         ("flan_v2", PROMPT, pair("Is it so?\nAnswer:", " yes\n")),
         ("cot", PROMPT, pair("Is it so?\nAnswer:", " yes\n")),
         ("gsm8k", WORKED, pair("How many?", "Half is 6/2=3.\nAll: $1,000.\nThe answer is 1003.")),
+        ("gsm8k", {"question": "x", "answer": "a #### b\n#### -4"}, pair("x", "a #### b\nThe answer is -4.")),
+        ("gsm8k", {"question": "x", "answer": "#### 7"}, pair("x", "The answer is 7.")),
     ],
 )
 def test_a_row_becomes_one_question_and_one_answer(name, record, turns):
@@ -50,20 +51,6 @@ def test_flans_tables_say_the_rationale_and_then_the_answer(tmp_path, file, newl
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
-    [("a #### b\n#### -4", "a #### b\nThe answer is -4."), ("#### 7", "The answer is 7.")],
-)
-def test_the_last_mark_is_the_answers(answer, said):
-    assert worked_answer(answer) == said
-
-
-@pytest.mark.parametrize("answer", ["", "It is 4.", "It is 4. ####", "#### \n", "### 4"])
-def test_an_answer_without_a_final_number_is_refused(answer):
-    with pytest.raises(ValueError, match="no final answer"):
-        worked_answer(answer)
-
-
-@pytest.mark.parametrize(
     ("name", "record", "reason"),
     [
         ("code_alpaca", {"instruction": "Do.", "input": "", "output": " \n"}, "empty output"),
@@ -77,6 +64,8 @@ def test_an_answer_without_a_final_number_is_refused(answer):
         ("cot", {"inputs": "x", "answer": "y", "rationale": "\\n"}, "empty rationale"),
         ("cot", {"inputs": "\\n", "answer": "y", "rationale": "z"}, "empty instruction"),
         ("gsm8k", {"question": "x", "answer": "It is 4."}, "no final answer"),
+        ("gsm8k", {"question": "x", "answer": "It is 4. #### \n"}, "no final answer"),
+        ("gsm8k", {"question": "x", "answer": "### 4"}, "no final answer"),
         ("gsm8k", {"question": "x", "answer": ""}, "empty output"),
         ("gsm8k", {"question": " ", "answer": "#### 4"}, "empty instruction"),
     ],

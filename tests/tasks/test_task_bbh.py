@@ -3,19 +3,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import hub_of_all, install, write_bbh, write_harness
+from task_helpers import hub_of_all, write_bbh
 
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import bbh
 from clusterucb.tasks.bbh import final_answer, score
 from file_helpers import refusal, write
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_bbh(tmp_path / "bbh")
-    return tmp_path
-
 
 SHOTS = [
     "Q: 1 + 1\nA: Let's think step by step.\nOne more than 1 is 2. So the answer is 2.\n\n",
@@ -66,8 +59,7 @@ def test_the_files_are_found_in_open_instructs_folders_too(tmp_path, place, exam
     assert len(list(bbh.questions(tmp_path / "data", 3))) == 3
 
 
-def test_the_hub_gives_the_questions_and_the_harness_the_shots(tmp_path, monkeypatch):
-    install(monkeypatch, lm_eval=write_harness(tmp_path))
+def test_the_hub_gives_the_questions_and_the_harness_the_shots(harness, monkeypatch):
     hub_of_all(monkeypatch)
     first, _ = bbh.questions(None, 1)
     assert first.ask == (
@@ -76,9 +68,8 @@ def test_the_hub_gives_the_questions_and_the_harness_the_shots(tmp_path, monkeyp
     assert [q.gold for q in bbh.targets(None, None, 0)] == [{"target": str(n)} for n in range(3)]
 
 
-def test_a_harness_with_other_shots_is_refused(tmp_path, monkeypatch):
-    install(monkeypatch, lm_eval=write_harness(tmp_path))
-    path = tmp_path / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml"
+def test_a_harness_with_other_shots_is_refused(harness):
+    path = harness / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml"
     config = json.loads(path.read_text())
     config["fewshot_config"]["samples"].pop()
     path.write_text(json.dumps(config))

@@ -8,7 +8,7 @@ from clusterucb.tasks import files
 from clusterucb.tasks.files import list_field, read_json, samples, text_field
 from file_helpers import refusal, write
 
-FILES = files.Official("sums", folders=("sums", "add"), expects="sums/a.json", url="https://example.org/sums")
+FILES = files.Official("sums", also=("add",), expects="sums/a.json", url="https://example.org/sums")
 
 
 def test_folders_of_the_task_come_before_the_data_folder(tmp_path):
@@ -40,17 +40,17 @@ def test_fields_are_told_with_what_was_met_and_texts_stay_as_they_are():
 
 
 @pytest.fixture
-def harness(tmp_path, monkeypatch):
+def package(tmp_path, monkeypatch):
     """A package lm_eval that fails when it is imported."""
     folder = write_harness(tmp_path / "lm_eval")
-    (folder / "__init__.py").write_text("raise ImportError('imported')\n")
+    write(folder / "__init__.py", "raise ImportError('imported')\n")
     monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return folder
 
 
-def test_files_of_a_package_are_found_without_importing_it(harness):
-    assert files.harness_files("bbh/cot_fewshot") == [harness / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml"]
+def test_files_of_a_package_are_found_without_importing_it(package):
+    assert files.harness_files("bbh/cot_fewshot") == [package / "tasks" / "bbh" / "cot_fewshot" / "sums.yaml"]
     (path,) = files.harness_files("gsm8k", "gsm8k-cot.yaml")
     assert samples(path, "question")[1] == ("Two and two?", "2 + 2 = 4. The answer is 4.")
     assert files.read_config(path)["doc_to_text"] is None

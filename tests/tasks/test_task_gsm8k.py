@@ -3,20 +3,12 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from task_helpers import GSM8K_TEST, GSM8K_TRAIN, install, write_harness
+from task_helpers import GSM8K_TRAIN, install
 
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import gsm8k
 from clusterucb.tasks.gsm8k import last_number, score
 from file_helpers import refusal, write
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    install(monkeypatch, lm_eval=write_harness(tmp_path / "lm_eval"))
-    write(tmp_path / "data" / "gsm8k" / "train.jsonl", GSM8K_TRAIN)
-    write(tmp_path / "data" / "gsm8k" / "test.jsonl", GSM8K_TEST)
-    return tmp_path / "data"
 
 
 def test_a_question_without_shots_in_full(folder):
@@ -30,7 +22,7 @@ def test_a_question_without_shots_in_full(folder):
     assert second.answer == " 2*600 = $1,200.\nThe answer is 1200."
 
 
-def test_a_question_with_shots_in_full(folder):
+def test_a_question_with_shots_in_full(folder, harness):
     assert next(gsm8k.questions(folder, 2)).ask == (
         "Answer the following questions.\n\n"
         "Question: One and one?\nAnswer: 1 + 1 = 2. The answer is 2.\n\n"

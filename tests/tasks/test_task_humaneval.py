@@ -12,12 +12,6 @@ from file_helpers import refusal, write
 NAME = "HumanEval.jsonl.gz"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write(tmp_path / "humaneval" / NAME, HUMANEVAL)
-    return tmp_path
-
-
 def test_a_question_in_full(folder):
     question = list(humaneval.questions(folder, 0))[3]
     assert question.ask == ('Complete the following python function.\n\n\n\n\ndef add3(x):\n    """Add 3."""')

@@ -1,21 +1,13 @@
 import pytest
-from task_helpers import MMLU_DEV, MMLU_TEST, write_mmlu
 
 from clusterucb.tasks import mmlu
 from file_helpers import Hub, refusal, write
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_mmlu(tmp_path / "mmlu", "dev", MMLU_DEV)
-    write_mmlu(tmp_path / "mmlu", "test", MMLU_TEST)
-    return tmp_path
-
-
 def test_a_question_without_shots_in_full(folder):
     first = next(mmlu.questions(folder, 0))
     assert first.ask == (
-        "The following are multiple choice questions (with answers) about anatomy.\n\n"
+        "The following are multiple choice questions (with answers) about  anatomy.\n\n"
         "Where is the nail?\nA. toe\nB. ear\nC. eye\nD. lip\nAnswer:"
     )
     assert (first.opening, first.answer, first.gold) == ("The answer is:", " A", {"letter": "A"})
@@ -26,7 +18,7 @@ def test_a_question_without_shots_in_full(folder):
 def test_a_question_with_shots_in_full(folder):
     (folder / "mmlu" / "test" / "anatomy_test.csv").unlink()
     assert next(mmlu.questions(folder, 2)).ask == (
-        "The following are multiple choice questions (with answers) about world religions.\n\n"
+        "The following are multiple choice questions (with answers) about  world religions.\n\n"
         'Which, if any?\nA. one\nB. two, too\nC. a "third"\nD. 4\nAnswer: C\n\n'
         "A longer\nquestion?\nA. 0.50\nB. 1\nC. 2\nD. 3\nAnswer: A\n\n"
         "How many?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from task_helpers import GSM8K_TRAIN, hub_of_all, install, write_all, write_harness
+from task_helpers import GSM8K_TRAIN, hub_of_all, install, write_all
 
 from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
@@ -26,9 +26,7 @@ def folder(tmp_path_factory):
     return write_all(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.fixture(autouse=True)
-def _harness(tmp_path, monkeypatch):
-    install(monkeypatch, lm_eval=write_harness(tmp_path / "lm_eval"))
+pytestmark = pytest.mark.usefixtures("harness")
 
 
 @pytest.fixture(params=list(TASKS))

@@ -10,16 +10,10 @@ from clusterucb.tasks.tydiqa import score
 from file_helpers import refusal, write
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_tydiqa(tmp_path / "tydiqa")
-    return tmp_path
-
-
 def test_a_question_without_shots_in_full(folder):
     russian = next(q for q in tydiqa.questions(folder, 0) if q.subtask == "russian")
     assert russian.ask == (
-        "Ответьте на следующий вопрос на основе информации в данном отрывке.\n\n"
+        "Ответьте на следующий вопрос на основе информации в данном отрывке."
         "Отрывок: russian passage 0.\nВопрос: russian dev 0?"
     )
     assert (russian.opening, russian.answer) == ("Ответ:", " The Cat sat")
@@ -43,7 +37,7 @@ def test_the_target_is_a_languages_first_question_on_a_passage_that_is_not_long(
     assert len({q.opening for q in found}) == 9
     english = found[2]
     assert english.ask == (
-        "Answer the following question based on the information in the given passage.\n\n"
+        "Answer the following question based on the information in the given passage."
         f"Passage: english 1 {'x' * 30}\nQuestion: english train 1?"
     )
     assert (english.opening, english.answer) == ("Answer:", " answer 1")

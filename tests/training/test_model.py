@@ -46,16 +46,14 @@ class TestAdapter:
         with torch.no_grad():
             assert torch.equal(loaded(input_ids=ids[None]).logits, model(input_ids=ids[None]).logits)
 
-    def test_a_folder_without_an_adapter_is_refused(self, tmp_path):
+    def test_a_folder_without_an_adapter_or_one_of_another_shape_is_refused(self, tmp_path):
         with pytest.raises(InputError, match=r"expected a folder with adapter_config\.json"):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
-
-    def test_an_adapter_of_another_shape_is_refused_where_it_goes_on(self, tmp_path):
-        save_adapter(adapted(rank=4), tmp_path / "adapter")
-        config = tmp_path / "adapter" / "adapter_config.json"
+        save_adapter(adapted(rank=4), tmp_path)
+        config = tmp_path / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
         with pytest.raises(InputError, match="does not fit this model"):
-            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path / "adapter"))
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
 
     @pytest.mark.parametrize(
         ("lora", "words"),
@@ -123,16 +121,15 @@ class TestLoading:
         with pytest.raises(InputError, match=r"model: has no tokenizer \(expected tokenizer\.json\)"):
             load_tokenizer(settings_of(tmp_path / "model"))
 
-    @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}'])
-    def test_a_folder_that_is_no_causal_model(self, tmp_path, content):
-        if content is not None:
+    @pytest.mark.parametrize(
+        "content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}', "torn weights"]
+    )
+    def test_a_folder_that_is_no_causal_model(self, tmp_path, content, model_folder):
+        if content == "torn weights":
+            shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+            os.truncate(tmp_path / "model.safetensors", 1000)
+        elif content is not None:
             (tmp_path / "config.json").write_text(content)
-        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
-            load_model(settings_of(tmp_path))
-
-    def test_a_torn_weights_file(self, tmp_path, model_folder):
-        shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
-        os.truncate(tmp_path / "model.safetensors", 1000)
         with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
             load_model(settings_of(tmp_path))
 

@@ -36,11 +36,20 @@ _LEADING_TOKEN = re.compile(r"\s*<[^<>\s]+>")
 class Rendered:
     """Text, and the character ranges [start, end) of each answer with its end token, in order.
 
-    What is given of an answer (`Message.given`) is not in its range.
+    What is given of an answer (`Message.given`) is not in its range. `ends` are where the answers themselves
+    end, before their end tokens.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    ends: tuple[int, ...]
+
+    def without_ends(self) -> Rendered:
+        """The same, with ranges that leave the end tokens out."""
+        spans = tuple(
+            (start, min(end, last)) for (start, end), last in zip(self.spans, self.ends, strict=True)
+        )
+        return Rendered(self.text, spans, self.ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +94,17 @@ class Tulu:
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """The text ends right after the last eos; a span is an answer and its eos."""
-        text, spans = self.bos, []
+        text, spans, ends = self.bos, [], []
         for message in _through_last_answer(messages):
             text += f"<|{message.role}|>\n"
             start = len(text)
             text += message.content.strip()
             if message.role == "assistant":
+                ends.append(len(text))
                 text += self.eos
                 spans.append((start + len(message.given), len(text)))
             text += "\n"
-        return Rendered(text.removesuffix("\n"), tuple(spans))
+        return Rendered(text.removesuffix("\n"), tuple(spans), tuple(ends))
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the last `<|assistant|>\\n`."""
@@ -140,9 +150,9 @@ class Template:
                     f"the tokenizer's chat template leaves out a part of message {i + 1} ({message.role}); "
                     "use --chat tulu, or another template"
                 )
-        if self._marks:
-            return Rendered(text, self._marked(turns))
-        return Rendered(text, tuple(self._span(text, places[i], messages[i]) for i in answers))
+        spans = tuple(self._span(text, places[i], messages[i]) for i in answers)
+        marked = self._marked(turns) if self._marks else spans
+        return Rendered(text, marked, tuple(end for _, end in places.values()))
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the template's generation prompt."""
@@ -272,16 +282,18 @@ def fingerprint(tokenizer: Any, chat: ChatFormat) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def encode(messages: Sequence[Message], tokenizer: Any, chat: ChatFormat, where: str) -> Encoded:
+def encode(
+    messages: Sequence[Message], tokenizer: Any, chat: ChatFormat, where: str, *, ends: bool = True
+) -> Encoded:
     """Tokens and labels of a conversation; a token is a label if it starts inside an answer's span, or with
-    nothing but the space before it.
+    nothing but the space before it. Without `ends` the end tokens of answers are none.
 
     Raises InputError naming `where` if the chat template fails on it, ConfigError if the tokenizer is
     not fast.
     """
     _require_offsets(tokenizer)
     try:
-        rendered = chat.render(messages)
+        rendered = chat.render(messages) if ends else chat.render(messages).without_ends()
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     tokens = tokenizer(

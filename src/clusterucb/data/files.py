@@ -26,7 +26,7 @@ from clusterucb.errors import InputError, StorageError, reason
 
 HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".parquet")
-_ENDING = re.compile(r"(\.jsonl|\.json|\.parquet)(\.gz)?\Z", re.IGNORECASE)
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})(\.gz)?\Z", re.IGNORECASE)
 _PARQUET_BATCH = 256  # rows decoded at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # a literal or an escape cut by the chunk's end fails at most this far before it

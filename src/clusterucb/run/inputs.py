@@ -366,20 +366,28 @@ class Inputs:
         """The target's rows, cut for gradients; all must be usable."""
         return Targeted(
             [row.id for row in self.target.rows],
-            self.encode_all(self.target, self.config.gradients.target_length, "--target-length"),
+            self.encode_all(
+                self.target, self.config.gradients.target_length, "--target-length", ends=self.learns_ends
+            ),
             self.target.codes,
         )
+
+    @property
+    def learns_ends(self) -> bool:
+        """Whether the end tokens of the target's answers are labels."""
+        wanted = self.config.gradients.target_end
+        return wanted == "learn" or (wanted == "auto" and self.config.target[0] not in TASKS)
 
     @cached_property
     def evaluation_tokens(self) -> Sequence[Encoded]:
         """The rows that models are evaluated on, cut for training; all must be usable."""
         return self.encode_all(self.evaluated[0], self.config.training.train_length, "--train-length")
 
-    def encode_all(self, rows: Target, length: int, option: str) -> Sequence[Encoded]:
+    def encode_all(self, rows: Target, length: int, option: str, *, ends: bool = True) -> Sequence[Encoded]:
         """Rows cut to `length`, or an error that names the first which does not fit."""
         encoded = []
         for row in rows.rows:
-            fitted = fit(encode(row.messages, self.tokenizer, self.chat, row.id), length)
+            fitted = fit(encode(row.messages, self.tokenizer, self.chat, row.id, ends=ends), length)
             if isinstance(fitted, str):
                 raise InputError(f"{row.id}: {fitted}; raise {option} or take the row out")
             encoded.append(fitted)

@@ -233,7 +233,9 @@ class Session:
     @property
     def aimed_with(self) -> dict[str, object]:
         """What the target's directions depend on besides."""
-        target = {"target": self.inputs.target.fingerprint}
+        target: dict[str, object] = {"target": self.inputs.target.fingerprint}
+        if not self.inputs.learns_ends:
+            target["target_end"] = "leave"
         return {**self.planned_with, **target, "target_length": self.config.gradients.target_length}
 
     def alone(self) -> Session:

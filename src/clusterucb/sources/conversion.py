@@ -21,7 +21,7 @@ from clusterucb.runtime.files import publish, write_json
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.sources.raw import open_raw, raw_rows
-from clusterucb.sources.source import Conversation, Dropped, RawRows, Source
+from clusterucb.sources.source import Conversation, Item, RawRows, Source
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
 """How progress is shown: `Screen.track`."""
@@ -108,12 +108,12 @@ def _counted(rows: RawRows, advance: Advance) -> RawRows:
         advance(1)
 
 
-def _lines(name: str, items: Iterable[Conversation | Dropped], dropped: Counter[str]) -> Iterator[bytes]:
+def _lines(name: str, items: Iterable[Item], dropped: Counter[str]) -> Iterator[bytes]:
     """The conversations as lines to write; what is dropped is counted."""
     for item in items:
-        line = item if isinstance(item, Dropped) else _line(name, item)
-        if isinstance(line, Dropped):
-            dropped[line.reason] += 1
+        line = item if isinstance(item, str) else _line(name, item)
+        if isinstance(line, str):
+            dropped[line] += 1
         else:
             yield line
 
@@ -141,7 +141,7 @@ def _write(lines: Iterable[bytes], part: Path) -> tuple[int, str]:
     return written, sha.hexdigest()
 
 
-def _line(name: str, conversation: Conversation) -> bytes | Dropped:
+def _line(name: str, conversation: Conversation) -> bytes | str:
     row = {
         "dataset": name,
         "id": f"{name}_{conversation.key}",
@@ -150,4 +150,4 @@ def _line(name: str, conversation: Conversation) -> bytes | Dropped:
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which no tokenizer takes
-        return Dropped("broken Unicode")
+        return "broken Unicode"

@@ -12,7 +12,7 @@ from typing import Any
 
 from clusterucb.data.rows import Message, unexpected
 from clusterucb.errors import InputError
-from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
+from clusterucb.sources.source import Conversation, Item, RawRows, free_key
 
 TREE_COLUMNS = ("message_tree_id", "prompt")
 FLAT_COLUMNS = ("message_tree_id", "message_id", "parent_id", "text", "role")
@@ -22,7 +22,7 @@ _WRITTEN = ("user", "assistant")
 _Node = Mapping[str, Any]
 
 
-def convert_oasst(rows: RawRows) -> Iterator[Conversation | Dropped]:
+def convert_oasst(rows: RawRows) -> Iterator[Item]:
     """All conversations of all trees, in the order of the trees and of the replies' ranks.
 
     A message that is deleted, empty, of an unknown role or of the role of its parent is cut off with
@@ -30,16 +30,13 @@ def convert_oasst(rows: RawRows) -> Iterator[Conversation | Dropped]:
     """
     keys = set[str]()
     for number, (tree, where) in enumerate(_trees(rows)):
-        if isinstance(tree, Dropped):
-            yield tree
-            continue
-        for item in _paths(tree, where):
+        for item in [tree] if isinstance(tree, str) else _paths(tree, where):
             if isinstance(item, Conversation):
                 item = Conversation(free_key(item.key, number, keys), item.messages)
             yield item
 
 
-def _trees(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
+def _trees(rows: RawRows) -> Iterator[tuple[_Node | str, str]]:
     """The trees, as they stand there or grown from flat rows.
 
     Raises InputError for a tree whose rows do not stand together: in a file put into another order
@@ -64,12 +61,12 @@ def _trees(rows: RawRows) -> Iterator[tuple[_Node | Dropped, str]]:
         yield from _linked(messages)
 
 
-def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node | Dropped, str]]:
+def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node | str, str]]:
     """The roots, with all replies hung into place; a child may stand before its parent."""
     by_id: dict[str, dict[str, Any]] = {}
     for message, where in messages:
         if by_id.setdefault(message["message_id"], message) is not message:
-            yield Dropped("repeated message"), where
+            yield "repeated message", where
     roots = [message for message in by_id.values() if message["parent_id"] is None]
     for message in by_id.values():
         if message["parent_id"] is not None and str(message["parent_id"]) in by_id:
@@ -77,7 +74,7 @@ def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node 
     where = messages[0][1]
     # A filtered file lacks some parents; what hung below them reaches no prompt.
     for _ in range(len(by_id) - sum(map(_size, roots))):
-        yield Dropped("unknown parent"), where
+        yield "unknown parent", where
     yield from ((root, where) for root in roots)
 
 
@@ -89,10 +86,10 @@ def _size(root: _Node) -> int:
     return count
 
 
-def _paths(root: _Node, where: str) -> Iterator[Conversation | Dropped]:
+def _paths(root: _Node, where: str) -> Iterator[Item]:
     fault = _fault(root, 0)
     if fault:
-        yield Dropped(fault)
+        yield fault
         return
     path: list[Message] = []
     stack = [(root, 0)]
@@ -104,12 +101,12 @@ def _paths(root: _Node, where: str) -> Iterator[Conversation | Dropped]:
         for reply in _ranked(node, where):
             fault = _fault(reply, depth + 1)
             if fault:
-                yield Dropped(fault)
+                yield fault
             else:
                 usable.append((reply, depth + 1))
         stack.extend(reversed(usable))
         if not usable:
-            yield Conversation(node["message_id"], tuple(path)) if depth % 2 else Dropped("no reply")
+            yield Conversation(node["message_id"], tuple(path)) if depth % 2 else "no reply"
 
 
 def _ranked(node: _Node, where: str) -> list[_Node]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from clusterucb.data.rows import Message, unexpected
-from clusterucb.sources.source import Conversation, Dropped, RawRows, free_key
+from clusterucb.sources.source import Conversation, Item, RawRows, free_key
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -30,7 +30,7 @@ _BUTTON_IN_FENCE = re.compile(rf"\A\s*({_LANGUAGE})?\n?Copy code\n?")
 _BUTTON_BELOW_LANGUAGE = re.compile(rf"^([ \t]*{_LANGUAGE})\n?Copy code[ \t]*$", re.MULTILINE)
 
 
-def convert_sharegpt(rows: RawRows) -> Iterator[Conversation | Dropped]:
+def convert_sharegpt(rows: RawRows) -> Iterator[Item]:
     """The chats, cleaned, cut where a role speaks twice; each piece from a user's to an assistant's turn.
 
     As open-instruct does, a chat with a turn of `system`, `bing` or `bard` is dropped whole; so is one with
@@ -41,11 +41,11 @@ def convert_sharegpt(rows: RawRows) -> Iterator[Conversation | Dropped]:
         turns = _turns(record["conversations"], where)
         refusal = _refusal(turns)
         if refusal:
-            yield Dropped(refusal)
+            yield refusal
             continue
         messages = [Message(_ROLES[sender], _clean(value)) for sender, value in turns]
         kept = [message for message in messages if message.content]
-        yield from [Dropped("empty turn")] * (len(messages) - len(kept))
+        yield from ["empty turn"] * (len(messages) - len(kept))
         yield from _named(list(_pieces(kept)), _key(record, number), keys, number)
 
 
@@ -75,29 +75,27 @@ def _refusal(turns: list[tuple[str, str]]) -> str:
     return "HTML turn" if any(_is_page(_clean(value), _ROLES[sender]) for sender, value in turns) else ""
 
 
-def _pieces(messages: list[Message]) -> Iterator[tuple[Message, ...] | Dropped]:
+def _pieces(messages: list[Message]) -> Iterator[tuple[Message, ...] | str]:
     """Runs of alternating roles, trimmed to begin with the user and end with the assistant."""
     cuts = [i for i, (a, b) in enumerate(pairwise(messages), 1) if a.role == b.role]
     for start, end in pairwise([0, *cuts, len(messages)]):
         if start < end and messages[start].role == "assistant":
-            yield Dropped("opening assistant turn")
+            yield "opening assistant turn"
             start += 1
         if end - start == 1:
-            yield Dropped("no reply")
+            yield "no reply"
         elif start < end:
             if messages[end - 1].role == "user":
-                yield Dropped("closing user turn")
+                yield "closing user turn"
                 end -= 1
             yield tuple(messages[start:end])
 
 
-def _named(
-    pieces: list[tuple[Message, ...] | Dropped], key: str, keys: set[str], row: int
-) -> Iterator[Conversation | Dropped]:
-    several = sum(not isinstance(piece, Dropped) for piece in pieces) > 1
+def _named(pieces: list[tuple[Message, ...] | str], key: str, keys: set[str], row: int) -> Iterator[Item]:
+    several = sum(not isinstance(piece, str) for piece in pieces) > 1
     number = 0
     for piece in pieces:
-        if isinstance(piece, Dropped):
+        if isinstance(piece, str):
             yield piece
         else:
             yield Conversation(free_key(f"{key}_{number}" if several else key, row, keys), piece)

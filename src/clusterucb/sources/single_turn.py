@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from clusterucb.data.rows import Message
-from clusterucb.sources.source import Conversation, Converter, Dropped, RawRows, raw_text
+from clusterucb.sources.source import Conversation, Converter, Item, RawRows, raw_text
 from clusterucb.tasks.gsm8k import worked_answer
 
 _Row = Mapping[str, Any]
-_Pair = tuple[str, str] | Dropped
+_Pair = tuple[str, str] | str
 _SENTENCE_END = (".", "!", "?")
 # Line breaks are spelled backslash-n in FLAN's TSV files, a few of them with the backslash doubled.
 _SPELLED_BREAK = re.compile(r"\\+n")
@@ -23,10 +23,10 @@ def single_turn(read: Callable[[_Row, str], _Pair]) -> Converter:
     The key is the row's number from 0, with dropped rows counted, as open-instruct numbers them.
     """
 
-    def convert(rows: RawRows) -> Iterator[Conversation | Dropped]:
+    def convert(rows: RawRows) -> Iterator[Item]:
         for number, (record, where) in enumerate(rows):
             pair = read(record, where)
-            yield pair if isinstance(pair, Dropped) else _conversation(number, *pair)
+            yield pair if isinstance(pair, str) else _conversation(number, *pair)
 
     return convert
 
@@ -42,7 +42,7 @@ def instruction(context: str, response: str) -> Callable[[_Row, str], _Pair]:
         asked = raw_text(record, "instruction", where).strip()
         given = raw_text(record, context, where).strip()
         if not asked:
-            return Dropped("empty instruction")
+            return "empty instruction"
         return f"{asked}\n\n{given}" if given else asked, raw_text(record, response, where).strip()
 
     return read
@@ -66,7 +66,7 @@ def chain_of_thought(record: _Row, where: str) -> _Pair:
         for column in ("inputs", "answer", "rationale")
     )
     if not answer or not rationale:
-        return Dropped("empty rationale" if answer else "empty answer")
+        return "empty rationale" if answer else "empty answer"
     one_sentence_more = "\n" not in rationale and rationale.endswith(_SENTENCE_END)
     ending = f"So the answer is {answer.removesuffix('.')}."
     return question, f"{rationale}{' ' if one_sentence_more else chr(10)}{ending}"
@@ -76,16 +76,16 @@ def worked_problem(record: _Row, where: str) -> _Pair:
     """Reader of GSM8K, its answers as `worked_answer` writes them."""
     answer = raw_text(record, "answer", where)
     if not answer.strip():
-        return Dropped("empty output")
+        return "empty output"
     try:
         return raw_text(record, "question", where).strip(), worked_answer(answer)
     except ValueError:
-        return Dropped("no final answer")
+        return "no final answer"
 
 
-def _conversation(number: int, asked: str, answered: str) -> Conversation | Dropped:
+def _conversation(number: int, asked: str, answered: str) -> Item:
     if not asked.strip():
-        return Dropped("empty instruction")
+        return "empty instruction"
     if not answered.strip():
-        return Dropped("empty output")
+        return "empty output"
     return Conversation(str(number), (Message("user", asked), Message("assistant", answered)))

@@ -20,14 +20,9 @@ class Conversation:
     messages: tuple[Message, ...]
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Something that is well-formed but not to learn from, with the reason it is counted under."""
-
-    reason: str
-
-
-Converter = Callable[[RawRows], Iterator[Conversation | Dropped]]
+Item = Conversation | str
+"""A row to write, or the reason why something well-formed is not: what it is counted under."""
+Converter = Callable[[RawRows], Iterator[Item]]
 
 
 @dataclass(frozen=True)

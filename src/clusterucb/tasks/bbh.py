@@ -19,7 +19,6 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = files.Official(
     "bbh",
-    folders=("bbh",),
     expects="bbh/cot-prompts/<task>.txt and, for the evaluation, bbh/<task>.json",
     url="https://github.com/suzgunmirac/BIG-Bench-Hard",
 )

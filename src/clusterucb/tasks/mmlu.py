@@ -14,7 +14,6 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "mmlu",
-    folders=("mmlu",),
     expects="mmlu/dev/<subject>_dev.csv and, for the evaluation, mmlu/test/<subject>_test.csv",
     url="https://people.eecs.berkeley.edu/~hendrycks/data.tar",
 )
@@ -53,8 +52,8 @@ def questions(data_dir: Path | None, shots: int) -> Iterator[Question]:
 
 
 def _question(subject: str, split: str, i: int, item: _Item, shots: Sequence[_Item]) -> Question:
-    # Open-instruct's header has two spaces after "about", a slip of MMLU's first release; one here.
-    about = subject.replace("_", " ")
+    # Two spaces after "about", a slip of MMLU's first release that LESS and open-instruct have kept.
+    about = f" {subject.replace('_', ' ')}"
     header = f"The following are multiple choice questions (with answers) about {about}.\n\n"
     examples = "".join(f"{shot.text}\nAnswer: {shot.letter}\n\n" for shot in shots)
     return Question(

@@ -21,7 +21,6 @@ from clusterucb.tasks.task import Question, Task, Variant, check_shots, draw
 
 _FILES = Official(
     "tydiqa",
-    folders=("tydiqa",),
     expects="tydiqa/tydiqa-goldp-v1.1-train.json and, for the evaluation, tydiqa/tydiqa-goldp-v1.1-dev.json",
     url="https://github.com/google-research-datasets/tydiqa",
 )
@@ -105,10 +104,11 @@ def _f1(predicted: list[str], right: list[str]) -> float:
 def _question(item: _Item, shots: list[_Item]) -> Question:
     opening = _HEADINGS[item.language][2]
     examples = [f"{shot.text}\n{opening} {shot.answers[0]}" for shot in shots]
+    between = "\n\n" if shots else ""  # as LESS's target has it, and open-instruct's evaluation
     return Question(
         id=f"tydiqa/{item.id}",
         subtask=item.language,
-        ask="\n\n".join([_INSTRUCTIONS[item.language], *examples, item.text]).strip(),
+        ask=_INSTRUCTIONS[item.language] + between + "\n\n".join([*examples, item.text]).strip(),
         opening=opening,
         answer=f" {item.answers[0].strip()}",
         core=f"{item.context.strip()}\n{item.question.strip()}",
