@@ -110,15 +110,14 @@ def run_settings(shared_settings):
 @pytest.fixture(scope="session")
 def finished_run(run_settings, tmp_path_factory):
     """The name of a method, as `compare` has it, to a finished run of it, made at the first use."""
-    from cli_helpers import clusterucb, options
+    from cli_helpers import done, options
     from clusterucb.run.presets import preset_named
 
     @cache
     def finished(name: str) -> FinishedRun:
         folder = tmp_path_factory.mktemp(name) / "run"
         settings = {**run_settings, **preset_named(name).settings, "out": str(folder)}
-        outcome = clusterucb("run", *options(settings), "--json-log", folder.with_name("events.jsonl"))
-        assert outcome.status == 0, outcome
+        outcome = done("run", *options(settings), "--json-log", folder.with_name("events.jsonl"))
         return FinishedRun(folder, settings, outcome.out)
 
     return finished

@@ -58,12 +58,12 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("writing a checkpoint of the warm-up", "initial", {"where": "torch:save", "path": "scheduler.pt"}),
     ("writing the warmup checkpoint", "initial", tensors("warmup.part/moments.safetensors.part")),
     ("dropping the trainer's states", "warmup", publication("run/warmup", "after")),
-    ("storing a feature", "warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
-    ("marking features as done", "warmup", {"where": "os:fsync", "call": 6}),
-    ("a batch of gradients", "warmup", {"where": BACKWARD, "call": 3}),
-    ("ending the store", "warmup", publication("features.part/manifest.json")),
-    ("directions", "features", tensors("directions/1.safetensors.part", "numpy")),
-    ("writing the clusters", "directions/1.safetensors", publication("clusters.safetensors")),
+    ("directions", "warmup", tensors("directions/1.safetensors.part", "numpy")),
+    ("storing a feature", "directions/1.safetensors", {"where": "os:pwrite", "call": 70, "torn": True}),
+    ("marking features as done", "directions/1.safetensors", {"where": "os:fsync", "call": 6}),
+    ("a batch of gradients", "directions/1.safetensors", {"where": BACKWARD, "call": 3}),
+    ("ending the store", "directions/1.safetensors", publication("features.part/manifest.json")),
+    ("writing the clusters", "features", publication("clusters.safetensors")),
     ("writing the first selection", "clusters.safetensors", writing("rounds/1.part/selected.jsonl")),
     ("a step of period 1", "rounds/1", {"where": STEP, "call": 3}),
     ("evaluating period 1", "rounds/1", {"where": FORWARD, "call": 2}),
@@ -84,7 +84,7 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("writing the summary", "evaluation.json", publication("summary.json")),
     ("writing the report", "summary.json", publication("report.html")),
 ]
-ARTIFACTS = ["", "pool", "initial", "warmup", "features", "directions/1.safetensors", "clusters.safetensors"]
+ARTIFACTS = ["", "pool", "initial", "warmup", "directions/1.safetensors", "features", "clusters.safetensors"]
 ARTIFACTS += ["rounds/1", "rounds/2", "rounds/3", "adapter", "evaluation.json", "summary.json", "report.html"]
 
 

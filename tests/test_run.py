@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from builders import build_model, build_tokenizer
-from cli_helpers import clusterucb, lines, options, read, result
+from cli_helpers import clusterucb, done, lines, options, read, result
 from clusterucb.features.store import FeatureStore
 from forks import publication
 
@@ -64,12 +64,6 @@ def copy(finished, tmp_path):
 def other(settings, tmp_path):
     """The same settings for another run directory."""
     return {**settings, "out": str(tmp_path / "run")}
-
-
-def done(command, *arguments):
-    outcome = clusterucb(command, *arguments)
-    assert outcome.status == 0, outcome
-    return outcome
 
 
 def test_a_run_makes_every_artifact(finished):
@@ -205,15 +199,18 @@ def test_the_adapter_loads_with_peft(finished, settings):
 
 
 @pytest.mark.whole
-def test_step_by_step_a_runs_own_settings_give_its_result_again(finished, tmp_path):
-    folder, shown = tmp_path / "run", []
-    for number, step in enumerate(STEPS):
-        given = [finished / "config.yaml"] if number == 0 else []
-        shown.append(Path(done(step, *given, "--out", folder).out.splitlines()[-1]))
-    assert all(path.exists() for path in shown)  # a step says what it has made
-    assert result(folder) == result(finished)
+@pytest.mark.parametrize("name", ["clusterucb", "less_clusterucb", "random", "rds"])
+def test_step_by_step_a_runs_own_settings_give_its_result_again(finished_run, name, tmp_path):
+    there, folder = finished_run(name).folder, tmp_path / "run"
+    steps = STEPS if (there / "warmup").exists() else STEPS[3:]
+    for step in steps:
+        given = [there / "config.yaml"] if step == steps[0] else []
+        shown = done(step, *given, "--out", folder).out
+        assert Path(shown.splitlines()[-1]).exists()  # a step says what it has made
+    assert result(folder) == result(there)
     done("run", "--out", folder)
-    assert read(folder / "summary.json")["selected"][2]["drawn"] == 20
+    ours, theirs = (read(run / "summary.json")["selected"] for run in (folder, there))
+    assert [found["drawn"] for found in ours] == [found["drawn"] for found in theirs]
 
 
 @pytest.mark.whole
@@ -235,17 +232,50 @@ def test_another_seed_gives_another_adapter(finished, other):
     assert not any(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_second_run_loads_no_model_computes_nothing_and_says_the_same(finished, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("clusterucb", "140 pool gradients, 47% of the 300"),
+        (
+            "less_clusterucb",
+            "47% of the 300 that scoring all rows at every checkpoint takes",
+        ),
+        ("less", "300 pool gradients"),
+        ("rds", "0 pool gradients, 100 forward passes of pool rows"),
+        ("random", "0 pool gradients, 0 forward passes"),
+    ],
+)
+def test_a_second_run_computes_nothing_and_says_the_same(finished_run, name, said, monkeypatch):
+    finished = finished_run(name)
     monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
-    first = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    first = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.is_file()}
     started = time.monotonic()
-    again = done("run", "--out", finished)
+    again = done("run", "--out", finished.folder)
     assert time.monotonic() - started < 2
-    assert "140 pool gradients, 47% of the 300" in again.out
+    assert again.out == finished.shown
+    assert said in again.out
     assert "tokenise" not in again.err
     changed = {p for p, at in first.items() if p.exists() and p.stat().st_mtime_ns != at}
     assert {path.name for path in changed} <= {"summary.json", ".lock"}
-    assert done("run", "--out", finished).out == again.out
+
+
+NO_BANDIT = "as without a bandit no clusters are needed"
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "reason"),
+    [
+        ("less", "cluster", NO_BANDIT),
+        ("dynamic", "cluster", NO_BANDIT),
+        ("bm25", "warmup", "as it needs no gradient"),
+        ("bm25", "gradients", "as it needs no gradient"),
+    ],
+)
+def test_a_step_that_a_method_does_not_have_says_so(finished_run, name, step, reason):
+    folder = finished_run(name).folder
+    said = clusterucb(step, "--out", folder).complaint
+    assert said.startswith(f"method {name} has no step {step} with bandit ")
+    assert said.endswith(f", {reason}: go on with `clusterucb select --out {folder}`")
 
 
 def test_a_run_directory_is_found_when_it_has_moved_and_by_a_relative_path(copy, tmp_path, monkeypatch):

@@ -11,19 +11,16 @@ import pytest
 import torch
 
 from builders import build_model, build_tokenizer
-from cli_helpers import clusterucb, lines, options, result
+from cli_helpers import clusterucb, done, lines, options, result
+from file_helpers import write
 from forks import publication, tensors
-
-GOOD = {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "cat"}]}
-
-
-def write(path, *rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
 
 
 def turns(*pairs):
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+GOOD, BAD = (turns(("user", f"cat {word} dog"), ("assistant", "sun")) for word in ("add", "Z"))
 
 
 @pytest.fixture
@@ -48,130 +45,134 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in paths}
 
 
-# --- Rows
+# --- Files, settings, models and adapters
 
 
-ROWS = {
-    "broken JSON": (['{"messages": ['], "line 3: unfinished JSON at column "),
-    "no object": (["[1, 2]"], "line 3: a JSON list, expected an object"),
-    "unknown columns": ([{"text": "a"}], "line 3: unknown columns 'text'; expected one of: messages; prompt"),
-    "mixed shapes": (
-        [{"prompt": "a", "completion": "b"}],
-        "line 3: columns of shape prompt/completion, but pool.jsonl, line 1 has shape messages",
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, model_folder, shared_settings, finished_run):
+    """Files, models and adapters with a fault each."""
+    bad = tmp_path_factory.mktemp("bad")
+    (target,) = (lines(path) for path in shared_settings["target"])
+    faults = {
+        "broken": '{"messages": [',
+        "columns": {"text": "a"},
+        "role": turns(("user", "a"), ("robot", "b")),
+        "long": turns(("user", "add"), ("assistant", " ".join(["quiz"] * 40))),
+        "known": {**target[2], "n": "another column does not make another row"},
+    }
+    for name, row in faults.items():
+        text = "".join(f"{json.dumps(row)}\n" for row in (GOOD, GOOD, row))
+        write(bad / f"{name}.jsonl", text if isinstance(row, dict) else f"{json.dumps(GOOD)}\n{row}\n")
+    write(bad / "ids.jsonl", [{**GOOD, "id": "x"}, GOOD, {**GOOD, "id": "x"}])
+    write(bad / "good.jsonl", [GOOD])
+    write(bad / "empty.jsonl", "")
+    weights = (model_folder / "model.safetensors").read_bytes()
+    damages = {
+        "no-tokenizer": ("*token*", "chat_template*"),
+        "no-template": ("chat_template*",),
+        **dict.fromkeys(("no-weights", "torn-weights", "other-weights"), ("model.safetensors",)),
+        "configuration": ("config.json",),
+    }
+    for name, gone in damages.items():
+        shutil.copytree(model_folder, bad / name, ignore=shutil.ignore_patterns(*gone))
+    write(bad / "torn-weights/model.safetensors", weights[: len(weights) // 2])
+    write(bad / "other-weights/model.safetensors", b"garbage")
+    write(bad / "configuration/config.json", "{")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bad / "no-template")
+    for name in ("rank", "garbage"):
+        adapter = shutil.copytree(finished_run("clusterucb").folder / "adapter", bad / name)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        write(adapter / "adapter_config.json", json.dumps({**config, "r": 2}) if name == "rank" else "{")
+    return bad
+
+
+ONE, ROLES = {"subtask": None}, ("pool", "target", "holdout")
+TOO_LONG = {**ONE, "target": "BAD/long.jsonl", "target_length": 20}
+LOADED = "cannot be loaded as a causal language model ("
+MISTAKES = [  # settings, with files and folders of `bad` as BAD/name, and what is said
+    *(
+        ({**ONE, role: "BAD/none.jsonl"}, "BAD/none.jsonl: no such file; check the path")
+        for role in ("pool", "target", "holdout")
     ),
-    "unknown role": (
-        [turns(("user", "a"), ("robot", "b"))],
-        "line 3: unknown role 'robot' in message 2 of messages; known: system, user, assistant",
+    *(
+        ({**ONE, role: "BAD/role.jsonl"}, "role.jsonl, line 3: unknown role 'robot' in message 2")
+        for role in ("pool", "target", "holdout")
     ),
-    "no assistant turn": ([turns(("user", "a"))], "line 3: no assistant turn (met: user)"),
-    "empty content": ([turns(("user", "a"), ("assistant", " "))], "line 3: content of message 2"),
-    "empty prompt": ([turns(("user", ""), ("assistant", "b"))], "line 3: content of message 1"),
-    "content that is no text": ([turns(("user", 5), ("assistant", "b"))], "is 5, expected a string"),
-    "ids repeated": (
-        [{**GOOD, "id": "x"}, GOOD, {**GOOD, "id": "x"}],
-        "line 5: id 'x' is that of pool.jsonl, line 3 too",
+    ({"pool": "BAD/broken.jsonl"}, "broken.jsonl, line 2: "),
+    (
+        {"pool": "BAD/columns.jsonl"},
+        "columns.jsonl, line 3: unknown columns 'text'; expected one of: ",
     ),
-}
+    ({"pool": "BAD/ids.jsonl"}, "ids.jsonl, line 3: id 'x' is that of ids.jsonl, line 1 too"),
+    ({"pool": "BAD/empty.jsonl"}, "empty.jsonl: empty, no row in it"),
+    ({"target": ["BAD/good.jsonl"] * 2}, "BAD/good.jsonl: given twice"),
+    (
+        {"subtask": "topic"},
+        "target.jsonl, line 1: no subtask column 'topic'; its columns are 'messages'",
+    ),
+    (
+        {"holdout": "BAD/known.jsonl"},
+        "known.jsonl:3: this held-out row is also in the target (target.jsonl:3",
+    ),
+    (TOO_LONG, "long.jsonl:3: answer of "),
+    (
+        {**ONE, "target": "BAD/long.jsonl", "target_length": 20},
+        "into 20; raise --target-length or take the row out",
+    ),
+    ({"gradient_length": 2}, "no row of the pool can be used"),
+    ({"k": 101}, "k is 101, but the pool has 100 usable rows; lower k"),
+    ({"k": 21}, "budget 0.2 is 20 of 100 rows, but the cold start takes 21"),
+    ({"budget": 0.01, "top_p": 0.01}, "budget 0.01 is below csp 0.02"),
+    ({"budget": 0.05}, "budget 0.05 is below top_p 0.1"),
+    ({"budget": 2}, "selection.budget is '2'"),
+    ({"top_p": 0.005}, "top_p is 0.005: selects none of 100 rows; raise it to 0.01"),
+    ({"policy": "ucb_betta"}, "'ucb_betta'): must be one of ucb_beta, ucb1"),
+    ({"device": "abacus"}, "device 'abacus': not usable here"),
+    ({"pool": None}, "'pool' is missing; give --pool"),
+    ({"out": ""}, "out is ''"),
+    ({"out": "BAD/good.jsonl"}, "the run directory must be a folder"),
+    ({"out": "BAD/good.jsonl/below"}, "the run directory must be a folder"),
+    ({"target_modules": ["query", "key"]}, "target_modules query key: "),
+    ({"target_modules": ["query"]}, "this model's linear layers are called down_proj, gate_proj, k_proj"),
+    ({"model": "BAD/none"}, "BAD/none: there is no such folder or GGUF file"),
+    ({"model": "BAD/none.gguf"}, "none.gguf: there is no such GGUF file"),
+    ({"model": "BAD/no-tokenizer"}, "BAD/no-tokenizer: has no tokenizer (expected tokenizer.json)"),
+    ({"model": "BAD/no-template", "chat": "template"}, "the tokenizer has no chat template; use --chat tulu"),
+    ({"model": "BAD/no-weights"}, f"BAD/no-weights: {LOADED}"),
+    ({"model": "BAD/torn-weights"}, f"BAD/torn-weights: {LOADED}"),
+    ({"model": "BAD/other-weights"}, f"BAD/other-weights: {LOADED}"),
+    ({"model": "BAD/configuration"}, "BAD/configuration"),
+    ({"adapter": "BAD"}, "BAD: expected a folder with adapter_config.json"),
+    ({"adapter": "BAD/rank"}, "BAD/rank: does not fit this model ("),
+    ({"adapter": "BAD/garbage"}, "BAD/garbage"),
+]
 
 
-@pytest.mark.parametrize(
-    ("role", "kind"),
-    [*(("pool", kind) for kind in ROWS), ("target", "unknown role"), ("holdout", "unknown columns")],
-)
-def test_a_bad_row_is_named_with_its_file_and_line(complaint, tmp_path, kind, role):
-    rows, said = ROWS[kind]
-    path = write(tmp_path / f"{role}.jsonl", GOOD, GOOD, *rows)
-    met = complaint(**{role: [str(path)]}, subtask=None)
-    assert met.startswith(f"{role}.jsonl, line ")
-    assert said.replace("pool.jsonl", f"{role}.jsonl") in met
-    assert not (tmp_path / "run/config.yaml").exists()
+@pytest.mark.parametrize(("changes", "said"), MISTAKES)
+def test_what_a_person_can_get_wrong_is_one_line(complaint, settings, bad, changes, said):
+    def there(value):
+        return (
+            [*map(there, value)] if isinstance(value, list) else value and str(value).replace("BAD", str(bad))
+        )
 
-
-@pytest.mark.parametrize("role", ["pool", "target", "holdout"])
-def test_a_bad_file_is_named(complaint, tmp_path, role):
-    missing = tmp_path / "none.jsonl"
-    assert complaint(**{role: [str(missing)]}) == f"{missing}: no such file; check the path"
-    empty = write(tmp_path / "empty.jsonl")
-    assert "empty.jsonl: empty, no row in it" in complaint(**{role: [str(empty)]})
-    blank = write(tmp_path / "blank.jsonl", "", "  ")
-    assert "blank.jsonl: empty, no row in it" in complaint(**{role: [str(blank)]})
-    assert f"{tmp_path}: a directory, expected a file" in complaint(**{role: [str(tmp_path)]})
-    other = write(tmp_path / "rows.csv", "a,b")
-    assert "unknown suffix (.csv)" in complaint(**{role: [str(other)]})
-    packed = tmp_path / "rows.jsonl.gz"
-    packed.write_bytes(b"no gzip")
-    assert "truncated or corrupt gzip" in complaint(**{role: [str(packed)]})
-    twice = str(write(tmp_path / "a.jsonl", GOOD))
-    assert f"{twice}: given twice" in complaint(**{role: [twice, twice]})
-
-
-def test_the_subtask_column_must_be_there(complaint):
-    said = complaint(subtask="topic")
-    assert said.startswith("target.jsonl, line 1: no subtask column 'topic'; its columns are 'messages', 'n'")
-
-
-def test_held_out_rows_that_are_in_target_or_pool_are_refused(complaint, settings, tmp_path):
-    held = lines(settings["holdout"][0])
-    for role in ("target", "pool"):
-        row = {**lines(settings[role][0])[2], "n": "another column does not make another row"}
-        path = write(tmp_path / "held.jsonl", *held, row)
-        said = complaint(holdout=[str(path)])
-        assert said.startswith(f"held.jsonl:6: this held-out row is also in the {role} (")
-        assert Path(settings[role][0]).name + ":3" in said
-
-
-def test_a_target_row_that_does_not_fit_is_named(complaint, settings, tmp_path):
-    long = turns(("user", "add"), ("assistant", " ".join(["quiz"] * 40)))
-    path = write(tmp_path / "long.jsonl", GOOD, long)
-    said = complaint(target=[str(path)], subtask=None, target_length=20)
-    assert said.startswith("long.jsonl:2: answer of ")
-    assert said.endswith("does not fit into 20; raise --target-length or take the row out")
-
-
-def test_a_pool_without_a_row_that_fits_is_refused(complaint, tmp_path):
-    assert "no row of the pool can be used" in complaint(gradient_length=2)
-
-
-# --- Settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"k": 101}, "k is 101, but the pool has 100 usable rows; lower k"),
-        ({"k": 21}, "budget 0.2 is 20 of 100 rows, but the cold start takes 21"),
-        ({"k": 0}, "clustering.k is '0': input should be greater than or equal to 1"),
-        ({"budget": 0.01, "top_p": 0.01}, "budget 0.01 is below csp 0.02"),
-        ({"budget": 0.05}, "budget 0.05 is below top_p 0.1"),
-        ({"top_p": 0}, "selection.top_p is '0': input should be greater than 0"),
-        ({"top_p": 1.1}, "selection.top_p is '1.1': input should be less than or equal to 1"),
-        ({"budget": 0}, "selection.budget is '0'"),
-        ({"budget": 2}, "selection.budget is '2'"),
-        ({"top_p": 0.005}, "top_p is 0.005: selects none of 100 rows; raise it to 0.01"),
-        ({"policy": "ucb_betta"}, "'ucb_betta'): must be one of ucb_beta, ucb1"),
-        ({"device": "abacus"}, "device 'abacus': not usable here"),
-        ({"model": None}, "'model' is missing; give --model"),
-        ({"pool": None}, "'pool' is missing; give --pool"),
-    ],
-)
-def test_a_setting_that_cannot_hold_is_named(complaint, changes, said):
-    assert said in complaint(**changes)
-
-
-def test_target_modules_that_match_nothing(complaint):
-    said = complaint(target_modules=["query", "key"])
-    assert said.startswith("target_modules query key: ")
-    assert "this model's linear layers are called down_proj, gate_proj, k_proj" in said
+    assert there(said) in complaint(**{name: there(value) for name, value in changes.items()})
+    assert (Path(settings["out"]) / "config.yaml").exists() == (changes == TOO_LONG)
+    assert not (Path(settings["out"]) / "features.part").exists()
+    assert (bad / "good.jsonl").is_file()
 
 
 def test_what_was_wrong_can_be_put_right_in_the_same_run_directory(complaint, settings):
     """The settings are the run's only from where all of them have held."""
-    complaint(pool=["none.jsonl"])
-    complaint(k=101)
-    complaint(policy="ucb2")
-    complaint(target_modules=["query"])
-    assert clusterucb("warmup", *options(settings)).status == 0
+    for changes in ({"pool": ["none.jsonl"]}, {"k": 101}, {"policy": "ucb2"}, {"target_modules": ["query"]}):
+        complaint(**changes)
+    done("warmup", *options(settings))
     assert "k: this run directory was made with 5" in complaint(k=101)
+
+
+def test_no_run_directory():
+    assert "which run directory? give --out DIR" in clusterucb("run").complaint
 
 
 @pytest.mark.parametrize(
@@ -193,106 +194,42 @@ def test_an_option_that_contradicts_the_saved_settings_shows_both(copy, option, 
 
 def test_an_option_that_repeats_the_saved_settings_is_no_contradiction(copy):
     folder, _ = copy
-    assert clusterucb("run", "--out", folder, "--top-p", "0.10", "--seed", "0").status == 0
+    done("run", "--out", folder, "--top-p", "0.10", "--seed", "0")
 
 
-def test_no_run_directory(settings):
-    assert "which run directory? give --out DIR" in clusterucb("run").complaint
-    assert "out is ''" in clusterucb("run", *options(settings, out="")).complaint
+MAKES = {
+    "gradients": ("features*", "directions"),
+    "cluster": ("clusters.*",),
+    "select": ("rounds",),
+    "train": ("adapter",),
+    "evaluate": ("evaluation.json",),
+}
 
 
-def test_a_settings_file(settings, tmp_path):
-    assert clusterucb("run", tmp_path / "none.yaml").complaint == (
-        f"{tmp_path}/none.yaml: there is no such configuration file"
-    )
-    file = write(tmp_path / "run.yaml", "model: m", "pool: [a", "target: b")
-    assert f"{file}, line 3: not valid YAML" in clusterucb("run", file).complaint
-    file = write(tmp_path / "run.yaml", "selection:", "  top_q: 0.1")
-    assert clusterucb("run", file).complaint == f"{file}: unknown key selection.top_q; did you mean 'top_p'?"
-    assert f"{tmp_path}: cannot be read" in clusterucb("run", tmp_path).complaint
-
-
-def test_a_step_before_its_time_names_the_step_to_run(settings, finished_settings, tmp_path):
-    out = settings["out"]
-    assert clusterucb("warmup", *options(settings)).status == 0
-    needs = {"cluster": "gradients", "select": "gradients", "train": "select", "evaluate": "train"}
-    for step, needed in needs.items():
-        said = clusterucb(step, "--out", out).complaint
-        assert said.endswith(f"is not there yet: run `clusterucb {needed} --out {out}` first")
-    bare = options(finished_settings, out=tmp_path / "bare")
-    assert "run `clusterucb warmup --out" in clusterucb("gradients", *bare).complaint
+@pytest.mark.parametrize(
+    ("name", "step", "missing", "needed"),
+    [
+        ("clusterucb", "gradients", "warmup", "warmup"),
+        ("clusterucb", "cluster", "features", "gradients"),
+        ("clusterucb", "select", "features", "gradients"),
+        ("clusterucb", "train", "rounds/1", "select"),
+        ("clusterucb", "evaluate", "adapter", "train"),
+        ("less_clusterucb", "select", "warmup-2", "warmup"),
+        ("less", "select", "warmup-3", "warmup"),
+        ("less", "select", "features-2", "gradients"),
+    ],
+)
+def test_a_step_before_its_time_names_the_step_to_run(finished_run, tmp_path, name, step, missing, needed):
+    out, gone = tmp_path / "run", (*MAKES[step], missing.split("/")[0])
+    shutil.copytree(finished_run(name).folder, out, ignore=shutil.ignore_patterns(*gone))
+    said = clusterucb(step, "--out", out).complaint
+    assert said == f"{out / missing} is not there yet: run `clusterucb {needed} --out {out}` first"
 
 
 def test_a_cold_start_that_the_budget_cannot_pay_is_refused_before_training(settings):
-    changes = {"csp": 0.3, "budget": 0.3, "k": 30}
-    said = clusterucb("run", *options(settings, **changes)).complaint
+    said = clusterucb("run", *options(settings, csp=0.3, budget=0.3, k=30)).complaint
     assert "is 30 of 100 rows, but the cold start takes " in said
     assert not (Path(settings["out"]) / "rounds").exists()
-
-
-def test_a_run_directory_that_is_a_file(complaint, tmp_path):
-    file = write(tmp_path / "file", "x")
-    for out in (file, file / "below"):
-        assert "the run directory must be a folder" in complaint(out=out)
-    assert file.read_text() == "x\n"
-
-
-# --- Models, tokenizers, adapters, checkpoints
-
-
-@pytest.fixture
-def model(model_folder, tmp_path):
-    """A copy of the model's folder, to be broken."""
-    return shutil.copytree(model_folder, tmp_path / "model")
-
-
-def test_a_model_that_is_not_there(complaint, tmp_path):
-    missing = tmp_path / "none"
-    assert f"{missing}: there is no such folder or GGUF file" in complaint(model=missing)
-    assert "none.gguf: there is no such GGUF file" in complaint(model=tmp_path / "none.gguf")
-
-
-def test_a_model_folder_without_a_tokenizer(complaint, model):
-    for path in model.glob("*token*"):
-        path.unlink()
-    for path in model.glob("chat_template*"):
-        path.unlink()
-    assert complaint(model=model).startswith(f"{model}: has no tokenizer (expected tokenizer.json)")
-
-
-def test_a_tokenizer_without_a_template_under_chat_template(complaint, model):
-    for path in model.glob("chat_template*"):
-        path.unlink()
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(model)
-    said = complaint(model=model, chat="template")
-    assert said == "chat 'template': the tokenizer has no chat template; use --chat tulu"
-
-
-@pytest.mark.parametrize("damage", ["missing", "torn", "garbage"])
-def test_model_weights_that_cannot_be_read(complaint, model, damage):
-    weights = model / "model.safetensors"
-    content = weights.read_bytes()
-    weights.unlink()
-    if damage != "missing":
-        weights.write_bytes(content[: len(content) // 2] if damage == "torn" else b"garbage")
-    assert complaint(model=model).startswith(f"{model}: cannot be loaded as a causal language model (")
-
-
-def test_a_broken_model_configuration(complaint, model):
-    (model / "config.json").write_text("{")
-    assert str(model) in complaint(model=model)
-
-
-def test_an_adapter_that_is_none_or_of_another_model(complaint, finished_settings, tmp_path):
-    assert f"{tmp_path}: expected a folder with adapter_config.json" in complaint(adapter=tmp_path)
-    adapter = shutil.copytree(Path(finished_settings["out"]) / "adapter", tmp_path / "adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
-    assert f"{adapter}: does not fit this model (" in complaint(adapter=adapter)
-    (adapter / "adapter_config.json").write_text("{")
-    assert str(adapter) in complaint(adapter=adapter)
 
 
 def test_a_checkpoint_that_is_none(copy, tmp_path):
@@ -312,10 +249,11 @@ def test_a_checkpoint_that_is_none(copy, tmp_path):
 # --- Numbers
 
 
-@pytest.fixture
-def poisoned(model):
+@pytest.fixture(scope="module")
+def poisoned(model_folder, tmp_path_factory):
     """A model that gives NaN for every text with a capital Z; no row has one."""
-    net = build_model()
+    net, model = build_model(), tmp_path_factory.mktemp("poisoned") / "model"
+    shutil.copytree(model_folder, model)
     (token,) = build_tokenizer()("Z", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         net.model.embed_tokens.weight[token] = float("nan")
@@ -323,35 +261,36 @@ def poisoned(model):
     return model
 
 
-BAD = turns(("user", "cat Z dog"), ("assistant", "sun"))
-
-
-def test_a_pool_row_whose_loss_is_no_number_is_named(complaint, settings, poisoned, tmp_path):
-    rows = lines(settings["pool"][0])
-    pool = write(tmp_path / "pool.jsonl", *rows[:30], BAD, *rows[30:])
-    said = complaint(model=poisoned, pool=[str(pool)], warmup_steps=20, out=tmp_path / "warmup")
-    assert said.startswith("training step ")
-    assert "the loss is nan on pool.jsonl:" in said
-    assert ":31" in said
-    changes = {"warmup_steps": 1, "out": tmp_path / "gradients"}  # a warm-up of 4 rows, without this one
-    said = complaint(model=poisoned, pool=[str(pool)], **changes)
-    assert said.startswith("pool.jsonl:31: its loss is nan")
-    assert "take the row out of the file" in said
-    assert (tmp_path / "gradients/warmup/adapter_model.safetensors").exists()
-
-
-def test_a_target_row_whose_loss_is_no_number_is_named(complaint, poisoned, tmp_path):
-    target = write(tmp_path / "target.jsonl", GOOD, BAD)
-    said = complaint(model=poisoned, target=[str(target)], subtask=None)
-    assert said.startswith("target.jsonl:2: its loss is nan")
-
-
-def test_a_held_out_row_whose_loss_is_no_number_is_named(complaint, settings, poisoned, tmp_path):
-    held = write(tmp_path / "held.jsonl", turns(("user", "red"), ("assistant", "sun")), BAD)
-    said = complaint(model=poisoned, holdout=[str(held)], periods=1)
-    assert said.startswith("held.jsonl:2: its loss under the base model is nan")
-    assert not (Path(settings["out"]) / "evaluation.json").exists()
-    assert (Path(settings["out"]) / "adapter/adapter_model.safetensors").exists()
+@pytest.mark.parametrize(
+    ("role", "changes", "said", "kept", "missing"),
+    [
+        ("pool", {"warmup_steps": 20}, "the loss is nan on ", "pool", "warmup"),
+        ("pool", {"warmup_steps": 1}, "pool.jsonl:31: its loss is nan", "warmup", "features"),
+        ("target", ONE, "target.jsonl:31: its loss is nan", "warmup", "features.part"),
+        (
+            "holdout",
+            {"periods": 1},
+            "holdout.jsonl:31: its loss under the base model is nan",
+            "adapter",
+            "evaluation.json",
+        ),
+    ],
+)
+def test_a_row_whose_loss_is_no_number_is_named(
+    complaint, settings, poisoned, tmp_path, role, changes, said, kept, missing
+):
+    """A warm-up of one step has 4 rows, without this one."""
+    rows = (
+        lines(settings["pool"][0])
+        if role == "pool"
+        else [turns(("user", f"red {n}"), ("assistant", "sun")) for n in range(30)]
+    )
+    path = write(tmp_path / f"{role}.jsonl", [*rows[:30], BAD, *rows[30:]])
+    met = complaint(model=poisoned, **{role: [str(path)]}, **changes)
+    assert said in met
+    assert f"{role}.jsonl:31" in met
+    assert (Path(settings["out"]) / kept).exists()
+    assert not (Path(settings["out"]) / missing).exists()
 
 
 # --- What was made with something else
@@ -402,7 +341,7 @@ def test_a_store_made_with_other_inputs_is_refused(shared_settings, tmp_path):
     settings = {**shared_settings, **moved}
     shutil.copytree(given, inputs)
     for step in ("warmup", "gradients", "cluster"):
-        assert clusterucb(step, *options(settings)).status == 0
+        done(step, *options(settings))
     before = snapshot(out)
     for change, key in CHANGES.items():
         change(inputs)
@@ -467,9 +406,9 @@ WRITES = [  # where no room is left, and the artifact that is told
     (tensors("initial.part/adapter_model.safetensors"), "initial"),
     ({"where": "torch:save", "path": "scheduler.pt"}, ""),
     (tensors("warmup.part/moments.safetensors.part"), "warmup.part/moments.safetensors"),
+    (tensors("directions/1.safetensors.part", "numpy"), "directions/1.safetensors"),
     ({"where": "os:pwrite", "call": 50}, "features"),
     ({"where": "os:fsync"}, "features"),
-    (tensors("directions/1.safetensors.part", "numpy"), "directions/1.safetensors"),
     ({**publication("clusters.safetensors"), "call": 2}, "clusters.safetensors"),
     (tensors("rounds/1.part/selection.safetensors", "numpy"), "rounds/1"),
     ({"where": "pathlib:Path.open", "path": "rounds/2.part/scores.jsonl"}, "rounds/2"),
@@ -511,7 +450,7 @@ def test_a_disk_that_is_really_full(finished_settings, tmp_path):
             assert said.startswith(str(disk))
             assert "no space left on" in said.lower()
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert clusterucb("run", *options(finished_settings, out=out)).status == 0
+        done("run", *options(finished_settings, out=out))
         assert result(out) == result(finished_settings["out"])
     finally:
         subprocess.run(["umount", str(disk)], check=True)

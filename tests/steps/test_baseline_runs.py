@@ -12,7 +12,7 @@ from test_bm25 import slow_scores
 from test_rds import slow_representation
 
 from builders import build_model
-from cli_helpers import clusterucb, lines, options, read, result
+from cli_helpers import clusterucb, done, lines, options, read
 from clusterucb.config import load
 from clusterucb.data.words import plain_words
 from clusterucb.run.session import Session
@@ -126,33 +126,9 @@ def test_random_numbers_decide_by_seed_and_repetition(finished_run, tmp_path):
     assert 0.9 < found.max() < 1
     drawn = [selection(random.folder)["rows"].tolist()]
     for name, change in {"repeat": {"repeat": 1}, "seed": {"seed": 1}}.items():
-        assert clusterucb("select", *options(random.elsewhere(tmp_path / name, **change))).status == 0
+        done("select", *options(random.elsewhere(tmp_path / name, **change)))
         drawn.append(selection(tmp_path / name)["rows"].tolist())
     assert len(set(map(tuple, drawn))) == 3
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("name", ["random", "rds"])
-def test_step_by_step_gives_the_same_as_run(finished_run, name, tmp_path):
-    finished, folder = finished_run(name), tmp_path / "run"
-    for step in ("select", "train", "evaluate"):
-        given = options(finished.elsewhere(folder)) if step == "select" else ["--out", folder]
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
-        assert Path(outcome.out.splitlines()[-1]).exists()
-    assert result(folder) == result(finished.folder)
-
-
-def test_a_second_run_computes_nothing_and_says_the_same(finished_run, monkeypatch):
-    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
-    said = {
-        "rds": "0 pool gradients, 100 forward passes of pool rows",
-        "random": "0 pool gradients, 0 forward",
-    }
-    for name, line in said.items():
-        outcome = clusterucb("run", "--out", finished_run(name).folder)
-        assert outcome.status == 0, outcome
-        assert line in outcome.out
 
 
 @pytest.mark.parametrize("method", ["random", "bm25", "rds", "loss"])
@@ -169,8 +145,7 @@ def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_setting
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = options(run_settings, method=method, pool=[str(pool)], out=tmp_path / "run", top_p=1.0)
-    outcome = clusterucb("select", *given, "--decontaminate")
-    assert outcome.status == 0, outcome
+    outcome = done("select", *given, "--decontaminate")
     assert "2 of 12 pool rows cannot be used" in outcome.err
     kept = [entry["id"] for entry in lines(tmp_path / "run/rounds/1/selected.ids.jsonl")]
     excluded = {entry["id"]: entry["reason"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
@@ -183,17 +158,9 @@ def test_a_run_of_another_adapter_scores_with_it(finished_run, tmp_path):
     """The rows are judged by the model that training starts from."""
     loss = finished_run("loss_highest")
     changes = {"rank": None, "alpha": None, "adapter": finished_run("random").folder / "adapter"}
-    assert clusterucb("select", *options(loss.elsewhere(tmp_path / "run", **changes))).status == 0
+    done("select", *options(loss.elsewhere(tmp_path / "run", **changes)))
     ours, theirs = (selection(folder)["scores"].tolist() for folder in (tmp_path / "run", loss.folder))
     assert ours != theirs
-
-
-@pytest.mark.parametrize("step", ["warmup", "gradients", "cluster"])
-def test_steps_that_a_baseline_does_not_have_say_so(finished_run, step):
-    folder = finished_run("bm25").folder
-    said = clusterucb(step, "--out", folder).complaint
-    assert said.startswith(f"method bm25 has no step {step} with bandit clusterucb, as ")
-    assert said.endswith(f": go on with `clusterucb select --out {folder}`")
 
 
 def test_a_row_whose_loss_is_not_finite_is_named(run_settings, tmp_path, monkeypatch):
@@ -233,10 +200,11 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
     """More rows than the budget, and more clusters than rows."""
     given = options(finished_run("random").elsewhere(tmp_path / "run", top_p=0.5, k=1000))
-    assert clusterucb("select", *given).status == 0
+    done("select", *given)
     assert len(selection(tmp_path / "run")["rows"]) == 50
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["rds", "loss_highest"])
 def test_what_an_interrupted_selection_has_of_another_model_is_refused(server, finished_run, tmp_path, name):
     finished = finished_run(name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, lines, options, read, result
+from cli_helpers import clusterucb, done, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
@@ -51,8 +51,7 @@ def test_no_gradient_is_taken_before_a_selection(settings, finished, backwards, 
     for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
         backwards.clear()
         given = options(settings, out=folder) if step == "warmup" else ["--out", folder]
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
+        done(step, *given)
         assert bool(backwards) == (step in ("warmup", "select", "train"))
     assert result(folder) == result(finished)
 
@@ -79,8 +78,7 @@ def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(fin
         assert sum(len(draw["ids"]) for draw in draws) == 20
         assert any(draw["cold"] for draw in draws)
     copy = shutil.copytree(finished, tmp_path / "copy")
-    outcome = clusterucb("select", "--out", copy, "--checkpoint", copy / "warmup")
-    assert outcome.status == 0, outcome
+    outcome = done("select", "--out", copy, "--checkpoint", copy / "warmup")
     again = Path(outcome.out.strip()).parent
     for name in ("selected.jsonl", "selected.ids.jsonl", "draws.jsonl"):
         assert (again / name).read_bytes() == (finished / "rounds/1" / name).read_bytes()
@@ -130,8 +128,7 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
 def test_a_budget_of_all_rows_selects_what_the_full_method_selects(hidden, finished_run, tmp_path):
     """Also in period 1, bit for bit, and so does training on it give the same adapter."""
     full = finished_run("dynamic").folder
-    outcome = clusterucb("run", *options(hidden.elsewhere(tmp_path / "run", budget=1.0)))
-    assert outcome.status == 0, outcome
+    done("run", *options(hidden.elsewhere(tmp_path / "run", budget=1.0)))
     for n in (1, 2, 3):
         ours, theirs = (
             load_file(run / f"rounds/{n}/selection.safetensors") for run in (tmp_path / "run", full)
@@ -151,8 +148,7 @@ def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path
         (copy / name).unlink()
     given = options(settings, out=copy, store_dtype=dtype)
     for step in ("gradients", "cluster", "select"):
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
+        done(step, *given)
     kept = sum(path.stat().st_size for path in (copy / "features").glob("features.*"))
     assert kept < (finished / "features/features.f16").stat().st_size
     assert not (copy / "features/uncentred").exists()
@@ -230,5 +226,4 @@ def test_the_report_and_the_simulation_read_them(finished, tmp_path):
     assert "likeness to the target" in page
     assert "draws, period 1" in page
     assert "Method dynamic with the bandit, clusters of hidden states, model" in page
-    outcome = clusterucb("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")
-    assert outcome.status == 0, outcome
+    done("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")

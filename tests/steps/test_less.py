@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from cli_helpers import clusterucb, lines, options, read, result
+from cli_helpers import clusterucb, done, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.features.influence import EndToEnd, stored_influence, weighted_directions
 from clusterucb.features.store import FeatureStore
@@ -38,8 +38,7 @@ def selecting(finished, to, *more, before=(), **changes):
     """What is selected in such a copy, after steps `before`."""
     given = without_its_end(finished, to, *more, **changes)
     for step in (*before, "select"):
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
+        done(step, *given)
     return to
 
 
@@ -210,8 +209,7 @@ def test_less_with_budget_1_equals_the_full_method_exactly(full, tmp_path):
 @pytest.mark.whole
 def test_dynamic_with_budget_1_equals_the_full_method_exactly(dynamic, tmp_path):
     folder = tmp_path / "run"
-    outcome = clusterucb("run", *options(dynamic.elsewhere(folder, budget=1.0, bandit=None)))
-    assert outcome.status == 0, outcome
+    done("run", *options(dynamic.elsewhere(folder, budget=1.0, bandit=None)))
     assert all(same_selection(folder, dynamic.folder, number) for number in (1, 2, 3))
     ours, theirs = result(folder), result(dynamic.folder)
     for name, content in theirs.items():
@@ -243,23 +241,13 @@ def target_tokens(finished):
 def test_without_a_bandit_a_selection_at_the_warmup_checkpoint_is_the_first_one(dynamic, tmp_path):
     """Fresh influence there is the stored one."""
     copy = shutil.copytree(dynamic.folder, tmp_path / "run")
-    outcome = clusterucb("select", "--out", copy, "--checkpoint", copy / "warmup")
-    assert outcome.status == 0, outcome
+    outcome = done("select", "--out", copy, "--checkpoint", copy / "warmup")
     there, first = Path(outcome.out.strip()).parent, copy / "rounds/1"
     assert read(there / "summary.json")["drawn"] == 100
     ours, theirs = (lines(at / "selected.ids.jsonl") for at in (there, first))
     assert [entry["id"] for entry in ours] == [entry["id"] for entry in theirs]
     ours, theirs = ([entry["score"] for entry in found] for found in (ours, theirs))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["less", "dynamic"])
-def test_clusters_that_no_bandit_needs_are_refused_in_one_line(finished_run, name):
-    folder = finished_run(name).folder
-    assert clusterucb("cluster", "--out", folder).complaint == (
-        f"method {name} has no step cluster with bandit none, as without a bandit no clusters are needed: "
-        f"go on with `clusterucb select --out {folder}`"
-    )
 
 
 def test_costs_are_those_of_all_rows_at_all_checkpoints_without_a_bandit(full):
@@ -297,23 +285,6 @@ def test_the_end_of_a_run_shows_what_all_checkpoints_would_take(drawn):
     for text in (said, "warmup 3", "select 1"):
         assert text in drawn.shown
     assert [path.name for path in (drawn.folder / "rounds").iterdir()] == ["1"]
-
-
-@pytest.mark.whole
-def test_step_by_step_gives_the_same_as_the_whole(drawn, tmp_path):
-    given = options(drawn.elsewhere(tmp_path / "run"))
-    for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
-        given = given if step == "warmup" else ["--out", tmp_path / "run"]
-        outcome = clusterucb(step, *given)
-        assert outcome.status == 0, outcome
-        assert Path(outcome.out.splitlines()[-1]).exists()
-    assert result(tmp_path / "run") == result(drawn.folder)
-
-
-def test_a_second_run_computes_nothing(full, drawn, monkeypatch):
-    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
-    for finished in (full, drawn):
-        assert clusterucb("run", "--out", finished.folder).status == 0
 
 
 def test_given_weights_are_used_in_the_place_of_rates(full, tmp_path):
@@ -374,25 +345,6 @@ def test_select_at_a_checkpoint_is_dynamics_alone(full):
     )
 
 
-def test_a_step_before_its_time_names_the_step_to_run(drawn, full, tmp_path):
-    out = tmp_path / "new"
-    for step, missing, needed in (
-        ("gradients", "warmup", "warmup"),
-        ("cluster", "features", "gradients"),
-        ("train", "rounds/1", "select"),
-    ):
-        said = clusterucb(step, *options(drawn.elsewhere(out))).complaint
-        assert said == f"{out / missing} is not there yet: run `clusterucb {needed} --out {out}` first"
-    for finished, missing, needed in (
-        (drawn, "warmup-2", "warmup"),
-        (full, "warmup-3", "warmup"),
-        (full, "features-2", "gradients"),
-    ):
-        copy = tmp_path / f"{needed} {missing}"
-        said = clusterucb("select", *without_its_end(finished, copy, missing)).complaint
-        assert said == f"{copy / missing} is not there yet: run `clusterucb {needed} --out {copy}` first"
-
-
 def test_a_warmup_whose_only_rate_is_0_is_refused_before_training(drawn, tmp_path):
     given = options(drawn.elsewhere(tmp_path / "run", less_warmup=0.01, less_checkpoints=1))
     assert clusterucb("warmup", *given).complaint == (
@@ -400,7 +352,7 @@ def test_a_warmup_whose_only_rate_is_0_is_refused_before_training(drawn, tmp_pat
         "raise --less-checkpoints or --less-warmup, or use --lr-warmup 0"
     )
     assert not (tmp_path / "run/config.yaml").exists()
-    assert clusterucb("warmup", *given, "--lr-warmup", 0).status == 0
+    done("warmup", *given, "--lr-warmup", 0)
 
 
 @pytest.mark.parametrize(

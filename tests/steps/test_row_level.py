@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, options
+from cli_helpers import clusterucb, done, options
 from clusterucb.config import load
 from clusterucb.features.drawn import DrawnFeatures
 from clusterucb.run.session import Session
@@ -18,8 +18,7 @@ ROUNDS = (2, 3)
 
 
 def run(settings, out, *more, **changes):
-    outcome = clusterucb("run", *options({**settings, "out": str(out), **changes}), *more)
-    assert outcome.status == 0, outcome
+    done("run", *options({**settings, "out": str(out), **changes}), *more)
     return Path(out)
 
 
@@ -77,7 +76,7 @@ def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finishe
     folder = shutil.copytree(finished_settings["out"], tmp_path / "run")
     (folder / "config.yaml").unlink()
     given = options(finished_settings, out=folder, draw_order="stale")
-    assert clusterucb("select", *given, "--checkpoint", folder / "warmup").status == 0
+    done("select", *given, "--checkpoint", folder / "warmup")
     (chosen,) = folder.glob("selections/*/1/selection.safetensors")
     drawn = load_file(chosen)["drawn"]
     features = np.fromfile(folder / "features" / "features.f16", np.float16).reshape(100, -1)
@@ -116,7 +115,7 @@ def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_p
     folder = shutil.copytree(
         less.folder, tmp_path / "run", ignore=shutil.ignore_patterns("config.yaml", "rounds")
     )
-    assert clusterucb("select", *options(less.elsewhere(folder, **how))).status == 0
+    done("select", *options(less.elsewhere(folder, **how)))
     assert summary(folder, 1)["drawn"] == 20
 
 

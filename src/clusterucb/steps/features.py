@@ -30,9 +30,10 @@ Directions = tuple[NDArray[np.float32], Cost]
 def gradients(session: Session) -> None:
     """Features of all usable rows, and the target's directions, at each checkpoint that the method keeps."""
     session.refuse_unless(session.method.takes_gradients, "gradients", "as it needs no gradient")
+    order = (features, directions) if session.method.hidden else (directions, features)
     for number in range(1, session.method.stored + 1):
-        features(session, number)
-        directions(session, number)
+        for take in order:  # so that what is wrong with the target shows before all rows are gone through
+            take(session, number)
 
 
 def features(session: Session, number: int = 1) -> FeatureStore:

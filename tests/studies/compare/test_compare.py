@@ -8,7 +8,7 @@ import pytest
 import yaml
 from compare_helpers import cell, csv_lines, finish, timeless, write
 
-from cli_helpers import clusterucb, options, read, result
+from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.errors import InputError, StorageError
 from clusterucb.run.presets import PRESETS
 from forks import publication
@@ -113,7 +113,7 @@ def test_a_repetition_has_other_draws_and_training_over_the_same_clusters(compar
     assert {"clusters.safetensors", "features/features.f16", "rounds/1/selected.jsonl"} <= same
     assert not same & {"rounds/2/draws.jsonl", "adapter/adapter_model.safetensors", "evaluation"}
     alone = options(finished_run("clusterucb").elsewhere(tmp_path / "run", repeat=1))
-    assert clusterucb("run", *alone).status == 0
+    done("run", *alone)
     assert result(tmp_path / "run") == second
 
 
@@ -122,7 +122,7 @@ def test_a_run_of_a_comparison_can_be_looked_at_alone(comparison):
     out, _ = comparison
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     for run in ("clusterucb/1", "rds/0"):
-        assert clusterucb("run", "--out", out / run).status == 0
+        done("run", "--out", out / run)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
 
 
@@ -170,8 +170,7 @@ def test_from_python(comparison):
 def test_a_moved_comparison_is_as_good(comparison, tmp_path):
     out, (_, every) = comparison
     moved = shutil.copytree(out, tmp_path / "moved")
-    again = clusterucb("compare", moved / "comparison.yaml", "--methods", METHODS, "--seeds", 2)
-    assert again.status == 0, again
+    again = done("compare", moved / "comparison.yaml", "--methods", METHODS, "--seeds", 2)
     assert again.out == every.out.replace(str(out), str(moved))
     assert not [path for path in moved.rglob("*") if path.is_symlink()]
 
@@ -344,7 +343,7 @@ def test_a_files_own_method_does_not_matter(settings, stub, tmp_path):
     tree = yaml.safe_load((out / "comparison.yaml").read_text())
     tree |= {"method": "less", "bandit": "none", "repeat": 4}
     write(tmp_path / "run.yaml", yaml.safe_dump(tree))
-    assert clusterucb("compare", tmp_path / "run.yaml", "--methods", "bm25,random", "--seeds", 1).status == 0
+    done("compare", tmp_path / "run.yaml", "--methods", "bm25,random", "--seeds", 1)
     made = yaml.safe_load((out / "bm25/0/config.yaml").read_text())
     assert (made["method"], made["bandit"], made["repeat"]) == ("bm25", "clusterucb", 0)
 
