@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import tracemalloc
+from datetime import date
 
 import pyarrow
 import pyarrow.parquet
@@ -222,3 +223,21 @@ def test_a_row_costs_sixteen_bytes_of_memory(tmp_path):
 )
 def test_the_stem_leaves_out_known_suffixes_only(name, left):
     assert stem(name) == left
+
+
+def test_bytes_in_a_parquet_file_are_its_text_and_never_pythons_words_for_them(tmp_path):
+    columns = {"prompt": [b"What is 2+2?", "naïve 😀".encode()], "when": [date(2024, 2, 29)] * 2}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    found = records(tmp_path / "a.parquet")
+    assert [record["prompt"] for record in found] == ["What is 2+2?", "naïve 😀"]
+    assert found[0]["when"] == "2024-02-29"
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.string()], ids=["bytes", "text"])
+def test_a_column_that_is_no_utf8_is_one_line(tmp_path, kind):
+    column = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary()).view(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "a.parquet")
+    said = refusal(records, tmp_path / "a.parquet")
+    assert said.startswith(str(tmp_path / "a.parquet") if kind == pyarrow.string() else "")
+    assert "a.parquet" in said
+    assert "utf-8" in said

@@ -19,6 +19,8 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -137,7 +139,20 @@ def decode_text(raw: bytes, where: str) -> str:
 def dump(record: Any) -> bytes:
     """A record as one line of JSON, without a newline."""
     # Half a surrogate pair has no UTF-8; its backslash escape is valid JSON and says the same.
-    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    return json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "backslashreplace")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: bytes are text in UTF-8, times are written as ISO has them."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, datetime):
+        return value.isoformat(" ")
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def unpacked(path: Path) -> BinaryIO:
@@ -190,7 +205,7 @@ def _open_file(path: Path, name: str) -> Lines:
             return Lines.spooled(_parquet(stream, packed, name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
             # Objects are numbered, not lines: a minified array is one line.
-            return Lines.spooled(_dumped(_Array(stream, name)), name, "row")
+            return Lines.spooled(_dumped(_Array(stream, name), name), name, "row")
         return Lines.spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
 
 
@@ -214,8 +229,15 @@ def _written(rows: Iterable[tuple[int, bytes]], file: BinaryIO) -> Iterator[tupl
     file.flush()  # a full disk shows itself here, not at a later read
 
 
-def _dumped(records: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    return ((number, dump(record)) for number, record in enumerate(records, 1))
+def _dumped(records: Iterable[Any], name: str) -> Iterator[tuple[int, bytes]]:
+    for number, record in enumerate(records, 1):
+        try:
+            yield number, dump(record)
+        except (UnicodeDecodeError, TypeError) as error:
+            raise InputError(
+                f"{name}, row {number}: has {error}, expected text, numbers and lists of these; "
+                "drop the column"
+            ) from None
 
 
 def _first_byte(stream: BinaryIO) -> bytes:
@@ -317,7 +339,9 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
-                yield from _dumped(record for batch in batches for record in batch.to_pylist())
+                yield from _dumped((record for batch in batches for record in batch.to_pylist()), name)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: a text column is not UTF-8 ({error}); save it as UTF-8") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
@@ -332,7 +356,9 @@ def _open_hub(source: str, name: str) -> Lines:
     from datasets import load_dataset
 
     try:
-        return Lines.spooled(_dumped(load_dataset(path, config or None, split=split or "train")), name, "row")
+        return Lines.spooled(
+            _dumped(load_dataset(path, config or None, split=split or "train"), name), name, "row"
+        )
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         if _is_full(error):
             raise
