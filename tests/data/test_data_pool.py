@@ -140,3 +140,9 @@ def test_a_parquet_pool_is_written_as_json_lines(tmp_path):
     pool.write([2, 1], tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == records[1:]
     assert pool.id(2) == "a.parquet:3"
+
+
+def test_a_source_that_no_file_could_hold_is_refused_when_the_pool_is_read(tmp_path):
+    line = '{"dataset": "half \\ud83d", "prompt": "q", "completion": "a"}\n'
+    said = refusal(Pool.read, write(tmp_path / "p.jsonl", line))
+    assert "p.jsonl, line 1: column dataset has half a surrogate pair" in said

@@ -68,3 +68,8 @@ def test_equal_hashes_of_other_texts_are_no_overlap(tmp_path, monkeypatch):
     a = Target.read(write(tmp_path / "a.jsonl", [chat_record("a"), chat_record("b")]))
     b = Target.read(write(tmp_path / "b.jsonl", [chat_record("c"), chat_record("b")]))
     assert overlap(a, b) == [("a.jsonl:2", "b.jsonl:2")]
+
+
+def test_a_subtask_that_is_nan_is_missing(tmp_path):
+    write(tmp_path / "t.jsonl", '{"prompt": "q", "completion": "a", "subject": NaN}\n')
+    assert "line 1: no subtask column 'subject'" in refusal(Target.read, tmp_path / "t.jsonl", "subject")

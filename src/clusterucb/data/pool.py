@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.files import HUB, Lines, decode_object, is_hub, stem
-from clusterucb.data.rows import Message, Row, digest8, parse_messages, shape_of, text_digest
+from clusterucb.data.rows import Message, Row, digest8, parse_messages, shape_of, text_digest, unicode
 from clusterucb.errors import InputError, StorageError
 
 
@@ -32,9 +32,9 @@ class Pool:
         for lines in files:
             self._files.append(lines)
             sha.update(f"{len(lines)} {lines.name}\n".encode())
-            for raw, record, messages in _checked(lines):
+            for raw, source, messages in _checked(lines):
                 sha.update(raw + b"\n")
-                codes.append(sources.setdefault(_source(record, lines), len(sources)))
+                codes.append(sources.setdefault(source, len(sources)))
                 digests.append(text_digest(messages))
         self._ends = np.cumsum([len(lines) for lines in self._files])
         self._digests = np.frombuffer(digests, np.uint64)
@@ -104,8 +104,8 @@ class Pool:
         return lines, int(i - self._ends[file] + len(lines))
 
 
-def _checked(lines: Lines) -> Iterator[tuple[bytes, dict[str, Any], tuple[Message, ...]]]:
-    """Every row of one file: as it stands there, with all its columns, its turns. Raises InputError."""
+def _checked(lines: Lines) -> Iterator[tuple[bytes, str, tuple[Message, ...]]]:
+    """Every row of one file: as it stands there, its source, its turns. Raises InputError."""
     shape = ""
     rows, hashes = array("q"), array("Q")  # those that have an id, as ids themselves may not fit in memory
     for i, raw in enumerate(lines):
@@ -117,16 +117,18 @@ def _checked(lines: Lines) -> Iterator[tuple[bytes, dict[str, Any], tuple[Messag
                 f"{where}: columns of shape {met}, but {lines.where(0)} has shape {shape}; "
                 "expected one shape a file. Split the file"
             )
-        yield raw, record, parse_messages(record, where)
+        yield raw, _source(record, lines, where), parse_messages(record, where)
         if record.get("id") is not None:
             rows.append(i)
             hashes.append(digest8(_key(record)))
     _refuse_twins(lines, rows, hashes)
 
 
-def _source(record: dict[str, Any], lines: Lines) -> str:
+def _source(record: dict[str, Any], lines: Lines, where: str) -> str:
     own = record.get("dataset")
-    return own if isinstance(own, str) and own.strip() else stem(lines.name)
+    if not isinstance(own, str) or not own.strip():
+        return stem(lines.name)
+    return unicode(own, "column dataset", where)
 
 
 def _refuse_twins(lines: Lines, rows: array[int], hashes: array[int]) -> None:

@@ -206,6 +206,11 @@ def _text(value: Any, what: str, where: str) -> str:
         raise unexpected(f"{where}: {what}", value, "a string")
     if not value.strip():
         raise InputError(f"{where}: {what} is empty, expected some text. Fill it in or drop the row")
+    return unicode(value, what, where)
+
+
+def unicode(value: str, what: str, where: str) -> str:
+    """The text, which files can hold; InputError for half a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

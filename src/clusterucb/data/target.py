@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.pool import Pool
-from clusterucb.data.rows import Message, Row, text_digest
+from clusterucb.data.rows import Message, Row, text_digest, unicode
 from clusterucb.errors import InputError
 
 ONE_GROUP = "target"
@@ -82,9 +82,10 @@ def _group(record: dict[str, Any], column: str | None, where: str) -> str:
     if column is None:
         return ONE_GROUP
     value = record.get(column)
-    if isinstance(value, (str, int, float)) and str(value).strip():
-        return str(value)
-    if value is None:
+    missing = value is None or value != value
+    if isinstance(value, (str, int, float)) and str(value).strip() and not missing:
+        return unicode(str(value), f"subtask column {column!r}", where)
+    if missing:
         raise InputError(
             f"{where}: no subtask column {column!r}; its columns are {', '.join(map(repr, record))}. "
             "Fill the column in for every row, or name another"
