@@ -13,6 +13,7 @@ from clusterucb.config import Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.training.adapter import (
+    absent_targets,
     attach_adapter,
     fingerprint_base,
     fingerprint_tensors,
@@ -90,6 +91,22 @@ class TestAdapter:
         save_adapter(adapted(**lora), tmp_path / "adapter")
         with pytest.raises(MismatchError, match=words):
             load_adapter(adapted(), tmp_path / "adapter")
+
+    def test_target_modules_that_match_in_part_are_refused_unless_they_are_the_default(self):
+        with pytest.raises(ConfigError, match=r"q_proj v_porj: this model has no v_porj; its linear layers"):
+            attach_adapter(base(), Lora(target_modules=["q_proj", "v_porj"]), seed=0)
+        fused = base()
+        for layer in fused.model.layers:
+            layer.self_attn.qkv_proj = layer.self_attn.q_proj
+            del layer.self_attn.q_proj
+        assert absent_targets(fused, Lora()) == ["q_proj"]
+        assert {
+            name.split(".")[-3] for name in trainable_parameters(attach_adapter(fused, Lora(), seed=0))
+        } == {
+            "k_proj",
+            "v_proj",
+            "o_proj",
+        }
 
     def test_target_modules_that_match_nothing_name_the_models_layers(self):
         layers = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"

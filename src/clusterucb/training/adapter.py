@@ -39,15 +39,25 @@ def attach_adapter(model: nn.Module, lora: Lora, seed: int, adapter: str | None 
         target_modules="all-linear" if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
-    linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+    absent = absent_targets(model, lora)
+    if absent and (names != Lora().target_modules or len(absent) == len(names)):
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ConfigError(
+            f"target_modules {' '.join(names)}: this model has no {', '.join(absent)}; "
+            f"its linear layers are called {', '.join(linears)}, or use all-linear"
+        )
     torch.manual_seed(seed)
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
-        raise ConfigError(
-            f"target_modules {' '.join(names)}: {reason(error)}; "
-            f"this model's linear layers are called {', '.join(linears)}, or use all-linear"
-        ) from None
+        raise ConfigError(f"target_modules {' '.join(names)}: {reason(error)}; try all-linear") from None
+
+
+def absent_targets(model: nn.Module, lora: Lora) -> list[str]:
+    """The target modules that are no layers of the model: peft would pass over them if others are."""
+    there = [f".{name}" for name, _ in model.named_modules()]
+    names = [name for name in lora.target_modules if name != "all-linear"]
+    return [name for name in names if not any(layer.endswith(f".{name}") for layer in there)]
 
 
 def open_adapter(model: nn.Module, adapter: Path, *, is_trainable: bool = False) -> PeftModel:
