@@ -102,13 +102,6 @@ def test_budget_auto_stops_once_little_is_expected_to_change_and_never_exceeds_i
     assert "budget: auto" in (hard / "config.yaml").read_text()
 
 
-def test_hidden_features_and_linear_ucb_go_together(finished_run):
-    folder = finished_run("linear_ucb_hidden").folder
-    assert [summary(folder, n)["cost"]["pool_gradients"] for n in (1, *ROUNDS)] == [20, 20, 20]
-    total = json.loads((folder / "summary.json").read_text())
-    assert total["gradient_equivalents"] == pytest.approx(100 / 3 + 60)
-
-
 @pytest.mark.parametrize("how", [{"draw_order": "stale"}, {"policy": "linear_ucb"}])
 def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_path, how):
     less = finished_run("less_clusterucb")

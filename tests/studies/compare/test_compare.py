@@ -34,7 +34,7 @@ def stub(monkeypatch):
         ({"methods": "clusterucb,randon"}, "randon: there is no such method; did you mean 'random'?"),
         (
             {"methods": "xyzzy"},
-            "xyzzy: there is no such method; the methods are clusterucb, clusterucb_hidden,",
+            "xyzzy: there is no such method; the methods are clusterucb, ",
         ),
         ({"methods": " , "}, "--methods names none"),
         ({"methods": "linear_uca@0.1"}, "--methods linear_uca@0.1: there is no such method; did you mean"),
