@@ -156,24 +156,6 @@ def test_a_row_whose_loss_is_not_finite_is_named(run_settings, tmp_path, monkeyp
     assert not (tmp_path / "run/rounds/1").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"method": "loss", "perplexity": "high"},
-            "perplexity is 'high': input should be 'highest' or 'lowest'",
-        ),
-        ({"method": "bm26"}, "method is 'bm26'"),
-        ({"method": "rds", "top_p": 0.001}, "none of 100 rows"),
-    ],
-)
-def test_bad_settings_are_refused_before_a_model_is_loaded(
-    run_settings, tmp_path, monkeypatch, changes, said
-):
-    monkeypatch.setattr("clusterucb.run.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
-    assert said in clusterucb("select", *options(run_settings, out=tmp_path / "run", **changes)).complaint
-
-
 def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
     """More rows than the budget, and more clusters than rows."""
     given = options(finished_run("random").elsewhere(tmp_path / "run", top_p=0.5, k=1000))

@@ -167,7 +167,6 @@ ALL_ANYWAY = (
     [
         ({"bandit": "none"}, ALL_ANYWAY.format("dynamic with bandit none")),
         ({"method": "less"}, ALL_ANYWAY.format("less with bandit clusterucb")),
-        ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),
     ],
 )
 def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, said, tmp_path):

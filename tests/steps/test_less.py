@@ -253,16 +253,6 @@ def test_another_repetition_draws_other_rows_at_the_same_checkpoints(drawn, tmp_
     assert set(scores(selecting(drawn, tmp_path / "run", repeat=1))) != set(scores(drawn.folder))
 
 
-def test_the_sum_over_checkpoints_comes_before_the_maximum_over_subtasks():
-    """Row 0 is for one subtask at one checkpoint, for the other at the other; row 1 always for the first."""
-    first, second = np.array([[1, 0], [0.75, 0]]), np.array([[0, 1], [0.75, 0]])
-    directions = [np.eye(2, dtype=np.float32)] * 2
-    found = stored_influence(EndToEnd([first, second]), weighted_directions(directions, [0.5, 0.5]))
-    assert found.tolist() == [0.5, 0.75]
-    other_order = 0.5 * first.max(1) + 0.5 * second.max(1)
-    assert found.argmax() != other_order.argmax()
-
-
 @examples(deadline=None, max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 4), st.integers(0, 999), st.integers(1, 7))
 def test_influence_over_checkpoints_equals_the_formula(rows, subtasks, checkpoints, seed, block):
@@ -298,23 +288,6 @@ def test_a_warmup_whose_only_rate_is_0_is_refused_before_training(drawn, tmp_pat
     )
     assert not (tmp_path / "run/config.yaml").exists()
     done("warmup", *given, "--lr-warmup", 0)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        *(
-            (text, "expected one number for each of the 3 less_checkpoints, not all 0")
-            for text in ("1,2", "0,0,0", "1,2,3,4")
-        ),
-        ("-1,1,1", "less.less_weights.0 is '-1': input should be greater than or equal to 0"),
-    ],
-)
-def test_weights_that_are_not_one_a_checkpoint_are_refused(drawn, given, said, tmp_path):
-    complaint = clusterucb(
-        "run", *options(drawn.elsewhere(tmp_path / "run")), f"--less-weights={given}"
-    ).complaint
-    assert complaint.endswith(said)
 
 
 def test_directions_for_another_target_are_refused(drawn, tmp_path):

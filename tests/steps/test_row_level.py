@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, done, options
+from cli_helpers import done, options
 from clusterucb.config import load
 from clusterucb.features.drawn import DrawnFeatures
 from clusterucb.run.session import Session
@@ -110,17 +110,3 @@ def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_p
     )
     done("select", *options(less.elsewhere(folder, **how)))
     assert summary(folder, 1)["drawn"] == 20
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
-        ({"policy": "linear_ucb", "budget": 0.001}, "budget is 0.001: draws none of 100 rows"),
-        ({"policy": "linear_ucb", "rounds": 0}, "rounds is '0'"),
-        ({"draw_order": "sorted"}, "draw_order is 'sorted'"),
-    ],
-)
-def test_a_mistake_is_one_line(shared_settings, tmp_path, given, said):
-    outcome = clusterucb("run", *options({**shared_settings, "out": str(tmp_path / "run"), **given}))
-    assert said in outcome.complaint
