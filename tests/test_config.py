@@ -155,6 +155,20 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"seed": "-1"}, "seed is '-1'"),
         ({"draw_batch": "0"}, "selection.draw_batch is '0'"),
         ({"draw_batch_arms": "all"}, "selection.draw_batch_arms is 'all': input should be 'one' or 'many'"),
+        ({"draw_order": "sorted"}, "selection.draw_order is 'sorted'"),
+        ({"rounds": "0"}, "selection.rounds is '0'"),
+        ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
+        ({"method": "bm26"}, "method is 'bm26'"),
+        ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
+        ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),
+        (
+            {"less_weights": "-1,1,1,1"},
+            "less.less_weights.0 is '-1': input should be greater than",
+        ),
+        *(
+            ({"less_weights": weights}, "expected one number for each of the 4 less_checkpoints, not all 0")
+            for weights in ("1,2", "0,0,0,0", "1,2,3,4,5")
+        ),
         ({"batch_size": "6", "micro_batch": "4"}, "batch_size 6 is not a multiple of micro_batch 4"),
         ({"pool": []}, "pool is []"),
         ({"target": []}, "target is []"),

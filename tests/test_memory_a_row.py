@@ -64,14 +64,6 @@ def test_logged_scores_take_a_word_a_row(tmp_path):
     assert peak(go_on) < 40
 
 
-def test_rows_come_from_the_log_only_where_all_are_known(tmp_path):
-    with ScoreLog(tmp_path / "scores.jsonl", "w") as log:
-        log.add(np.array([7, 3]), np.array([0.5, -1.0]), 0.1)
-        assert log.known(np.array([3, 7])).tolist() == [-1.0, 0.5]
-        assert log.known(np.array([3, 4])) is None
-        assert log.known(np.array([7, 8])) is None
-
-
 @pytest.fixture(scope="module")
 def drawn():
     draws = []

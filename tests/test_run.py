@@ -10,12 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+import clusterucb as package
 from builders import build_model, build_tokenizer
 from cli_helpers import clusterucb, done, lines, options, read, result
+from clusterucb.config import load
 from clusterucb.features.store import FeatureStore
+from clusterucb.run.presets import PRESETS
+from clusterucb.run.rounds import read_round
+from clusterucb.run.session import Session
+from clusterucb.steps.evaluate import evaluate_adapters
+from clusterucb.steps.train import train_on
+from clusterucb.training.adapter import load_adapter
+from clusterucb.training.data import SwappableRows
+from clusterucb.training.finetune import finetune
 from forks import publication
 
 STEPS = ("warmup", "gradients", "cluster", "select", "train", "evaluate")
@@ -66,6 +78,12 @@ def other(settings, tmp_path):
     return {**settings, "out": str(tmp_path / "run")}
 
 
+def same_adapter(*folders):
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert ours.keys() == theirs.keys()
+    return all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_run_makes_every_artifact(finished):
     assert [name for name in ARTIFACTS if not (finished / name).is_file()] == []
     assert list(finished.rglob("*.part")) == []
@@ -73,69 +91,103 @@ def test_a_run_makes_every_artifact(finished):
     assert not (finished / "warmup.states").exists()
 
 
-def test_selected_lines_are_the_inputs_bytes_in_pool_order(finished, settings):
-    pool = [line for path in settings["pool"] for line in Path(path).read_bytes().splitlines(keepends=True)]
-    for n in (1, 2, 3):
-        selected = (finished / f"rounds/{n}/selected.jsonl").read_bytes().splitlines(keepends=True)
-        assert len(selected) == 10  # floor(0.1 * 100)
-        places = [pool.index(line) for line in selected]
-        assert places == sorted(set(places))
-
-
-def test_the_sidecar_matches_the_selected_lines(finished, settings):
-    files = {Path(path).name: Path(path).read_bytes().splitlines() for path in settings["pool"]}
-    labels = load_file(finished / "clusters.safetensors")["labels"]
-    for n in (1, 2, 3):
-        folder = finished / f"rounds/{n}"
-        selected = (folder / "selected.jsonl").read_bytes().splitlines()
-        sidecar = lines(folder / "selected.ids.jsonl")
+@pytest.mark.parametrize("name", PRESETS)
+def test_selected_lines_are_the_inputs_bytes_in_pool_order_and_the_sidecar_tells_of_each(finished_run, name):
+    finished = finished_run(name)
+    files = {Path(path).name: Path(path).read_bytes().splitlines(True) for path in finished.settings["pool"]}
+    pool = [line for content in files.values() for line in content]
+    clusters = finished.folder / "clusters.safetensors"
+    labels = load_file(clusters)["labels"] if clusters.exists() else np.zeros(100)
+    for folder in (finished.folder / "rounds").iterdir():
+        selected = (folder / "selected.jsonl").read_bytes().splitlines(True)
         arrays = load_file(folder / "selection.safetensors")
-        assert len(selected) == len(sidecar) == len(arrays["rows"])
-        for line, entry, row, score in zip(selected, sidecar, arrays["rows"], arrays["scores"], strict=True):
-            name, number = entry["id"].rsplit(":", 1)
-            assert files[name][int(number) - 1] == line
-            assert entry["score"] == score
-            assert entry["cluster"] == labels[row]
-            assert entry["source"] == name.removesuffix(".jsonl")
-            assert entry["round"] == n
+        rows = arrays["rows"].tolist()
+        assert selected == [pool[row] for row in rows]
+        assert len(rows) == 10  # floor(0.1 * 100)
+        assert rows == sorted(set(rows))
+        sidecar = lines(folder / "selected.ids.jsonl")
+        assert [entry["score"] for entry in sidecar] == arrays["scores"].tolist()
+        for line, entry, row in zip(selected, sidecar, rows, strict=True):
+            file, number = entry["id"].rsplit(":", 1)
+            assert files[file][int(number) - 1] == line
+            assert (entry["cluster"], entry["round"]) == (labels[row], int(folder.name))
+            assert entry["source"] == file.removesuffix(".jsonl")
 
 
-def test_each_later_round_spends_its_budget_exactly(finished):
-    for n in (2, 3):
-        draws = lines(finished / f"rounds/{n}/draws.jsonl")
-        ids = [row for draw in draws for row in draw["ids"]]
-        assert len(ids) == len(set(ids)) == 20  # floor(0.2 * 100)
-        assert read(finished / f"rounds/{n}/summary.json")["cost"]["pool_gradients"] == 20
-        logged = [row for entry in lines(finished / f"rounds/{n}/scores.jsonl") for row in entry["scores"]]
-        assert len(logged) == len(set(logged)) == 20
-        assert {entry["id"] for entry in lines(finished / f"rounds/{n}/selected.ids.jsonl")} <= set(ids)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *(("clusterucb", 2), ("clusterucb", 3), ("clusterucb_hidden", 1), ("clusterucb_hidden", 2)),
+        ("less_clusterucb", 1),
+    ],
+)
+def test_a_drawn_round_spends_its_budget_exactly_and_keeps_the_best_of_its_draws(finished_run, name, number):
+    folder = finished_run(name).folder / f"rounds/{number}"
+    draws = lines(folder / "draws.jsonl")
+    ids = [row for draw in draws for row in draw["ids"]]
+    assert len(ids) == len(set(ids)) == read(folder / "summary.json")["drawn"] == 20  # floor(0.2 * 100)
+    assert any(draw["cold"] for draw in draws)
+    logged = [row for entry in lines(folder / "scores.jsonl") for row in entry["scores"]]
+    assert len(logged) == len(set(logged)) == 20
+    kept = lines(folder / "selected.ids.jsonl")
+    assert {entry["id"] for entry in kept} <= set(ids)
+    scores = sorted((score for draw in draws for score in draw["scores"]), reverse=True)
+    assert sorted((entry["score"] for entry in kept), reverse=True) == scores[:10]
 
 
-def test_a_later_round_keeps_the_best_of_its_draws(finished):
-    for n in (2, 3):
-        draws = lines(finished / f"rounds/{n}/draws.jsonl")
-        scores = sorted((score for draw in draws for score in draw["scores"]), reverse=True)
-        kept = [entry["score"] for entry in lines(finished / f"rounds/{n}/selected.ids.jsonl")]
-        assert sorted(kept, reverse=True) == scores[:10]
+@pytest.mark.parametrize(
+    ("name", "number"), [("dynamic", 2), ("less", 1), ("bm25", 1), ("loss_lowest", 1), ("random", 1)]
+)
+def test_where_all_rows_are_scored_the_best_of_all_are_kept(finished_run, name, number):
+    """In `drawn` they come by score, of equal scores the first."""
+    folder = finished_run(name).folder / f"rounds/{number}"
+    found = load_file(folder / "selection.safetensors")
+    assert sorted(found["drawn"].tolist()) == list(range(100))
+    assert (np.diff(found["drawn_scores"]) <= 0).all()
+    assert found["rows"].tolist() == sorted(found["drawn"][:10].tolist())
+    assert {entry["cluster"] for entry in lines(folder / "selected.ids.jsonl")} == {0}
+    assert lines(folder / "draws.jsonl") == []
 
 
-def test_the_summary_counts_all_rows_once_and_then_the_draws(finished):
-    summary = read(finished / "summary.json")
-    drawn = [found["drawn"] for found in summary["selected"]]
-    assert drawn == [100, 20, 20]
-    assert summary["total"]["pool_gradients"] == 100 + 20 + 20
-    assert summary["full"]["pool_gradients"] == 3 * 100
-    assert summary["full"]["share_of_pool_gradients"] == 140 / 300
-    assert summary["total"]["target_gradients"] == 3 * 6
-    for key in ("rows", "tokens", "pool_gradients", "target_gradients"):
-        assert summary["total"][key] == sum(step[key] for step in summary["steps"].values())
-    assert summary["total"]["seconds"] == pytest.approx(
-        sum(step["seconds"] for step in summary["steps"].values()), abs=1e-2
-    )
-    assert list(summary["steps"]) == [
-        *("warmup", "gradients", "cluster", "select 1", "select 2", "select 3", "train", "evaluate")
-    ]
+COUNTED = ("pool_gradients", "target_gradients", "pool_forwards")
+COUNTS = [  # rows drawn in each round, what is counted, and steps between warmup and selection
+    ("clusterucb", [100, 20, 20], (140, 18, 0), "gradients cluster"),
+    ("clusterucb_hidden", [20, 20, 20], (60, 18, 100), "gradients cluster"),
+    ("linear_ucb", [100, 20, 20], (140, 18, 0), "gradients cluster"),
+    ("linear_ucb_hidden", [20, 20, 20], (60, 18, 100), "gradients cluster"),
+    ("dynamic", [100, 100, 100], (300, 18, 0), "gradients"),
+    ("less_clusterucb", [20], (140, 18, 0), "gradients cluster"),
+    ("less", [100], (300, 18, 0), "gradients gradients_2 gradients_3"),
+    ("rds", [100], (0, 0, 100), ""),
+    ("bm25", [100], (0, 0, 0), ""),
+    ("loss_highest", [100], (0, 0, 100), ""),
+    ("random", [100], (0, 0, 0), ""),
+]
+
+
+@pytest.mark.parametrize(("name", "drawn", "counts", "features"), COUNTS)
+def test_the_summary_counts_what_was_computed(finished_run, name, drawn, counts, features):
+    folder = finished_run(name).folder
+    summary = read(folder / "summary.json")
+    steps, total = summary["steps"], summary["total"]
+    assert [found["drawn"] for found in summary["selected"]] == drawn
+    assert tuple(total[key] for key in COUNTED) == counts
+    for key in ("rows", "tokens", *COUNTED):
+        assert total[key] == sum(step[key] for step in steps.values())
+    assert total["seconds"] == pytest.approx(sum(step["seconds"] for step in steps.values()), abs=1e-2)
+    warmups = sorted(path.name.replace("-", " ") for path in folder.glob("warmup*"))
+    selections = [f"select {n}" for n in range(1, len(drawn) + 1)]
+    between = [step.replace("_", " ") for step in features.split()]
+    assert [*steps] == [*warmups, *between, *selections, "train", "evaluate"]
     assert (summary["rows"], summary["excluded"]) == (100, 0)
+    assert (steps["train"]["rows"], steps["evaluate"]["rows"]) == (3 * 10, 2 * 5 + 2 * 5)
+    worth = counts[0] + counts[2] / 3
+    assert summary["gradient_equivalents"] == pytest.approx(worth)
+    assert ("full" in summary) == bool(features)
+    if features:
+        assert summary["full"]["pool_gradients"] == 300
+        assert summary["full"]["share_of_pool_gradients"] == counts[0] / 300
+        assert summary["full"]["share_of_cost"] == pytest.approx(worth / 300)
 
 
 def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
@@ -184,16 +236,12 @@ def test_period_1_is_the_plain_top_share_of_all_rows(finished):
 
 
 def test_the_adapter_loads_with_peft(finished, settings):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, finished / "adapter").eval()
-    row = torch.arange(3, 20)[None]
+    model, row = PeftModel.from_pretrained(base, finished / "adapter").eval(), torch.arange(3, 20)[None]
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(row).logits
     with torch.no_grad():
         tuned = model(row).logits
-        with model.disable_adapter():
-            plain = model(row).logits
     assert tuned.isfinite().all()
     assert not torch.equal(tuned, plain)
 
@@ -215,9 +263,6 @@ def test_step_by_step_a_runs_own_settings_give_its_result_again(finished_run, na
 
 @pytest.mark.whole
 def test_from_python_it_is_the_same(finished, settings, tmp_path):
-    import clusterucb as package
-    from clusterucb.config import load
-
     session = package.Session(load(finished / "config.yaml", {"out": str(tmp_path / "run")}))
     assert package.dynamic(session) == read(tmp_path / "run/summary.json")
     assert result(tmp_path / "run") == result(finished)
@@ -226,10 +271,7 @@ def test_from_python_it_is_the_same(finished, settings, tmp_path):
 
 def test_another_seed_gives_another_adapter(finished, other):
     done("warmup", *options(other, seed=1))
-    ours, theirs = (
-        load_file(folder / "warmup/adapter_model.safetensors") for folder in (Path(other["out"]), finished)
-    )
-    assert not any(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert not same_adapter(Path(other["out"]) / "warmup", finished / "warmup")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +279,10 @@ def test_another_seed_gives_another_adapter(finished, other):
     [
         ("clusterucb", "140 pool gradients, 47% of the 300"),
         (
-            "less_clusterucb",
-            "47% of the 300 that scoring all rows at every checkpoint takes",
+            "clusterucb_hidden",
+            "100 forward passes of pool rows, together 93 gradients' worth, 31% of",
         ),
+        ("less_clusterucb", "47% of the 300 that scoring all rows at every checkpoint takes"),
         ("less", "300 pool gradients"),
         ("rds", "0 pool gradients, 100 forward passes of pool rows"),
         ("random", "0 pool gradients, 0 forward passes"),
@@ -259,16 +302,11 @@ def test_a_second_run_computes_nothing_and_says_the_same(finished_run, name, sai
     assert {path.name for path in changed} <= {"summary.json", ".lock"}
 
 
-NO_BANDIT = "as without a bandit no clusters are needed"
-
-
 @pytest.mark.parametrize(
     ("name", "step", "reason"),
     [
-        ("less", "cluster", NO_BANDIT),
-        ("dynamic", "cluster", NO_BANDIT),
-        ("bm25", "warmup", "as it needs no gradient"),
-        ("bm25", "gradients", "as it needs no gradient"),
+        *((name, "cluster", "as without a bandit no clusters are needed") for name in ("less", "dynamic")),
+        *(("bm25", step, "as it needs no gradient") for step in ("warmup", "gradients")),
     ],
 )
 def test_a_step_that_a_method_does_not_have_says_so(finished_run, name, step, reason):
@@ -309,9 +347,6 @@ def read_made_with(path):
 @pytest.mark.whole
 def test_the_loss_after_a_period_is_that_of_the_model_then(server, finished, other):
     """The adapter that the trainer saved there, from where it is killed, is evaluated as any is."""
-    from clusterucb.config import load
-    from clusterucb.run.session import Session
-    from clusterucb.steps.evaluate import evaluate_adapters
 
     session = Session(load(finished / "config.yaml"))
     for period, step in ((1, 3), (2, 6)):
@@ -320,33 +355,20 @@ def test_the_loss_after_a_period_is_that_of_the_model_then(server, finished, oth
         loss = read(finished / f"periods/{period}.json")
         assert evaluate_adapters(session, {"saved": saved})["saved"]["losses"] == loss["losses"]
         assert (loss["on"], loss["rows"], loss["cost"]["rows"]) == ("holdout", 5, 5)
-    assert read(finished / "summary.json")["steps"]["evaluate"]["rows"] == 2 * 5 + 2 * 5
 
 
 def test_the_losses_after_periods_change_nothing_that_is_trained(finished_run, tmp_path):
-    from clusterucb.config import load
-    from clusterucb.run.rounds import read_round
-    from clusterucb.run.session import Session
-    from clusterucb.steps.train import train_on
 
     random = finished_run("random").folder
     session = Session(load(random / "config.yaml"))
     train_on(session, read_round(random / "rounds/1").rows, tmp_path / "adapter", watched=False)
-    unwatched, watched = (
-        load_file(folder / "adapter/adapter_model.safetensors") for folder in (tmp_path, random)
-    )
-    assert all(np.array_equal(unwatched[name], watched[name]) for name in watched)
+    assert same_adapter(tmp_path / "adapter", random / "adapter")
     assert (random / "periods/1.json").exists()
 
 
 def test_select_works_at_our_checkpoints_and_at_a_trainers_and_tells_namesakes_apart(
     finished, copy, tmp_path
 ):
-    from clusterucb.config import load
-    from clusterucb.run.session import Session
-    from clusterucb.training.adapter import load_adapter
-    from clusterucb.training.data import SwappableRows
-    from clusterucb.training.finetune import finetune
 
     session = Session(load(finished / "config.yaml"))
     load_adapter(session.model, session.dir.initial)
@@ -381,12 +403,8 @@ def test_a_run_can_go_on_from_an_existing_adapter(finished, other):
     given = options(other, adapter=finished / "adapter", rank=None, alpha=None, periods=1)
     assert done("run", *given).err.count("load ") == 1
     folder = Path(other["out"])
-    begin = load_file(folder / "initial/adapter_model.safetensors")
-    trained = load_file(finished / "adapter/adapter_model.safetensors")
-    assert begin.keys() == trained.keys()
-    assert all(np.array_equal(begin[name], trained[name]) for name in begin)
-    ended = load_file(folder / "adapter/adapter_model.safetensors")
-    assert any(not np.array_equal(begin[name], ended[name]) for name in begin)
+    assert same_adapter(folder / "initial", finished / "adapter")
+    assert not same_adapter(folder / "adapter", finished / "adapter")
     was = read(finished / "evaluation.json")["adapter"]["losses"]
     assert read(folder / "evaluation.json")["base"]["losses"] == pytest.approx(was, rel=1e-5)
 

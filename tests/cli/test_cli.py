@@ -59,7 +59,7 @@ def test_no_option_is_taken_twice():
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters())
 
 
-@pytest.mark.parametrize("command", sorted(STEPS))
+@pytest.mark.parametrize("command", ["run", "select"])
 def test_help_tells_of_every_setting_with_its_default(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "220")
     monkeypatch.setenv("TERMINAL_WIDTH", "220")

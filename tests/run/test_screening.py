@@ -89,28 +89,22 @@ def excluded(settings):
 # --- Questions of the evaluation
 
 
-def test_rows_that_hold_a_question_are_reported_and_stay_in_use(begin, settings):
-    assert begin(tasks="gsm8k").status == 0
+@pytest.mark.parametrize("kept_out", [False, True])
+def test_rows_that_hold_a_question_are_reported_and_kept_out_on_demand(begin, settings, kept_out):
+    outcome = begin(*["--decontaminate"] * kept_out, tasks="gsm8k")
     assert contamination(settings)["hits"] == [
-        hit(40, "gsm8k", "gsm8k/test/2"),
-        hit(41, "gsm8k", "gsm8k/test/4", 7 / 13),
+        hit(40, "gsm8k", "gsm8k/test/2", kept_out=kept_out),
+        hit(41, "gsm8k", "gsm8k/test/4", 7 / 13, kept_out=kept_out),
     ]
-    assert excluded(settings) == {}
-    assert read(f"{settings['out']}/pool/manifest.json")["usable"] == 43
-
-
-def test_with_decontaminate_they_are_kept_out_with_the_reason(begin, settings):
-    outcome = begin("--decontaminate", tasks="gsm8k")
-    assert excluded(settings) == {
+    reasons = {
         "pool.jsonl:41": "nearly repeats gsm8k/test/2 of gsm8k: 100% of its words in order",
         "pool.jsonl:42": "nearly repeats gsm8k/test/4 of gsm8k: 54% of its words in order",
     }
-    assert np.load(f"{settings['out']}/pool/rows.npy").tolist() == [*range(40), 42]
-    assert contamination(settings)["hits"] == [
-        hit(40, "gsm8k", "gsm8k/test/2", kept_out=True),
-        hit(41, "gsm8k", "gsm8k/test/4", 7 / 13, kept_out=True),
-    ]
-    assert "training must not see (gsm8k 2) are kept out; each is in " in outcome.err
+    assert excluded(settings) == (reasons if kept_out else {})
+    usable = [*range(40), *([] if kept_out else [40, 41]), 42]
+    assert np.load(f"{settings['out']}/pool/rows.npy").tolist() == usable
+    said = "are kept out" if kept_out else "are in use; --decontaminate keeps them out"
+    assert f"training must not see (gsm8k 2) {said}; each is in " in outcome.err
 
 
 def test_the_screen_shows_counts_by_source_before_the_model_is_loaded(begin, settings, tmp_path):
@@ -125,11 +119,6 @@ def test_the_screen_shows_counts_by_source_before_the_model_is_loaded(begin, set
     assert "gsm8k/test/" not in "\n".join(shown)
     for name in ("target", "holdout", "evaluation"):
         assert [line for line in shown if line.startswith(f"check against {name}: 43/43 rows, ")]
-
-
-def test_nothing_is_said_of_a_clean_pool(hits, begin):
-    assert hits(tasks="gsm8k") == []
-    assert "nearly repeat" not in begin(rows=[*map(chat, OTHERS)], tasks="gsm8k").err
 
 
 def test_the_file_says_what_was_checked_against(begin, settings, tmp_path, data):
@@ -232,15 +221,12 @@ def test_a_row_of_a_named_target_is_kept_out_even_if_it_holds_more_than_that(hit
 def test_a_run_that_goes_on_is_not_checked_again(begin, settings, monkeypatch):
     first = begin(tasks="gsm8k").err
     before = Path(settings["out"], "contamination.json").read_bytes()
-
-    def again(*_, **__):
-        raise AssertionError("the pool is looked through again")
-
-    monkeypatch.setattr(screening, "contaminated", again)
-    outcome = done("gradients", "--out", settings["out"])
+    monkeypatch.setattr(screening, "contaminated", lambda *_, **__: pytest.fail("looked through again"))
+    shown = done("gradients", "--out", settings["out"], "--tasks", "gsm8k").err
     assert Path(settings["out"], "contamination.json").read_bytes() == before
     (told,) = [line for line in first.splitlines() if "nearly repeat" in line]
-    assert told in outcome.err.splitlines()
+    assert told in shown.splitlines()
+    assert "not checked" not in shown
 
 
 def test_a_beginning_that_failed_is_checked_again(begin, settings):
@@ -250,9 +236,11 @@ def test_a_beginning_that_failed_is_checked_again(begin, settings):
     assert list(excluded(settings)) == ["pool.jsonl:41", "pool.jsonl:42"]
 
 
-def test_a_pool_that_has_changed_is_refused(begin, settings):
-    assert begin().status == 0
-    said = begin(rows=[*map(chat, OTHERS)]).complaint
+def test_a_clean_pool_is_not_told_and_may_not_change(begin, settings):
+    clean = [*map(chat, OTHERS)]
+    assert "nearly repeat" not in begin(rows=clean, tasks="gsm8k").err
+    assert contamination(settings)["hits"] == []
+    said = begin(rows=clean[:-1], tasks="gsm8k").complaint
     assert said.startswith(f"{settings['out']}/contamination.json was made with pool '")
 
 
@@ -283,8 +271,3 @@ def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(
         assert outcome.err.count("not checked") == outcome.err.count(told) == 1
     assert asked == [True, True]
     assert "not checked" not in clusterucb("evaluate", "--out", out).err
-
-
-def test_an_evaluation_that_it_was_checked_against_is_not_told(begin, settings):
-    begin(tasks="gsm8k")
-    assert "not checked" not in done("gradients", "--out", settings["out"], "--tasks", "gsm8k").err

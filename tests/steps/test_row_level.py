@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, done, options
+from cli_helpers import done, options
 from clusterucb.config import load
 from clusterucb.features.drawn import DrawnFeatures
 from clusterucb.run.session import Session
@@ -102,13 +102,6 @@ def test_budget_auto_stops_once_little_is_expected_to_change_and_never_exceeds_i
     assert "budget: auto" in (hard / "config.yaml").read_text()
 
 
-def test_hidden_features_and_linear_ucb_go_together(finished_run):
-    folder = finished_run("linear_ucb_hidden").folder
-    assert [summary(folder, n)["cost"]["pool_gradients"] for n in (1, *ROUNDS)] == [20, 20, 20]
-    total = json.loads((folder / "summary.json").read_text())
-    assert total["gradient_equivalents"] == pytest.approx(100 / 3 + 60)
-
-
 @pytest.mark.parametrize("how", [{"draw_order": "stale"}, {"policy": "linear_ucb"}])
 def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_path, how):
     less = finished_run("less_clusterucb")
@@ -117,17 +110,3 @@ def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_p
     )
     done("select", *options(less.elsewhere(folder, **how)))
     assert summary(folder, 1)["drawn"] == 20
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
-        ({"policy": "linear_ucb", "budget": 0.001}, "budget is 0.001: draws none of 100 rows"),
-        ({"policy": "linear_ucb", "rounds": 0}, "rounds is '0'"),
-        ({"draw_order": "sorted"}, "draw_order is 'sorted'"),
-    ],
-)
-def test_a_mistake_is_one_line(shared_settings, tmp_path, given, said):
-    outcome = clusterucb("run", *options({**shared_settings, "out": str(tmp_path / "run"), **given}))
-    assert said in outcome.complaint

@@ -1,9 +1,10 @@
-"""Cells of a comparison written by hand: what a run leaves of its result and its cost."""
+"""The command, and cells of a comparison written by hand: what a run leaves of its result and its cost."""
 
 import csv
 import json
 import random
 
+from cli_helpers import clusterucb, options
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost
 from clusterucb.run.presets import preset_named
@@ -45,6 +46,11 @@ def finish(run, seed, *, rows=4, usable=100, gradients=40, seconds=2.5, warmup=N
     write(run.evaluation, {"on": "holdout", "rows": rows, **found, "cost": costs["evaluate"]})
     write(run.summary, {"rows": usable, "steps": costs, "total": sum(steps.values(), Cost()).to_json()})
     return base, adapter
+
+
+def compare(settings, methods, seeds, **changes):
+    """What the command says."""
+    return clusterucb("compare", "--methods", methods, "--seeds", seeds, *options(settings, **changes))
 
 
 def csv_lines(out):
