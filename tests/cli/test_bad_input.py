@@ -135,7 +135,7 @@ MISTAKES = [  # settings, with files and folders of `bad` as BAD/name, and what 
     ({"out": "BAD/good.jsonl"}, "the run directory must be a folder"),
     ({"out": "BAD/good.jsonl/below"}, "the run directory must be a folder"),
     ({"target_modules": ["query", "key"]}, "target_modules query key: "),
-    ({"target_modules": ["query"]}, "this model's linear layers are called down_proj, gate_proj, k_proj"),
+    ({"target_modules": ["query"]}, "its linear layers are called down_proj, gate_proj, k_proj"),
     ({"model": "BAD/none"}, "BAD/none: there is no such folder or GGUF file"),
     ({"model": "BAD/none.gguf"}, "none.gguf: there is no such GGUF file"),
     ({"model": "BAD/no-tokenizer"}, "BAD/no-tokenizer: has no tokenizer (expected tokenizer.json)"),

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from clusterucb.config import Training
 from clusterucb.errors import InputError
-from clusterucb.training.callbacks import DynamicSelection, WholeCheckpoints, last_whole_checkpoint
+from clusterucb.training.callbacks import DynamicSelection, PartEnds, WholeCheckpoints, last_whole_checkpoint
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import finetune, optimizer_steps, training_clock
 
@@ -157,3 +157,18 @@ def test_seconds_add_up_over_attempts_without_pauses(tmp_path):
     assert last_whole_checkpoint(tmp_path) == (tmp_path / "checkpoint-7", 12.5)
     assert 12.5 <= training_clock(tmp_path).seconds < 20
     assert last_whole_checkpoint(tmp_path / "nowhere") == (None, 0.0)
+
+
+def test_no_state_is_saved_twice(tmp_path, monkeypatch):
+    """A step's state and its epoch's are one: written again, it could be torn and look whole."""
+    written = []
+    real = torch.save
+
+    def save(content, file, *more, **options):
+        written.append(str(file))
+        return real(content, file, *more, **options)
+
+    monkeypatch.setattr(torch, "save", save)
+    train(tmp_path, {}, PartEnds(3, lambda *_: None))
+    assert len(written) == len(set(written))
+    assert any("optimizer.pt" in name for name in written)

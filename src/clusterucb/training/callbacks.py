@@ -154,6 +154,7 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, before: float, world: World = ALONE) -> None:
         self._started, self._world = time.monotonic() - before, world
+        self._saved = 0  # at this step
 
     @property
     def seconds(self) -> float:
@@ -164,8 +165,14 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
         """Leave out the last `seconds`, which went into something else."""
         self._started += seconds
 
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save no state twice: the second time its files would be torn under the first one's mark."""
+        if self._saved == state.global_step:
+            control.should_save = False
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The trainer has written all files of checkpoint-<step>."""
+        self._saved = state.global_step
         self._world.gather(None)
         if not self._world.leads:
             return
