@@ -35,7 +35,6 @@ MOMENTS = {  # by `shard`: the rank that dies, the newest artifact there is then
 }
 
 
-@pytest.mark.slow
 @pytest.mark.whole
 @pytest.mark.parametrize("shard", MOMENTS)
 def test_a_rank_killed_in_every_step_the_group_restarts_and_ends_the_same(
@@ -65,7 +64,6 @@ def test_a_rank_killed_in_every_step_the_group_restarts_and_ends_the_same(
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.slow
 @pytest.mark.whole
 def test_torchrun_restarts_the_group_when_a_rank_is_killed_and_the_run_ends(ranks, settings):
     at = [{1: {"where": ROW_GRADIENTS, "call": 4}}]

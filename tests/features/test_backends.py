@@ -25,7 +25,7 @@ def rows(n, d, seed=0):
 
 @keops
 @compiled
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # of KeOps: what it compiles and where
 def test_keops_finds_the_clusters_that_torch_finds():
     x, centroids = rows(200, 24).round(), rows(7, 24, seed=1).round()  # whole numbers: products are exact
