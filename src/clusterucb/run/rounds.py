@@ -13,7 +13,7 @@ directions-*           the target's at LESS's later checkpoints, where they were
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def write_round(
     folder: Path,
     number: int,
     selection: Selection,
-    draws: list[Draw],
+    draws: Sequence[Draw],
     pool: Pool,
     pool_rows: NDArray[np.int64],
     cost: Cost,

@@ -22,18 +22,16 @@ from clusterucb.features.scores import ScoreLog
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.per_sample import row_losses
 from clusterucb.run.costs import Cost
-from clusterucb.run.rounds import Round, read_round, write_round
+from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import round_robin
 from clusterucb.selection.selector import FullScoring
 from clusterucb.steps.bm25 import bm25_scores
-from clusterucb.steps.hidden import represent_pool, represent_target
+from clusterucb.steps.hidden import BLOCK, represent_pool, represent_target
+from clusterucb.steps.reselection import keep_round
 from clusterucb.training.adapter import fingerprint_base, load_adapter
-
-BLOCK = 1024
-"""Rows whose hidden states are in memory at once."""
 
 
 def select_by_scores(session: Session) -> Round:
@@ -45,10 +43,7 @@ def select_by_scores(session: Session) -> Round:
         session.begin()
         load_adapter(session.model, session.dir.initial)
         selection, cost = SCORES[session.method.name](session, part)
-        if session.world.leads:
-            pooled = session.inputs.pooled
-            summary = write_round(part, 1, selection, [], pooled.pool, pooled.rows, cost)
-            session.screen.tell("selected", **summary)
+        keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
     found = made(folder, rank, read_round, resume=True, world=session.world.at("select"))
     if session.world.leads and (hidden := folder / "hidden").exists():  # large, and of no use any more

@@ -111,13 +111,14 @@ def cluster(session: Session) -> Clusters:
     k = number_of_clusters(session.config, len(rows))
 
     def group(part: Path) -> None:
+        device = pick_device(session.config.device)
         with session.step("cluster", settings.iterations, "iterations", title=f"k-means, k {k}") as step:
             found = spherical_kmeans(
                 rows,
                 k,
                 iterations=settings.iterations,
                 seed=session.config.seed,
-                device=device if (device := pick_device(session.config.device)).type == "cuda" else "cpu",
+                device=device if device.type == "cuda" else "cpu",
                 backend=settings.kmeans_backend,
                 progress=lambda _i, _of, mean: step.advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),
                 world=step.world,

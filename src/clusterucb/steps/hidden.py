@@ -30,7 +30,7 @@ from clusterucb.runtime.processes import World
 DEPTH = 2 / 3
 """Share of the layers that the features' pass goes through."""
 BLOCK = 1024
-"""Rows that are centred at once."""
+"""Rows that are centred, or compared, at once."""
 MEAN = "mean.npy"
 """The mean of the pool's hidden states, beside the features, for targets to come."""
 

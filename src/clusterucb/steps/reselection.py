@@ -30,7 +30,7 @@ from clusterucb.runtime.files import made
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
-from clusterucb.selection.bandit import Draw
+from clusterucb.selection.bandit import Draw, Selection
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
 from clusterucb.training.adapter import fingerprint_tensors
@@ -100,9 +100,7 @@ class Drawing:
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         times = fresh.gradients
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
-        if self.world.leads:
-            summary = write_round(part, number, selection, draws, self.pooled.pool, self.pooled.rows, cost)
-            self.screen.tell("selected", **summary)
+        keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
 
 
 @dataclass
@@ -220,6 +218,21 @@ def known_to(
     if knowledge is None or selector.asks == "nothing":
         return None
     return knowledge.at(directions, rounds, features=selector.asks == "features")
+
+
+def keep_round(
+    part: Path,
+    number: int,
+    selection: Selection,
+    cost: Cost,
+    pooled: Pooled,
+    screen: Screen,
+    world: World,
+    draws: Sequence[Draw] = (),
+) -> None:
+    """Write round `number` into `part`, by the process that leads, and tell the log of it."""
+    if world.leads:
+        screen.tell("selected", **write_round(part, number, selection, draws, pooled.pool, pooled.rows, cost))
 
 
 def round_seed(seed: int, number: int) -> int:

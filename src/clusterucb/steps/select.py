@@ -18,7 +18,7 @@ from clusterucb.features.influence import EndToEnd, stored_influence, weighted_d
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import Checkpoint
-from clusterucb.run.rounds import Round, read_round, write_round
+from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
 from clusterucb.selection.linear_ucb import LinearUCB
@@ -26,7 +26,7 @@ from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selec
 from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import directions
 from clusterucb.steps.less import fresh_beside_stored, weights
-from clusterucb.steps.reselection import Drawing, Reselection, known_to
+from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
@@ -56,10 +56,7 @@ def rank(session: Session) -> Round:
         keep = FullScoring(labels(session), session.budget.top_p)
         selection = keep(lambda _every: stored_influence(rows, aims, world=world))
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
-        if session.world.leads:
-            pooled = session.inputs.pooled
-            summary = write_round(part, 1, selection, [], pooled.pool, pooled.rows, cost)
-            session.screen.tell("selected", **summary)
+        keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
     return made(session.dir.round(1), best, read_round, world=world)
 

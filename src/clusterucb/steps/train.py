@@ -93,9 +93,8 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
     )
     callbacks = (watch(session, len(rows), clock),) if watched else ()
     moments = _train_periods(session, dataset, states, clock, callbacks)
-    _publish_trained(
-        session, folder, states, moments, clock.seconds, [rows] * session.config.training.periods
-    )
+    periods = [rows] * session.config.training.periods
+    _publish_trained(session, folder, states, moments, clock.seconds, periods)
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
