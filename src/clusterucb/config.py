@@ -8,7 +8,6 @@ line. Options are made from these classes, so a new field is a new option; the d
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.fields import FieldInfo
 
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, did_you_mean
 
 BENCHMARKS = ("mmlu", "bbh", "tydiqa", "gsm8k", "humaneval")
 """Targets and evaluations by name (see clusterucb.tasks)."""
@@ -444,21 +443,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], origin: str) -> None:
     sections = {name: _fields(info) for name, info in Config.model_fields.items()}
-    homes = {leaf: f"; it belongs under `{name}:`" for name, leaves in sections.items() for leaf in leaves}
+    homes = {leaf: f"it belongs under `{name}:`" for name, leaves in sections.items() for leaf in leaves}
     for key, value in tree.items():
         if key not in sections:
-            raise ConfigError(f"{origin}: unknown key {key!r}{homes.get(key) or _nearest(key, sections)}")
+            hint = homes.get(key) or did_you_mean(str(key), sections, "the keys are")
+            raise ConfigError(f"{origin}: unknown key {key!r}; {hint}")
         if not (known := sections[key]):
             continue
         if not isinstance(value, dict):
             raise ConfigError(f"{origin}: key {key!r} is {value!r}, expected a section of settings")
         if unknown := [leaf for leaf in value if leaf not in known]:
-            raise ConfigError(f"{origin}: unknown key {key}.{unknown[0]!s}{_nearest(unknown[0], known)}")
-
-
-def _nearest(key: object, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
+            hint = did_you_mean(str(unknown[0]), known, "the keys are")
+            raise ConfigError(f"{origin}: unknown key {key}.{unknown[0]!s}; {hint}")
 
 
 def _one_line(error: ValidationError, origin: str) -> str:

@@ -14,6 +14,9 @@ Anything else that is raised is a defect of this package and keeps its traceback
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class ClusterUCBError(Exception):
     """Base of all errors that are not defects of this package."""
@@ -41,6 +44,12 @@ class LostError(ClusterUCBError):
 
 class StorageError(ClusterUCBError):
     """The disk is full, or a file cannot be written."""
+
+
+def did_you_mean(name: str, known: Collection[str], these: str) -> str:
+    """The known name that is nearest to an unknown one, or all of them after the words `these`."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"{these} {', '.join(known)}"
 
 
 def reason(error: BaseException) -> str:

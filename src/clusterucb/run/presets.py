@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clusterucb.config import Config
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, did_you_mean
 from clusterucb.run.methods import budget_of, method_of
 
 NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
@@ -97,8 +96,7 @@ def preset_named(name: str) -> Preset:
     """
     base, at, budget = name.partition("@")
     if base not in PRESETS:
-        near = difflib.get_close_matches(base, PRESETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the methods are {', '.join(PRESETS)}"
+        hint = did_you_mean(base, PRESETS, "the methods are")
         raise ConfigError(f"--methods {name}: there is no such method; {hint}")
     preset = PRESETS[base]
     if not at:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, did_you_mean
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.task import Task, Variant
 
@@ -24,7 +23,6 @@ def chosen(names: Iterable[str]) -> dict[str, tuple[Task, Variant]]:
             found[name] = known[name]
         else:
             every = [*TASKS, *(variant for variant in known if variant not in TASKS)]
-            near = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(every)}"
+            hint = did_you_mean(name, every, "there are")
             raise ConfigError(f"tasks: unknown benchmark {name!r}; {hint}")
     return found
