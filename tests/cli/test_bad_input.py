@@ -55,7 +55,6 @@ def bad(tmp_path_factory, model_folder, shared_settings, finished_run):
     (target,) = (lines(path) for path in shared_settings["target"])
     faults = {
         "broken": '{"messages": [',
-        "columns": {"text": "a"},
         "role": turns(("user", "a"), ("robot", "b")),
         "long": turns(("user", "add"), ("assistant", " ".join(["quiz"] * 40))),
         "known": {**target[2], "n": "another column does not make another row"},
@@ -64,6 +63,7 @@ def bad(tmp_path_factory, model_folder, shared_settings, finished_run):
         text = "".join(f"{json.dumps(row)}\n" for row in (GOOD, GOOD, row))
         write(bad / f"{name}.jsonl", text if isinstance(row, dict) else f"{json.dumps(GOOD)}\n{row}\n")
     write(bad / "ids.jsonl", [{**GOOD, "id": "x"}, GOOD, {**GOOD, "id": "x"}])
+    write(bad / "columns.jsonl", [{"text": "a"}] * 3)
     write(bad / "good.jsonl", [GOOD])
     write(bad / "empty.jsonl", "")
     weights = (model_folder / "model.safetensors").read_bytes()
@@ -98,14 +98,11 @@ MISTAKES = [  # settings, with files and folders of `bad` as BAD/name, and what 
     ),
     *(
         ({**ONE, role: "BAD/role.jsonl"}, "role.jsonl, line 3: unknown role 'robot' in message 2")
-        for role in ("pool", "target", "holdout")
+        for role in ("target", "holdout")
     ),
-    ({"pool": "BAD/broken.jsonl"}, "broken.jsonl, line 2: "),
-    (
-        {"pool": "BAD/columns.jsonl"},
-        "columns.jsonl, line 3: unknown columns 'text'; expected one of: ",
-    ),
-    ({"pool": "BAD/ids.jsonl"}, "ids.jsonl, line 3: id 'x' is that of ids.jsonl, line 1 too"),
+    ({"target": "BAD/broken.jsonl"}, "broken.jsonl, line 2: "),
+    ({"pool": "BAD/columns.jsonl"}, "columns.jsonl, line 1: unknown columns 'text'; expected one of: "),
+    ({"target": "BAD/ids.jsonl"}, "ids.jsonl, line 3: id 'x' is that of ids.jsonl, line 1 too"),
     ({"pool": "BAD/empty.jsonl"}, "empty.jsonl: empty, no row in it"),
     ({"target": ["BAD/good.jsonl"] * 2}, "BAD/good.jsonl: given twice"),
     (

@@ -4,12 +4,14 @@ The stock templates are those that trl ships; others are written here, each for 
 """
 
 import importlib.util
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from data_helpers import CHATML, byte_tokenizer, talk
+from transformers.utils import chat_template_utils
 
-from clusterucb.data.chat import Template, encode
+from clusterucb.data.chat import Template, chat_format, encode, fingerprint
 from clusterucb.data.rows import Message
 from clusterucb.errors import InputError
 
@@ -17,6 +19,7 @@ TRL = importlib.util.find_spec("trl")
 STOCK = sorted(Path(TRL.origin).with_name("chat_templates").glob("*.jinja")) if TRL else []
 MARKED = [path for path in STOCK if "endgeneration" in path.read_text()]
 UNMARKED = [path for path in STOCK if path not in MARKED]
+DAY = datetime(2024, 2, 9)
 TALKS = {
     "single": talk("user: What is 2 + 2?", "assistant: It is 4."),
     "two": talk("user: Capital of France?", "assistant: Paris.", "user: Spain?", "assistant: Madrid it is."),
@@ -123,6 +126,48 @@ def test_a_thought_is_learnt_where_it_is_shown_and_never_the_templates_empty_one
         )
     whole = "".join(f"<think>addthem</think>Itis4.{ending(path, last=False)}".split())
     assert "".join(first.split()) in (whole, f"Itis4.{ending(path, last=False)}")
+
+
+DATED = [path for path in STOCK if "strftime_now" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", DATED, ids=lambda path: path.stem)
+def test_a_template_that_writes_the_date_is_given_one_and_else_renders_the_same(path, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls):
+            return DAY
+
+    tokenizer = byte_tokenizer(chat_template=path.read_text())
+    found = Template(tokenizer, DAY).render(TALKS["two"]).text
+    assert found != Template(tokenizer).render(TALKS["two"]).text
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    assert found == Template(tokenizer).render(TALKS["two"]).text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        '{% if strftime_now is defined %}{{ strftime_now( "%d %b %Y" ) }}{% endif %}',
+        "{% set form = '%d %b %Y' %}{% macro day(f) %}{{ strftime_now(f) }}{% endmacro %}{{ day(form) }}",
+        "{%- for m in messages %}{%- if loop.first -%}{{ strftime_now('%d ') + strftime_now('%b %Y') }}"
+        "{%- endif %}{%- endfor %}",
+    ],
+    ids=["plainly", "where there is a clock", "in a macro", "in a loop"],
+)
+def test_the_date_is_the_given_one_wherever_a_template_writes_it(template):
+    tokenizer = byte_tokenizer(chat_template=template + CHATML)
+    chat = chat_format("auto", tokenizer, lambda: DAY)
+    assert chat.render(TALKS["single"]).text.startswith("09 Feb 2024<|im_start|>user")
+    assert chat.prompt(TALKS["single"]).startswith("09 Feb 2024<|im_start|>user")
+    assert learnt(chat.render(TALKS["single"])) == ["It is 4.<|im_end|>"]
+    another = chat_format("auto", tokenizer, lambda: datetime(2024, 2, 10))
+    assert fingerprint(tokenizer, chat) != fingerprint(tokenizer, another)
+
+
+def test_no_clock_is_asked_where_no_date_is_written():
+    assert chat_format("auto", byte_tokenizer(chat_template=CHATML), lambda: pytest.fail("asked")).day is None
 
 
 EMPTY_THOUGHT = CHATML.replace(

@@ -277,7 +277,7 @@ def test_the_fingerprint_follows_tokenizer_format_and_template_but_not_earlier_c
     tulu_before = fingerprint(tokenizer, tulu)
     tokenizer.chat_template = CHATML + " "
     assert fingerprint(tokenizer, tulu) == tulu_before
-    other = [fingerprint(tokenizer, template), fingerprint(tokenizer, Tulu("</s>", "<s>"))]
+    other = [fingerprint(tokenizer, Template(tokenizer)), fingerprint(tokenizer, Tulu("</s>", "<s>"))]
     tokenizer.add_tokens(["new"])
     other.append(fingerprint(tokenizer, tulu))
     assert len({before, tulu_before, *other}) == 5

@@ -105,17 +105,18 @@ ARRAYS = {
     '[{"a": 1},\n {"b": 1}': "line 2, row 3: broken JSON: expected ','",
     '[{"a": 1},]': "line 1, row 2: broken JSON",
     '[{"a": 1}]\n{"b": 1}': "line 2, row 2: broken JSON: extra data",
-    '[{"a": 1},\n 7]': "line 2, row 2: broken JSON: a JSON int, expected an object",
+    '[{"a": 1},\n 7]': "row 2: a JSON int, expected an object",
     '[{"a": 1},\n "x\udcff"]': "line 2: not UTF-8 (byte 0xff)",
     "[]": "empty",
     "[" + "[" * 100_000: "line 1, row 1: broken JSON",
 }
-ONE_A_LINE = "Write one whole object a line; a file that holds one array is named .json"
 LINES = {
     '{"a": 1}\n{"a": }\n': "line 2: broken JSON at column 7: Expecting value",
-    '{"a": 1}\n[1]\n': f"line 2: a JSON list, expected an object {{...}}. {ONE_A_LINE}",
-    '[\n {\n  "prompt": "a"\n }\n]': f"line 1: unfinished JSON at column 2: Expecting value. {ONE_A_LINE}",
-    '{\n "prompt": "a"\n}': "line 1: unfinished JSON at column 2",
+    '{"a": 1}\n[1]\n': "line 2: a JSON list, expected an object {...}. Write one whole object a line",
+    '{"a": 1} {"a": 2}\n': "line 1: more than one JSON at column 10",
+    '[\n {\n  "prompt": "a"\n }\n]': "one JSON array, expected one object a line; name the file .json",
+    '{\n "prompt": "a"\n}': "JSON objects over several lines, expected one whole object a line",
+    '{\n "prompt": \n}': "line 1: unfinished JSON at column 2",
     '{"a": 1}\n\n{"a": "\udcff"}\n': "line 3: not UTF-8 (byte 0xff at 8)",
     '{"a": 1}\n{"a": ' + "1" * 5000 + "}": "line 2: JSON that cannot be read",
     '{"a": 1}\n{"a": ' + "[" * 200_000 + "}": "line 2: JSON that cannot be read",
@@ -231,13 +232,3 @@ def test_bytes_in_a_parquet_file_are_its_text_and_never_pythons_words_for_them(t
     found = records(tmp_path / "a.parquet")
     assert [record["prompt"] for record in found] == ["What is 2+2?", "naïve 😀"]
     assert found[0]["when"] == "2024-02-29"
-
-
-@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.string()], ids=["bytes", "text"])
-def test_a_column_that_is_no_utf8_is_one_line(tmp_path, kind):
-    column = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary()).view(kind)
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "a.parquet")
-    said = refusal(records, tmp_path / "a.parquet")
-    assert said.startswith(str(tmp_path / "a.parquet") if kind == pyarrow.string() else "")
-    assert "a.parquet" in said
-    assert "utf-8" in said

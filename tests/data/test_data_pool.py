@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from data_helpers import chat_record, talk
 
@@ -59,19 +61,20 @@ def test_the_same_file_given_twice_is_refused(tmp_path, monkeypatch):
     assert "no pool file" in refusal(Pool.read, [])
 
 
-def test_a_file_that_mixes_shapes_is_refused_with_both_lines(tmp_path):
-    records = [chat_record(), {"prompt": "q", "completion": "a"}]
-    message = refusal(Pool.read, write(tmp_path / "a.jsonl", records))
-    assert "a.jsonl, line 2: columns of shape prompt/completion" in message
-    assert "a.jsonl, line 1 has shape messages" in message
+def test_each_row_of_a_file_is_read_by_its_own_shape(tmp_path):
+    records = [chat_record("q", "a"), {"prompt": "q", "completion": "a"}]
+    one, other = Pool.read(write(tmp_path / "a.jsonl", records))
+    assert one.messages == other.messages
 
 
 @pytest.mark.parametrize("own", ["x", 3, ["x", 1]])
-def test_an_own_id_that_occurs_twice_in_a_file_is_refused_with_both_lines(tmp_path, own):
+def test_a_row_whose_id_an_earlier_one_of_its_file_has_costs_that_row(tmp_path, own):
     records = [chat_record(str(i), id=i + 100) for i in range(6)]
     records[1]["id"] = records[4]["id"] = records[5]["id"] = own
-    message = refusal(Pool.read, write(tmp_path / "a.jsonl", records))
-    assert f"a.jsonl, line 5: id {own!r} is that of a.jsonl, line 2 too" in message
+    pool = Pool.read(write(tmp_path / "a.jsonl", records))
+    assert [pool.id(i) for i in range(len(pool))] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]
+    assert [row.id for row in pool.refused] == ["a.jsonl:5", "a.jsonl:6"]
+    assert f"id {own!r} is that of a.jsonl, line 2 too" in pool.refused[0].reason
 
 
 def test_ids_may_repeat_across_files_and_differ_by_type_or_be_absent(tmp_path):
@@ -86,20 +89,89 @@ def test_ids_of_equal_hash_are_told_apart(tmp_path, monkeypatch):
     assert len(Pool.read(write(tmp_path / "a.jsonl", records))) == 4
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "unfinished JSON"),
-        ('{"text": "x"}', "unknown columns 'text'"),
-        ('{"messages": 3}', "messages is 3"),
-        ('{"prompt": "", "completion": "x"}', "column prompt is empty"),
-    ],
-)
-def test_a_bad_row_anywhere_is_refused_when_the_pool_is_read(tmp_path, line, said):
+BAD = {
+    "{": "unfinished JSON",
+    "[1, 2]": "a JSON list, expected an object",
+    '"text"': "a JSON str, expected an object",
+    '{"prompt": "a", "completion": "b"} {"prompt": "c", "completion": "d"}': "more than one JSON",
+    '{"prompt": "\udcff", "completion": "x"}': "not UTF-8 (byte 0xff",
+    '{"prompt": "x\\ud83d", "completion": "x"}': "column prompt has half a surrogate pair",
+    '{"dataset": "x\\ud83d", "prompt": "x", "completion": "x"}': "column dataset has half a surrogate pair",
+    '{"text": "x"}': "unknown columns 'text'",
+    '{"messages": 3}': "messages is 3",
+    '{"prompt": "", "completion": "x"}': "column prompt is empty",
+    '{"tools": [1], "prompt": "x", "completion": "x"}': "tools is [1]",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), BAD.items(), ids=BAD.values())
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_one_bad_row_costs_one_row_wherever_it_stands(tmp_path, line, said, at):
+    good = [json.dumps(chat_record(f"q{i}", dataset=f"s{i}")) for i in range(3)]
+    pool = Pool.read(write(tmp_path / "a.jsonl", "\n".join([*good[:at], "", line, *good[at:]])))
+    (row,) = pool.refused
+    assert (row.id, row.where) == (f"a.jsonl:{at + 2}", f"a.jsonl, line {at + 2}")
+    assert said in row.reason
+    assert not row.reason.startswith("a.jsonl")
+    assert [row.messages[0].content for row in pool] == ["q0", "q1", "q2"]
+    assert [row.source for row in pool] == ["s0", "s1", "s2"]
+    assert [json.loads(row.raw)["dataset"] for row in pool] == ["s0", "s1", "s2"]
+    assert len(pool.text_digests()) == 3
+    pool.write(range(3), tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == good
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_file_without_a_usable_row_is_of_another_kind_and_ends_the_run(tmp_path, count):
     good = write(tmp_path / "a.jsonl", [chat_record()])
-    message = refusal(Pool.read, [good, write(tmp_path / "b.jsonl", f"\n{line}\n")])
-    assert message.startswith("b.jsonl, line 2: ")
-    assert said in message
+    message = refusal(Pool.read, [good, write(tmp_path / "b.jsonl", "\n" + '{"text": "x"}\n' * count)])
+    assert message.startswith("b.jsonl, line 2: unknown columns 'text'")
+    assert ("nor can any other of its 3 rows" in message) == (count == 3)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '[\n {"prompt": "a", "completion": "b"},\n {"prompt": "c", "completion": "d"}\n]\n',
+            "one JSON array",
+        ),
+        ('[{"prompt": "a", "completion": "b"}]', "one JSON array"),
+        ('[{"prompt": "a",\n "completion": "b"}]', "one JSON array"),
+        ('{\n "prompt": "a",\n "completion": "b"\n}', "JSON objects over several lines"),
+        (
+            '\n{"prompt":\n "a", "completion": "b"}\n{"prompt": "c",\n "completion": "d"}',
+            "objects over several lines",
+        ),
+    ],
+    ids=["array", "array on one line", "array of long rows", "an object", "objects"],
+)
+def test_json_that_is_not_one_object_a_line_is_called_what_it_is(tmp_path, name, text, said):
+    path = write(tmp_path / name, text)
+    if name == "a.json" and text.startswith("["):
+        assert Pool.read(path)[0].messages == talk("user: a", "assistant: b")
+    else:
+        assert said in refusal(Pool.read, path)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["columns", "nested"])
+@pytest.mark.parametrize("kind", ["binary", "string"])
+def test_a_row_of_parquet_whose_text_is_not_utf8_costs_that_row(tmp_path, kind, nested):
+    texts = pyarrow.array([b"a", b"b\xff", "é".encode()], pyarrow.binary())
+    texts = texts.view(pyarrow.string()) if kind == "string" else texts
+    if nested:
+        roles = pyarrow.array(["assistant"] * 3)
+        turns = pyarrow.StructArray.from_arrays([roles, texts], ["role", "content"])
+        columns = {"messages": pyarrow.ListArray.from_arrays([0, 1, 2, 3], turns)}
+    else:
+        columns = {"prompt": ["q"] * 3, "completion": texts}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    pool = Pool.read(tmp_path / "a.parquet")
+    assert [row.messages[-1].content for row in pool] == ["a", "é"]
+    (row,) = pool.refused
+    assert row.where == "a.parquet, row 2"
+    assert "a byte that is not UTF-8, '\\udcff', at character 2" in row.reason
 
 
 def test_written_rows_are_the_input_lines_byte_for_byte_in_pool_order(tmp_path):
@@ -140,9 +212,3 @@ def test_a_parquet_pool_is_written_as_json_lines(tmp_path):
     pool.write([2, 1], tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == records[1:]
     assert pool.id(2) == "a.parquet:3"
-
-
-def test_a_source_that_no_file_could_hold_is_refused_when_the_pool_is_read(tmp_path):
-    line = '{"dataset": "half \\ud83d", "prompt": "q", "completion": "a"}\n'
-    said = refusal(Pool.read, write(tmp_path / "p.jsonl", line))
-    assert "p.jsonl, line 1: column dataset has half a surrogate pair" in said

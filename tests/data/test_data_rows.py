@@ -74,7 +74,7 @@ def test_sharegpt_names_of_models_are_the_assistant(name):
 BAD = {
     "unknown columns 'question', 'answer'": {"question": "q", "answer": "a"},
     "unknown columns (none)": {},
-    "unknown role 'tool' in message 2 of messages; known: system, user, assistant": {
+    "unknown role 'tool' in message 2 of messages; known: system, user, assistant, developer": {
         "messages": [QUESTION, {"role": "tool", "content": "x"}, ANSWER]
     },
     "unknown role ['user']": {"messages": [{"role": ["user"], "content": "x"}]},
@@ -92,7 +92,10 @@ BAD = {
     "messages is null": {"messages": None},
     "message 1 of messages is 'hello'": {"messages": ["hello"]},
     "message 1 of messages is {'role': 'user'}": {"messages": [{"role": "user"}]},
-    "half a surrogate pair, '\\ud83d', at character 2": {"prompt": "x\ud83d", "completion": "a"},
+    "half a surrogate pair, or a byte that is not UTF-8, '\\ud83d', at character 2": {
+        "prompt": "x\ud83d",
+        "completion": "a",
+    },
 }
 
 
@@ -165,6 +168,26 @@ TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "
             ["user: Of France?", "assistant: Paris.", "user: Of Spain?", "assistant: Madrid."],
         ),
         ({"system": "", "history": [], "messages": TURNS}, ["user: 2+2?", "assistant: 4"]),
+        (
+            {"system_prompt": "Be brief.", "prompt": "q", "completion": "a"},
+            ["system: Be brief.", "user: q", "assistant: a"],
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "d"}, *TURNS]},
+            ["system: d", "user: 2+2?", "assistant: 4"],
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}],
+                    },
+                    TURNS[1],
+                ]
+            },
+            ["user: 2+2?", "assistant: 4"],
+        ),
     ],
 )
 def test_what_stands_in_columns_of_its_own_is_a_part_of_the_conversation(record, turns):
@@ -184,8 +207,9 @@ def test_what_stands_in_columns_of_its_own_is_a_part_of_the_conversation(record,
         ({"messages": [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS]}, ["4"]),
         ({"messages": [TURNS[0], {**TURNS[1], "train": False}, TURNS[0], {**TURNS[1], "weight": 1}]}, ["4"]),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": None}]}, ["4"]),
+        ({"messages": [TURNS[0], {**TURNS[1], "loss_weight": 0.0}, *TURNS]}, ["4"]),
     ],
-    ids=["few shots in a prompt", "weight 0", "not to train on", "no weight"],
+    ids=["few shots in a prompt", "weight 0", "not to train on", "no weight", "LLaMA-Factory's"],
 )
 def test_answers_that_are_not_to_be_learnt_are_not(record, learnt):
     messages = parse_messages(record, "row")
@@ -210,3 +234,98 @@ def test_such_columns_that_make_no_sense_are_refused(record, said):
     with pytest.raises(InputError, match=r"^row: ") as caught:
         parse_messages(record, "row")
     assert said in str(caught.value)
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CHANGES = {  # by the format that has the key
+    "OpenAI tools": ("tools is [", {"tools": [TOOL], "messages": TURNS}),
+    "OpenAI functions": ("functions is [", {"functions": [{"name": "f"}], "messages": TURNS}),
+    "OpenAI tool call": ("tool_calls is [", {"messages": [TURNS[0], {**TURNS[1], "tool_calls": [TOOL]}]}),
+    "OpenAI tool call alone": (
+        "tool_calls is [",
+        {"messages": [TURNS[0], {"role": "assistant", "tool_calls": [TOOL]}, *TURNS]},
+    ),
+    "OpenAI function call": (
+        "message 2 of messages: function_call is {",
+        {"messages": [TURNS[0], {**TURNS[1], "function_call": {"name": "f"}}]},
+    ),
+    "OpenAI function's answer": (
+        "unknown role 'function'",
+        {"messages": [{"role": "function", "content": "x"}, *TURNS]},
+    ),
+    "OpenAI image": (
+        "content of message 1 of messages (user) is [",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]},
+                TURNS[1],
+            ]
+        },
+    ),
+    "trl tools": ("tools is [", {"tools": [TOOL], "prompt": TURNS[:1], "completion": TURNS[1:]}),
+    "trl settings of the template": (
+        "chat_template_kwargs is {",
+        {"chat_template_kwargs": {"enable_thinking": False}, "messages": TURNS},
+    ),
+    "trl images": ("images is [", {"images": ["a.png"], "messages": TURNS}),
+    "trl unwanted answer": ("not wanted", {"prompt": "q", "completion": "a", "label": False}),
+    "trl thought": ("thinking is 'hm'", {"messages": [TURNS[0], {**TURNS[1], "thinking": "hm"}]}),
+    "Qwen thought": (
+        "reasoning_content is 'hm'",
+        {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "hm"}]},
+    ),
+    "axolotl parts to train on": (
+        "train_detail is [",
+        {
+            "conversations": [
+                SHAREGPT[0],
+                {**SHAREGPT[1], "train_detail": [{"begin_offset": 0, "end_offset": 0}]},
+            ]
+        },
+    ),
+    "LLaMA-Factory tools as text": ("tools is '[{", {"tools": '[{"name": "f"}]', "conversations": SHAREGPT}),
+    "LLaMA-Factory call": (
+        "unknown from 'function_call'",
+        {"conversations": [{"from": "function_call", "value": "{}"}, *SHAREGPT]},
+    ),
+    "LLaMA-Factory observation": (
+        "unknown from 'observation'",
+        {"conversations": [{"from": "observation", "value": "x"}, *SHAREGPT]},
+    ),
+    "LLaMA-Factory preference": (
+        "chosen is {",
+        {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]},
+    ),
+    "LLaMA-Factory unwanted answer": ("not wanted", {"conversations": SHAREGPT, "kto_tag": False}),
+    "Dolly's context": ("context is 'c'", {"instruction": "i", "context": "c", "output": "o"}),
+}
+
+
+@pytest.mark.parametrize(("said", "record"), CHANGES.values(), ids=CHANGES)
+def test_a_key_that_changes_the_conversation_and_has_no_place_in_it_costs_the_row(said, record):
+    message = refusal(parse_messages, record, WHERE)
+    assert message.startswith(f"{WHERE}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], {}, "[]", float("nan"), False])
+def test_such_a_key_that_says_nothing_is_passed_over(nothing):
+    keys = ("tools", "functions", "images", "chat_template_kwargs", "system", "history")
+    turn = {**TURNS[1], "tool_calls": nothing, "reasoning_content": nothing, "weight": 1}
+    record = {**dict.fromkeys(keys, nothing), "messages": [TURNS[0], turn]}
+    assert parse_messages(record, WHERE) == talk("user: 2+2?", "assistant: 4")
+
+
+def test_keys_that_say_nothing_of_the_conversation_stay_unread():
+    keys = {
+        "id": 3,
+        "source": "web",
+        "score": 0.5,
+        "label": True,
+        "chosen": TURNS,
+        "rejected": TURNS,
+        "prompt_id": "x",
+    }
+    turns = [{**turn, "name": "ann", "id": "t"} for turn in TURNS]
+    assert parse_messages({**keys, "messages": turns}, WHERE) == talk("user: 2+2?", "assistant: 4")

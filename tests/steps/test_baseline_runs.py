@@ -110,7 +110,7 @@ def test_random_numbers_decide_by_seed_and_repetition(finished_run, tmp_path):
 
 @pytest.mark.parametrize("method", ["random", "bm25", "rds", "loss"])
 def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_settings, method, tmp_path):
-    """One row has an answer that is too long, one repeats a held-out row; all others are selected.
+    """One row has an answer that is too long, one repeats a held-out row, one line is no row; all others are.
 
     Of one whose answer fits the prompt is cut.
     """
@@ -120,13 +120,14 @@ def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_setting
     rows[5] = {"messages": [{"role": "user", "content": " ".join(["lamp"] * 90)}, short]}
     rows[7] = {"messages": lines(run_settings["holdout"][0])[0]["messages"]}
     pool = tmp_path / "pool.jsonl"
-    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"messages": [\n')
     given = options(run_settings, method=method, pool=[str(pool)], out=tmp_path / "run", top_p=1.0)
     outcome = done("select", *given, "--decontaminate")
-    assert "2 of 12 pool rows cannot be used" in outcome.err
+    assert "3 of 13 pool rows cannot be used" in outcome.err
     kept = [entry["id"] for entry in lines(tmp_path / "run/rounds/1/selected.ids.jsonl")]
     excluded = {entry["id"]: entry["reason"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
-    assert excluded.keys() == {"pool.jsonl:5", "pool.jsonl:8"}
+    assert excluded.keys() == {"pool.jsonl:5", "pool.jsonl:8", "pool.jsonl:13"}
+    assert excluded["pool.jsonl:13"].startswith("unfinished JSON at column 15")
     assert f"does not fit into {LENGTH}" in excluded["pool.jsonl:5"]
     assert kept == [f"pool.jsonl:{i}" for i in range(1, 13) if i not in (5, 8)]
 

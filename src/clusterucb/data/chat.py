@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,6 +29,9 @@ Turn = tuple[str, str]
 """Role and content."""
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_NOW = "strftime_now"
+"""What templates call to write the date; transformers gives them the clock's."""
+_DIRECTIVE = re.compile(r"(?<!\{)%-?[A-Za-z]")
 _LEADING_TOKENS = re.compile(r"\s*(?:<[^<>\s]+>)+")
 _LEADING_TOKEN = re.compile(r"\s*<[^<>\s]+>")
 
@@ -124,10 +128,12 @@ class Template:
     Where an answer stands in the text is found by what changes when another text stands in its place. So what
     the template itself writes, as an empty thought or a header, is never taken for the answer; and where it
     renders an earlier turn otherwise once others follow, the whole conversation's rendering counts. A
-    template with `{% generation %}` says itself what is learnt.
+    template with `{% generation %}` says itself what is learnt. One that writes the date is given that of
+    `day`, or today's without it.
     """
 
     tokenizer: Any
+    day: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -192,6 +198,12 @@ class Template:
         return start, end
 
     @cached_property
+    def source(self) -> str:
+        """The template, in which it is `day` for ever."""
+        source = str(self.tokenizer.get_chat_template())
+        return source if self.day is None else _on(self.day, source) + source
+
+    @cached_property
     def _endings(self) -> list[str]:
         """What the template writes to end an answer's turn, within a conversation and at its end."""
         question, answer = ("user", "\ue000"), ("assistant", "\ue001")
@@ -211,7 +223,7 @@ class Template:
 
     @property
     def _marks(self) -> bool:
-        return _GENERATION.search(self.tokenizer.chat_template) is not None
+        return _GENERATION.search(self.source) is not None
 
     def _marked(self, turns: Sequence[Turn]) -> tuple[tuple[int, int], ...]:
         """What the template marks as the model's own."""
@@ -219,7 +231,7 @@ class Template:
 
         _, marked = render_jinja_template(
             conversations=[self._messages(turns)],
-            chat_template=self.tokenizer.chat_template,
+            chat_template=self.source,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
@@ -230,7 +242,9 @@ class Template:
         """Whether the template wants a message's content as a list of parts."""
         turn = [{"role": "user", "content": "\ue000"}]
         try:
-            return "\ue000" not in self.tokenizer.apply_chat_template(turn, tokenize=False)
+            return "\ue000" not in self.tokenizer.apply_chat_template(
+                turn, chat_template=self.source, tokenize=False
+            )
         except _failures():
             return True
 
@@ -242,7 +256,10 @@ class Template:
     def _apply(self, turns: Sequence[Turn], generation_prompt: bool = False) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                self._messages(turns), tokenize=False, add_generation_prompt=generation_prompt
+                self._messages(turns),
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
             )
         except _failures() as error:
             raise InputError(
@@ -252,8 +269,10 @@ class Template:
         return str(text)
 
 
-def chat_format(name: str, tokenizer: Any) -> ChatFormat:
+def chat_format(name: str, tokenizer: Any, now: Callable[[], datetime] = datetime.now) -> ChatFormat:
     """The format called `auto`, `tulu` or `template`; auto is the tokenizer's template, else tulu.
+
+    `now` is asked for the day if the template writes one.
 
     Raises ConfigError for another name, a template that the tokenizer lacks, a tokenizer without an
     end token under tulu, and one that is not fast.
@@ -265,7 +284,8 @@ def chat_format(name: str, tokenizer: Any) -> ChatFormat:
     if name == "template" and not has_template:
         raise ConfigError("chat 'template': the tokenizer has no chat template; use --chat tulu")
     if has_template and name != "tulu":
-        return Template(tokenizer)
+        template = Template(tokenizer)
+        return Template(tokenizer, now()) if _NOW in template.source else template
     if not tokenizer.eos_token:
         raise ConfigError(
             "chat 'tulu': the tokenizer has no end token (eos_token); set one, or use --chat template"
@@ -285,7 +305,7 @@ def fingerprint(tokenizer: Any, chat: ChatFormat) -> str:
         "tokenizer": state,
         "special": {key: str(token) for key, token in tokenizer.special_tokens_map.items()},
         "chat": chat.name,
-        "template": tokenizer.chat_template if isinstance(chat, Template) else repr(chat),
+        "template": chat.source if isinstance(chat, Template) else repr(chat),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -369,6 +389,13 @@ def _failures() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
 
     return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def _on(day: datetime, source: str) -> str:
+    """What makes it that day in the template behind it: a macro in the place of the clock."""
+    met = sorted(set(_DIRECTIVE.findall(source)))
+    said = "".join(f".replace({each!r}, {day.strftime(each)!r})" for each in met)
+    return f"{{% macro {_NOW}(format) %}}{{{{ format{said} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:

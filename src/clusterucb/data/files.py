@@ -17,8 +17,8 @@ import tempfile
 import weakref
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -98,6 +98,13 @@ class Lines:
         """Line `i` parsed. Raises InputError as `decode_object` does."""
         return decode_object(self.line(i), self.where(i))
 
+    def drop(self, places: Container[int]) -> None:
+        """Pass over the lines at these places from now on, as over blank ones."""
+        kept = [i for i in range(len(self)) if i not in places]
+        self._starts, self._numbers = (
+            array("q", map(old.__getitem__, kept)) for old in (self._starts, self._numbers)
+        )
+
     def records(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Every line parsed, with how to name it. Raises InputError as `decode_object` does."""
         return ((self.record(i), self.where(i)) for i in range(len(self)))
@@ -105,7 +112,7 @@ class Lines:
 
 def decode_object(raw: bytes, where: str) -> dict[str, Any]:
     """Parse one line. Raises InputError if it is not UTF-8, broken JSON, or no object."""
-    advice = "Write one whole object a line; a file that holds one array is named .json"
+    advice = "Write one whole object a line"
     value = decode(raw, where, advice)
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON {type(value).__name__}, expected an object {{...}}. {advice}")
@@ -119,6 +126,7 @@ def decode(raw: bytes, where: str, advice: str = "Fetch it again") -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         kind = "broken" if error.pos < len(text.rstrip()) else "unfinished"
+        kind = "more than one" if error.msg == "Extra data" else kind
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(
             f"{where}: {kind} JSON at {line}column {error.colno}: {error.msg}. {advice}"
@@ -143,9 +151,12 @@ def dump(record: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for: bytes are text in UTF-8, times are written as ISO has them."""
+    """What JSON has no type for: bytes are text in UTF-8, times are written as ISO has them.
+
+    A byte that is not UTF-8 becomes half a surrogate pair, which no text that is read may have.
+    """
     if isinstance(value, bytes):
-        return value.decode()
+        return value.decode(errors="surrogateescape")
     if isinstance(value, datetime):
         return value.isoformat(" ")
     if isinstance(value, (date, time)):
@@ -197,16 +208,17 @@ def _open_file(path: Path, name: str) -> Lines:
         met = "".join(path.suffixes[-2:]) or "none"
         raise InputError(f"{path}: unknown suffix ({met}); known: {', '.join(SUFFIXES)}, each also with .gz")
     kind, packed = ending[1].lower(), bool(ending[2])
-    if kind == ".jsonl" and not packed:
-        file = path.open("rb")
-        return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
     with unpacked(path) as stream:
         if kind == ".parquet":
             return Lines.spooled(_parquet(stream, packed, name), name, "row")
         if kind == ".json" and _first_byte(stream) == b"[":
             # Objects are numbered, not lines: a minified array is one line.
             return Lines.spooled(_dumped(_Array(stream, name), name), name, "row")
-        return Lines.spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
+        _refuse_another_shape(stream, name)
+        if packed:
+            return Lines.spooled(((number, line) for _, number, line in _numbered(stream)), name, "line")
+    file = path.open("rb")
+    return Lines(name, file, "line", ((start, number) for start, number, _ in _numbered(file)))
 
 
 def _numbered(stream: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
@@ -233,11 +245,39 @@ def _dumped(records: Iterable[Any], name: str) -> Iterator[tuple[int, bytes]]:
     for number, record in enumerate(records, 1):
         try:
             yield number, dump(record)
-        except (UnicodeDecodeError, TypeError) as error:
+        except TypeError as error:
             raise InputError(
                 f"{name}, row {number}: has {error}, expected text, numbers and lists of these; "
                 "drop the column"
             ) from None
+
+
+def _refuse_another_shape(stream: BinaryIO, name: str) -> None:
+    """Raise InputError for JSON that is right, but not one object a line; else go back to the start."""
+    lines = _numbered(stream)
+    (_, _, first), alone = next(lines, (0, 0, b"")), next(lines, None) is None
+    is_array, over_lines = first.lstrip().startswith(b"["), False
+    stream.seek(0)
+    if not _begins_whole(first):
+        with suppress(InputError):
+            _Array(stream, name).first()
+            over_lines = True
+    stream.seek(0)
+    if is_array and (over_lines or alone):
+        raise InputError(f"{name}: one JSON array, expected one object a line; name the file .json")
+    if over_lines:
+        raise InputError(
+            f"{name}: JSON objects over several lines, expected one whole object a line, as `jq -c .` writes"
+        )
+
+
+def _begins_whole(line: bytes) -> bool:
+    """Whether a line begins with a whole JSON value."""
+    try:
+        json.JSONDecoder().raw_decode(line.decode().lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _first_byte(stream: BinaryIO) -> bytes:
@@ -250,7 +290,7 @@ def _first_byte(stream: BinaryIO) -> bytes:
 
 
 class _Array:
-    """A file that is one JSON array, an object at a time: memory holds one object and one chunk.
+    """A file that is one JSON array, an item at a time: memory holds one item and one chunk.
 
     Not by ijson: it refuses NaN, which Python writes, and its fast backends turn half a surrogate pair into
     a question mark.
@@ -263,17 +303,23 @@ class _Array:
         # The text from `_at` on is unread, in the file's `_row`; it begins in the file's `_line`.
         self._text, self._at, self._line, self._row = "", 0, 1, 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Raises InputError, naming line and row, for what is not UTF-8, broken or no object."""
+    def __iter__(self) -> Iterator[Any]:
+        """Raises InputError, naming line and row, for what is not UTF-8 or broken."""
         self._pass("[")
         if self._next() != "]":
-            yield self._object()
+            yield self._item()
         while self._next() != "]":
             self._pass(",")
-            yield self._object()
+            yield self._item()
         self._pass("]")
         if self._next():
             raise self._broken("extra data after the array", self._at)
+
+    def first(self) -> Any:
+        """The array's first item, or what the file begins with instead of an array."""
+        if self._next() == "[":
+            self._pass("[")
+        return self._item()
 
     def _next(self) -> str:
         """The next character that is no space, "" at the end of the file."""
@@ -288,12 +334,9 @@ class _Array:
             raise self._broken(f"expected {character!r} of the array", self._at)
         self._at += 1
 
-    def _object(self) -> dict[str, Any]:
+    def _item(self) -> Any:
         self._next()
-        value, end = self._value()
-        if not isinstance(value, dict):
-            raise self._broken(f"a JSON {type(value).__name__}, expected an object {{...}}", self._at)
-        self._at = end
+        value, self._at = self._value()
         self._row += 1
         return value
 
@@ -339,13 +382,35 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
-                yield from _dumped((record for batch in batches for record in batch.to_pylist()), name)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name}: a text column is not UTF-8 ({error}); save it as UTF-8") from None
+                yield from _dumped((record for batch in batches for record in _records(batch)), name)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
             ) from error
+
+
+def _records(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; where one has a text that is not UTF-8, all texts as bytes."""
+    import pyarrow
+
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        fields = [field.with_type(_in_bytes(field.type)) for field in batch.schema]
+        return list(batch.cast(pyarrow.schema(fields)).to_pylist())
+
+
+def _in_bytes(kind: Any) -> Any:
+    """A type of columns with bytes in the place of texts."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_in_bytes(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_in_bytes(kind.value_type)))
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return pyarrow.large_binary() if is_text else kind
 
 
 def _open_hub(source: str, name: str) -> Lines:

@@ -1,7 +1,8 @@
 """The pool: the rows to choose from, in one or several files, each row with a stable id.
 
-`Pool.read` looks at every row once, so that whatever is wrong with one is said before a model loads.
-After that only small arrays stay in memory, 28 bytes a row; rows are read from disk when asked for.
+`Pool.read` looks at every row once, so that whatever is wrong with one is known before a model loads: such a
+row is refused, with the reason, and is none of the pool's. After that only small arrays stay in memory, 28
+bytes a row; rows are read from disk when asked for.
 """
 
 from __future__ import annotations
@@ -9,45 +10,59 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.files import HUB, Lines, decode_object, is_hub, stem
-from clusterucb.data.rows import Message, Row, digest8, parse_messages, shape_of, text_digest, unicode
+from clusterucb.data.rows import Row, digest8, parse_messages, text_digest, unicode
 from clusterucb.errors import InputError, StorageError
 
 
+class Refused(NamedTuple):
+    """A row of a file that cannot be read."""
+
+    id: str
+    where: str
+    """How a message names it: "pool.jsonl, line 12"."""
+    reason: str
+
+
 class Pool:
-    """A sequence of `Row`. Make one with `Pool.read`."""
+    """A sequence of `Row`, those that can be read; the others are `refused`. Make one with `Pool.read`."""
 
     def __init__(self, files: Iterable[Lines]) -> None:
         self._files: list[Lines] = []
+        self.refused: list[Refused] = []
         sources: dict[str, int] = {}
         codes, digests, sha = array("i"), array("Q"), hashlib.sha256()
+        dropped: list[int] = []
         for lines in files:
             self._files.append(lines)
             sha.update(f"{len(lines)} {lines.name}\n".encode())
-            for raw, source, messages in _checked(lines):
-                sha.update(raw + b"\n")
-                codes.append(sources.setdefault(source, len(sources)))
-                digests.append(text_digest(messages))
+            wrong: dict[int, str] = {}
+            begin = len(codes)
+            for source, digest in _checked(lines, sha, wrong):
+                codes.append(sources.setdefault(source, len(sources)) if source else 0)
+                digests.append(digest)
+            dropped += [begin + i for i in wrong]
+            self.refused += _drop(lines, wrong)
         self._ends = np.cumsum([len(lines) for lines in self._files])
-        self._digests = np.frombuffer(digests, np.uint64)
+        self._digests = np.delete(np.frombuffer(digests, np.uint64), dropped)
         self.sources: list[str] = list(sources)
-        self.source_codes: npt.NDArray[np.int32] = np.frombuffer(codes, np.int32)
+        self.source_codes: npt.NDArray[np.int32] = np.delete(np.frombuffer(codes, np.int32), dropped)
         self.fingerprint: str = sha.hexdigest()
 
     @classmethod
     def read(cls, paths: str | Path | Sequence[str | Path]) -> Pool:
         """Open and check the files or hub data sets (see `Lines.open`), in the order given.
 
-        Raises InputError at the first row that cannot be used, a file given twice, a file that mixes
-        shapes, and an `id` that occurs twice in one file.
+        A row is refused that cannot be parsed, that holds no conversation, or whose `id` an earlier one of the
+        file has. Raises InputError for a file that cannot be read, has no usable row, or is given twice.
         """
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not sources:
@@ -104,24 +119,40 @@ class Pool:
         return lines, int(i - self._ends[file] + len(lines))
 
 
-def _checked(lines: Lines) -> Iterator[tuple[bytes, str, tuple[Message, ...]]]:
-    """Every row of one file: as it stands there, its source, its turns. Raises InputError."""
-    shape = ""
-    rows, hashes = array("q"), array("Q")  # those that have an id, as ids themselves may not fit in memory
+def _checked(lines: Lines, sha: hashlib._Hash, wrong: dict[int, str]) -> Iterator[tuple[str, int]]:
+    """Source and text digest of every row of one file; of one that cannot be read "" and 0.
+
+    Why it cannot is put into `wrong`, by its place; a second row of an id is known at the end only.
+    """
+    places, hashes = (
+        array("q"),
+        array("Q"),
+    )  # of rows that have an id, as ids themselves may not fit in memory
     for i, raw in enumerate(lines):
+        sha.update(raw + b"\n")
         where = lines.where(i)
-        record = decode_object(raw, where)
-        met = shape_of(record, where)
-        if met != (shape := shape or met):
-            raise InputError(
-                f"{where}: columns of shape {met}, but {lines.where(0)} has shape {shape}; "
-                "expected one shape a file. Split the file"
-            )
-        yield raw, _source(record, lines, where), parse_messages(record, where)
-        if record.get("id") is not None:
-            rows.append(i)
-            hashes.append(digest8(_key(record)))
-    _refuse_twins(lines, rows, hashes)
+        try:
+            record = decode_object(raw, where)
+            found = _source(record, lines, where), text_digest(parse_messages(record, where))
+        except InputError as error:
+            wrong[i], found = str(error).removeprefix(f"{where}: "), ("", 0)
+        else:
+            if record.get("id") is not None:
+                places.append(i)
+                hashes.append(digest8(_key(record)))
+        yield found
+    wrong.update(_twins(lines, places, hashes))
+
+
+def _drop(lines: Lines, wrong: Mapping[int, str]) -> list[Refused]:
+    """Take the rows that cannot be read out of `lines`. Raises InputError if these are all."""
+    refused = [Refused(_id(lines, i), lines.where(i), wrong[i]) for i in sorted(wrong)]
+    if len(refused) == len(lines):
+        others = f" (nor can any other of its {len(lines)} rows be used)" if len(lines) > 1 else ""
+        raise InputError(f"{refused[0].where}: {refused[0].reason}{others}")
+    if wrong:
+        lines.drop(wrong)
+    return refused
 
 
 def _source(record: dict[str, Any], lines: Lines, where: str) -> str:
@@ -131,18 +162,16 @@ def _source(record: dict[str, Any], lines: Lines, where: str) -> str:
     return unicode(own, "column dataset", where)
 
 
-def _refuse_twins(lines: Lines, rows: array[int], hashes: array[int]) -> None:
-    """Raise InputError for the first row whose id an earlier one has."""
+def _twins(lines: Lines, places: array[int], hashes: array[int]) -> Iterator[tuple[int, str]]:
+    """The rows whose id an earlier one has, each with that as the reason."""
     order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
     ascending = np.frombuffer(hashes, np.uint64)[order]
-    twins = np.flatnonzero(ascending[1:] == ascending[:-1])
-    for later, earlier in sorted((rows[order[t + 1]], rows[order[t]]) for t in twins):
+    for twin in np.flatnonzero(ascending[1:] == ascending[:-1]):
+        earlier, later = places[order[twin]], places[order[twin + 1]]
         record = lines.record(later)
         if _key(record) == _key(lines.record(earlier)):  # not just equal hashes
-            raise InputError(
-                f"{lines.where(later)}: id {repr(record['id'])[:80]} is that of "
-                f"{lines.where(earlier)} too; expected each id once a file. Drop one or rename it"
-            )
+            said = f"id {repr(record['id'])[:80]} is that of {lines.where(earlier)} too"
+            yield later, f"{said}; expected each id once a file. Drop one or rename it"
 
 
 def _id(lines: Lines, at: int) -> str:

@@ -20,12 +20,22 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
 }
 """Shapes and the columns that a record must have for each; the first that fits is taken."""
 
-_ROLES = {role: role for role in ("system", "user", "assistant")}
+_ROLES = {**{role: role for role in ("system", "user", "assistant")}, "developer": "system"}
 _SHAREGPT_ROLES = {
     "system": "system",
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing"), "assistant"),
 }
+_SYSTEM = ("system", "system_prompt")
+_WEIGHTS = ("weight", "train", "loss_weight")
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_UNREAD = (*_MEDIA, "tools", "functions", "function_call", "chat_template_kwargs")
+_UNREAD_OF_SHAPE = {"conversations": ("chosen", "rejected"), "instruction/output": ("context",)}
+_UNREAD_OF_TURN = (
+    *(*_MEDIA, "tool_calls", "function_call", "refusal", "train_detail"),
+    *("reasoning_content", "reasoning", "thinking"),
+)
+"""Keys of trl, axolotl, LLaMA-Factory and OpenAI that change what is read or learnt, without a place here."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +87,20 @@ def shape_of(record: Mapping[str, Any], where: str) -> str:
 def parse_messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The record's turns, at least one of them an answer to learn, none of them empty.
 
-    A column `system` is the first turn, Alpaca's `history` of questions and answers the next.
+    A column `system` (or `system_prompt`) is the first turn, Alpaca's `history` of questions and answers the
+    next.
 
-    Raises InputError for unknown columns, an unknown role, a content that is empty or no string,
-    a list of messages that is none, and for a row with no assistant turn.
+    Raises InputError for unknown columns, an unknown role, a content that is empty or no text,
+    a list of messages that is none, a row with no assistant turn, and a key that changes the conversation
+    and has no place in it, such as tools.
     """
-    messages = (*_before(record, where), *_read(record, where))
-    if [message.role for message in messages].count("system") > 1 and _filled(record, "system"):
+    shape = shape_of(record, where)
+    _refuse_unread(record, (*_UNREAD, *_UNREAD_OF_SHAPE.get(shape, ())), where)
+    if record.get("kto_tag") is False or (shape == "prompt/completion" and record.get("label") is False):
+        raise InputError(f"{where}: its label says that the answer is not wanted (KTO). Drop the row")
+    messages = (*_before(record, where), *_read(record, shape, where))
+    in_column = any(_filled(record, column) for column in _SYSTEM)
+    if in_column and [message.role for message in messages].count("system") > 1:
         raise InputError(f"{where}: has a column system and a system turn, expected one. Take one out")
     if not any(message.learnt for message in messages):
         roles = ", ".join(message.role for message in messages) or "no messages"
@@ -115,15 +132,25 @@ def text_digest(messages: Iterable[Message]) -> int:
 
 
 def _filled(record: Mapping[str, Any], column: str) -> bool:
-    """Whether a column says something."""
+    """Whether a column says something, as NaN and the text of an empty list do not."""
     value = record.get(column)
-    return bool(value.strip() if isinstance(value, str) else value)
+    return value == value and bool(value.strip().strip("[]{}") if isinstance(value, str) else value)
+
+
+def _refuse_unread(record: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Raise InputError for the first of `keys` that says something."""
+    if found := next((key for key in keys if _filled(record, key)), None):
+        raise InputError(
+            f"{where}: {found} is {_short(record[found])}, which changes the conversation and is not read. "
+            "Write what it says into the messages, or drop the key or the row"
+        )
 
 
 def _before(record: Mapping[str, Any], where: str) -> Iterator[Message]:
     """The turns that stand in columns of their own, before those of the shape."""
-    if _filled(record, "system"):
-        yield Message("system", _text(record["system"], "column system", where))
+    for column in _SYSTEM:
+        if _filled(record, column):
+            yield Message("system", _text(record[column], f"column {column}", where))
     if not _filled(record, "history"):
         return
     for number, pair in enumerate(record["history"] if isinstance(record["history"], list) else [None], 1):
@@ -134,8 +161,7 @@ def _before(record: Mapping[str, Any], where: str) -> Iterator[Message]:
         yield Message("assistant", _text(pair[1], what, where))
 
 
-def _read(record: Mapping[str, Any], where: str) -> Iterator[Message]:
-    shape = shape_of(record, where)
+def _read(record: Mapping[str, Any], shape: str, where: str) -> Iterator[Message]:
     if shape == "instruction/output":
         yield Message("user", _instruction(record, where))
         yield Message("assistant", _text(record["output"], "column output", where))
@@ -167,6 +193,8 @@ def _turns(record: Mapping[str, Any], column: str, where: str) -> Iterator[Messa
         raise unexpected(f"{where}: {column}", turns, f"a list of {{{role_key}, {text_key}}}")
     for number, turn in enumerate(turns, 1):
         what = f"message {number} of {column}"
+        if isinstance(turn, dict):
+            _refuse_unread(turn, _UNREAD_OF_TURN, f"{where}: {what}")
         if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
             raise unexpected(f"{where}: {what}", turn, f"{{{role_key}, {text_key}}}")
         role = turn[role_key]
@@ -181,11 +209,11 @@ def _turns(record: Mapping[str, Any], column: str, where: str) -> Iterator[Messa
 
 
 def _weighs(turn: Mapping[str, Any], where: str) -> bool:
-    """Whether a turn is learnt: OpenAI's `weight` and axolotl's `train` say so, where they are there."""
-    for key in ("weight", "train"):
+    """Whether a turn is learnt: OpenAI's `weight`, axolotl's `train` or LLaMA-Factory's `loss_weight`."""
+    for key in _WEIGHTS:
         if (value := turn.get(key)) is not None and value not in (0, 1):
             raise unexpected(f"{where}, {key}", value, "0 or 1")
-    return all(turn.get(key) in (None, 1) for key in ("weight", "train"))
+    return all(turn.get(key) in (None, 1) for key in _WEIGHTS)
 
 
 def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
@@ -202,21 +230,27 @@ def _given(turn: Mapping[str, Any], role: str, content: str, where: str) -> str:
 
 
 def _text(value: Any, what: str, where: str) -> str:
+    """A text, or a list of parts that are all texts, joined."""
+    if isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in value
+    ):
+        texts = [part.get("text") for part in value]
+        value = "".join(texts) if all(isinstance(text, str) for text in texts) else value
     if not isinstance(value, str):
-        raise unexpected(f"{where}: {what}", value, "a string")
+        raise unexpected(f"{where}: {what}", value, "a text")
     if not value.strip():
         raise InputError(f"{where}: {what} is empty, expected some text. Fill it in or drop the row")
     return unicode(value, what, where)
 
 
 def unicode(value: str, what: str, where: str) -> str:
-    """The text, which files can hold; InputError for half a surrogate pair."""
+    """The text, which files can hold; InputError for what has no UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: {what} has half a surrogate pair, {value[error.start]!a}, at character "
-            f"{error.start + 1}, expected Unicode text. Repair or drop the row"
+            f"{where}: {what} has half a surrogate pair, or a byte that is not UTF-8, "
+            f"{value[error.start]!a}, at character {error.start + 1}. Repair or drop the row"
         ) from error
     return value
 

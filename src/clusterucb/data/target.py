@@ -34,9 +34,12 @@ class Target:
     def read(cls, paths: str | Path | Sequence[str | Path], subtask: str | None = None) -> Target:
         """Read files or hub data sets as `Pool.read` does; `subtask` names the column to group by.
 
-        Raises InputError as `Pool.read` does, and for a row that lacks the subtask column.
+        Raises InputError as `Pool.read` does, for a row that it refuses, as each of the few counts, and for
+        one that lacks the subtask column.
         """
         pool = Pool.read(paths)
+        if pool.refused:
+            raise InputError(f"{pool.refused[0].where}: {pool.refused[0].reason}")
         groups = [_group(record, subtask, where) for record, where in pool.records()]
         subtasks, codes = np.unique(groups, return_inverse=True)
         digest = hashlib.sha256(f"{pool.fingerprint} {subtask!r}".encode()).hexdigest()

@@ -16,6 +16,7 @@ from clusterucb.data.chat import ChatFormat, chat_format
 from clusterucb.errors import ConfigError, InputError, reason
 from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.harness import VLLM, HuggingFace
+from clusterucb.runtime.files import began
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import fingerprint_tensors, open_adapter, read_adapter
 from clusterucb.training.model import load_model, load_tokenizer
@@ -56,7 +57,7 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
         return open_adapter(load_model(config), adapter, is_trainable=True)
 
     folder = Path(config.out) / "benchmarks"
-    chat = chat_format(config.chat, tokenizer)
+    chat = chat_format(config.chat, tokenizer, lambda: began(folder / "began.json"))
     return benchmarks(config, adapter, folder, folder, load, tokenizer, chat, screen).run()
 
 

@@ -26,6 +26,7 @@ class RunDir:
     elsewhere.json        folders of other runs that hold some of what is listed here
     target/, holdout/     the rows of these, where they are a benchmark's
     contamination.json    pool rows that nearly repeat what training must not see
+    began.json            when the run began, if the chat template writes the date
     initial/              the adapter before any training
     pool/                 the pool's tokens, and excluded.jsonl
     warmup/               the warmup checkpoint: adapter and moments; LESS's next are warmup-2/, ...
@@ -49,6 +50,7 @@ class RunDir:
         self.target = self._in("inputs") / "target"
         self.holdout = self._in("inputs") / "holdout"
         self.contamination = self._in("inputs") / "contamination.json"
+        self.began = self._in("pool") / "began.json"
         self.initial = self._in("pool") / "initial"
         self.pool = self._in("pool") / "pool"
         self.warmup = self.checkpoint(1)

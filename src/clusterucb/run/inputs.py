@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.screening import Screening, screened, unchecked
-from clusterucb.runtime.files import check_made_with, made, read_json, told, write_json, write_lines
+from clusterucb.runtime.files import began, check_made_with, made, read_json, told, write_json, write_lines
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
@@ -266,7 +267,12 @@ class Inputs:
     @cached_property
     def chat(self) -> ChatFormat:
         """One format for pool, target and evaluation."""
-        return chat_format(self.config.chat, self.tokenizer)
+        return chat_format(self.config.chat, self.tokenizer, self._began)
+
+    def _began(self) -> datetime:
+        """When the run began: the day that a template writes, though the run goes on after midnight."""
+        self.world.once(self.dir.began, lambda: began(self.dir.began))
+        return began(self.dir.began)
 
     def read(self) -> None:
         """Read and check pool, target, held-out rows and chat format, so that what is wrong shows now."""
@@ -304,12 +310,13 @@ class Inputs:
     def _tokenise(self, part: Path) -> None:
         """Write the tokens of the usable rows, and the others with their reasons."""
         usable: list[int] = []
-        excluded: list[dict[str, object]] = []
+        refused = self.pool.refused
+        excluded: list[dict[str, object]] = [{"id": row.id, "reason": row.reason} for row in refused]
         kept_out = self.screening.kept_out
         Tokens.write(part, self.usable_rows(range(len(self.pool)), kept_out, usable, excluded))
         np.save(part / "rows.npy", np.array(usable, np.int64))
         write_lines(part / "excluded.jsonl", excluded)
-        counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
+        counts = {"rows": len(usable) + len(excluded), "usable": len(usable), "excluded": len(excluded)}
         write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
 
     def usable_rows(

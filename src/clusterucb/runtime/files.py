@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,6 +155,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of ours."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def began(path: Path) -> datetime:
+    """When what `path` stands in was begun: now, if the file is not there yet."""
+    if not path.exists():
+        write_json(path, {"began": datetime.now().isoformat()})
+    return datetime.fromisoformat(read_json(path)["began"])
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]], *, ascii: bool = False) -> None:

@@ -98,7 +98,7 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
     session.check_plan(rows)
     return Facts(
         rows=rows,
-        excluded=total - rows,
+        excluded=total - rows + len(session.inputs.pool.refused),
         numbers=np.array(usable, np.int64),
         gradient_lengths=np.minimum(lengths, settings.gradients.gradient_length),
         training_lengths=np.minimum(lengths, settings.training.train_length),
