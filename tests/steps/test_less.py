@@ -4,6 +4,7 @@ import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
+from task_helpers import MMLU_DEV, write_all
 
+from builders import build_tokenizer
 from cli_helpers import clusterucb, done, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.features.influence import EndToEnd, stored_influence, weighted_directions
@@ -21,6 +24,7 @@ from clusterucb.features.store import FeatureStore
 from clusterucb.run.session import Session
 from clusterucb.steps.less import weights
 from clusterucb.training.moments import load_moments
+from file_helpers import write
 
 CHECKPOINTS = 3
 STEPS = 5  # of one epoch: 20 of 100 rows, 4 a step
@@ -85,13 +89,14 @@ def schedule(step, steps, peak, share):
 def test_a_checkpoints_rate_is_the_mean_of_its_epochs_schedule(full):
     rates = [schedule(t, CHECKPOINTS * STEPS, full.settings["lr"], 0.03) for t in range(CHECKPOINTS * STEPS)]
     means = [sum(rates[e * STEPS : (e + 1) * STEPS]) / STEPS for e in range(CHECKPOINTS)]
-    assert rates_of(full) == pytest.approx(means, rel=1e-12)
+    assert rates_of(full.folder) == pytest.approx(means, rel=1e-12)
     found = weights(Session(load(full.folder / "config.yaml")))
     assert found == pytest.approx(np.array(means) / sum(means))
 
 
-def rates_of(finished):
-    return [read(finished.folder / name / "checkpoint.json")["learning_rate"] for name in warmups()]
+def rates_of(folder):
+    found = [folder / name / "checkpoint.json" for name in warmups()]
+    return [read(path)["learning_rate"] for path in found if path.exists()]
 
 
 def warmups():
@@ -115,17 +120,16 @@ class Slow:
     def __init__(self, folder, model):
         self.folder, self.session = folder, Session(load(folder / "config.yaml"))
         self.base = model
-        self.rows = [self.session.inputs.pooled.tokens[row] for row in SLOW_ROWS]
 
-    def scores(self, given):
+    def scores(self, given, rows, target, codes):
+        """Of rows, by the target's rows and their subtasks, all as ids and labels."""
         summed = 0
-        for name, weight in zip(warmups(), given, strict=True):
+        for name, weight in zip(warmups()[: len(given)], given, strict=True):
             model = self.model(name)
             tensors = load_tensors(self.folder / name / "moments.safetensors")
-            targeted = self.session.inputs.targeted
-            plain = self.units([gradients(model, row) for row in targeted.tokens])
-            directions = np.array([plain[targeted.codes == s].mean(0) for s in range(2)])
-            features = self.units([adam(gradients(model, row), tensors) for row in self.rows])
+            plain = self.units([gradients(model, row) for row in target])
+            directions = np.array([plain[codes == s].mean(0) for s in np.unique(codes)])
+            features = self.units([adam(gradients(model, row), tensors) for row in rows])
             summed = summed + weight * (features @ directions.T)  # (N, S)
         return summed.max(1)
 
@@ -164,8 +168,10 @@ def adam(parts, tensors):
 
 @pytest.fixture(scope="module")
 def slow(full):
-    rates = rates_of(full)
-    return Slow(full.folder, full.settings["model"]).scores(np.array(rates) / sum(rates))
+    rates, slow = rates_of(full.folder), Slow(full.folder, full.settings["model"])
+    inputs = slow.session.inputs
+    rows, targeted = [inputs.pooled.tokens[row] for row in SLOW_ROWS], inputs.targeted
+    return slow.scores(np.array(rates) / sum(rates), rows, targeted.tokens, targeted.codes)
 
 
 def test_scores_equal_a_slow_computation_row_by_row(full, slow):
@@ -173,6 +179,49 @@ def test_scores_equal_a_slow_computation_row_by_row(full, slow):
     assert sorted(found) == list(range(100))
     np.testing.assert_allclose([found[row] for row in SLOW_ROWS], slow, atol=2e-4)
     assert np.std(slow) > 0.02  # so that the tolerance tells rows apart
+
+
+def less_tokens(tokenizer, prompt, completion):
+    """As LESS's code has them: labels from where the prompt's own tokens end."""
+    ids = tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+    given = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return SimpleNamespace(ids=np.array(ids), labels=np.arange(len(ids)) >= given)
+
+
+def test_lesss_formulas_on_lesss_tokens_select_the_same_rows(shared_settings, tmp_path):
+    """End to end, from files: neither our tokens nor our labels, gradients, directions or scores are used."""
+    pool, data = lines(shared_settings["pool"][1])[:24], tmp_path / "official"
+    write_all(data)
+    changes = {"pool": write(tmp_path / "pool.jsonl", pool), "target": "mmlu", "data_dir": data}
+    changes |= {"subtask": None, "holdout": None, "chat": "tulu", "out": tmp_path / "run", "top_p": 0.25}
+    changes |= {"method": "less", "bandit": "none", "less_checkpoints": 2, "less_warmup": 0.5}
+    given = options(shared_settings, **changes, gradient_length=400)
+    for step in ("warmup", "gradients", "select"):
+        done(step, *given)
+    tokenizer = build_tokenizer()
+    turn, end = "<|user|>\n{}\n<|assistant|>\n", tokenizer.eos_token
+    rows = [
+        less_tokens(tokenizer, turn.format(asked["content"]), answer["content"] + end)
+        for asked, answer in (row["messages"] for row in pool)
+    ]
+    target, codes = [], []
+    for code, (subject, questions) in enumerate(sorted(MMLU_DEV.items())):
+        about = (
+            f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}."
+        )
+        for question, *choices, letter in questions:
+            listed = "".join(f"\n{name}. {text}" for name, text in zip("ABCD", choices, strict=True))
+            prompt = turn.format(f"{about}\n\n{question}{listed}\nAnswer:") + "The answer is:"
+            target.append(less_tokens(tokenizer, prompt, f" {letter}"))
+            codes.append(code)
+    folder, rates = tmp_path / "run", rates_of(tmp_path / "run")
+    slow = Slow(folder, shared_settings["model"]).scores(
+        np.array(rates) / sum(rates), rows, target, np.array(codes)
+    )
+    found = scores(folder)
+    np.testing.assert_allclose([found[row] for row in range(24)], slow, atol=2e-4)
+    assert np.std(slow) > 0.02
+    assert selection(folder)["rows"].tolist() == sorted(np.argsort(-slow)[:6].tolist())
 
 
 def test_the_bandits_scores_are_those_of_the_full_method(full, drawn):

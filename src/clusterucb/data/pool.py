@@ -61,8 +61,8 @@ class Pool:
     def read(cls, paths: str | Path | Sequence[str | Path]) -> Pool:
         """Open and check the files or hub data sets (see `Lines.open`), in the order given.
 
-        A row is refused that cannot be parsed, that holds no conversation, or whose `id` an earlier one of the
-        file has. Raises InputError for a file that cannot be read, has no usable row, or is given twice.
+        Refused is a row that cannot be parsed, has no conversation in it, or has the `id` of an earlier one of
+        the file. Raises InputError for a file that cannot be read, has no usable row, or is given twice.
         """
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not sources:
