@@ -61,7 +61,7 @@ class Pool:
     def read(cls, paths: str | Path | Sequence[str | Path]) -> Pool:
         """Open and check the files or hub data sets (see `Lines.open`), in the order given.
 
-        Refused is a row that cannot be parsed, has no conversation in it, or has the `id` of an earlier one of
+        Refused is a row that cannot be parsed, has no conversation, or has the `id` of an earlier one of
         the file. Raises InputError for a file that cannot be read, has no usable row, or is given twice.
         """
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
