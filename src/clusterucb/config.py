@@ -62,6 +62,8 @@ class Lora(_Strict):
     """LoRA dropout while training; gradients for selection are taken without it."""
     target_modules: Names = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Names of the layers that get an adapter, or all-linear."""
+    exclude_modules: list[str] = []
+    """Names of parts whose layers get none, such as vision_tower; by default, parts that no text passes."""
 
 
 class Warmup(_Strict):

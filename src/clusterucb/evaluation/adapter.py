@@ -18,7 +18,13 @@ from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.harness import VLLM, HuggingFace
 from clusterucb.runtime.files import began
 from clusterucb.runtime.screen import Screen
-from clusterucb.training.adapter import fingerprint_tensors, open_adapter, read_adapter
+from clusterucb.training.adapter import (
+    adapter_settings,
+    fingerprint_tensors,
+    open_adapter,
+    read_adapter,
+    read_object,
+)
 from clusterucb.training.model import load_model, load_tokenizer
 
 
@@ -63,22 +69,13 @@ def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:
 
 def with_base_model(options: dict[str, Any]) -> dict[str, Any]:
     """The options with the model that the adapter names as its base, unless they name one."""
-    named = _adapter_settings(Path(options["adapter"])).get("base_model_name_or_path")
+    named = adapter_settings(Path(options["adapter"])).get("base_model_name_or_path")
     return {"model": named, **options} if named else options
-
-
-def _adapter_settings(adapter: Path) -> dict[str, Any]:
-    """What peft wrote beside the adapter's weights."""
-    if not all((adapter / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
-        raise InputError(
-            f"{adapter}: expected a folder with adapter_config.json and adapter_model.safetensors"
-        )
-    return _read_object(adapter / "adapter_config.json")
 
 
 def _fingerprint_adapter(adapter: Path) -> str:
     """A hash of the weights and of the settings that say what they mean (alpha, for one)."""
-    settings = {**_adapter_settings(adapter), "base_model_name_or_path": None, "inference_mode": None}
+    settings = {**adapter_settings(adapter), "base_model_name_or_path": None, "inference_mode": None}
     try:
         weights = fingerprint_tensors(read_adapter(adapter))
     except (OSError, SafetensorError) as error:
@@ -90,14 +87,4 @@ def _fingerprint_adapter(adapter: Path) -> str:
 def _target_questions(adapter: Path) -> frozenset[str]:
     """Digests of the questions that the adapter's rows were selected for, if a run of ours made it."""
     path = adapter / "checkpoint.json"
-    return frozenset(_read_object(path).get("target_questions", ()) if path.exists() else ())
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); copy the adapter again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object; copy the adapter again")
-    return content
+    return frozenset(read_object(path).get("target_questions", ()) if path.exists() else ())

@@ -22,8 +22,8 @@ from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.gradients.anatomy import eval_mode
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
-from clusterucb.gradients.per_sample import eval_mode
 
 Number = TypeVar("Number", bound=np.floating)
 

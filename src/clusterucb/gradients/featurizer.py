@@ -13,6 +13,7 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.adam import Formula, Moments, adam_direction
+from clusterucb.gradients.anatomy import examine
 from clusterucb.gradients.batches import Describe, collate, micro_batches, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
@@ -40,6 +41,7 @@ class Featurizer:
     ) -> None:
         self.model, self.projection, self.formula = model, projection, formula
         self.layers = adapter_layers(model)
+        self._axes = examine(model, self.layers).axes
         if moments is not None:
             moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
             moments = moments.to(self.device)
@@ -80,7 +82,7 @@ class Featurizer:
                 gradients = adam_direction(gradients, name, self.moments, self.formula)
             self.projection.add_to(sketch, name, gradients)
 
-        label_losses = row_gradients(self.model, self.layers, batch, consume)
+        label_losses = row_gradients(self.model, self.layers, batch, consume, self._axes)
         lengths = torch.linalg.vector_norm(sketch, dim=1)
         features = (sketch / lengths[:, None]).to(torch.float16)
         arrived = _to_host(features, lengths, label_losses)

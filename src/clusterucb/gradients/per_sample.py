@@ -1,8 +1,9 @@
 """Gradients of each row's loss with respect to the adapter, from one backward pass over a padded batch.
 
 For a linear layer y = x W^T the gradient of row b's loss is sum_t dL/dy[b, t] x[b, t]^T: an input kept on
-the way forward and an output gradient met on the way back. Rows of a batch do not mix, because the total
-loss is the sum of the rows' own losses. Each layer's gradients go to a consumer at once and are freed.
+the way forward and an output gradient met on the way back, summed over a layer's runs. Rows of a batch do
+not mix, because the total loss is the sum of the rows' own losses. Each layer's gradients go to a consumer
+at once and are freed.
 
 Knows the model and one batch; nothing of optimizers, projections or files.
 """
@@ -10,8 +11,8 @@ Knows the model and one batch; nothing of optimizers, projections or files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from clusterucb.errors import ConfigError
+from clusterucb.gradients.anatomy import (
+    by_row,
+    check_by_row,
+    eval_mode,
+    examine,
+    inputs_need_gradients,
+    uncompiled,
+)
 from clusterucb.gradients.batches import Batch
 from clusterucb.runtime.sharding import reshard
 
@@ -85,12 +94,16 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
-    with torch.no_grad(), eval_mode(model), _uncompiled(model), _labels_only(model, batch):
+    with torch.no_grad(), eval_mode(model), uncompiled(model), _labels_only(model, batch):
         return batch.row_means(_label_losses(model, batch).cpu().numpy())
 
 
 def row_gradients(
-    model: nn.Module, layers: dict[str, nn.Linear], batch: Batch, consume: Consumer
+    model: nn.Module,
+    layers: dict[str, nn.Linear],
+    batch: Batch,
+    consume: Consumer,
+    axes: Mapping[str, int] | None = None,
 ) -> torch.Tensor:
     """Hand `consume(name, gradients)` every layer's per-row gradients, and return the labels' losses.
 
@@ -101,6 +114,7 @@ def row_gradients(
         layers: what `adapter_layers(model)` returned.
         batch: B rows.
         consume: called once a layer, in the backward pass's order, with float32 (B, out, in).
+        axes: of the layers, as `examine(model, layers)` found them; found anew without.
 
     Returns:
         Cross-entropy of each label, (L,), on the device; `batch.row_means` makes the rows' losses of them.
@@ -108,26 +122,24 @@ def row_gradients(
     Raises:
         ConfigError: a layer mixes rows, or takes no part (an adapter that is trainable and not active).
     """
-    ran: set[str] = set()
+    axes = axes or examine(model, layers).axes
+    sums = {name: _RunSum(name, axes[name], batch, consume) for name in layers}
     with (
         eval_mode(model),
-        _uncompiled(model),
+        uncompiled(model),
         _labels_only(model, batch),
-        _inputs_need_gradients(model),
+        inputs_need_gradients(model),
         _frozen(layers.values()),
         ExitStack() as stack,
     ):
         for name, layer in layers.items():
-            stack.enter_context(layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran)))
+            stack.enter_context(layer.register_forward_hook(sums[name].run))
         with torch.enable_grad():
             losses = _label_losses(model, batch)
-            if idle := layers.keys() - ran:
-                raise ConfigError(
-                    f"layer {min(idle)}: is trainable and takes no part in the model's forward pass, so it "
-                    "has no gradient; activate its adapter (model.set_adapter), or freeze it"
-                )
             weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
             (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+        for name, layer in layers.items():
+            sums[name].end(layer)
     return losses.detach()
 
 
@@ -136,41 +148,43 @@ def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
 
 
-def _capture(name: str, rows: int, consume: Consumer, ran: set[str]) -> Callable[..., None]:
-    def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        ran.add(name)
-        inputs = args[0].detach()
-        if inputs.ndim != 3 or len(inputs) != rows:
-            raise ConfigError(
-                f"layer {name}: its input has shape {tuple(inputs.shape)}, expected (rows, tokens, "
-                f"features); layers that mix rows (experts) have no per-row gradient: leave them out of "
-                f"the target modules"
-            )
+class _RunSum:
+    """A layer's per-row gradients, summed over its runs in one pass before they are consumed."""
 
-        def backward(gradient: torch.Tensor) -> None:  # (B, T, out)
-            consume(name, torch.bmm(gradient.float().transpose(1, 2), inputs.float()))
+    def __init__(self, name: str, axis: int, batch: Batch, consume: Consumer) -> None:
+        self._name, self._axis, self._consume = name, axis, consume
+        self._rows, self._tokens = batch.ids.shape
+        self._runs, self._finished = 0, False
+        self._sum: torch.Tensor | None = None
+
+    def run(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """A forward hook. No gradient comes back from a run without one."""
+        if not output.requires_grad:
+            return
+        check_by_row(self._name, args[0].shape, self._axis, self._rows, self._tokens)
+        inputs = by_row(args[0].detach(), self._axis, self._rows)  # (B, n, in)
+        self._runs += 1
+
+        def backward(gradient: torch.Tensor) -> None:
+            outward = by_row(gradient, self._axis, self._rows)  # (B, n, out)
+            found = torch.bmm(outward.float().transpose(1, 2), inputs.float())
+            self._sum = found if self._sum is None else self._sum.add_(found)
+            self._runs -= 1
+            if not self._runs:
+                self._finish(self._sum)
 
         output.register_hook(backward)  # type: ignore[no-untyped-call]
 
-    return forward
+    def end(self, layer: nn.Linear) -> None:
+        """Hand over what has not been: of runs of which some did not matter, or zeros where none did."""
+        if not self._finished:
+            shape = (self._rows, layer.out_features, layer.in_features)
+            zeros = torch.zeros(shape, device=layer.weight.device)
+            self._finish(zeros if self._sum is None else self._sum)
 
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model without dropout while the block runs."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
-    """A compiled model run as it was written: what was compiled without the hooks would pass them by."""
-    compiled = any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    def _finish(self, gradients: torch.Tensor) -> None:
+        self._finished, self._sum = True, None
+        self._consume(self._name, gradients)
 
 
 def _labels_only(model: nn.Module, batch: Batch) -> RemovableHandle:
@@ -182,12 +196,6 @@ def _labels_only(model: nn.Module, batch: Batch) -> RemovableHandle:
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     return head.register_forward_pre_hook(gather)
-
-
-def _inputs_need_gradients(model: nn.Module) -> RemovableHandle:
-    """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    return embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_(True))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.task import Question, held_out
-from clusterucb.training.adapter import absent_targets, attach_adapter, load_adapter, save_adapter
+from clusterucb.training.adapter import attach_adapter, load_adapter, save_adapter
 from clusterucb.training.model import load_model, load_tokenizer, pick_device
 
 T = TypeVar("T")
@@ -407,12 +407,7 @@ class Inputs:
         self.screen.say(f"load {config.model}")
         with torch.random.fork_rng():
             base = load_model(config, on_host=self.sharded)
-            if config.adapter is None and (absent := absent_targets(base, config.lora)):
-                self.screen.say(
-                    f"target_modules: this model has no {', '.join(absent)}, so the adapter is on the others "
-                    "alone; --target-modules all-linear puts it on every linear layer"
-                )
-            model = attach_adapter(base, config.lora, config.seed, config.adapter)
+            model = attach_adapter(base, config.lora, config.seed, config.adapter, self.screen.say)
         adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
         self._made(self.dir.initial, lambda part: save_adapter(model, part), lambda path: path)
         if self.sharded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -29,25 +29,31 @@ from clusterucb.runtime.sharding import whole
 def moments_of(optimizer: Any, model: nn.Module) -> Moments:
     """The moments of the model's trainable parameters in a live AdamW, copied; whole, if it is sharded."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    group = optimizer.param_groups[0]
-    if "betas" not in group or any(s and "exp_avg_sq" not in s for s in optimizer.state.values()):
+    groups = optimizer.param_groups
+    if "betas" not in groups[0] or any(s and "exp_avg_sq" not in s for s in optimizer.state.values()):
         raise MismatchError(
             f"optimizer {type(optimizer).__name__}: expected Adam or AdamW, which keep two moments"
         )
     states = {name: optimizer.state.get(p) for name, p in trainable_parameters(model).items()}
     if idle := [name for name, state in states.items() if not state]:
         raise MismatchError(f"the optimizer has no moments of {idle[0]}: train for a step first")
-    return _moments(states, group)
+    return _moments(states, groups)
 
 
-def _moments(states: Mapping[str, dict[str, Any]], group: Mapping[str, Any]) -> Moments:
-    """Out of Adam's state by parameter name, copied, and a param group."""
+def _moments(states: Mapping[str, dict[str, Any]], groups: Sequence[Mapping[str, Any]]) -> Moments:
+    """Out of Adam's state by parameter name, copied, and the param groups, which may differ in rates only."""
+    if len(settings := {(*group["betas"], group["eps"]) for group in groups}) > 1:
+        raise MismatchError(
+            f"the optimizer's param groups have several betas and eps ({sorted(settings)}); expected one of "
+            "each, for all parameters"
+        )
+    ((*betas, eps),) = settings
     mean, square = (
         {name: whole(state[kind].detach()).float().clone() for name, state in states.items()}
         for kind in ("exp_avg", "exp_avg_sq")
     )
     step = max((int(state["step"]) for state in states.values()), default=0)
-    return Moments(mean, square, step, tuple(group["betas"]), group["eps"])
+    return Moments(mean, square, step, (betas[0], betas[1]), eps)
 
 
 def save_moments(moments: Moments, path: Path) -> None:
@@ -73,8 +79,9 @@ def load_moments(path: Path) -> Moments:
 def import_moments(checkpoint: Path, model: nn.Module) -> Moments:
     """Moments out of a trainer's checkpoint folder.
 
-    Reads our own `moments.safetensors`, else `optimizer.pt` or `optimizer.bin`: keyed by number (mapped
-    through the param groups as transformers' Trainer fills them) or by parameter name (FSDP's full state).
+    Reads our own `moments.safetensors`, else `optimizer.pt` or `optimizer.bin`: keyed by number (named by the
+    param groups, or in the order in which transformers' Trainer fills its two) or by parameter name (FSDP's
+    full state).
 
     Raises:
         InputError: no such file, or one that does not load without running code.
@@ -102,7 +109,7 @@ def _trainers_moments(checkpoint: Path, model: nn.Module) -> Moments:
         raise MismatchError(
             f"{path}: holds no moments of Adam; expected the state of Adam or AdamW after at least one step"
         )
-    return _moments(named, groups[0])
+    return _moments(named, groups)
 
 
 def _read_state(path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, dict[str, Any]]]:
@@ -122,18 +129,31 @@ def _by_name(
     if any(isinstance(key, str) for key in states):
         return {canonical_name(name): state for name, state in states.items()}
     numbers = [number for group in groups for number in group["params"]]
-    names = _trainer_order(model, len(groups))
-    if len(numbers) != len(names):
-        raise MismatchError(
-            f"{path}: has {len(numbers)} parameters, the adapter {len(names)}: it belongs to another adapter"
-        )
+    if all("param_names" in group for group in groups):  # as torch keeps them of named parameters
+        names = [canonical_name(name) for group in groups for name in group["param_names"]]
+    else:
+        names = _trainer_order(model, [len(group["params"]) for group in groups], path)
     return {name: states[number] for number, name in zip(numbers, names, strict=True) if number in states}
 
 
-def _trainer_order(model: nn.Module, groups: int) -> list[str]:
-    """Names in the order of the param groups of transformers' Trainer: decayed first, then the others."""
+def _trainer_order(model: nn.Module, sizes: Sequence[int], path: Path) -> list[str]:
+    """Names in the order of the param groups of transformers' Trainer: decayed first, then the others.
+
+    Raises MismatchError unless the groups have the sizes of these two, or are one of all parameters.
+    """
     names = list(trainable_parameters(model))
-    if groups == 1:
+    if sum(sizes) != len(names):
+        raise MismatchError(
+            f"{path}: has {sum(sizes)} parameters, the adapter {len(names)}: it belongs to another adapter"
+        )
+    if len(sizes) == 1:
         return names
-    decayed = {canonical_name(n) for n in Trainer.get_decay_parameter_names(cast(Trainer, None), model)}
-    return [n for n in names if n in decayed] + [n for n in names if n not in decayed]
+    decay = {canonical_name(n) for n in Trainer.get_decay_parameter_names(cast(Trainer, None), model)}
+    decayed, others = [n for n in names if n in decay], [n for n in names if n not in decay]
+    if [*sizes] != [len(decayed), len(others)]:
+        raise MismatchError(
+            f"{path}: its param groups have {', '.join(map(str, sizes))} parameters (as of LoRA+ or rates by "
+            f"layer), transformers' Trainer's {len(decayed)} and {len(others)}, so it is not known whose its "
+            "moments are; save the state of an optimizer of named parameters, AdamW(model.named_parameters())"
+        )
+    return decayed + others

@@ -1,0 +1,236 @@
+"""How a model treats the rows of a batch: what two passes of two short rows show.
+
+The passes differ in some tokens of one row only. So what differs in a layer's input tells along which axis
+rows lie there; logits that differ before, that tokens see those behind them. A table that is looked up in
+counting up is one of positions. A layer that no text reaches, or that is given all rows at once, is refused.
+
+Knows the model; nothing of gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from clusterucb.errors import ConfigError, reason
+from clusterucb.runtime.sharding import is_sharded, reshard
+
+ROWS, TOKENS = 2, 7
+"""Of the passes; the second row is two tokens shorter."""
+CHANGED = slice(2, TOKENS - 2)
+"""Its tokens that differ between the passes."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the passes have shown.
+
+    Attributes:
+        axes: of each layer's input, the one along which rows lie one after another.
+        causal: no token sees those behind it.
+        positions: tokens that a row may have where positions are a table; None where they are not.
+    """
+
+    axes: Mapping[str, int]
+    causal: bool
+    positions: int | None
+
+
+def examine(model: nn.Module, layers: Mapping[str, nn.Module]) -> Anatomy:
+    """How a model treats rows, and gives them to `layers`, by name.
+
+    Raises:
+        ConfigError: a layer has no gradient of a text's, or no axis of rows; or the model does not run.
+    """
+    vocabulary = _embeddings(model).weight.shape[0]
+    ids = torch.arange(1, 1 + ROWS * TOKENS).view(ROWS, TOKENS) * max(2, vocabulary // 32) % vocabulary
+    others = ids.clone()
+    others[1, CHANGED] = (ids[1, CHANGED] + 1) % vocabulary
+    with _Tables() as tables:
+        given, logits = _run(model, layers, ids)
+    again, changed = _run(model, layers, others)
+    reshard(model)
+    if idle := [name for name in layers if not given[name]]:
+        where = parts(idle, layers.keys() - idle)
+        raise ConfigError(
+            f"layer {min(idle)}: is trainable and takes no part in the model's pass of a text, so it has no "
+            f"gradient (so have {len(idle)} of {len(layers)} layers, in {_few(where)}); leave such layers "
+            f"out (--exclude-modules {_few(where, ' ')}), or activate their adapter (model.set_adapter)"
+        )
+    axes = {name: _shared_axis(name, given[name], again[name]) for name in layers}
+    dtype = _embeddings(model).weight.dtype
+    return Anatomy(axes, _is_causal(logits, changed, dtype), min(tables.positions, default=None))
+
+
+def idle_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Those of the layers, by name, that take no part in a text's pass."""
+    given, _ = _run(model, layers, torch.ones(1, TOKENS, dtype=torch.long))
+    return [name for name in layers if not given[name]]
+
+
+def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
+    """(B, n, H) of (..., H), where B `rows` lie one after another along `axis`."""
+    apart: torch.Tensor = tensor.unflatten(axis, (rows, -1))  # type: ignore[no-untyped-call]
+    return apart.movedim(axis, 0).flatten(1, -2)
+
+
+def check_by_row(name: str, shape: Sequence[int], axis: int | None, rows: int, tokens: int) -> int:
+    """The axis, where an input of this shape has B `rows` of so many padded `tokens` along it.
+
+    Raises ConfigError where it has not.
+    """
+    if axis is not None and axis < len(shape) - 1 and shape[axis] in (rows, rows * tokens):
+        return axis
+    raise ConfigError(
+        f"layer {name}: of {rows} rows of {tokens} tokens it is given {tuple(shape)}, in which no axis is "
+        "that of rows: tokens of several rows together, as routed experts are, so no row's gradient is known "
+        "there; leave such layers out (--target-modules, --exclude-modules)"
+    )
+
+
+def parts(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """What holds the modules of `names` and none of `others`: its last word, where no other has that."""
+    around = {prefix for name in others for prefix in _prefixes(name)}
+    words = {word for prefix in around for word in prefix.split(".")}
+    found = [next((prefix for prefix in _prefixes(name) if prefix not in around), name) for name in names]
+    short = {path: path.rsplit(".", 1)[-1] for path in found}
+    return [*dict.fromkeys(path if w in words or w.isdigit() else w for path, w in short.items())]
+
+
+def _prefixes(name: str) -> list[str]:
+    words = name.removeprefix("base_model.model.").split(".")
+    return [".".join(words[: end + 1]) for end in range(len(words))]
+
+
+def _few(names: Sequence[str], between: str = ", ") -> str:
+    return between.join(names[:4]) + (f"{between}..." if len(names) > 4 else "")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout while the block runs."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    """A compiled model run as it was written: what was compiled without the hooks would pass them by."""
+    compiled = any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def inputs_need_gradients(model: nn.Module) -> RemovableHandle:
+    """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
+    return _embeddings(model).register_forward_hook(lambda _, _args, output: output.requires_grad_(True))
+
+
+def _embeddings(model: nn.Module) -> nn.Embedding:
+    found: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return found
+
+
+def _run(
+    model: nn.Module, layers: Mapping[str, nn.Module], ids: torch.Tensor
+) -> tuple[dict[str, list[torch.Tensor]], torch.Tensor]:
+    """What each layer is given, run by run, where a gradient would come back; and the logits."""
+    given: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    attention = torch.ones_like(ids)
+    attention[1:, CHANGED.stop :] = 0
+    device = _embeddings(model).weight.device
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> None:
+            if output.requires_grad:
+                given[name].append(next(iter((*args, *named.values()))).detach())
+
+        return hook
+
+    with eval_mode(model), uncompiled(model), inputs_need_gradients(model), ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for name, layer in layers.items():
+            stack.enter_context(layer.register_forward_hook(look(name), with_kwargs=True))
+        stack.enter_context(_told(model))
+        logits = model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits
+    return given, logits.detach().float()
+
+
+@contextmanager
+def _told(model: nn.Module) -> Iterator[None]:
+    """What another library raises while the model runs is an error of one line that names the layer."""
+    inside: list[nn.Module] = []
+
+    def left(*_: Any) -> None:
+        if inside:
+            inside.pop()
+
+    entered = register_module_forward_pre_hook(lambda module, _: inside.append(module))
+    with entered, register_module_forward_hook(left):
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_sharded(model) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            names = {module: name for name, module in model.named_modules()}
+            layer = next((name for module in reversed(inside) if (name := names.get(module))), "the whole")
+            raise ConfigError(
+                f"{_called(model)}: cannot be run on a text, in {layer.removeprefix('base_model.model.')} "
+                f"({type(error).__name__}: {reason(error)}); leave that layer out of the target modules, or "
+                "take another model"
+            ) from None
+
+
+def _called(model: nn.Module) -> str:
+    config: Any = getattr(model, "config", None)
+    return getattr(config, "name_or_path", "") or type(model).__name__
+
+
+class _Tables(TorchFunctionMode):
+    """Sees embeddings that are looked up in counting up: their rows from the first one on are `positions`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            places, table = args[:2]
+            if places.shape[-1:] == (TOKENS,) and (places.reshape(-1, TOKENS)[0].diff() == 1).all():
+                self.positions.append(len(table) - int(places.reshape(-1)[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def _shared_axis(name: str, given: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> int:
+    """The axis of rows in all that a layer is given."""
+    same = [one.shape for one in given] == [other.shape for other in again]
+    axes = {_axis(*pair) for pair in zip(given, again, strict=True)} if same else {None}
+    return check_by_row(name, given[0].shape, axes.pop() if len(axes) == 1 else None, ROWS, TOKENS)
+
+
+def _axis(one: torch.Tensor, other: torch.Tensor) -> int | None:
+    """The first along which all that differs is in the second of two rows, but for rounding."""
+    for axis, size in enumerate(one.shape[:-1]):
+        if size in (ROWS, ROWS * TOKENS):
+            first, second = by_row((one - other).float(), axis, ROWS).flatten(1).norm(dim=1)
+            if not first > 0.01 * second:  # not a number either, which the row's loss will tell
+                return axis
+    return None
+
+
+def _is_causal(logits: torch.Tensor, changed: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the logits (B, T, V) before the first token that differs are the same, but for rounding."""
+    change = (logits - changed)[1].norm(dim=1)  # (T,)
+    rounding = max(1e-3, 8 * torch.finfo(dtype).eps) * float(change[CHANGED].max())
+    return not float(change[: CHANGED.start].max()) > rounding
