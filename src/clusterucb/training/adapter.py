@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,16 @@ def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     _check_adapter(folder)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def adapter_size(folder: Path) -> tuple[int, int]:
+    """Rank and alpha of the adapter in a folder that peft wrote; InputError where it is none."""
+    _check_adapter(folder)
+    try:
+        facts = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return int(facts["r"]), int(facts["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: adapter_config.json cannot be read ({reason(error)})") from None
 
 
 def _check_adapter(folder: Path) -> None:
