@@ -175,6 +175,7 @@ class Session:
 
     def check_settings(self) -> None:
         """Refuse settings that cannot hold whatever the inputs are."""
+        budget_of(self._drawing(1_000_000))
         named_policy_of(self.config)
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
@@ -185,13 +186,17 @@ class Session:
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
-        known = Job(rows, tokens=0, width=1, layers=1, family="")
-        config, _ = decide(self.config, known, (rows_kept, *DRAWS))
+        config = self._drawing(rows)
         budget = budget_of(config)
         budget.keep(rows)
         budget.spend(rows)
         if self.method.budgeted:
             budget.check_clusters(config.clustering.k, rows)
+
+    def _drawing(self, rows: int) -> Config:
+        """The settings as they would be for so many rows, as far as that is all that they depend on."""
+        known = Job(rows, tokens=0, width=1, layers=1, family="")
+        return decide(self.config, known, (rows_kept, *DRAWS))[0]
 
     def begin(self) -> None:
         """Load the model and make the settings the run's: all have held for the inputs."""

@@ -3,7 +3,10 @@
 Each sees what those before it have decided. Sources of the rules:
 
     the paper   Wang et al. 2025, ClusterUCB, arXiv 2506.10288
-    [1]         Schulman et al. 2025, "LoRA Without Regret" (thinkingmachines.ai/blog/lora)
+    [1]         Schulman et al. 2025, "LoRA Without Regret", thinkingmachines.ai/blog/lora: ten times the rate
+                of full fine-tuning, whatever the rank, with 1 / r scaling and alpha 32, of which alpha times
+                the rate counts; small batches; as many weights as tokens. That full fine-tuning has 5e-5 at
+                width 2000, and the powers of the width, are from the same authors' Tinker cookbook.
     [2]         Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", arXiv 2305.16264
     [3]         docs/fidelity.md: what was measured here
 """
@@ -21,6 +24,9 @@ from clusterucb.selection.share import share, smallest_share
 
 STEPS = 60
 """Optimizer steps in all that an adapter gets, where the rows allow it."""
+NARROWEST = 512
+"""No model of less width was tried (SmolLM2-135M has 576), so that rates rise no further below it."""
+SOURCES = "[1] LoRA Without Regret, thinkingmachines.ai/blog/lora  [2] arXiv 2305.16264  [3] docs/fidelity.md"
 
 
 class Job(NamedTuple):
@@ -143,8 +149,9 @@ def adapter_alpha(_config: Config, job: Job) -> int:
 @rule("lr")
 def learning_rate(config: Config, job: Job) -> float:
     """ten times that of full fine-tuning, by width and family: 5e-4 (2000 / width)^p 32 / alpha [1]"""
-    power = 0.0775 if "qwen" in job.family else 0.781  # fitted there for Qwen and for Llama
-    return float(f"{5e-4 * (2000 / job.width) ** power * 32 / config.lora.alpha:.2g}")
+    power = 0.0775 if "qwen" in job.family else 0.781  # fitted for Qwen and for Llama
+    width = max(job.width, NARROWEST)
+    return float(f"{5e-4 * (2000 / width) ** power * 32 / config.lora.alpha:.2g}")
 
 
 @rule("features", told=lambda config: draws(config) and config.hidden)
@@ -226,4 +233,5 @@ def lines(config: Config, job: Job, decided: Sequence[Decided]) -> list[str]:
         f"{selected} rows a selection, {steps} optimizer steps (any can be set, --preset paper sets all)"
     )
     name, value = (max(len(str(one[i])) for one in decided) for i in (0, 1))
-    return [head, *(f"  {one.setting:<{name}}  {one.value!s:<{value}}  {one.reason}" for one in decided)]
+    rows = (f"  {one.setting:<{name}}  {one.value!s:<{value}}  {one.reason}" for one in decided)
+    return [head, *rows, f"  {SOURCES}"]
