@@ -21,7 +21,8 @@ from transformers import LlamaConfig
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.run.methods import number_of_clusters
+from clusterucb.run.presets import PROCEDURES
+from clusterucb.run.sizing import Job, decide
 from clusterucb.studies.plan.facts import Facts, Sizes, model_sizes
 from clusterucb.studies.plan.spending import Planned, planned_steps
 from clusterucb.training.adapter import attach_adapter
@@ -165,6 +166,7 @@ def llama_2_7b() -> tuple[Config, Sizes, Passes]:
     with TemporaryDirectory() as folder:
         LlamaConfig().save_pretrained(folder)
         config = Config(model=folder, pool=["-"], target=["-"], out="-", dtype="bfloat16")
+        config = config.with_settings(PROCEDURES["paper"])
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             passes = Passes.of(attach_adapter(empty_model(config), config.lora, 0))
         return config, model_sizes(config), passes
@@ -221,6 +223,8 @@ def stages(
 ) -> list[Stage]:
     """All stages of a run over `rows` rows, in order."""
     config, sizes, passes = model
+    job = Job(rows, given.tokens, sizes.hidden, passes.layers, "llama")
+    config, _ = decide(config, job)
     lengths = np.array([given.tokens])
     facts = Facts(
         rows=rows,
@@ -232,6 +236,7 @@ def stages(
         subtasks=given.subtasks,
         evaluated_lengths=np.full(given.holdout_rows, given.tokens),
         sizes=sizes,
+        job=job,
     )
     planned = planned_steps(config, facts)
     machine = _Machine(config, sizes, passes, given, gpus)
@@ -280,7 +285,7 @@ def _gradients(planned: Planned, machine: _Machine) -> Stage:
 
 def _cluster(rows: int, machine: _Machine) -> Stage:
     """Every pass reads the store; sums of (k, d) int64 are added over all GPUs in each but the last."""
-    given, dim, k = machine.given, machine.config.gradients.dim, number_of_clusters(machine.config, rows)
+    given, dim, k = machine.given, machine.config.gradients.dim, machine.config.clustering.k
     iterations = machine.config.clustering.iterations
     store = rows * ENCODINGS[machine.config.gradients.store_dtype].width(dim)
     kept = store <= machine.nodes * given.node_memory

@@ -43,17 +43,22 @@ def test_every_default_is_valid_by_its_own_rules():
     assert Config.model_validate(config.model_dump()) == config
 
 
-def test_defaults_are_the_papers():
+def test_what_depends_on_the_job_is_left_open_by_default():
     config = load(None, NEEDED)
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (128, 512, 0.1)
-    assert config.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    training, gradients, selection = config.training, config.gradients, config.selection
-    assert (training.lr, training.lr_warmup, training.weight_decay) == (2e-5, 0.03, 0)
-    assert (training.batch_size, training.periods, training.train_length) == (128, 4, 4096)
-    assert (gradients.gradient_length, gradients.target_length, gradients.dim) == (2048, 1400, 8192)
-    assert (selection.top_p, selection.budget, selection.ucb_p, selection.beta) == (0.05, 0.2, 0.25, 1)
-    assert (gradients.formula, selection.policy, config.warmup.warmup_steps) == ("less", "ucb_beta", 20)
-    assert selection.ucb_p == selection.top_p / selection.budget
+    left = {setting.name for setting in settings() if setting.auto}
+    assert left == {setting.name for setting in settings() if setting.default == "auto" and setting.auto}
+    assert {"top_p", "batch_size", "lr", "rank", "warmup_steps", "k", "budget"} <= left
+    assert all(setting.of(config) is None for setting in settings() if setting.auto)
+    assert config.selection.policy == "linear_ucb"
+    assert config.hidden
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in settings() if setting.auto])
+def test_auto_can_be_said_and_is_written(write, name):
+    config = load(None, {**NEEDED, name: "auto"})
+    assert config == load(None, NEEDED)
+    assert f"{name}: auto\n" in config.to_yaml()
+    assert load(write(config.to_yaml())) == config
 
 
 def test_leaf_names_are_unique_over_all_sections():
@@ -157,7 +162,6 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"draw_batch_arms": "all"}, "selection.draw_batch_arms is 'all': input should be 'one' or 'many'"),
         ({"draw_order": "sorted"}, "selection.draw_order is 'sorted'"),
         ({"rounds": "0"}, "selection.rounds is '0'"),
-        ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
         ({"method": "bm26"}, "method is 'bm26'"),
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
         ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),

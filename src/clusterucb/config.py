@@ -1,8 +1,9 @@
 """Every setting of a run, one model a step: strict, from YAML or options and back.
 
 A setting has one name everywhere: `selection: {top_p: 0.05}` in YAML is `--top-p 0.05` on the command
-line. Options are made from these classes, so a new field is a new option; the defaults are the paper's
-(METHOD: Llama-2-7B) except where the paper has none, and the docstring under a field is its help text.
+line. Options are made from these classes, so a new field is a new option, and the docstring under a field is
+its help text. What is `auto` is decided for the job, before anything runs (run/sizing.py); the defaults of
+policy and features are the method that was best where it was measured (docs/fidelity.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -37,12 +38,14 @@ def _split(given: Any) -> Any:
     return [*chain.from_iterable(parts)]
 
 
-Budget = Annotated[
-    Fraction | None,
-    BeforeValidator(lambda value: None if value == "auto" else value),
-    PlainSerializer(lambda value: "auto" if value is None else value),
-]
-"""A share, or None for auto."""
+T = TypeVar("T")
+AUTO: Any = None
+_READS_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+if TYPE_CHECKING:
+    Auto: TypeAlias = Annotated[T, "auto"]  # who reads it comes after it was decided
+else:
+    Auto = Annotated[T | None, _READS_AUTO, PlainSerializer(lambda value: "auto" if value is None else value)]
+"""A setting that may be left to the program: `auto`, None here, until it is decided."""
 TaskNames = Annotated[list[str], BeforeValidator(_split)]
 Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split)]
 
@@ -54,9 +57,9 @@ class _Strict(BaseModel):
 class Lora(_Strict):
     """The adapter that is trained, and whose gradients are compared."""
 
-    rank: Positive = 128
+    rank: Auto[Positive] = AUTO
     """LoRA rank r."""
-    alpha: Positive = 512
+    alpha: Auto[Positive] = AUTO
     """LoRA alpha; updates are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """LoRA dropout while training; gradients for selection are taken without it."""
@@ -69,7 +72,7 @@ class Lora(_Strict):
 class Warmup(_Strict):
     """The short training before the first gradients."""
 
-    warmup_steps: Positive = 20
+    warmup_steps: Auto[Positive] = AUTO
     """Optimizer steps on random pool rows."""
 
 
@@ -98,10 +101,11 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
-    features: Literal["gradients", "hidden"] = "gradients"
-    """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row)."""
-    k: Positive | None = None
-    """Clusters, the bandit's arms; by default the square root of the number of rows."""
+    features: Auto[Literal["gradients", "hidden"]] = AUTO
+    """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row); auto is
+    hidden wherever the method leaves the choice."""
+    k: Auto[Positive] = AUTO
+    """Clusters, the bandit's arms."""
     iterations: Positive = 20
     """Iterations of k-means."""
     kmeans_backend: Literal["torch", "keops"] = "torch"
@@ -111,28 +115,29 @@ class Clustering(_Strict):
 class Selecting(_Strict):
     """The bandit and its budget."""
 
-    policy: str = "ucb_beta"
-    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random; or, row by row, linear_ucb."""
+    policy: str = "linear_ucb"
+    """What is drawn: row by row, linear_ucb; or by clusters, ucb_beta (the paper's), ucb1, ucb_threshhard,
+    ucb_threshnormal or random."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviations above the mean in ucb_beta and linear_ucb."""
     ucb_p: Fraction = 0.25
     """The share of draws above the threshold in ucb_threshhard and ucb_threshnormal."""
     csp: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Cold start: the share of every cluster that is drawn first, at least one row of each."""
-    budget: Budget = 0.2
-    """The share of the pool whose gradient may be computed in one re-selection, cold start included; or, with
-    linear_ucb, auto: no more than it takes."""
-    budget_cap: Fraction = 0.2
+    budget: Auto[Fraction] = AUTO
+    """The share of the pool whose gradient may be computed in one re-selection, cold start included; auto is
+    all of --budget-cap, or with linear_ucb no more than it takes."""
+    budget_cap: Auto[Fraction] = AUTO
     """With budget auto: the share of the pool that is never exceeded."""
     auto_change: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """With budget auto: drawing ends once no larger share of the selection is expected to change."""
-    top_p: Fraction = 0.05
+    top_p: Auto[Fraction] = AUTO
     """The share of the pool that is selected."""
-    draw_batch: Positive = 8
+    draw_batch: Auto[Positive] = AUTO
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
     """one: rows drawn at once are all of the best arm. many: of several arms, as if drawn one by one."""
-    rounds: Positive = 10
+    rounds: Auto[Positive] = AUTO
     """In how many parts linear_ucb draws the budget; it learns after each."""
     draw_order: Literal["uniform", "stale"] = "uniform"
     """Rows of an arm are drawn uniformly, or (stale) best first by stored features and the target now."""
@@ -171,15 +176,15 @@ class Training(_Strict):
 
     periods: Positive = 4
     """Training periods; each begins with a selection."""
-    epochs_per_period: Positive = 1
+    epochs_per_period: Auto[Positive] = AUTO
     """Passes over the selected rows in one period."""
-    lr: Annotated[float, Field(gt=0)] = 2e-5
+    lr: Auto[Annotated[float, Field(gt=0)]] = AUTO
     """Peak learning rate of one linear schedule over all periods."""
     lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of all steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
-    batch_size: Positive = 128
+    batch_size: Auto[Positive] = AUTO
     """Rows of one optimizer step."""
     micro_batch: Positive = 1
     """Rows on the device at once; must divide the batch size."""
@@ -275,34 +280,34 @@ class Config(Common):
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that contradict each other."""
-        chosen = self.selection
         weights, checkpoints = self.less.less_weights, self.less.less_checkpoints
         if weights and (len(weights) != checkpoints or not sum(weights)):
             raise ConfigError(
                 f"less_weights {', '.join(map(str, weights))}: expected one number for each of the "
                 f"{checkpoints} less_checkpoints, not all 0"
             )
-        if self.training.batch_size % self.training.micro_batch:
+        if self.training.batch_size and self.training.batch_size % self.training.micro_batch:
             raise ConfigError(
                 f"batch_size {self.training.batch_size} is not a multiple of "
                 f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
         self._check_shard()
-        if chosen.budget is None and not chosen.by_row:
-            raise ConfigError(
-                f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
-                f"use --policy linear_ucb, or a share such as --budget 0.2"
-            )
+
+    @property
+    def hidden(self) -> bool:
+        """Whether features of all rows are of hidden states, and not of gradients."""
+        chosen, free = self.clustering.features, self.method == "dynamic" and self.bandit == "clusterucb"
+        return chosen == "hidden" or (chosen is None and free and self.training.shard == "none")
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
-        if self.clustering.features == "gradients" or self.method not in ("dynamic", "less"):
+        if self.clustering.features in ("gradients", AUTO) or self.method not in ("dynamic", "less"):
             return
         if self.method == "less" or self.bandit == "none":
             raise ConfigError(
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
-                f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "
+                f"the gradients of all rows anyway; use --features gradients, or --method dynamic with "
                 f"--bandit clusterucb"
             )
 
@@ -324,6 +329,11 @@ class Config(Common):
             ConfigError: they contradict each other.
         """
         return Config.model_validate(_put_over(self.model_dump(), given))
+
+    def filled(self, decided: Config) -> Config:
+        """These settings, with what is `auto` in them as it was `decided`."""
+        left = (setting for setting in settings() if setting.auto and setting.of(self) is None)
+        return self.with_settings({setting.name: setting.of(decided) for setting in left})
 
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
@@ -360,6 +370,11 @@ class Setting(NamedTuple):
     default: Any
     required: bool
     help: str
+    auto: bool = False
+
+    def of(self, config: Common) -> Any:
+        """Its value in some settings."""
+        return getattr(getattr(config, self.section) if self.section else config, self.name)
 
 
 def settings(kind: type[Common] = Config) -> Iterator[Setting]:
@@ -369,7 +384,9 @@ def settings(kind: type[Common] = Config) -> Iterator[Setting]:
         section = _fields(info)
         for leaf, field in (section or {name: info}).items():
             where = name if section else None
-            yield Setting(leaf, where, field.annotation, field.default, field.is_required(), texts[leaf])
+            auto = _READS_AUTO in field.metadata
+            default = "auto" if auto else field.default
+            yield Setting(leaf, where, field.annotation, default, field.is_required(), texts[leaf], auto)
 
 
 def _fields(info: FieldInfo) -> dict[str, FieldInfo]:
@@ -403,6 +420,11 @@ def load_as(
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error, origin)) from None
+
+
+def sectioned(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names as the tree that YAML has."""
+    return _put_over({}, given)
 
 
 def _put_over(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -468,7 +490,7 @@ def _one_line(error: ValidationError, origin: str) -> str:
 
 
 def reconcile(saved: Config, given: Config, where: str) -> None:
-    """Refuse settings that contradict those a run directory was made with.
+    """Refuse settings that contradict those a run directory was made with; what is `auto` is as it was.
 
     Raises:
         ConfigError: names the first setting that differs, with both values.
@@ -476,9 +498,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
     for setting in settings():
         if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
             continue  # may differ each time: what was made of them is in the run directory, or is the same
-        rooms = (getattr(config, setting.section) if setting.section else config for config in (saved, given))
-        old, new = (getattr(room, setting.name) for room in rooms)
-        if old != new:
+        old, new = setting.of(saved), setting.of(given)
+        if old != new and not (setting.auto and new is None):
             raise ConfigError(
                 f"{setting.name}: this run directory was made with {old!r} ({where}), now it is {new!r}; "
                 f"use another --out, or leave --{setting.name.replace('_', '-')} as it was"

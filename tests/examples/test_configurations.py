@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clusterucb.config import load
+from clusterucb.run.presets import PROCEDURES
 from clusterucb.sources.catalogue import SOURCES
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
@@ -24,17 +26,23 @@ def test_an_example_is_valid_and_names_what_exists(path):
     assert not config.trust_remote_code
 
 
-def test_the_papers_example_has_the_papers_values():
-    config = load(EXAMPLES[0].with_name("paper-llama2-7b.yaml"))
-    lora, training, selection = config.lora, config.training, config.selection
-    assert (lora.rank, lora.alpha, lora.dropout) == (128, 512, 0.1)
-    assert lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert (training.lr, training.lr_warmup, training.weight_decay) == (2e-5, 0.03, 0.0)
-    assert (training.batch_size, training.train_length, training.periods) == (128, 4096, 4)
-    assert (config.gradients.gradient_length, config.gradients.target_length) == (2048, 1400)
-    assert (config.gradients.dim, config.gradients.formula) == (8192, "less")
-    assert (selection.policy, selection.beta) == ("ucb_beta", 1.0)
-    assert (selection.budget, selection.top_p) == (0.2, 0.05)
-    assert (config.warmup.warmup_steps, config.clustering.iterations) == (20, 20)
-    assert {Path(pool).stem for pool in config.pool} == set(SOURCES)
-    assert config.chat == "tulu"
+def test_the_papers_example_is_the_papers_preset():
+    path = EXAMPLES[0].with_name("paper-llama2-7b.yaml")
+    tree = yaml.safe_load(path.read_text())
+    of_the_job = {name: value for name, value in tree.items() if not isinstance(value, dict)}
+    besides = {"batch_tokens": tree["gradients"]["batch_tokens"], "tasks": tree["evaluation"]["tasks"]}
+    assert load(path) == load(None, {**of_the_job, **besides, **PROCEDURES["paper"]})
+    assert {Path(pool).stem for pool in tree["pool"]} == set(SOURCES)
+    assert tree["chat"] == "tulu"
+
+
+def test_the_papers_preset_has_the_papers_values():
+    paper = PROCEDURES["paper"]
+    assert (paper["rank"], paper["alpha"], paper["dropout"]) == (128, 512, 0.1)
+    assert paper["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (paper["lr"], paper["lr_warmup"], paper["weight_decay"]) == (2e-5, 0.03, 0.0)
+    assert (paper["batch_size"], paper["train_length"], paper["periods"]) == (128, 4096, 4)
+    assert (paper["gradient_length"], paper["target_length"], paper["epochs_per_period"]) == (2048, 1400, 1)
+    assert (paper["dim"], paper["formula"], paper["features"]) == (8192, "less", "gradients")
+    assert (paper["policy"], paper["beta"], paper["bandit"]) == ("ucb_beta", 1.0, "clusterucb")
+    assert (paper["budget"], paper["top_p"], paper["warmup_steps"]) == (0.2, 0.05, 20)

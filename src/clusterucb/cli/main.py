@@ -114,7 +114,7 @@ def application(called: str | None = None) -> typer.Typer:
     for name, command in _COMMANDS.items():
         summary = escape(inspect.getdoc(command.function) or "")
         app.command(name, help=summary)(_callable(name, command, bare=called not in (None, name)))
-    for function in (prepare, simulate, report, export):
+    for function in (prepare, simulate, presets, report, export):
         app.command(function.__name__)(_by_rank_0(function))
     return app
 
@@ -140,6 +140,7 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
 
         file, quiet, log = (given.pop(key) for key in ("config", "quiet", "json_log"))
         others = {parameter.name: given.pop(parameter.name) for parameter in own}
+        preset = given.pop("preset", None)
         options = {key: value for key, value in given.items() if value not in (None, [], False)}
         alone = command.alone(options)
         if alone and not leads():
@@ -150,12 +151,21 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
             stack.enter_context(_one_line_errors(world))
             events = stack.enter_context(logged(log if world.leads else None, name))
             screen = Screen(quiet=quiet or not world.leads, log=events)
-            call = _Call(file, options, screen, world)
+            call = _Call(file, _over(preset, options), screen, world)
             if made := command.function(call, **others):
                 call.tell(made)
 
     called.__signature__ = inspect.Signature([] if bare else parameters(own, command.kind))  # type: ignore[attr-defined]
     return called
+
+
+def _over(preset: str | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options over those of a preset."""
+    if preset is None:
+        return options
+    from clusterucb.run.presets import procedure_named
+
+    return {**procedure_named(preset), **options}
 
 
 @contextmanager
@@ -292,7 +302,7 @@ def _compare(
         option(
             "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
             "dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, random; NAME@BUDGET has a "
-            "budget of its own (default: clusterucb,dynamic,less,rds,bm25,random)"
+            "budget of its own (default: clusterucb,linear_ucb_hidden,dynamic,less,rds,bm25,random)"
         ),
     ] = None,
     seeds: Annotated[str | None, option("How often each method is run (default: 3)", "N")] = None,
@@ -426,6 +436,21 @@ def prepare(
     reports = [prepare(name, origin, out, screen.track, rows=rows, seed=seed) for name in names]
     if not quiet:
         show_reports(reports, out)
+
+
+def presets(
+    name: Annotated[str | None, argument("One of them, as YAML that a run takes; all without it.")] = None,
+) -> None:
+    """Published procedures by name, which --preset takes: every setting that they have."""
+    import yaml
+
+    from clusterucb.config import sectioned
+    from clusterucb.run.presets import PROCEDURES, procedure_named
+
+    for found in [name] if name else PROCEDURES:
+        if not name:
+            typer.echo(f"# --preset {found}")
+        typer.echo(yaml.safe_dump(sectioned(procedure_named(found)), sort_keys=False))
 
 
 def report(

@@ -47,6 +47,7 @@ def argument(text: str, value: str | None = None) -> Any:
 
 Quiet = Annotated[bool, option("Show nothing but errors.", None, "--quiet", "-q")]
 _File = Annotated[str | None, argument("Settings as YAML; options go over them.")]
+_PRESET = option("Settings as published, by name: paper or less; options go over them.", "NAME")
 _LOG = option("Append what happens to this file, one JSON object a line (docs/logging.md).", "FILE")
 
 
@@ -61,7 +62,8 @@ def parameters(own: Iterable[inspect.Parameter] = (), kind: str = "Config") -> l
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     known = {setting.name: _option(setting) for setting in config.settings(getattr(config, kind))}
-    known = {"config": _File, **known, "json_log": Annotated[str | None, _LOG]}
+    preset = {"preset": Annotated[str | None, _PRESET]} if kind == "Config" else {}
+    known = {"config": _File, **preset, **known, "json_log": Annotated[str | None, _LOG]}
     found = [inspect.Parameter(name, keyword, default=None, annotation=look) for name, look in known.items()]
     found += [parameter.replace(kind=keyword) for parameter in own]
     return [*found, inspect.Parameter("quiet", keyword, default=False, annotation=Quiet)]

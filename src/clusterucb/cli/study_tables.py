@@ -90,6 +90,9 @@ def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     excluded = f", {plan['excluded']:,} more cannot be used" if plan["excluded"] else ""
     title = f"Plan: {named}, {plan['rows']:,} usable rows{excluded}"
     steps, counts = {**plan["steps"], "total": plan["total"]}, (*_COUNTS, "gradient_equivalents")
+    if decided := plan["decided"]:
+        rows = [[one["setting"], f"{one['value']}", one["reason"]] for one in decided]
+        print_table(console, "Decided for this job", ["setting", "value", "why"], rows, words=["why"])
     print_table(console, title, *_spent("step", steps, _COUNTS), total=True)
     print_table(console, "The same settings by method", *_spent("method", plan["methods"], counts))
     for line in _plan_remarks(plan):

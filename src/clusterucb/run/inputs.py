@@ -34,14 +34,15 @@ from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.screening import Screening, screened, unchecked
+from clusterucb.run.sizing import Job
 from clusterucb.runtime.files import began, check_made_with, made, read_json, told, write_json, write_lines
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.task import Question, held_out
-from clusterucb.training.adapter import attach_adapter, load_adapter, save_adapter
-from clusterucb.training.model import load_model, load_tokenizer, pick_device
+from clusterucb.training.adapter import adapter_size, attach_adapter, load_adapter, save_adapter
+from clusterucb.training.model import load_model, load_tokenizer, model_shape, pick_device
 
 T = TypeVar("T")
 
@@ -400,6 +401,11 @@ class Inputs:
             encoded.append(fitted)
         return encoded
 
+    @property
+    def job(self) -> Job:
+        """What settings are decided by; all usable rows are tokenised for it."""
+        return job_of(self.config, self.training_tokens.lengths, len(self.training_tokens), self.world.size)
+
     @cached_property
     def model(self) -> PeftModel:
         """The base model with an adapter, kept before any training; each step gives it weights it wants."""
@@ -425,3 +431,14 @@ class Inputs:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def job_of(config: Config, lengths: NDArray[np.int64], rows: int, processes: int = 1) -> Job:
+    """What settings are decided by: so many usable rows, of which some have these lengths in training, (n,).
+
+    Raises:
+        InputError: there is no such model, or no such adapter.
+    """
+    width, layers, family = model_shape(config)
+    adapter = adapter_size(Path(config.adapter)) if config.adapter else None
+    return Job(rows, float(lengths.mean()), width, layers, family, processes, adapter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clusterucb.config import Config
-from clusterucb.selection.budget import Budget, default_k
+from clusterucb.selection.budget import Budget
 
 BASELINES = ("random", "bm25", "rds", "loss")
 """Methods that take no gradient, and so need no checkpoint: they rank all rows, by scores of their own."""
@@ -75,17 +75,11 @@ def budget_of(config: Config) -> Budget:
     return Budget(chosen.cap, chosen.csp, chosen.top_p, by_row=chosen.by_row)
 
 
-def number_of_clusters(config: Config, rows: int) -> int:
-    """The arms of so many rows: those that are set, or as many as the budget has room for."""
-    return config.clustering.k or default_k(rows, budget_of(config).spend(rows))
-
-
 def method_of(config: Config) -> Method:
     """The method that the settings name."""
     bandit = config.bandit == "clusterucb"
     if config.method == "dynamic":
-        hidden = config.clustering.features == "hidden"
-        return Method("dynamic", 1, 1, hidden=hidden, budgeted=bandit, reselects=True)
+        return Method("dynamic", 1, 1, hidden=config.hidden, budgeted=bandit, reselects=True)
     if config.method == "less":
         epochs = config.less.less_checkpoints
         return Method("less", epochs, 1 if bandit else epochs, budgeted=bandit)

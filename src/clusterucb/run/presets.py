@@ -1,4 +1,5 @@
-"""Names for a few settings of a run: the methods that `compare` and `plan` set side by side.
+"""Names for settings of a run: published procedures (`--preset`), and the methods that `compare` and `plan`
+set side by side.
 
 `linear_ucb@0.05` is linear_ucb at a budget of its own, whatever that of the settings is.
 """
@@ -8,13 +9,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError, did_you_mean
 from clusterucb.run.methods import budget_of, method_of
+from clusterucb.run.sizing import is_open
+
+_OF_BOTH = {
+    **{"rank": 128, "alpha": 512, "dropout": 0.1, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    **{"gradient_length": 2048, "formula": "less", "dim": 8192, "top_p": 0.05, "periods": 4},
+    **{"epochs_per_period": 1, "lr": 2e-5, "lr_warmup": 0.03, "weight_decay": 0.0, "batch_size": 128},
+}
+
+PROCEDURES: dict[str, dict[str, Any]] = {
+    "paper": {
+        **{"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "iterations": 20},
+        **{"policy": "ucb_beta", "beta": 1.0, "csp": 0.02, "budget": 0.2, "draw_batch": 8},
+        **{"draw_batch_arms": "one", "draw_order": "uniform", "warmup_steps": 20},
+        **{"target_length": 1400, "train_length": 4096},
+        **_OF_BOTH,
+    },
+    "less": {
+        **{"method": "less", "bandit": "none", "less_warmup": 0.05, "less_checkpoints": 4},
+        **{"less_weights": [], "projection": "rademacher", "target_length": 2048, "train_length": 2048},
+        **_OF_BOTH,
+    },
+}
+"""Settings by their names, as published: of ClusterUCB (arXiv 2506.10288), which gives neither k nor how many
+rows are drawn at once (its code draws one), and of LESS (arXiv 2402.04333). Both are for Llama-2-7B."""
 
 NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
-"""What every preset sets, unless it says otherwise."""
+"""What every method sets, unless it says otherwise; `neutral_settings` has its policy."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +67,10 @@ class Preset:
         Raises:
             ConfigError: they contradict each other.
         """
-        own = {**NEUTRAL, **self.settings, "repeat": repeat, "out": str(out)}
+        own = {**neutral_settings(config), **self.settings, "repeat": repeat, "out": str(out)}
         found = config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
-        budget_of(found)
+        if not is_open(found):
+            budget_of(found)
         return found
 
 
@@ -66,7 +93,7 @@ PRESETS = {
 }
 """By name, in the order of every table."""
 
-DEFAULT = ("clusterucb", "dynamic", "less", "rds", "bm25", "random")
+DEFAULT = ("clusterucb", "linear_ucb_hidden", "dynamic", "less", "rds", "bm25", "random")
 
 
 def presets_named(names: str | Sequence[str]) -> list[Preset]:
@@ -123,9 +150,22 @@ def repetitions(seeds: str | int) -> int:
     return int(seeds)
 
 
+def procedure_named(name: str) -> dict[str, Any]:
+    """The settings of a published procedure. Raises ConfigError if there is none of this name."""
+    if name not in PROCEDURES:
+        hint = did_you_mean(name, PROCEDURES, "they are")
+        raise ConfigError(f"--preset {name}: there is no such preset; {hint}")
+    return PROCEDURES[name]
+
+
+def neutral_settings(config: Config) -> dict[str, str]:
+    """What every method sets, unless it says otherwise: a policy by clusters, the paper's if none is."""
+    return NEUTRAL | ({"policy": "ucb_beta"} if config.selection.by_row else {})
+
+
 def neutral(config: Config) -> Config:
     """`config` without what each run of a comparison sets for itself."""
-    return config.with_settings({**NEUTRAL, "repeat": 0})
+    return config.with_settings({**neutral_settings(config), "repeat": 0})
 
 
 def draws_first(config: Config) -> bool:

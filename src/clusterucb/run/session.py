@@ -24,9 +24,11 @@ from clusterucb.run.directory import RunDir
 from clusterucb.run.index import Index
 from clusterucb.run.inputs import Inputs
 from clusterucb.run.methods import budget_of, method_of
+from clusterucb.run.sizing import DRAWS, Decided, Job, decide, is_open, lines, rows_kept
 from clusterucb.runtime.files import publish, storage_errors
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
+from clusterucb.selection.budget import Budget
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
@@ -76,13 +78,15 @@ class Session:
         inputs: Inputs | None = None,
     ) -> None:
         self.config = config.with_absolute_paths()
-        self.method, self.budget = method_of(self.config), budget_of(self.config)
+        self.method = method_of(self.config)
         self.screen = screen or Screen(quiet=True)
         self.dir = RunDir(self.config.out)
         sharded = world.size > 1 and self.config.training.shard == "fsdp"
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
+        self._shares_inputs = inputs is not None
         self._settled = False
+        self.decided: list[Decided] = []  # of what was auto
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
@@ -98,7 +102,28 @@ class Session:
             if self.dir.config.exists():
                 saved = load(self.dir.config, {"out": self.config.out})
                 reconcile(saved, self.config, str(self.dir.config))
+                self._take(self.config.filled(saved))
             yield self
+
+    def _take(self, config: Config) -> None:
+        self.config = config
+        if not self._shares_inputs:
+            self.inputs.config = config
+
+    def decide(self, job: Job | None = None) -> None:
+        """Decide what is `auto` for the job, which the inputs tell where it is not given; tell it once.
+
+        Raises:
+            ConfigError: what was given contradicts what follows from the rest.
+        """
+        if not is_open(self.config):
+            return
+        job = job or self.inputs.job
+        config, self.decided = decide(self.config, job)
+        self._take(config)
+        if self.decided and not self._shares_inputs:
+            for line in lines(config, job, self.decided):
+                self.screen.say(line)
 
     @contextmanager
     def step(self, name: str, total: int, unit: str, *, title: str = "", done: int = 0) -> Iterator[Step]:
@@ -142,29 +167,40 @@ class Session:
             )
 
     def check_inputs(self) -> None:
-        """Read pool, target and held-out rows, and refuse settings that cannot hold for them."""
+        """Read pool, target and held-out rows, refuse settings that cannot hold, decide what is `auto`."""
         self.check_settings()
         self.check_plan(len(self.inputs.pool))
         self.inputs.read()
+        self.decide()
 
     def check_settings(self) -> None:
         """Refuse settings that cannot hold whatever the inputs are."""
+        budget_of(self._drawing(1_000_000))
         named_policy_of(self.config)
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
         check_reporter(self.config.training.report_to)
         check_quantisation(self.config.load_in, pick_device(self.config.device))
-        accumulation_steps(self.config.training, self.world.size)
+        if self.config.training.batch_size:
+            accumulation_steps(self.config.training, self.world.size)
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
-        self.budget.keep(rows)
-        self.budget.spend(rows)
-        if self.method.budgeted and (k := self.config.clustering.k):
-            self.budget.check_clusters(k, rows)
+        config = self._drawing(rows)
+        budget = budget_of(config)
+        budget.keep(rows)
+        budget.spend(rows)
+        if self.method.budgeted:
+            budget.check_clusters(config.clustering.k, rows)
+
+    def _drawing(self, rows: int) -> Config:
+        """The settings as they would be for so many rows, as far as that is all that they depend on."""
+        known = Job(rows, tokens=0, width=1, layers=1, family="")
+        return decide(self.config, known, (rows_kept, *DRAWS))[0]
 
     def begin(self) -> None:
         """Load the model and make the settings the run's: all have held for the inputs."""
+        self.decide()
         self.check_plan(self.inputs.counts["usable"])
         self.inputs.load_model()
         self._settle()
@@ -184,6 +220,7 @@ class Session:
     @property
     def model(self) -> PeftModel:
         """The base model with the adapter, which a step gives the weights that it wants."""
+        self.decide()
         model = self.inputs.model
         self._settle()
         return model
@@ -192,6 +229,11 @@ class Session:
     def index(self) -> Index:
         """What is kept of the pool: checkpoints, features of all rows, clusters."""
         return Index(self.dir, self.planned_with, self.config.gradients.store_dtype, self.method.budgeted)
+
+    @property
+    def budget(self) -> Budget:
+        """How much of the pool a selection looks at and keeps."""
+        return budget_of(self.config)
 
     @cached_property
     def policy(self) -> Policy | LinearUCB:
@@ -250,4 +292,5 @@ def named_policy_of(config: Config) -> Policy | LinearUCB:
     """The policy that the settings name. Raises ConfigError if there is none of its name."""
     chosen = config.selection
     stop = chosen.auto_change if chosen.budget is None else 0.0
-    return named_policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=chosen.rounds, stop=stop)
+    rounds = chosen.rounds or LinearUCB.rounds  # any, as long as only the name is looked at
+    return named_policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=rounds, stop=stop)

@@ -22,10 +22,10 @@ def share(fraction: float, n: int) -> int:
     return math.floor(Fraction(repr(float(fraction))) * n)
 
 
-def smallest_share(n: int) -> float:
-    """A short decimal, about `1 / n` and never below it, whose share of `n` rows is at least one row."""
+def smallest_share(n: int, count: int = 1) -> float:
+    """A short decimal, about `count / n` and never below it, whose share of `n` rows is at least `count`."""
     scale = 10 ** (len(str(n)) + 1)
-    return float(Fraction(math.ceil(Fraction(scale, n)), scale))
+    return float(Fraction(math.ceil(Fraction(count * scale, n)), scale))
 
 
 def top(scores: ArrayLike, count: int) -> NDArray[np.int64]:

@@ -16,7 +16,6 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made, write_json
 from clusterucb.steps.hidden import hidden_directions, take_hidden
@@ -107,8 +106,9 @@ def read_directions(path: Path) -> Directions:
 def cluster(session: Session) -> Clusters:
     """Spherical k-means over the features: the bandit's arms."""
     session.refuse_unless(session.method.budgeted, "cluster", "as without a bandit no clusters are needed")
+    session.decide()  # a run directory of an earlier version leaves k open
     rows, settings = session.index.store().features, session.config.clustering
-    k = number_of_clusters(session.config, len(rows))
+    k = settings.k
 
     def group(part: Path) -> None:
         device = pick_device(session.config.device)

@@ -208,6 +208,12 @@ def read_adapter_shapes(folder: Path) -> dict[str, tuple[int, int]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def adapter_size(folder: Path) -> tuple[int, int]:
+    """Rank and alpha of the adapter in a folder that peft wrote; InputError where it is none."""
+    settings = {"r": 8, "lora_alpha": 8} | adapter_settings(folder)  # peft leaves out none
+    return int(settings["r"]), int(settings["lora_alpha"])
+
+
 def load_adapter(model: nn.Module, folder: Path) -> None:
     """Set the model's adapter to the weights in `folder`."""
     set_adapter(model, read_adapter(folder), folder)

@@ -116,6 +116,15 @@ def empty_model(config: Common) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def model_shape(config: Common) -> tuple[int, int, str]:
+    """Numbers of a token's hidden state, layers and family of the model, by its configuration alone."""
+    with _loading(config.model):
+        trusted = {"trust_remote_code": config.trust_remote_code}
+        shape = AutoConfig.from_pretrained(model_source(config.model), **trusted)
+    text = shape.get_text_config()
+    return text.hidden_size, text.num_hidden_layers, shape.model_type
+
+
 @contextmanager
 def _loading(model: str) -> Iterator[None]:
     try:

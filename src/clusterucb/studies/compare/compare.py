@@ -21,6 +21,7 @@ from clusterucb.run.directory import RunDir
 from clusterucb.run.inputs import Inputs
 from clusterucb.run.presets import DEFAULT, neutral, presets_named, repetitions
 from clusterucb.run.session import Session
+from clusterucb.run.sizing import TRAINING, decide, lines
 from clusterucb.runtime.files import publish, storage_errors, write_json
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
@@ -64,8 +65,11 @@ def compare(
     with ExitStack() as held, storage_errors(out.path):
         world.lead(lambda: held.enter_context(out.owned()))
         world.lead(lambda: _check_settings(settings, config))
+        if world.has(settings):
+            config = config.filled(load(settings, {"out": config.out}))
         inputs = Inputs(config, RunDir(out.path / SHARED), screen, world, settled=settings)
         _check_methods(asked, inputs)
+        config = inputs.config
         world.lead(lambda: _save_settings(settings, config))
         with screen.track("compare", len(asked), "runs") as advance:
             for cell in asked:
@@ -94,10 +98,13 @@ def _save_settings(path: Path, config: Config) -> None:
 
 def _check_methods(asked: Sequence[Cell], inputs: Inputs) -> None:
     """Read the inputs, and the model if it was not before: every method's settings must hold for them."""
-    sessions = [_session(cell, inputs) for cell in asked if cell.repeat == 0]
-    for session in sessions:
+    for session in (_session(cell, inputs) for cell in asked if cell.repeat == 0):
         session.check_inputs()
-    for session in sessions:
+    inputs.config, found = decide(inputs.config, inputs.job, TRAINING)  # the same for all methods
+    if found:
+        for line in lines(inputs.config, inputs.job, found):
+            inputs.screen.say(line)
+    for session in (_session(cell, inputs) for cell in asked if cell.repeat == 0):
         session.check_plan(inputs.counts["usable"])
     if not inputs.world.has(inputs.dir.initial):
         inputs.load_model()

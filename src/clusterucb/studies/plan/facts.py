@@ -18,7 +18,9 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.run.inputs import job_of
 from clusterucb.run.session import Session
+from clusterucb.run.sizing import Job
 from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
 from clusterucb.training.model import empty_model
 
@@ -57,6 +59,7 @@ class Facts:
     subtasks: int  # of the target
     evaluated_lengths: Lengths  # tokens of each row that the evaluation takes the loss of
     sizes: Sizes
+    job: Job  # what settings are decided by
 
     @property
     def exact(self) -> bool:
@@ -65,7 +68,7 @@ class Facts:
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
-        return self.sizes.hidden if config.clustering.features == "hidden" else config.gradients.dim
+        return self.sizes.hidden if config.hidden else config.gradients.dim
 
 
 def expected_tokens(lengths: Lengths, rows: int) -> int:
@@ -76,8 +79,9 @@ def expected_tokens(lengths: Lengths, rows: int) -> int:
 def read_facts(session: Session, *, quick: bool = False) -> Facts:
     """Read and tokenise all inputs of a run; nothing is written but into the session's directory.
 
-    If it is to be `quick`, `SAMPLE` pool rows, drawn by the seed, are tokenised, and rows that nearly repeat
-    what training must not see are not looked for. Raises InputError and ConfigError as the run itself would.
+    What is `auto` in its settings is decided. If it is to be `quick`, `SAMPLE` pool rows, drawn by the seed,
+    are tokenised, and rows that nearly repeat what training must not see are not looked for. Raises
+    InputError and ConfigError as the run itself would.
     """
     settings, total = session.config, len(session.inputs.pool)
     chosen: Sequence[int] = range(total)
@@ -87,7 +91,9 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         rng = np.random.default_rng(settings.seed)
         chosen = np.sort(rng.choice(total, min(SAMPLE, total), replace=False)).tolist()
     else:
-        session.check_inputs()
+        session.check_settings()
+        session.check_plan(total)
+        session.inputs.read()
     usable: list[int] = []
     excluded: list[dict[str, object]] = []
     kept_out = {} if quick else session.inputs.screening.kept_out
@@ -95,17 +101,21 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
     if not usable:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
     rows = max(1, round(total * len(usable) / len(chosen)))
+    training = np.minimum(lengths, settings.training.train_length)
+    job = job_of(settings, training, rows)
+    session.decide(job)
     session.check_plan(rows)
     return Facts(
         rows=rows,
         excluded=total - rows + len(session.inputs.pool.refused),
         numbers=np.array(usable, np.int64),
         gradient_lengths=np.minimum(lengths, settings.gradients.gradient_length),
-        training_lengths=np.minimum(lengths, settings.training.train_length),
+        training_lengths=training,
         target_lengths=_lengths(session.inputs.targeted.tokens),
         subtasks=len(session.inputs.target.subtasks),
         evaluated_lengths=_lengths(session.inputs.evaluation_tokens),
-        sizes=model_sizes(settings),
+        sizes=model_sizes(session.config),
+        job=job,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.run.costs import Cost
-from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.presets import PRESETS
 from clusterucb.run.session import Session
+from clusterucb.run.sizing import Job, decide
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.plan.facts import read_facts
 from clusterucb.studies.plan.probe import Speed, probe
@@ -40,9 +40,9 @@ def plan(
         screen: where progress is shown.
 
     Returns:
-        `steps` and `total` as a run's summary.json has them, with the disk that they leave; the same totals
-        for every method that the settings allow (`methods`) and for this one without a budget (`full`).
-        Docs: docs/plan.md.
+        What is `auto` as it is `decided` for the job; `steps` and `total` as a run's summary.json has them,
+        with the disk that they leave; the same totals for every method that the settings allow (`methods`)
+        and for this one without a budget (`full`). Docs: docs/plan.md.
 
     Raises:
         ClusterUCBError: what the run itself would refuse.
@@ -61,13 +61,13 @@ def plan(
             speed = Speed.given(tokens_per_second)
 
     def steps_of(settings: Config) -> dict[str, dict[str, Any]]:
-        wider = facts.stored_dim(settings) / facts.stored_dim(config)  # a pair takes time by its dimensions
-        pairs = wider * number_of_clusters(settings, facts.rows) * facts.rows * settings.clustering.iterations
+        wider = facts.stored_dim(settings) / facts.stored_dim(session.config)  # by which a pair takes time
+        pairs = wider * settings.clustering.k * facts.rows * settings.clustering.iterations
         return {name: _step(step, speed, pairs) for name, step in planned_steps(settings, facts).items()}
 
-    method, before, steps = session.method, kept_before(facts), steps_of(config)
+    method, before, steps = session.method, kept_before(facts), steps_of(session.config)
     total = _total(steps, before)
-    others = {name: other for name in PRESETS if (other := _as(name, config)) is not None}
+    others = {name: other for name in PRESETS if (other := _as(name, config, facts.job)) is not None}
     totals = {name: _total(steps_of(other), before) for name, other in others.items()}
     found = {
         "method": method.name,
@@ -75,6 +75,7 @@ def plan(
         "rows": facts.rows,
         "excluded": facts.excluded,
         "exact": facts.exact,
+        "decided": [one._asdict() for one in session.decided],
         "steps": steps,
         "total": total,
     }
@@ -108,10 +109,10 @@ def _total(steps: Mapping[str, Mapping[str, Any]], before: Mapping[str, int]) ->
     return {**total.to_json(), "gradient_equivalents": total.gradient_equivalents, "disk": disk}
 
 
-def _as(name: str, config: Config) -> Config | None:
-    """The settings of another method, or none if they contradict each other."""
+def _as(name: str, config: Config, job: Job) -> Config | None:
+    """The settings of another method, decided for the job, or none if they contradict each other."""
     try:
-        return PRESETS[name].config(config, config.repeat, Path(config.out))
+        return decide(PRESETS[name].config(config, config.repeat, Path(config.out)), job)[0]
     except ConfigError:
         return None
 

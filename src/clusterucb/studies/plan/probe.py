@@ -25,7 +25,6 @@ from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
-from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.session import Session
 from clusterucb.studies.plan.facts import Facts, Lengths
 from clusterucb.training.adapter import attach_adapter
@@ -158,7 +157,7 @@ def _encoded(session: Session, facts: Facts) -> Iterator[Encoded]:
 
 def _clustering(config: Config, facts: Facts) -> float:
     """Pairs of a row and a cluster a second, by k-means with the run's k on a few random features."""
-    k = number_of_clusters(config, facts.rows)
+    k = config.clustering.k
     rows = min(facts.rows, max(k, ROWS))
     features = np.random.default_rng(0).standard_normal((rows, facts.stored_dim(config)), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -14,7 +14,7 @@ from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import numbered
-from clusterucb.run.methods import Method, budget_of, method_of, number_of_clusters
+from clusterucb.run.methods import Method, budget_of, method_of
 from clusterucb.steps.train import random_rows, warmup_rows
 from clusterucb.studies.plan.facts import FLOAT, Facts, expected_tokens
 
@@ -111,7 +111,7 @@ class _Steps:
         return Planned(Cost(rows, tokens, pool_forwards=rows), "forward", expected, disk)
 
     def _cluster(self) -> Planned:
-        rows, k = self.facts.rows, number_of_clusters(self.config, self.facts.rows)
+        rows, k = self.facts.rows, self.config.clustering.k
         disk = 8 * rows + FLOAT * k * self.facts.stored_dim(self.config)
         return Planned(Cost(rows), "clustering", disk=disk)
 
