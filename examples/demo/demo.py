@@ -54,11 +54,11 @@ def main(out: Path) -> None:
     with session.owned():
         summary = dynamic(session)
         show(session, summary)
-        compare(session, summary, Console())
+        compare(session, Console())
     print(f"All of it as one page: {session.dir.report}")
 
 
-def compare(session: Session, summary: dict[str, Any], console: Console) -> None:
+def compare(session: Session, console: Console) -> None:
     """Train on a random subset of the same size and steps, and evaluate all on the held-out rows."""
     usable = len(session.inputs.pooled.rows)
     rng = np.random.default_rng(SEED)
@@ -72,7 +72,6 @@ def compare(session: Session, summary: dict[str, Any], console: Console) -> None
     losses = read_json(path)
     console.print(_comparison(losses))
     _say_who_won(losses, console)
-    _say_cost(summary, console)
 
 
 def _comparison(losses: dict[str, Any]) -> Table:
@@ -105,21 +104,6 @@ def _say_who_won(losses: dict[str, Any], console: Console) -> None:
     ours, theirs = (np.array(losses[name]["losses"]) for name in ("adapter", "random"))
     verdict = "ClusterUCB's rows won" if ours.mean() < theirs.mean() else "the random rows won"
     console.print(f"{verdict}: {_difference(ours, theirs)} between the two, row by row.", highlight=False)
-
-
-def _say_cost(summary: dict[str, Any], console: Console) -> None:
-    steps, full = summary["steps"], summary["full"]
-    selecting = [cost for name, cost in steps.items() if name == "gradients" or name.startswith("select")]
-    gradients = sum(cost["pool_gradients"] for cost in selecting)
-    seconds = sum(cost["seconds"] for cost in selecting)
-    a_gradient = steps["gradients"]["seconds"] / steps["gradients"]["pool_gradients"]
-    console.print(
-        f"Selecting cost {gradients} gradients and {seconds:.0f} s; scoring every row in every period would "
-        f"take {full['pool_gradients']} gradients, about {full['pool_gradients'] * a_gradient:.0f} s at the "
-        f"{a_gradient:.2f} s that a gradient took here.",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 if __name__ == "__main__":

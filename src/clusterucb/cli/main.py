@@ -341,7 +341,8 @@ def _plan(
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
-    from clusterucb.studies.plan.plan import PROBE_SECONDS, plan
+    from clusterucb.studies.plan.outlook import PROBE_SECONDS
+    from clusterucb.studies.plan.plan import plan
 
     found = plan(
         config,

@@ -18,6 +18,7 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.run.costs import Job
 from clusterucb.run.session import Session
 from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
 from clusterucb.training.model import empty_model
@@ -57,11 +58,18 @@ class Facts:
     subtasks: int  # of the target
     evaluated_lengths: Lengths  # tokens of each row that the evaluation takes the loss of
     sizes: Sizes
+    repeats: int = 0  # pool rows in use that nearly repeat a row of the task; 0 where nobody looked
 
     @property
     def exact(self) -> bool:
         """Whether all rows were tokenised."""
         return len(self.numbers) == self.rows
+
+    def job(self, times: int) -> Job:
+        """What a bill asks, of a method that scores everything so many times."""
+        every = (self.gradient_lengths, self.training_lengths)
+        tokens, training = (expected_tokens(lengths, self.rows) for lengths in every)
+        return Job(self.rows, tokens, training, int(self.target_lengths.sum()), times)
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
@@ -90,7 +98,8 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         session.check_inputs()
     usable: list[int] = []
     excluded: list[dict[str, object]] = []
-    kept_out = {} if quick else session.inputs.screening.kept_out
+    screening = None if quick else session.inputs.screening
+    kept_out = screening.kept_out if screening else {}
     lengths = _lengths(list(session.inputs.usable_rows(chosen, kept_out, usable, excluded)))
     if not usable:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
@@ -106,6 +115,7 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         subtasks=len(session.inputs.target.subtasks),
         evaluated_lengths=_lengths(session.inputs.evaluation_tokens),
         sizes=model_sizes(settings),
+        repeats=screening.of_the_task if screening else 0,
     )
 
 
