@@ -83,9 +83,9 @@ def test_help_shows_brackets_and_what_stands_for_a_value(monkeypatch):
     monkeypatch.setattr(rich_utils, "MAX_WIDTH", 400)
     shown = " ".join(clusterucb("run", "--help").out.split())
     for text in (
-        "--kmeans-backend TEXT What computes k-means: torch, or keops (needs clusterucb[keops] and a",
+        "--kmeans-backend NAME What computes k-means: torch, or keops (needs clusterucb[keops] and a",
         "`hub:org/name[:config][:split]`",
-        "--model TEXT A causal",
+        "--model DIR|FILE|ID A causal",
         "--out DIR The run",
         "--rank N LoRA rank",
         "--pool FILE... Rows",
