@@ -188,7 +188,7 @@ HIDDEN = {"clustering": {"features": "hidden"}}
         ({"method": "random", "bandit": "none"}, ("takes no gradients", "serve all 3 training periods"), ()),
         ({"method": "less", "bandit": "none"}, ("Without a bandit", "serve all 3"), ("map",)),
         ({"bandit": "none"}, ("Without a bandit", "Scoring all rows at every selection (3 times)"), ("map",)),
-        (HIDDEN, ("where likeness to the target grows", "One pass over the pool is"), ("map", "arms", "found")),
+        (HIDDEN, ("where likeness to the target grows", "One pass over the pool"), ("map", "arms", "found")),
     ],
     ids=["random", "less", "dynamic without a bandit", "clusters of hidden states"],
 )

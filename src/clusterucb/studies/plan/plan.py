@@ -13,6 +13,7 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.methods import method_of
 from clusterucb.run.presets import PRESETS
 from clusterucb.runtime.screen import Screen
+from clusterucb.studies.plan.choice import Limit, choose
 from clusterucb.studies.plan.outlook import PROBE_SECONDS, Outlook, look
 from clusterucb.studies.plan.spending import Planned, kept_before
 
@@ -23,6 +24,7 @@ def plan(
     quick: bool = False,
     tokens_per_second: float | None = None,
     probe_seconds: float = PROBE_SECONDS,
+    limit: Limit | None = None,
     screen: Screen | None = None,
 ) -> dict[str, Any]:
     """What a run with these settings would cost; nothing is written into its directory.
@@ -32,11 +34,13 @@ def plan(
         quick: tokenise a sample of the pool only, and let it speak for all rows.
         tokens_per_second: of gradients, on the machine that the run is for; measured on this one without it.
         probe_seconds: how long the speed is measured.
+        limit: what the run may take; the settings are made cheaper until it does not take more.
         screen: where progress is shown.
 
     Returns:
         `steps`, `total` and `bill` as a run's summary.json has them, with the disk that they leave; the same
-        totals for every method that the settings allow (`methods`); and remarks. Docs: docs/plan.md.
+        totals for every method that the settings allow (`methods`); remarks; and with a limit what is
+        `chosen` and given up. Docs: docs/plan.md.
 
     Raises:
         ClusterUCBError: what the run itself would refuse.
@@ -48,10 +52,14 @@ def plan(
         tokens_per_second=tokens_per_second,
         probe_seconds=probe_seconds,
     )
-    return planned(found, config)
+    if limit is None:
+        return _planned(found, config)
+    choice = choose(found, config, limit)
+    chosen = {"settings": dict(choice.changes), "gives_up": [*choice.gives_up]}
+    return {**_planned(found, choice.config), "chosen": chosen}
 
 
-def planned(found: Outlook, config: Config) -> dict[str, Any]:
+def _planned(found: Outlook, config: Config) -> dict[str, Any]:
     """What `plan` returns, of inputs and speed that are known."""
     facts, method, steps = found.facts, method_of(config), found.steps(config)
     others = {name: other for name in PRESETS if (other := _as(name, config)) is not None}
