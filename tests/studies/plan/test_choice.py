@@ -133,6 +133,7 @@ def test_a_run_keeps_its_choice_and_does_not_choose_again(settings, tmp_path, mo
 
 
 def test_a_plan_within_a_time_says_what_it_gives_up(settings):
-    shown = done("plan", *options(settings), "--time", "20s", "--tokens-per-second", "1000").out
+    given = options(settings, warmup_steps=None)
+    shown = done("plan", *given, "--cost", "0.5", "--tokens-per-second", "1000").out
     assert "To fit, this plan has " in shown
     assert "It gives up: " in shown
