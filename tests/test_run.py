@@ -181,13 +181,29 @@ def test_the_summary_counts_what_was_computed(finished_run, name, drawn, counts,
     assert [*steps] == [*warmups, *between, *selections, "train", "evaluate"]
     assert (summary["rows"], summary["excluded"]) == (100, 0)
     assert (steps["train"]["rows"], steps["evaluate"]["rows"]) == (3 * 10, 2 * 5 + 2 * 5)
-    worth = counts[0] + counts[2] / 3
-    assert summary["gradient_equivalents"] == pytest.approx(worth)
-    assert ("full" in summary) == bool(features)
-    if features:
-        assert summary["full"]["pool_gradients"] == 300
-        assert summary["full"]["share_of_pool_gradients"] == counts[0] / 300
-        assert summary["full"]["share_of_cost"] == pytest.approx(worth / 300)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in COUNTS])
+def test_the_bill_counts_every_token_of_every_step(finished_run, name):
+    """Forward alone as 1/3; and scoring all rows adds their gradients, and the target's, each time."""
+    summary = read(finished_run(name).folder / "summary.json")
+    bill, steps = summary["bill"], summary["steps"]
+    tokens = sum(
+        cost["tokens"] / (3 if cost["pool_forwards"] or step == "evaluate" else 1)
+        for step, cost in steps.items()
+    )
+    one = bill["one_pass"]["tokens"]
+    assert bill["passes"] == pytest.approx(tokens / one, abs=1e-3)
+    assert bill["passes"] == pytest.approx(sum(part["passes"] for part in bill["parts"].values()), abs=1e-3)
+    assert bill["seconds"] == pytest.approx(summary["total"]["seconds"], abs=1e-2)
+    if not summary["bill"]["score_all"]:
+        assert not any(step.startswith("warmup") for step in steps)
+        return
+    selecting = bill["parts"]["selecting"]["passes"]
+    scored = bill["score_all"]["passes"] - (bill["passes"] - selecting)
+    assert 3 < scored < 4
+    if name in ("dynamic", "less"):
+        assert scored == pytest.approx(selecting, abs=1e-3)
 
 
 def test_the_tokens_that_are_counted_are_the_pools(finished, settings):
@@ -277,15 +293,10 @@ def test_another_seed_gives_another_adapter(finished, other):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("clusterucb", "140 pool gradients, 47% of the 300"),
-        (
-            "clusterucb_hidden",
-            "100 forward passes of pool rows, together 93 gradients' worth, 31% of",
-        ),
-        ("less_clusterucb", "47% of the 300 that scoring all rows at every checkpoint takes"),
-        ("less", "300 pool gradients"),
-        ("rds", "0 pool gradients, 100 forward passes of pool rows"),
-        ("random", "0 pool gradients, 0 forward passes"),
+        ("clusterucb", "Scoring all rows at every selection (3 times) instead:"),
+        ("less", "Scoring all rows at every selection (3 times) instead:"),
+        ("rds", "selecting 0.3"),
+        ("random", "Training for as many steps on any rows, without selecting:"),
     ],
 )
 def test_a_second_run_computes_nothing_and_says_the_same(finished_run, name, said, monkeypatch):
@@ -440,7 +451,7 @@ def test_other_settings_of_model_adapter_gradients_and_periods(finished, other, 
     assert [path.name for path in (folder / "rounds").iterdir()] == ["1"]
     assert np.isfinite(read(folder / "evaluation.json")["adapter"]["loss"])
     ours, theirs = (read(run / "summary.json") for run in (folder, finished))
-    assert ours["full"]["share_of_pool_gradients"] == 1
+    assert ours["total"]["pool_gradients"] == ours["bill"]["score_all"]["times"] * ours["rows"]
     assert ours["steps"]["gradients"]["tokens"] != theirs["steps"]["gradients"]["tokens"]  # Tulu's text
     names = load_file(folder / "adapter/adapter_model.safetensors")
     layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"

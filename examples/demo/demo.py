@@ -46,11 +46,11 @@ def main(out: Path) -> None:
     with session.owned():
         summary = dynamic(session)
         show(session, summary)
-        compare(session, summary, Console())
+        compare(session, Console())
     print(f"All of it as one page: {session.dir.report}")
 
 
-def compare(session: Session, summary: dict[str, Any], console: Console) -> None:
+def compare(session: Session, console: Console) -> None:
     """Train on a random subset of the same size and steps, and evaluate all on the held-out rows."""
     usable = len(session.inputs.pooled.rows)
     rng = np.random.default_rng(SEED)
@@ -64,7 +64,6 @@ def compare(session: Session, summary: dict[str, Any], console: Console) -> None
     losses = read_json(path)
     console.print(_comparison(losses))
     _say_who_won(losses, console)
-    _say_cost(summary, console)
 
 
 def _comparison(losses: dict[str, Any]) -> Table:
@@ -97,20 +96,6 @@ def _say_who_won(losses: dict[str, Any], console: Console) -> None:
     ours, theirs = (np.array(losses[name]["losses"]) for name in ("adapter", "random"))
     verdict = "ClusterUCB's rows won" if ours.mean() < theirs.mean() else "the random rows won"
     console.print(f"{verdict}: {_difference(ours, theirs)} between the two, row by row.", highlight=False)
-
-
-def _say_cost(summary: dict[str, Any], console: Console) -> None:
-    steps, full = summary["steps"], summary["full"]
-    draws = [cost for name, cost in steps.items() if name.startswith("select")]
-    before = [steps[name]["seconds"] for name in ("warmup", "gradients")]
-    seconds = sum(before) + sum(cost["seconds"] for cost in draws)
-    a_token = sum(cost["seconds"] for cost in draws) / sum(cost["tokens"] for cost in draws)
-    console.print(
-        f"Selecting took {seconds:.0f} s, its warmup included; scoring every row in every period would take "
-        f"about {before[0] + full['pool_tokens'] * a_token:.0f} s, by the speed of the gradients here.",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 if __name__ == "__main__":

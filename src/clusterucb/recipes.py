@@ -9,7 +9,7 @@ from clusterucb.run.session import Session
 from clusterucb.steps.evaluate import benchmark, evaluate
 from clusterucb.steps.features import cluster, gradients
 from clusterucb.steps.select import select
-from clusterucb.steps.summary import summarise
+from clusterucb.steps.summary import remark, summarise
 from clusterucb.steps.train import train, warmup
 
 
@@ -28,6 +28,7 @@ def dynamic(session: Session) -> dict[str, Any]:
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
+    remark(session)
     warmup(session)  # a short training on random rows
     gradients(session)  # features of all rows there
     if session.method.budgeted:
@@ -44,6 +45,7 @@ def less(session: Session) -> dict[str, Any]:
     Returns the content of summary.json. Interrupted at any point, the same call goes on.
     """
     session.check_inputs()
+    remark(session)
     warmup(session)  # epochs on a random share, a checkpoint after each
     gradients(session)  # features of all rows: at the first, or at all without a bandit
     if session.method.budgeted:
@@ -56,6 +58,7 @@ def less(session: Session) -> dict[str, Any]:
 def baseline(session: Session) -> dict[str, Any]:
     """A selection without gradients (random, bm25, rds, loss), and then all that follows any selection."""
     session.check_inputs()
+    remark(session)
     select(session)  # once, for all periods
     train(session)
     return _results(session)

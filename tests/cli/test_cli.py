@@ -4,12 +4,13 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from typer import rich_utils
 
-from cli_helpers import clusterucb, options
+from cli_helpers import clusterucb, options, read
 from clusterucb.cli.main import application
 from clusterucb.cli.options import parameters, repeat_list_options
 from clusterucb.config import settings as all_settings
@@ -82,9 +83,9 @@ def test_help_shows_brackets_and_what_stands_for_a_value(monkeypatch):
     monkeypatch.setattr(rich_utils, "MAX_WIDTH", 400)
     shown = " ".join(clusterucb("run", "--help").out.split())
     for text in (
-        "--kmeans-backend TEXT What computes k-means: torch, or keops (needs clusterucb[keops] and a",
+        "--kmeans-backend NAME What computes k-means: torch, or keops (needs clusterucb[keops] and a",
         "`hub:org/name[:config][:split]`",
-        "--model TEXT A causal",
+        "--model DIR|FILE|ID A causal",
         "--out DIR The run",
         "--rank N LoRA rank",
         "--pool FILE... Rows",
@@ -149,6 +150,7 @@ def test_no_command_before_its_work_imports_torch():
     """Nor transformers, nor datasets: help, version and refused settings answer at once."""
     code = """
 import sys
+from pathlib import Path
 import clusterucb
 from clusterucb.cli.main import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
@@ -188,8 +190,29 @@ def test_the_end_of_a_run_shows_selection_loss_and_cost(finished_settings):
     shown = clusterucb("run", "--out", finished_settings["out"]).out
     for text in ("Selected rows by source", "pool-a", "period 3", "Loss on 5 held-out rows", "adapter"):
         assert text in shown
-    for text in ("Cost", "warmup", "select 2", "evaluate", "total", "140 pool gradients, 47% of the 300"):
+    for text in ("Cost", "warmup", "select 2", "evaluate", "total"):
         assert text in shown
+
+
+def test_the_last_lines_of_a_run_say_what_happened_what_it_cost_and_where_to_look(finished_settings):
+    run = Path(finished_settings["out"])
+    losses, bill = read(run / "evaluation.json"), read(run / "summary.json")["bill"]
+    *_, happened, cost, full, alone, unit, look = (
+        clusterucb("run", "--out", run).out.removesuffix("\n").splitlines()
+    )
+    assert happened.startswith(
+        "10 of 100 rows were selected, 3 times, and trained on. The loss on 5 held-out"
+    )
+    assert (
+        f"from {losses['base']['loss']:.4f} to {losses['adapter']['loss']:.4f}, row by row by 0." in happened
+    )
+    assert cost.startswith(f"In all {bill['passes']:.2f} passes over the pool, ")
+    for part in ("warmup", "selecting", "training", "evaluation"):
+        assert f"{part} {bill['parts'][part]['passes']:.2f}" in cost
+    assert f"{bill['score_all']['passes']:.2f} passes over the pool, about" in full
+    assert f"{bill['train_only']['passes']:.2f} passes over the pool, about" in alone
+    assert unit.startswith("One pass over the pool is the gradients of its 100 rows,")
+    assert look == f"Everything is in {run}. To look at it: python -m webbrowser {run}/report.html"
 
 
 def test_evaluate_shows_both_losses(finished_settings):

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from clusterucb.config import Config
 from clusterucb.data.pool import Pool
 from clusterucb.features.store import FeatureWriter
-from clusterucb.run.costs import Cost
+from clusterucb.run.costs import Cost, Work, bill, recorded_costs
 from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import write_round
@@ -70,8 +70,9 @@ def write_run(folder, files, periods=3, k=5, contamination=(), excluded=(), **se
         folder.mkdir(parents=True)
         write_round(folder, number, chosen, draws, pool, usable, cost)
     _write_losses(run, rng, periods)
-    full = {"method": config.method, "pool_gradients": periods * count, "pool_tokens": 10 * count}
-    write_json(run.summary, {"rows": count, **({"full": full} if method.takes_gradients else {})})
+    costs = recorded_costs(run, method, method.rounds(periods))
+    job = Work(count, 10 * count, 10 * count, 20, method.full(periods))
+    write_json(run.summary, {"rows": count, "bill": bill(costs, job), "remarks": ["mind the <b>gap</b>"]})
     return run.path
 
 

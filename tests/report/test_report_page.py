@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import clusterucb as package
 from cli_helpers import clusterucb, lines, read
 from clusterucb.data.pool import Pool
+from clusterucb.report.bill import in_words
 from clusterucb.report.page import page, report
 from clusterucb.report.run_data import RunData
 
@@ -92,7 +93,13 @@ def test_costs_are_those_that_the_steps_wrote_down(plain, plain_run):
     assert rows["gradients"][2] == "300"
     assert rows["all steps"][2] == "420"  # all once, and 20 % twice
     assert rows["evaluate"][0] == "24"  # evaluation.json, and two periods
-    assert "420 gradients of pool rows, 47% of the 900" in plain.words
+    bill = read(plain_run / "summary.json")["bill"]
+    assert bill["passes"] == pytest.approx(2 + 2 * 0.2 + 24 / 3 / 300, abs=1e-3)
+    assert all(line in plain.words for line in in_words(bill))
+
+
+def test_what_is_to_be_said_of_the_run_is_text_in_the_section_of_trust(plain):
+    assert "mind the <b>gap</b>" in plain.words
 
 
 def test_clusters_are_those_of_the_draws(plain, plain_run):
@@ -180,8 +187,8 @@ HIDDEN = {"clustering": {"features": "hidden"}}
     [
         ({"method": "random", "bandit": "none"}, ("takes no gradients", "serve all 3 training periods"), ()),
         ({"method": "less", "bandit": "none"}, ("Without a bandit", "serve all 3"), ("map",)),
-        ({"bandit": "none"}, ("Without a bandit", "scoring all rows in every period"), ("map",)),
-        (HIDDEN, ("where likeness to the target grows", "47% of the 180"), ("map", "arms", "found")),
+        ({"bandit": "none"}, ("Without a bandit", "Scoring all rows at every selection (3 times)"), ("map",)),
+        (HIDDEN, ("where likeness to the target grows", "One pass over the pool"), ("map", "arms", "found")),
     ],
     ids=["random", "less", "dynamic without a bandit", "clusters of hidden states"],
 )

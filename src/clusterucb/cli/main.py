@@ -74,14 +74,14 @@ class _Call:
         return load(self.file, {**moved, **self.options})
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
-        """A session that owns its run directory."""
+    def session(self, settle: Callable[[Config], Config] = lambda config: config) -> Iterator[Session]:
+        """A session that owns its run directory; `settle` has the last word on its settings."""
         config = self.config()
 
         quiet_libraries()
         from clusterucb.run.session import Session
 
-        with Session(config, self.screen, self.world).owned() as session:
+        with Session(settle(config), self.screen, self.world).owned() as session:
             yield session
 
 
@@ -190,9 +190,30 @@ def _one_line_errors(world: World | None = None) -> Iterator[None]:
         raise
 
 
-def _run(call: _Call) -> None:
+_Time = Annotated[
+    str | None,
+    option(
+        "Choose the plan that fits into so much time, as 30m or 1h30m; the speed is measured first.", "TIME"
+    ),
+]
+_Share = Annotated[
+    str | None,
+    option(
+        "Choose the plan that takes at most this share of what scoring all rows at every selection does.", "N"
+    ),
+]
+
+
+def _run(call: _Call, time: _Time = None, cost: _Share = None) -> None:
     """The whole procedure of the --method: warm up, gradients, clusters, selection, training, evaluation."""
-    with call.session() as session:
+
+    def settle(config: Config) -> Config:
+        from clusterucb.studies.plan.choice import Limit, fit
+
+        limit = Limit.read(time, cost, call.options)
+        return fit(config, limit, call.screen, call.world) if limit else config
+
+    with call.session(settle) as session:
         from clusterucb.cli.tables import show
         from clusterucb.recipes import procedure
 
@@ -342,6 +363,8 @@ def _plan(
     quick: Annotated[
         bool, option("Tokenise a sample of the pool only, and let it speak for all rows.", None, "--quick")
     ] = False,
+    time: _Time = None,
+    cost: _Share = None,
     as_json: Annotated[bool, option("Print the plan as JSON.", None, "--json")] = False,
 ) -> None:
     """What a run with these settings would cost in gradients, tokens, time and disk; nothing is run."""
@@ -351,13 +374,16 @@ def _plan(
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
-    from clusterucb.studies.plan.plan import PROBE_SECONDS, plan
+    from clusterucb.studies.plan.choice import Limit
+    from clusterucb.studies.plan.outlook import PROBE_SECONDS
+    from clusterucb.studies.plan.plan import plan
 
     found = plan(
         config,
         quick=quick,
         tokens_per_second=speed,
         probe_seconds=seconds or PROBE_SECONDS,
+        limit=Limit.read(time, cost, call.options),
         screen=call.screen,
     )
     if as_json:

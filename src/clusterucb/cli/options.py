@@ -25,6 +25,7 @@ GONE = {
 """Options of before, with what to do instead."""
 
 _VALUES = {
+    "model": "DIR|FILE|ID",
     **dict.fromkeys(("out", "data_dir", "adapter"), "DIR"),
     **dict.fromkeys(("pool", "target", "holdout"), "FILE..."),
     **dict.fromkeys(("target_modules", "tasks"), "NAME..."),
@@ -88,7 +89,7 @@ def _value(setting: Setting) -> str:
     """What stands for the value in the help text."""
     kind = str(setting.annotation)
     number = ("int" in kind or "float" in kind) and "Literal" not in kind
-    return _VALUES.get(setting.name, "N" if number else "TEXT")
+    return _VALUES.get(setting.name, "N" if number else "NAME")
 
 
 def _shown(default: Any) -> str:

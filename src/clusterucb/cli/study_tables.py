@@ -10,9 +10,9 @@ import pandas as pd
 from rich.console import Console
 from rich.filesize import decimal
 
-from clusterucb.cli.tables import evaluated_on, how_often, print_table, say
-from clusterucb.report.section import seconds, with_error
-from clusterucb.run.costs import FORWARD_SHARE
+from clusterucb.cli.tables import evaluated_on, print_table, say
+from clusterucb.report.bill import in_words, instead
+from clusterucb.report.section import number, percent, seconds, with_error
 from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.truth import MEASURES
 
@@ -23,8 +23,11 @@ def show_comparison(result: dict[str, Any], console: Console | None = None) -> N
     methods = result["methods"].items()
     benchmarks = list(dict.fromkeys(name for _, row in methods for name in row.get("benchmarks", ())))
     headings = ["method", "runs", "loss", "against base", f"against {result['reference']}", *benchmarks]
-    headings += ["pool gradients", "pool forwards", "tokens", "seconds", "of full cost", "of full seconds"]
-    rows = [[name, _runs(row), *(_cells(row, benchmarks) if "loss" in row else ())] for name, row in methods]
+    headings += ["pool gradients", "pool forwards", "tokens", "seconds", "passes", "of scoring all"]
+    full = ((result["bill"] or {}).get("score_all") or {}).get("passes", math.nan)
+    rows = [
+        [name, _runs(row), *(_cells(row, benchmarks, full) if "loss" in row else ())] for name, row in methods
+    ]
     if base := result["base"]:
         scores = [_estimate(base["benchmarks"].get(name), ".1%") for name in benchmarks]
         rows.insert(0, ["base", "", _estimate(base["loss"]), "", "", *scores])
@@ -38,7 +41,7 @@ def _runs(row: dict[str, Any]) -> str:
     return ", ".join([*([str(row["finished"])] if row["finished"] or not parts else []), *parts])
 
 
-def _cells(row: dict[str, Any], benchmarks: list[str]) -> Iterator[str]:
+def _cells(row: dict[str, Any], benchmarks: list[str], full: float) -> Iterator[str]:
     yield _estimate(row["loss"])
     yield _estimate(row["against_base"], "+.4f")
     yield _estimate(row["against_reference"], "+.4f")
@@ -47,9 +50,8 @@ def _cells(row: dict[str, Any], benchmarks: list[str]) -> Iterator[str]:
     for name in ("pool_gradients", "pool_forwards", "tokens"):
         yield f"{row['cost'][name]:,.0f}"
     yield f"{row['cost']['seconds']:,.1f}"
-    full = row["of_full_dynamic"]
-    yield f"{full['cost']:.0%}"
-    yield "-" if full["seconds"] is None else f"{full['seconds']:.0%}"
+    yield number(row["cost"]["passes"], ".2f")
+    yield percent(row["cost"]["passes"] / full)
 
 
 def _estimate(found: dict[str, Any] | None, form: str = ".4f") -> str:
@@ -65,19 +67,22 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
     alone = [name for name, row in result["methods"].items() if row["finished"] == 1]
     single = f" (where there is one run, {', '.join(alone)}, standard error over rows)" if alone else ""
     yield (
-        f"loss on {result['rows']} {evaluated_on(result['on'])} rows, and benchmarks: mean ± standard "
+        f"loss on {evaluated_on(result)}, and benchmarks: mean ± standard "
         f"deviation over repetitions{single}. "
         f"Repetitions share adapter, warmup, features and clusters: their spread leaves out that part."
     )
     yield "against: row by row, over the repetitions that both have; ± is the standard error over rows."
+    yield "costs: of one run alone, with its warmup, training and losses, in passes over the pool."
+    if result["bill"]:
+        yield from instead(result["bill"])
     took = result["computed"]
     yield (
-        f"costs: of selecting and training, for one run alone, without evaluation; full is dynamic without a "
-        f"bandit, its cost in gradients, with a forward pass as {FORWARD_SHARE:.2f} of one. As runs shared "
-        f"what they have in common, the finished ones together took "
+        f"As runs shared what they have in common, the finished ones together took "
         f"{took['pool_gradients']:,} pool gradients, {took['pool_forwards']:,} pool forwards, "
-        f"{took['tokens']:,} tokens and {took['seconds']:,.0f} s, with their losses' evaluation."
+        f"{took['tokens']:,} tokens and {took['seconds']:,.0f} s."
     )
+    for said, methods in result["remarks"].items():
+        yield f"note on {', '.join(methods)}: {said}"
 
 
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
@@ -89,12 +94,14 @@ def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     named = plan["method"] if plan["bandit"] == "none" else f"{plan['method']} with {plan['bandit']}"
     excluded = f", {plan['excluded']:,} more cannot be used" if plan["excluded"] else ""
     title = f"Plan: {named}, {plan['rows']:,} usable rows{excluded}"
-    steps, counts = {**plan["steps"], "total": plan["total"]}, (*_COUNTS, "gradient_equivalents")
     if decided := plan["decided"]:
         rows = [[one["setting"], f"{one['value']}", one["reason"]] for one in decided]
         print_table(console, "Decided for this job", ["setting", "value", "why"], rows, words=["why"])
+    steps = {**plan["steps"], "total": plan["total"]}
     print_table(console, title, *_spent("step", steps, _COUNTS), total=True)
-    print_table(console, "The same settings by method", *_spent("method", plan["methods"], counts))
+    print_table(
+        console, "The same settings by method", *_spent("method", plan["methods"], (*_COUNTS, "passes"))
+    )
     for line in _plan_remarks(plan):
         say(console, line)
 
@@ -107,20 +114,22 @@ def _spent(what: str, costs: dict[str, Any], counts: Sequence[str]) -> tuple[lis
 
 def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
     for name in counts:
-        yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:,.0f}"
+        form = ",.2f" if name == "passes" else ",.0f"
+        yield f"{'~' if name == 'tokens' and cost.get('expected') else ''}{cost[name]:{form}}"
     yield "?" if cost["seconds"] is None else seconds(cost["seconds"])
     yield decimal(cost["disk"])
 
 
 def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
-    total, speed = plan["total"], plan["speed"]
-    if full := plan.get("full"):
-        forwards = f" and {total['pool_forwards']:,} forward passes" if total["pool_forwards"] else ""
-        yield (
-            f"{total['pool_gradients']:,} pool gradients{forwards} are {full['share_of_cost']:.0%} of the "
-            f"{full['pool_gradients']:,} that scoring all rows {how_often(full)} takes; "
-            f"time {seconds(total['seconds'])} against {seconds(full['seconds'])}."
-        )
+    if chosen := plan.get("chosen"):
+        settings = ", ".join(f"{name} {value}" for name, value in chosen["settings"].items())
+        yield f"To fit, this plan has {settings or 'the settings as they are'}."
+        if chosen["gives_up"]:
+            yield f"It gives up: {'; '.join(chosen['gives_up'])}."
+    for said in plan["remarks"]:
+        yield f"note: {said}"
+    yield from in_words(plan["bill"])
+    speed = plan["speed"]
     if plan["exact"]:
         yield "Counts are exact; tokens marked ~ are those of as many rows drawn at random, on average."
     else:
@@ -135,8 +144,6 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
             f"Times are by the {speed['gradients']:,.0f} tokens/s given, with forward passes alone three "
             "times as fast; k-means is left out."
         )
-    if any(total["pool_forwards"] for total in plan["methods"].values()):
-        yield f"Gradient equivalents count a forward pass of a pool row as {FORWARD_SHARE:.2f} gradients."
     yield (
         "Loading, reading the inputs and benchmarks are left out of the time. While it trains, a run takes "
         f"{decimal(plan['disk']['while training'])} more of the disk."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from clusterucb.data.files import HUB
+from clusterucb.report.bill import in_words
+from clusterucb.report.quality import paired
 from clusterucb.report.section import with_error
 from clusterucb.runtime.files import read_json
 from clusterucb.sources.catalogue import SOURCES
@@ -72,7 +75,8 @@ def show(session: Session, summary: dict[str, Any], console: Console | None = No
     if session.config.evaluation.tasks:
         show_benchmarks(read_json(session.dir.benchmarks / "results.json"), console)
     _show_cost(summary, console)
-    say(console, f"{_passes(summary)}. Everything is in {session.dir.path}")
+    for line in last_lines(session, summary):
+        say(console, line)
 
 
 def _show_selected(rounds: list[dict[str, Any]], console: Console) -> None:
@@ -88,13 +92,18 @@ def _show_evaluated(result: dict[str, Any], console: Console) -> None:
     for name in ("base", "adapter"):
         error = result[name]["standard_error"]
         rows.append([name, f"{result[name]['loss']:.4f}", "-" if error is None else f"{error:.4f}"])
-    title = f"Loss on {result['rows']} {evaluated_on(result['on'])} rows"
+    title = f"Loss on {evaluated_on(result)}"
     print_table(console, title, ["model", "loss", "standard error"], rows)
 
 
-def evaluated_on(kind: str) -> str:
-    """What rows the loss is of, by their name in evaluation.json."""
-    return "held-out" if kind == "holdout" else "the target's own (none were held out)"
+def evaluated_on(result: dict[str, Any]) -> str:
+    """What rows the loss is of, as evaluation.json tells."""
+    rows = result["rows"]
+    return (
+        f"{rows} held-out rows"
+        if result["on"] == "holdout"
+        else f"{rows} rows of the target, as none were held out"
+    )
 
 
 def _show_cost(summary: dict[str, Any], console: Console) -> None:
@@ -108,25 +117,30 @@ def _show_cost(summary: dict[str, Any], console: Console) -> None:
     print_table(console, "Cost", headings, rows, total=True)
 
 
-def _passes(summary: dict[str, Any]) -> str:
-    """How many pool rows went backward through the model, or forward alone."""
-    total, full = summary["total"], summary.get("full")
-    gradients, forwards = total["pool_gradients"], total["pool_forwards"]
-    if full is None:
-        return f"{gradients} pool gradients, {forwards} forward passes of pool rows"
-    besides = ""
-    if forwards:
-        worth = f"{summary['gradient_equivalents']:.0f}"
-        besides = f" and {forwards} forward passes of pool rows, together {worth} gradients' worth"
+def last_lines(session: Session, summary: dict[str, Any]) -> Iterator[str]:
+    """What a colleague would say of it, what happened, what it cost, and where to look."""
+    for said in summary["remarks"]:
+        yield f"note: {said}"
+    yield f"{_selected(summary['selected'])} {_moved(read_json(session.dir.evaluation))}"
+    yield from in_words(summary["bill"])
+    page = shlex.quote(str(session.dir.report))
+    yield f"Everything is in {session.dir.path}. To look at it: python -m webbrowser {page}"
+
+
+def _selected(rounds: list[dict[str, Any]]) -> str:
+    kept = ", ".join(dict.fromkeys(f"{found['selected']:,}" for found in rounds))
+    periods = f", {len(rounds)} times," if len(rounds) > 1 else ""
+    return f"{kept} of {rounds[0]['of']:,} rows were selected{periods} and trained on."
+
+
+def _moved(result: dict[str, Any]) -> str:
+    """How the loss on the evaluated rows changed, row by row."""
+    base, adapter = result["base"], result["adapter"]
+    change, error = paired(adapter, base)
     return (
-        f"{gradients} pool gradients{besides}, {full['share_of_cost']:.0%} of the "
-        f"{full['pool_gradients']} that scoring all rows {how_often(full)} takes"
+        f"The loss on {evaluated_on(result)} {'fell' if change < 0 else 'rose'} from {base['loss']:.4f} to "
+        f"{adapter['loss']:.4f}, row by row by {with_error(abs(change), error)}."
     )
-
-
-def how_often(full: dict[str, Any]) -> str:
-    """When a method without a budget scores all rows."""
-    return {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
 
 
 def show_benchmarks(results: dict[str, Any], console: Console | None = None) -> None:

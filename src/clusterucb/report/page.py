@@ -21,13 +21,13 @@ from plotly.offline import get_plotlyjs
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
+from clusterucb.report.bill import passes
 from clusterucb.report.quality import cost, quality, side_by_side
 from clusterucb.report.run_data import RunData
 from clusterucb.report.section import FILTERS, Section, script_json, visible
 from clusterucb.report.selected import BYTES, selected
 from clusterucb.report.trust import trust
 from clusterucb.report.why import why
-from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import publish
 from clusterucb.version import __version__
@@ -153,8 +153,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FILTERS
-    made.globals["FORWARD_SHARE"] = FORWARD_SHARE
+    made.filters |= {**FILTERS, "passes": passes}
     return made
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.evaluation.scores import standard_error
+from clusterucb.report.bill import in_words
 from clusterucb.report.run_data import Json, RunData
 from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, seconds, with_error
 
@@ -18,13 +19,13 @@ def quality(run: RunData) -> Section:
     """The section of the losses."""
     losses = _losses(run)
     base = losses.get("base")
-    against = {name: _paired(loss, base) for name, loss in losses.items() if base and loss is not base}
+    against = {name: paired(loss, base) for name, loss in losses.items() if base and loss is not base}
     asked = run.evaluation or next(iter(run.periods.values()), None)
     figures = {"loss": _loss_figure(losses)} if len(losses) > 1 else {}
     return Section({"losses": losses, "against": against, "asked": asked}, figures)
 
 
-def _paired(ours: Json, theirs: Json) -> tuple[float, float | None]:
+def paired(ours: Json, theirs: Json) -> tuple[float, float | None]:
     """The mean over rows of the losses of `ours` minus those of `theirs`, and its standard error."""
     differences: NDArray[np.float64] = np.subtract(ours["losses"], theirs["losses"])
     return float(differences.mean()), standard_error(differences)
@@ -61,7 +62,8 @@ def _loss_figure(losses: Mapping[str, Json]) -> Figure:
 
 def cost(run: RunData) -> Section:
     """The section of what the run has cost, step by step."""
-    return Section(figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
+    told = [*in_words(run.bill)] if run.bill else []
+    return Section({"told": told}, figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
 
 
 def _seconds(run: RunData) -> Figure:
@@ -99,8 +101,8 @@ def _against(run: RunData, first: RunData) -> list[str]:
         return ["–", "–", "–"]
     adapter, against = run.evaluation["adapter"], "–"
     if first.evaluation and first is not run and _asked(run) is not None and _asked(run) == _asked(first):
-        against = with_error(*_paired(adapter, first.evaluation["adapter"]), "+.4f")
-    base = with_error(*_paired(adapter, run.evaluation["base"]), "+.4f")
+        against = with_error(*paired(adapter, first.evaluation["adapter"]), "+.4f")
+    base = with_error(*paired(adapter, run.evaluation["base"]), "+.4f")
     return [with_error(adapter["loss"], adapter["standard_error"]), base, against]
 
 

@@ -75,7 +75,8 @@ class RunData:
         contamination: the content of contamination.json.
         evaluation: that of evaluation.json, with which a run is finished.
         benchmarks: that of benchmarks/results.json.
-        full: the method without a budget, from summary.json.
+        bill: what all of it took, against doing without; None before the run's end.
+        remarks: what was to be said of it then.
 
     Raises:
         InputError: no run is there.
@@ -95,7 +96,9 @@ class RunData:
         self.contamination = _read(self.dir.contamination, read_json)
         self.evaluation = _read(self.dir.evaluation, read_json)
         self.benchmarks = _read(self.dir.benchmarks / "results.json", read_json)
-        self.full: Json | None = (_read(self.dir.summary, read_json) or {}).get("full")
+        summary = _read(self.dir.summary, read_json) or {}
+        self.bill: Json | None = summary.get("bill")
+        self.remarks: list[str] = summary.get("remarks", [])
         self._pool = pool
 
     @property
@@ -144,11 +147,6 @@ class RunData:
     def total(self) -> Cost:
         """Of all steps."""
         return sum(self.steps.values(), Cost())
-
-    @property
-    def share_of_full(self) -> float | None:
-        """Cost as a share of that of the method without a budget, in gradients; None before the run's end."""
-        return self.total.gradient_equivalents / self.full["pool_gradients"] if self.full else None
 
     @cached_property
     def clusters(self) -> NDArray[np.int64] | None:

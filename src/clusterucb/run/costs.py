@@ -1,4 +1,4 @@
-"""What a step has cost, counted and never estimated; and what those of a run have written down."""
+"""What a step has cost, counted and never estimated; what those of a run have written down; its bill."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ class Cost:
         mine, others = asdict(self), asdict(other)
         return Cost(**{key: mine[key] + others[key] for key in mine})
 
-    @property
-    def gradient_equivalents(self) -> float:
-        """Gradients of pool rows, with every forward pass of one counted as a share of a gradient."""
-        return self.pool_gradients + FORWARD_SHARE * self.pool_forwards
-
     def to_json(self) -> dict[str, Any]:
         """A plain object, seconds to the millisecond."""
         return {**asdict(self), "seconds": round(self.seconds, 3)}
@@ -85,3 +80,78 @@ def recorded_files(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[s
     found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
     there = {step: [file for file in files if file.exists()] for step, files in found.items()}
     return {step: files for step, files in there.items() if files}
+
+
+_PARTS = {"warmup": "warmup", "train": "training", "evaluate": "evaluation"}
+
+
+def part_of(step: str) -> str:
+    """Which part of a run a step is, by its first word: warmup, training, evaluation or else selecting."""
+    return _PARTS.get(step.split()[0], "selecting")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a bill has to know besides what the steps took.
+
+    Attributes:
+        rows: usable ones of the pool, N.
+        tokens: that the gradients of all N see: one pass over the pool.
+        training_tokens: that training on all N sees.
+        target_tokens: of the target's rows.
+        times: how often scoring everything takes the gradients of all rows; 0 where a method takes none.
+    """
+
+    rows: int
+    tokens: int
+    training_tokens: int
+    target_tokens: int
+    times: int
+
+    def passes(self, step: str, cost: Cost) -> float:
+        """What a step is worth in passes; a token costs alike in a gradient and in training."""
+        forward_alone = cost.pool_forwards or part_of(step) == "evaluation"
+        return (FORWARD_SHARE if forward_alone else 1.0) * cost.tokens / self.tokens
+
+
+def bill(steps: Mapping[str, Cost], work: Work) -> dict[str, Any]:
+    """All that a run takes, in passes over the pool and seconds, by its parts and against doing without.
+
+    `score_all` is the same method with the gradients of all rows whenever it takes any, with its warmup,
+    training and evaluation; `train_only` is training for as many steps on any rows, and evaluation. Their
+    seconds are by this run's speed, and None where it has not shown it.
+    """
+    parts = {name: [0.0, 0.0] for name in ("warmup", "selecting", "training", "evaluation")}
+    for step, cost in steps.items():
+        for place, amount in enumerate((work.passes(step, cost), cost.seconds)):
+            parts[part_of(step)][place] += amount
+    passes, seconds = map(sum, zip(*parts.values(), strict=True))
+    selecting, evaluation, trained = parts["selecting"], parts["evaluation"], steps.get("train", Cost())
+    scored = sum((cost for cost in steps.values() if cost.pool_gradients), Cost())
+    tokens = work.times * (work.tokens + work.target_tokens)
+    score_all = _spent(
+        passes - selecting[0] + tokens / work.tokens,
+        seconds - selecting[1] + tokens * scored.seconds / scored.tokens if scored.seconds else None,
+    )
+    tokens = round(trained.rows * work.training_tokens / work.rows)
+    train_only = _spent(
+        tokens / work.tokens + evaluation[0],
+        tokens * trained.seconds / trained.tokens + evaluation[1] if trained.seconds else None,
+    )
+    return {
+        **_spent(passes, seconds),
+        "one_pass": {"rows": work.rows, "tokens": work.tokens},
+        "parts": {name: _spent(*amounts) for name, amounts in parts.items()},
+        "score_all": {"times": work.times, **score_all} if work.times else None,
+        "train_only": train_only if trained.rows else None,
+    }
+
+
+def _spent(passes: float, seconds: float | None) -> dict[str, float | None]:
+    return {"passes": round(passes, 4), "seconds": None if seconds is None else round(seconds, 3)}
+
+
+def selecting_passes(method: Method, periods: int, share: float) -> float:
+    """Passes over the pool that selecting takes, by rows, if a selection may look at a `share` of them."""
+    fresh = periods - method.ranks_stored if method.reselects else method.checkpoints - method.stored
+    return method.stored * (FORWARD_SHARE if method.hidden else 1.0) + fresh * share

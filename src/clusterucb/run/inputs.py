@@ -137,7 +137,7 @@ class Inputs:
     ) -> None:
         self.config, self.dir, self.screen, self.world = config, run, screen, world
         self.sharded = world.size > 1 and config.training.shard == "fsdp"
-        self._settled, self._told = settled or run.config, False
+        self._settled, self._said = settled or run.config, set[str]()
 
     @cached_property
     def pool(self) -> Pool:
@@ -256,9 +256,14 @@ class Inputs:
 
     def tell_unchecked(self) -> None:
         """Tell the person, once, of benchmarks that the pool was not checked against."""
-        if not self._told and (found := unchecked(self.dir, self.config)):
-            self._told = True
-            self.screen.say(f"the pool was not checked against {', '.join(found)} when this run began")
+        if found := unchecked(self.dir, self.config):
+            self.say_once(f"the pool was not checked against {', '.join(found)} when this run began")
+
+    def say_once(self, line: str) -> None:
+        """Tell the person, however many runs share these inputs."""
+        if line not in self._said:
+            self._said.add(line)
+            self.screen.say(line)
 
     @cached_property
     def tokenizer(self) -> Any:

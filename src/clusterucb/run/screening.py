@@ -47,6 +47,11 @@ class Screening:
         return {hit["row"]: _reason(hit) for hit in self.content["hits"] if hit["kept_out"]}
 
     @property
+    def of_the_task(self) -> int:
+        """Rows in use that nearly repeat one of the task's."""
+        return sum(not hit["kept_out"] for hit in self.content["hits"])
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the rows that are kept out."""
         return hashlib.sha256(json.dumps(sorted(self.kept_out)).encode()).hexdigest()[:16]

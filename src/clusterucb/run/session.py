@@ -121,7 +121,7 @@ class Session:
         job = job or self.inputs.job
         config, self.decided = decide(self.config, job)
         self._take(config)
-        if self.decided and not self._shares_inputs:
+        if not self._shares_inputs:
             for line in lines(config, job, self.decided):
                 self.screen.say(line)
 

@@ -225,7 +225,9 @@ def decide(config: Config, job: Job, rules: Rules = TRAINING + DRAWS) -> tuple[C
 
 
 def lines(config: Config, job: Job, decided: Sequence[Decided]) -> list[str]:
-    """What was decided, as a short table for a person."""
+    """What was decided, as a short table for a person; nothing if nothing was."""
+    if not decided:
+        return []
     selected, settings_ = kept(config, job), config.training
     steps = settings_.periods * settings_.epochs_per_period * math.ceil(selected / settings_.batch_size)
     head = (

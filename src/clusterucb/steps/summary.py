@@ -1,17 +1,27 @@
-"""What a run has cost, against the method without a budget."""
+"""What a run comes to: what it has cost, against doing without, and what is to be said of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from clusterucb.run.costs import Cost, recorded_costs
-from clusterucb.run.rounds import read_round
+import numpy as np
+from safetensors.numpy import load_file
+
+from clusterucb.config import Config
+from clusterucb.evaluation.scores import standard_error
+from clusterucb.run.costs import Cost, Work, bill, recorded_costs, selecting_passes
+from clusterucb.run.methods import budget_of, method_of
+from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, remarks
+from clusterucb.run.rounds import read_round, read_scored
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import write_json
+from clusterucb.runtime.files import read_json, write_json
+from clusterucb.steps.train import warmup_rows
+from clusterucb.training.finetune import optimizer_steps
 
 
 def summarise(session: Session) -> dict[str, Any]:
-    """Publish summary.json: what each step cost, and the total against the method without a budget."""
+    """Publish summary.json: what was selected, what each step cost, the bill, and remarks."""
     return session.world.at("summary").lead(lambda: _summarise(session))
 
 
@@ -19,7 +29,6 @@ def _summarise(session: Session) -> dict[str, Any]:
     run, method, counts = session.dir, session.method, session.inputs.counts
     numbers = method.rounds(session.config.training.periods)
     steps = recorded_costs(run, method, numbers)
-    total = sum(steps.values(), Cost())
     summary = {
         "method": method.name,
         "bandit": method.bandit,
@@ -27,31 +36,86 @@ def _summarise(session: Session) -> dict[str, Any]:
         "excluded": counts["excluded"],
         "selected": [read_round(run.round(number)).summary for number in numbers],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
-        "total": total.to_json(),
-        "gradient_equivalents": total.gradient_equivalents,
-        **_against_full(session, total),
+        "total": sum(steps.values(), Cost()).to_json(),
+        "bill": bill(steps, _work(session)),
+        "remarks": [*remarks(_before(session), BEFORE), *remarks(_after(session), AFTER)],
     }
     write_json(run.summary, summary)
     session.screen.tell("summary", **summary)
     return summary
 
 
-def _against_full(session: Session, total: Cost) -> dict[str, Any]:
-    """The gradients of all rows whenever the method takes any, and the share of them that was computed.
+def _work(session: Session) -> Work:
+    pooled, inputs = session.inputs.pooled, session.inputs
+    return Work(
+        rows=len(pooled),
+        tokens=int(pooled.lengths.sum()),
+        training_tokens=int(inputs.training_tokens.lengths.sum()),
+        target_tokens=int(inputs.targeted.lengths.sum()),
+        times=session.method.full(session.config.training.periods),
+    )
 
-    `share_of_cost` has forward passes in it, in gradients.
-    """
-    times = session.method.full(session.config.training.periods)
-    if not times:
-        return {}
-    pooled = session.inputs.pooled
-    full = times * len(pooled)
+
+def remark(session: Session) -> None:
+    """Say what there is to say before anything is computed."""
+    for said in remarks(_before(session), BEFORE):
+        session.inputs.say_once(f"note: {said}")
+
+
+def _before(session: Session) -> Before:
+    inputs = session.inputs
+    rows, held_out = inputs.counts["usable"], len(inputs.holdout) if inputs.holdout else 0
+    return before(session.config, rows, len(inputs.target), held_out, inputs.screening.of_the_task)
+
+
+def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: int) -> Before:
+    """What these settings mean for so many usable rows of the pool, and so many of the task."""
+    method, budget, settings = method_of(config), budget_of(config), config.training
+    saved = None
+    if method.budgeted:
+        taken = selecting_passes(method, settings.periods, budget.spend(rows) / rows)
+        saved = method.full(settings.periods) - taken
+    return Before(
+        steps=optimizer_steps(budget.keep(rows), settings.periods * settings.epochs_per_period, settings),
+        rate=settings.lr,
+        warmup=method.checkpoints * warmup_rows(config, rows) / rows,
+        saved=saved,
+        target_rows=target_rows,
+        held_out=held_out,
+        repeats=repeats,
+        reselects=method.reselects,
+    )
+
+
+def _after(session: Session) -> After:
+    """The losses row by row, and how the first selection's influence lies."""
+    found = read_json(session.dir.evaluation)
+    base, adapter = (np.array(found[name]["losses"]) for name in ("base", "adapter"))
+    earlier = [np.array(losses) for losses in _period_losses(session)]
+    lowest = min(earlier, key=np.mean, default=adapter)
+    return After(
+        base=float(base.mean()),
+        fall=float((base - adapter).mean()),
+        error=standard_error(base - adapter),
+        rise=(float((adapter - lowest).mean()), standard_error(adapter - lowest)),
+        **(_influence(session) if session.method.takes_gradients and not session.method.hidden else {}),
+    )
+
+
+def _period_losses(session: Session) -> Iterator[list[float]]:
+    for period in range(1, session.config.training.periods):
+        if (path := session.dir.period(period)).exists():  # not in a run of an earlier version
+            yield read_json(path)["losses"]
+
+
+def _influence(session: Session) -> dict[str, Any]:
+    """Of round 1, where features and directions are of gradients."""
+    scored, chosen = read_scored(session.dir.round(1)), read_round(session.dir.round(1))
+    directions = load_file(session.dir.directions_at(1))["directions"]
     return {
-        "full": {
-            "method": session.method.name,
-            "pool_gradients": full,
-            "pool_tokens": times * int(pooled.lengths.sum()),
-            "share_of_pool_gradients": total.pool_gradients / full,
-            "share_of_cost": total.gradient_equivalents / full,
-        }
+        "selected": float(chosen.scores.mean()),
+        "everyone": float(scored.scores.mean()),
+        "best": float(scored.scores.max()),
+        "chance": chance_influence(len(scored.rows), directions),
+        "whole": len(scored.rows) == chosen.summary["of"],
     }

@@ -6,7 +6,7 @@ import random
 
 from cli_helpers import clusterucb, options
 from clusterucb.config import Config
-from clusterucb.run.costs import Cost
+from clusterucb.run.costs import Cost, Work, bill
 from clusterucb.run.presets import preset_named
 from clusterucb.studies.compare.cells import Cell
 
@@ -44,7 +44,9 @@ def finish(run, seed, *, rows=4, usable=100, gradients=40, seconds=2.5, warmup=N
         write(told, {"cost": costs["warmup"]})
     write(run.round(1) / "summary.json", {"cost": costs["select 1"]})
     write(run.evaluation, {"on": "holdout", "rows": rows, **found, "cost": costs["evaluate"]})
-    write(run.summary, {"rows": usable, "steps": costs, "total": sum(steps.values(), Cost()).to_json()})
+    job = Work(rows=usable, tokens=1000, training_tokens=1000, target_tokens=0, times=2)
+    summary = {"rows": usable, "steps": costs, "total": sum(steps.values(), Cost()).to_json()}
+    write(run.summary, {**summary, "bill": bill(steps, job), "remarks": ["it rains", f"seed {seed}"]})
     return base, adapter
 
 

@@ -84,16 +84,34 @@ def test_a_budget_of_all_rows_leaves_no_expectation(config, facts):
     assert steps["select 2"].cost.tokens == steps["gradients"].cost.tokens
 
 
-def test_total_and_full_method_are_those_of_the_runs(planned, spent):
-    summary = read(spent["clusterucb"] / "summary.json")
-    for key in ("pool_gradients", "share_of_pool_gradients", "share_of_cost"):
-        assert planned["full"][key] == summary["full"][key]
+def test_totals_and_bills_are_those_of_the_runs(config, facts, planned, spent):
+    """A plan's passes differ by the tokens alone that the selections decide; what runs alike has the same."""
+    ours, counted = planned["bill"], read(spent["clusterucb"] / "summary.json")["bill"]
+    assert ours["one_pass"] == counted["one_pass"]
+    for part in ("warmup", "evaluation"):
+        assert ours["parts"][part]["passes"] == counted["parts"][part]["passes"]
+    assert ours["train_only"]["passes"] == counted["train_only"]["passes"]
     for name, folder in spent.items():
         counted = read(folder / "summary.json")
         for key in COUNTS:
             assert planned["methods"][name][key] == counted["total"][key], name
-        assert planned["methods"][name]["gradient_equivalents"] == counted["gradient_equivalents"], name
+        assert planned["methods"][name]["passes"] == pytest.approx(counted["bill"]["passes"], rel=0.2), name
     assert planned["total"] == planned["methods"]["clusterucb"]
+
+
+def test_scoring_all_rows_would_cost_what_the_full_method_is_planned_to(planned):
+    full, all_rows = planned["bill"]["score_all"], planned["methods"]["dynamic"]
+    assert (full["times"], full["passes"]) == (2, pytest.approx(all_rows["passes"], abs=1e-3))
+    assert full["seconds"] == pytest.approx(all_rows["seconds"], rel=1e-3)
+    assert full["passes"] > planned["bill"]["passes"]
+
+
+def test_a_plan_says_what_a_colleague_would(planned, config):
+    few = config.model_copy(update={"holdout": []})
+    said = plan(few, tokens_per_second=SPEED)["remarks"]
+    assert any("no rows are held out" in remark for remark in said)
+    assert not any("no rows are held out" in remark for remark in planned["remarks"])
+    assert any("the target has 6 rows" in remark for remark in planned["remarks"])
 
 
 def tensor_bytes(*paths):
@@ -125,7 +143,6 @@ def test_hidden_states_take_forward_passes_and_the_room_of_their_size(config, sp
     run = RunDir(spent["clusterucb_hidden"])
     found = plan(changed(config, "clustering", features="hidden"), tokens_per_second=SPEED)
     assert found["total"] == found["methods"]["clusterucb_hidden"]
-    assert found["full"]["share_of_cost"] == read(run.summary)["full"]["share_of_cost"]
     step = found["steps"]["gradients"]
     assert step["seconds"] == pytest.approx(step["tokens"] / (3 * SPEED), abs=1e-3)
     check_features_and_clusters(found["steps"], run)
@@ -165,7 +182,7 @@ def test_a_plan_of_a_finished_run_changes_nothing_in_it(finished_settings):
     shown = clusterucb("plan", "--out", run, "--tokens-per-second", "1e3", "--budget", "0.4")
     assert shown.status == 0, shown
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    assert "180 pool gradients are 60% of the 300" in shown.out
+    assert "Scoring all rows at every selection (3 times) instead:" in shown.out
     assert "…" not in shown.out
     for text in ("dynamic with clusterucb, 100 usable", "select 3", "target gradients", "less_clusterucb"):
         assert text in shown.out
@@ -186,7 +203,7 @@ def test_a_method_that_the_settings_rule_out_is_left_out(config):
     narrow = changed(config, "selection", top_p=0.5).model_copy(update={"method": "random"})
     found = plan(narrow, tokens_per_second=SPEED)  # top_p is above the budget
     assert set(found["methods"]) == set(PRESETS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
-    assert "full" not in found
+    assert found["bill"]["score_all"] is None
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "fast", "nan", "inf"])

@@ -26,7 +26,6 @@ from clusterucb.runtime.files import publish, read_json
 from clusterucb.studies.compare.cells import Cell
 
 _REFERENCE = "clusterucb"
-_FULL = "dynamic"
 
 
 class Estimate(TypedDict):
@@ -80,9 +79,14 @@ class _Finished:
 
     @cached_property
     def cost(self) -> Cost:
-        """Of selecting and training, as if the run had been alone."""
-        steps = [cost for name, cost in self.summary["steps"].items() if name != "evaluate"]
-        return sum(map(Cost.from_json, steps), Cost())
+        """Of all that it did, as if the run had been alone."""
+        return Cost.from_json(self.summary["total"])
+
+    @property
+    def bill(self) -> dict[str, Any]:
+        """The same in passes over the pool, and what doing without would take; empty in a run of before."""
+        bill: dict[str, Any] = self.summary.get("bill", {})
+        return bill
 
     def recorded(self) -> Iterator[Path]:
         """The files in which it is written down what its steps took, of which runs may share some."""
@@ -140,7 +144,8 @@ class _Row:
 
     def cost(self) -> dict[str, float]:
         """The mean cost of a run."""
-        means: dict[str, float] = pd.DataFrame([asdict(run.cost) for run in self.finished]).mean().to_dict()
+        costs = [{**asdict(run.cost), "passes": run.bill.get("passes")} for run in self.finished]
+        means: dict[str, float] = pd.DataFrame(costs).mean().to_dict()
         return means
 
     def benchmarks(self) -> dict[str, Estimate]:
@@ -170,9 +175,20 @@ def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
         **_base(finished),
         "reference": reference,
         "methods": {name: _method(name, rows, reference, config) for name in rows},
+        "bill": next((run.bill for run in finished if run.bill.get("score_all")), None),
+        "remarks": _remarks(rows),
         "cells": [_line(cell) for cell in cells],
         "computed": _together(finished).to_json(),
     }
+
+
+def _remarks(rows: Mapping[str, _Row]) -> dict[str, list[str]]:
+    """What was to be said of the first run of each method: the sentence, and the methods it is said of."""
+    found: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        for said in row.finished[0].summary.get("remarks", ()) if row.finished else ():
+            found.setdefault(said, []).append(name)
+    return found
 
 
 def _base(finished: Sequence[_Finished]) -> dict[str, Any]:
@@ -194,7 +210,6 @@ def _method(name: str, rows: Mapping[str, _Row], reference: str | None, config: 
     cost = row.cost()
     equivalents = cost["pool_gradients"] + FORWARD_SHARE * cost["pool_forwards"]
     full = config.training.periods * row.finished[0].summary["rows"]
-    measured = rows[_FULL].cost()["seconds"] if _FULL in rows and rows[_FULL].finished else None
     return {
         **counts,
         "loss": row.loss(),
@@ -202,11 +217,7 @@ def _method(name: str, rows: Mapping[str, _Row], reference: str | None, config: 
         "against_reference": row.against(rows[reference]) if name != reference else None,
         "benchmarks": row.benchmarks(),
         "cost": cost,
-        "of_full_dynamic": {
-            "pool_gradients": cost["pool_gradients"] / full,
-            "cost": equivalents / full,
-            "seconds": cost["seconds"] / measured if measured else None,
-        },
+        "of_full_dynamic": {"pool_gradients": cost["pool_gradients"] / full, "cost": equivalents / full},
     }
 
 

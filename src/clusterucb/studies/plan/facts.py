@@ -18,6 +18,7 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.run.costs import Work
 from clusterucb.run.inputs import job_of
 from clusterucb.run.session import Session
 from clusterucb.run.sizing import Job
@@ -60,11 +61,18 @@ class Facts:
     evaluated_lengths: Lengths  # tokens of each row that the evaluation takes the loss of
     sizes: Sizes
     job: Job  # what settings are decided by
+    repeats: int = 0  # pool rows in use that nearly repeat a row of the task; 0 where nobody looked
 
     @property
     def exact(self) -> bool:
         """Whether all rows were tokenised."""
         return len(self.numbers) == self.rows
+
+    def work(self, times: int) -> Work:
+        """What a bill asks, of a method that scores everything so many times."""
+        every = (self.gradient_lengths, self.training_lengths)
+        tokens, training = (expected_tokens(lengths, self.rows) for lengths in every)
+        return Work(self.rows, tokens, training, int(self.target_lengths.sum()), times)
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
@@ -96,7 +104,8 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         session.inputs.read()
     usable: list[int] = []
     excluded: list[dict[str, object]] = []
-    kept_out = {} if quick else session.inputs.screening.kept_out
+    screening = None if quick else session.inputs.screening
+    kept_out = screening.kept_out if screening else {}
     lengths = _lengths(list(session.inputs.usable_rows(chosen, kept_out, usable, excluded)))
     if not usable:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
@@ -116,6 +125,7 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         evaluated_lengths=_lengths(session.inputs.evaluation_tokens),
         sizes=model_sizes(session.config),
         job=job,
+        repeats=screening.of_the_task if screening else 0,
     )
 
 

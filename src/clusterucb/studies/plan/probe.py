@@ -57,6 +57,14 @@ class Speed:
         forward = tokens_per_second / FORWARD_SHARE
         return cls(tokens_per_second, tokens_per_second, forward, None, measured=False)
 
+    def by(self, processes: int) -> Speed:
+        """Of so many such machines together; k-means, too, is shared."""
+        clustering = None if self.clustering is None else processes * self.clustering
+        gradients, training, forward = self.gradients, self.training, self.forward
+        return Speed(
+            processes * gradients, processes * training, processes * forward, clustering, self.measured
+        )
+
 
 def probe(session: Session, facts: Facts, seconds: float) -> Speed:
     """Measure for about `seconds`, without the time in which the model is loaded."""

@@ -1,0 +1,237 @@
+"""The plan that fits the time that a person has: settings made cheaper in a few steps, the least loss first.
+
+Only how much is looked at and trained changes (`STEPS`): what a run reads, and the method, stay. What a
+person has set with an option stays, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clusterucb.config import Config, load
+from clusterucb.errors import ConfigError
+from clusterucb.report.bill import passes
+from clusterucb.report.section import seconds
+from clusterucb.run.directory import RunDir
+from clusterucb.run.methods import budget_of, method_of
+from clusterucb.run.sizing import lines
+from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.screen import Screen
+from clusterucb.studies.plan.outlook import Outlook, look
+
+WARMUP_SHARE, WARMUP_STEPS = 0.1, 4
+"""Of the pool's rows that a short warmup trains on, and its fewest steps."""
+
+Settings = Mapping[str, Any]
+Change = Callable[[Config, int], Settings]
+"""From settings, and the number of usable rows, to what is set cheaper; nothing where it is as cheap."""
+
+
+def _shorter_warmup(config: Config, rows: int) -> Settings:
+    steps = max(WARMUP_STEPS, math.ceil(WARMUP_SHARE * rows / config.training.batch_size))
+    wanted = method_of(config).reselects and steps < config.warmup.warmup_steps
+    return {"warmup_steps": steps} if wanted else {}
+
+
+def _hidden(config: Config, _rows: int) -> Settings:
+    method = method_of(config)
+    wanted = method.reselects and method.budgeted and not method.hidden
+    return {"features": "hidden"} if wanted else {}
+
+
+def _budget(share: float) -> Change:
+    def change(config: Config, _rows: int) -> Settings:
+        name = "budget_cap" if config.selection.budget is None else "budget"
+        return {name: share} if method_of(config).budgeted and config.selection.cap > share else {}
+
+    return change
+
+
+def _one_epoch(config: Config, _rows: int) -> Settings:
+    return {"epochs_per_period": 1} if config.training.epochs_per_period > 1 else {}
+
+
+def _periods(count: int) -> Change:
+    return lambda config, _rows: {"periods": count} if config.training.periods > count else {}
+
+
+STEPS: Sequence[tuple[Change, str]] = (
+    (_shorter_warmup, "moments of Adam that a longer warmup settles"),
+    (_budget(0.1), "the best rows among those that only a larger budget looks at"),
+    (_hidden, "gradients of all rows: clusters are of hidden states, and period 1 has the budget, too"),
+    (_budget(0.05), "more of the best rows"),
+    (_periods(2), "selections in between, while the model changes"),
+    (_one_epoch, "training on the selected rows more than once a period"),
+    (_periods(1), "all selections but the first"),
+)
+"""What is made cheaper, in this order, and what is given up by it."""
+
+
+def _choosable(config: Config) -> Settings:
+    """All that a step may change."""
+    return {
+        "warmup_steps": config.warmup.warmup_steps,
+        "features": config.clustering.features,
+        "budget": config.selection.budget,
+        "budget_cap": config.selection.budget_cap,
+        "periods": config.training.periods,
+        "epochs_per_period": config.training.epochs_per_period,
+    }
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a run may take, warmup, training and losses included.
+
+    Attributes:
+        said: as a person has said it.
+        seconds: at most; or None.
+        share: of what scoring all rows at every selection would take, in passes over the pool; or None.
+        kept: settings that do not change.
+    """
+
+    said: str
+    seconds: float | None = None
+    share: float | None = None
+    kept: Collection[str] = ()
+
+    @classmethod
+    def read(cls, time: str | None, cost: str | None, kept: Collection[str] = ()) -> Limit | None:
+        """`--time 1h30m` or `--cost 0.4`; None without either. Raises ConfigError for what is neither."""
+        if time is not None and cost is not None:
+            raise ConfigError("--time and --cost: give one of the two")
+        if cost is not None:
+            share = float(cost) if re.fullmatch(r"\d*\.?\d+", cost) else 0.0
+            if not 0 < share <= 1:
+                raise ConfigError(f"--cost {cost}: expected a share above 0 and at most 1, as 0.4")
+            return cls(f"--cost {cost}", share=share, kept=kept)
+        if time is None:
+            return None
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time)
+        hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+        if not (amount := 3600 * hours + 60 * minutes + rest):
+            raise ConfigError(f"--time {time}: expected hours, minutes or seconds, as 30m, 1h30m or 90s")
+        return cls(f"--time {time}", seconds=amount, kept=kept)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan: settings, how they differ from those that were asked for, and what they take.
+
+    Attributes:
+        config: all settings.
+        changes: those that were changed.
+        gives_up: what is lost by it.
+        bill: of a run.
+        full: passes that scoring all rows takes with the settings asked for; 0 where that is none.
+    """
+
+    config: Config
+    changes: Settings
+    gives_up: Sequence[str]
+    bill: Mapping[str, Any]
+    full: float
+
+    def within(self, limit: Limit) -> bool:
+        """Whether it is."""
+        if limit.seconds is not None:
+            return bool(self.bill["seconds"] <= limit.seconds)
+        return bool(self.bill["passes"] <= (limit.share or 0.0) * self.full)
+
+    def takes(self, limit: Limit) -> str:
+        """What it takes, in the limit's own currency."""
+        if limit.seconds is not None:
+            return f"about {seconds(self.bill['seconds'])}"
+        return f"{passes(self.bill)} of {passes({'passes': self.full})} passes over the pool"
+
+    @property
+    def settings(self) -> str:
+        """The changes in words."""
+        return ", ".join(f"{name} {value}" for name, value in self.changes.items()) or "settings as they are"
+
+    def told(self, limit: Limit) -> Iterator[str]:
+        """What is chosen, and what it gives up."""
+        yield f"{limit.said}: {self.settings}; this takes {self.takes(limit)}"
+        if self.gives_up:
+            yield f"it gives up: {'; '.join(self.gives_up)}"
+
+
+def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
+    """The settings as they are, then ever cheaper ones; settings that are `kept` do not change."""
+    config, rows = found.config, found.facts.rows
+    changes: dict[str, Any] = {}
+    lost: list[str] = []
+    bill = found.bill(config, found.steps(config))
+    full = (bill["score_all"] or {"passes": 0.0})["passes"]
+    yield Choice(config, {}, (), bill, full)
+    for step, loss in STEPS:
+        change = step(config, rows)
+        if not change or set(change) & set(kept) or not (cheaper := _holding(config, change, rows)):
+            continue
+        config, changes, lost = cheaper, {**changes, **change}, [*lost, loss]
+        yield Choice(config, changes, lost, found.bill(config, found.steps(config)), full)
+
+
+def _holding(config: Config, change: Settings, rows: int) -> Config | None:
+    """The settings with this change, if they hold for so many rows."""
+    try:
+        changed = config.with_settings(change)
+        budget = budget_of(changed)
+        budget.spend(rows)
+        if method_of(changed).budgeted:
+            budget.check_clusters(changed.clustering.k, rows)
+    except ConfigError:
+        return None
+    return changed
+
+
+def choose(found: Outlook, limit: Limit) -> Choice:
+    """The first plan within the limit.
+
+    Raises:
+        ConfigError: none is; the nearest is named.
+    """
+    config = found.config
+    if limit.share and not method_of(config).full(config.training.periods):
+        raise ConfigError(
+            f"{limit.said}: method {config.method} takes no gradients, so there is no cost of scoring all "
+            f"rows; leave --cost out, or give --time"
+        )
+    tried = [*plans(found, limit.kept)]
+    fitting = next((plan for plan in tried if plan.within(limit)), None)
+    if fitting:
+        return fitting
+    key = "passes" if limit.seconds is None else "seconds"
+    nearest = min(tried, key=lambda plan: float(plan.bill[key]))
+    raise ConfigError(
+        f"{limit.said}: no plan fits; the nearest takes {nearest.takes(limit)} ({nearest.settings}): give "
+        f"more, or fewer rows, or a shorter --gradient-length or --train-length"
+    )
+
+
+def fit(config: Config, limit: Limit, screen: Screen, world: World = ALONE) -> Config:
+    """The settings of a run within a limit: those chosen when its directory was made, or chosen now.
+
+    Of several processes rank 0 measures the speed, as if all were as fast.
+
+    Raises:
+        ConfigError: no plan fits.
+    """
+
+    def act() -> Config:
+        saved = RunDir(config.out).config
+        if saved.exists():
+            earlier = _choosable(load(saved, {"out": config.out}))
+            return config.with_settings({name: earlier[name] for name in earlier if name not in limit.kept})
+        given = 1.0 if limit.seconds is None else None  # passes are the same at any speed
+        found = look(config, screen, quick=True, tokens_per_second=given)
+        choice = choose(replace(found, speed=found.speed.by(world.size)), limit)
+        for line in (*lines(found.config, found.facts.job, found.decided), *choice.told(limit)):
+            screen.say(line)
+        return choice.config
+
+    return world.lead(act)

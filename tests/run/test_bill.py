@@ -1,0 +1,68 @@
+"""A bill: every token once, in the unit that is said, against what doing without would take."""
+
+import pytest
+
+from clusterucb.report.bill import in_words
+from clusterucb.run.costs import Cost, Work, bill, selecting_passes
+from clusterucb.run.methods import Method
+
+JOB = Work(rows=100, tokens=1000, training_tokens=2000, target_tokens=50, times=3)
+STEPS = {
+    "warmup": Cost(rows=20, tokens=400, seconds=4.0),
+    "gradients": Cost(rows=100, tokens=1050, pool_gradients=100, target_gradients=5, seconds=10.5),
+    "cluster": Cost(rows=100, seconds=2.0),
+    "select 2": Cost(rows=20, tokens=250, pool_gradients=20, target_gradients=5, seconds=2.5),
+    "train": Cost(rows=10, tokens=300, seconds=3.0),
+    "evaluate": Cost(rows=10, tokens=90, seconds=0.3),
+}
+
+
+def test_all_parts_are_counted_and_a_forward_pass_is_a_third():
+    found = bill(STEPS, JOB)
+    assert found["passes"] == pytest.approx(0.4 + 1.3 + 0.3 + 0.03, abs=1e-4)
+    assert found["seconds"] == pytest.approx(22.3)
+    assert {name: part["passes"] for name, part in found["parts"].items()} == pytest.approx(
+        {"warmup": 0.4, "selecting": 1.3, "training": 0.3, "evaluation": 0.03}, abs=1e-4
+    )
+    hidden = {"gradients": Cost(rows=100, tokens=1050, pool_forwards=100)}
+    assert bill(hidden, JOB)["passes"] == pytest.approx(0.35, abs=1e-4)
+
+
+def test_scoring_all_rows_takes_their_gradients_each_time_at_this_runs_speed():
+    full = bill(STEPS, JOB)["score_all"]
+    assert full["passes"] == pytest.approx(0.4 + 3 * 1.05 + 0.3 + 0.03, abs=1e-4)
+    assert full["seconds"] == pytest.approx(4 + 3 * 10.5 + 3 + 0.3)
+
+
+def test_training_alone_is_as_many_rows_of_average_length():
+    alone = bill(STEPS, JOB)["train_only"]
+    assert alone["passes"] == pytest.approx(0.2 + 0.03, abs=1e-4)
+    assert alone["seconds"] == pytest.approx(2.0 + 0.3)
+
+
+def test_what_is_not_known_is_not_told():
+    found = bill({"select 1": Cost(rows=100), "train": Cost(rows=10, tokens=300)}, JOB)
+    assert found["score_all"]["seconds"] is None
+    assert found["train_only"]["seconds"] is None
+    assert bill({}, Work(100, 1000, 1000, 0, 0))["score_all"] is None
+    assert not any("about" in line for line in in_words(found))
+
+
+def test_in_words_a_share_never_stands_without_what_it_is_of():
+    for line in in_words(bill(STEPS, JOB)):
+        assert "%" not in line or line.count("passes over the pool") == 1
+    assert "2.03 is 52% of that" in " ".join(in_words(bill(STEPS, JOB)))
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (Method("dynamic", 1, 1, budgeted=True, reselects=True), 1 + 3 * 0.2),
+        (Method("dynamic", 1, 1, hidden=True, budgeted=True, reselects=True), 1 / 3 + 4 * 0.2),
+        (Method("less", 4, 1, budgeted=True), 1 + 3 * 0.2),
+        (Method("less", 4, 4), 4),
+        (Method("random"), 0),
+    ],
+)
+def test_a_budget_is_spent_in_each_selection_that_needs_fresh_gradients(method, passes):
+    assert selecting_passes(method, 4, 0.2) == pytest.approx(passes)

@@ -1,0 +1,106 @@
+"""Each remark appears where it should, says what to do, and is silent elsewhere."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clusterucb.run import remarks as module
+from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, remarks
+
+GOOD = Before(
+    steps=60, rate=2e-4, warmup=0.1, saved=2.4, target_rows=40, held_out=30, repeats=0, reselects=True
+)
+DONE = After(
+    base=2.0,
+    fall=0.5,
+    error=0.05,
+    rise=(0.0, 0.01),
+    selected=0.2,
+    everyone=0.05,
+    best=0.3,
+    chance=0.04,
+    whole=True,
+)
+
+APPEARS = [
+    (GOOD, {"steps": 4, "rate": 2e-5}, "4 steps at a learning rate of at most 2e-05", "raise --lr"),
+    (GOOD, {"steps": 1, "rate": 1e-5}, "1 step at", "lower --batch-size"),
+    (GOOD, {"warmup": 8.5}, "8.5 passes over the pool, more than the 2.4", "lower --warmup-steps"),
+    (GOOD, {"held_out": 0}, "rows that steered the selection", "with --holdout"),
+    (GOOD, {"target_rows": 7}, "the target has 7 rows", "give 8 or more"),
+    (GOOD, {"target_rows": 1}, "the target has 1 row,", "give 8 or more"),
+    (GOOD, {"repeats": 12}, "12 pool rows nearly repeat rows of the task", "--method less"),
+    (DONE, {"fall": 0.017, "error": 0.012, "rise": None}, "moved by -0.0170 ± 0.0120", "more --holdout rows"),
+    (DONE, {"fall": -0.4}, "the loss rose by 0.4000", "lower --lr"),
+    (DONE, {"rise": (0.1, 0.01)}, "ends 0.1000 ± 0.0100 above its lowest", "fewer --periods"),
+    (DONE, {"fall": 0.02, "error": 0.001}, "fell by 1.0% only", "raise --lr"),
+    (DONE, {"selected": 0.052}, "all rows are alike to the target", "random ones"),
+    (DONE, {"best": 0.07}, "the target is far from everything", "--method random"),
+]
+
+
+def said(facts):
+    return remarks(facts, BEFORE if isinstance(facts, Before) else AFTER)
+
+
+def test_of_a_run_as_it_should_be_nothing_is_said():
+    assert said(GOOD) == said(DONE) == []
+
+
+@pytest.mark.parametrize(("facts", "changes", "what", "to_do"), APPEARS)
+def test_a_remark_appears_alone_and_says_what_to_do(facts, changes, what, to_do):
+    (remark,) = said(replace(facts, **changes))
+    assert what in remark
+    assert to_do in remark
+
+
+def test_every_remark_is_among_those_that_appear():
+    met = {
+        remark
+        for facts, changes, *_ in APPEARS
+        for remark in (*BEFORE, *AFTER)
+        if _says(remark, facts, changes)
+    }
+    assert met == {*BEFORE, *AFTER}
+
+
+def _says(remark, facts, changes):
+    return remark in (BEFORE if isinstance(facts, Before) else AFTER) and remark(replace(facts, **changes))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(GOOD, steps=9, rate=5e-4),  # few steps at a high rate go as far
+        replace(GOOD, warmup=9.0, saved=None),  # without a budget nothing is to be saved
+        replace(GOOD, target_rows=8),
+        replace(GOOD, repeats=5, reselects=False),
+        replace(DONE, fall=0.2, error=0.09),
+        replace(DONE, error=None, fall=0.001, rise=(0.5, None)),  # of one row nothing is sure
+        replace(DONE, rise=(0.019, 0.01)),
+        replace(DONE, selected=0.056),
+        replace(DONE, selected=0.051, whole=False),  # what a bandit draws is no sample of the pool
+        replace(DONE, best=0.09),
+        After(base=2.0, fall=0.5, error=0.05),  # a baseline knows no influence
+    ],
+)
+def test_on_the_other_side_of_a_limit_there_is_nothing_to_say(facts):
+    assert said(facts) == []
+
+
+def test_chance_gives_about_the_highest_influence_of_random_rows():
+    rng = np.random.default_rng(0)
+    rows, directions = rng.normal(size=(2000, 512)), 0.4 * rng.normal(size=(3, 512)) / np.sqrt(512)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    highest = float((rows @ directions.T).max())
+    assert chance_influence(2000, directions) == pytest.approx(highest, rel=0.15)
+
+
+def test_a_remark_is_one_sentence():
+    for facts, changes, *_ in APPEARS:
+        (remark,) = said(replace(facts, **changes))
+        assert not remark[0].isupper()
+        assert not remark.endswith(".")
+        assert len(remark) < 240
+    assert module.__doc__
