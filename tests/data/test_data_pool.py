@@ -122,11 +122,20 @@ def test_one_bad_row_costs_one_row_wherever_it_stands(tmp_path, line, said, at):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_file_without_a_usable_row_is_of_another_kind_and_ends_the_run(tmp_path, count):
+def test_a_file_without_a_row_of_a_known_shape_is_of_another_kind_and_ends_the_run(tmp_path, count):
     good = write(tmp_path / "a.jsonl", [chat_record()])
     message = refusal(Pool.read, [good, write(tmp_path / "b.jsonl", "\n" + '{"text": "x"}\n' * count)])
     assert message.startswith("b.jsonl, line 2: unknown columns 'text'")
-    assert ("nor can any other of its 3 rows" in message) == (count == 3)
+    assert ("nor can any other of 3 rows" in message) == (count == 3)
+
+
+def test_a_file_whose_rows_are_all_bad_costs_these_rows_as_long_as_others_are_left(tmp_path):
+    bad = write(tmp_path / "b.jsonl", [chat_record("q", ""), {"tools": [1], **chat_record()}])
+    paths = [write(tmp_path / name, [chat_record(name)]) for name in ("a.jsonl", "c.jsonl")]
+    pool = Pool.read([paths[0], bad, paths[1]])
+    assert [row.id for row in pool] == ["a.jsonl:1", "c.jsonl:1"]
+    assert [row.id for row in pool.refused] == ["b.jsonl:1", "b.jsonl:2"]
+    assert "b.jsonl, line 1: content of message 2" in refusal(Pool.read, bad)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
