@@ -61,6 +61,13 @@ def test_the_same_file_given_twice_is_refused(tmp_path, monkeypatch):
     assert "no pool file" in refusal(Pool.read, [])
 
 
+def test_a_file_whose_name_no_other_file_could_hold_is_refused(tmp_path):
+    path = write(tmp_path / "a\udcff.jsonl", [chat_record()])
+    assert "the name has half a surrogate pair, or a byte that is not UTF-8, '\\udcff'" in refusal(
+        Pool.read, path
+    )
+
+
 def test_each_row_of_a_file_is_read_by_its_own_shape(tmp_path):
     records = [chat_record("q", "a"), {"prompt": "q", "completion": "a"}]
     one, other = Pool.read(write(tmp_path / "a.jsonl", records))

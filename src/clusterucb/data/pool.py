@@ -70,6 +70,8 @@ class Pool:
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not sources:
             raise InputError("no pool file given; expected at least one")
+        for source in map(str, sources):
+            unicode(source, "the name", ascii(source))
         return cls(map(Lines.open, sources, _unique_names(sources)))
 
     def __len__(self) -> int:
