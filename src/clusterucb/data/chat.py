@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -158,15 +158,7 @@ class Template:
         text = self._apply(turns)
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         places = {i: self._place(turns, i, text) for i in answers}
-        marks = [chr(ord(_MARK) + i) for i in range(len(turns))]
-        shown = self._apply([turn if i in places else (turn[0], marks[i]) for i, turn in enumerate(turns)])
-        for i, message in enumerate(messages):
-            found = text[slice(*places[i])] if i in places else text if marks[i] in shown else ""
-            if not _holds(found, message.content, thoughts=i == answers[-1] or i not in places):
-                raise InputError(
-                    f"the tokenizer's chat template leaves out a part of message {i + 1} ({message.role}); "
-                    "use --chat tulu, or another template"
-                )
+        self._refuse_unshown(turns, text, places)
         learnt = [i for i in answers if messages[i].learn]
         spans = [self._span(text, places[i], messages[i]) for i in learnt]
         if self._marks:
@@ -176,6 +168,20 @@ class Template:
         answered = [places[i][1] for i in learnt]
         ends = (max((at for at in answered if a < at <= b), default=b) for a, b in spans)
         return Rendered(text, tuple(spans), tuple(ends))
+
+    def _refuse_unshown(
+        self, turns: Sequence[Turn], text: str, places: Mapping[int, tuple[int, int]]
+    ) -> None:
+        """Raise InputError for a turn that the text lacks a part of, wherever else its words may stand."""
+        marks = [chr(ord(_MARK) + i) for i in range(len(turns))]
+        marked = self._apply([turn if i in places else (turn[0], marks[i]) for i, turn in enumerate(turns)])
+        for i, (role, content) in enumerate(turns):
+            shown = text[slice(*places[i])] if i in places else text if marks[i] in marked else ""
+            if not _holds(shown, content, thoughts=i not in places or i == max(places)):
+                raise InputError(
+                    f"the tokenizer's chat template leaves out a part of message {i + 1} ({role}); "
+                    "use --chat tulu, or another template"
+                )
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the template's generation prompt."""
