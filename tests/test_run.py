@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import clusterucb as package
-from builders import build_model, build_tokenizer
+from builders import build_model, build_tokenizer, sentence
 from cli_helpers import clusterucb, done, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.features.store import FeatureStore
@@ -28,6 +28,7 @@ from clusterucb.steps.train import train_on
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.data import SwappableRows
 from clusterucb.training.finetune import finetune
+from file_helpers import write
 from forks import publication
 
 STEPS = ("warmup", "gradients", "cluster", "select", "train", "evaluate")
@@ -465,3 +466,27 @@ def test_a_warmup_longer_than_the_pool_counts_every_row_that_it_trains_on(other)
     lengths = np.diff(np.load(Path(other["out"]) / "pool" / "offsets.npy"))
     assert cost["rows"] == 120
     assert lengths.sum() + 20 * lengths.min() <= cost["tokens"] <= lengths.sum() + 20 * lengths.max()
+
+
+@pytest.mark.whole
+def test_a_chat_of_two_turns_under_qwens_template_runs_with_the_defaults(tmp_path):
+    """Nothing else is set, but a short warmup to save time; the answers of all turns are learnt."""
+    template = Path(pytest.importorskip("trl").__file__).with_name("chat_templates") / "qwen3.jinja"
+    tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
+    tokenizer.chat_template = template.read_text()
+    for part in (build_model(layers=1), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    turns = ("user", "assistant") * 2
+    rows = [
+        {"messages": [{"role": role, "content": sentence(rng, 1, 6)} for role in turns]} for _ in range(46)
+    ]
+    pool, target = write(tmp_path / "pool.jsonl", rows[:40]), write(tmp_path / "target.jsonl", rows[40:])
+    out = tmp_path / "run"
+    given = {"model": tmp_path / "model", "pool": pool, "target": target, "out": out}
+    done("run", *options(given, warmup_steps=1))
+    assert lines(out / "pool/excluded.jsonl") == []
+    assert lines(out / "rounds/1/selected.jsonl")
+    assert (out / "adapter/adapter_model.safetensors").exists()
+    tokens = Session(load(out / "config.yaml")).inputs.pooled.tokens[0]
+    learnt = tokenizer.decode(tokens.ids[tokens.labels])
+    assert learnt == "".join(f"{rows[0]['messages'][turn]['content']}<|im_end|>" for turn in (1, 3))

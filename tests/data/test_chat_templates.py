@@ -211,6 +211,53 @@ def test_a_message_that_the_template_leaves_out_costs_the_row():
         encode(TALKS["system"], tokenizer, Template(tokenizer), "p:1")
 
 
+def test_a_message_that_is_left_out_is_missed_though_its_words_stand_elsewhere():
+    messages = talk("system: brief", "user: What is brief?", "assistant: brief")
+    with pytest.raises(InputError, match=r"leaves out a part of message 1 \(system\)"):
+        Template(byte_tokenizer(chat_template=FORGETFUL)).render(messages)
+    only_last = CHATML.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
+    with pytest.raises(InputError, match=r"leaves out a part of message 1 \(user\)"):
+        Template(byte_tokenizer(chat_template=only_last)).render(
+            talk("user: a", "assistant: a", "user: a", "assistant: a")
+        )
+
+
+@pytest.mark.parametrize("parts", ["user", "assistant", "system"])
+def test_each_role_is_given_its_content_as_the_template_shows_it(parts):
+    template = CHATML.replace(
+        "{{ m.content }}",
+        f"{{% if m.role == '{parts}' %}}{{% for p in m.content %}}{{{{ p.text }}}}{{% endfor %}}"
+        "{% else %}{{ m.content }}{% endif %}",
+    )
+    rendered = Template(byte_tokenizer(chat_template=template)).render(TALKS["system"])
+    assert rendered.text == Template(byte_tokenizer(chat_template=CHATML)).render(TALKS["system"]).text
+    assert learnt(rendered) == ["4<|im_end|>"]
+
+
+CUTTING = {
+    "cut": "{{ m.content[:8] }}",
+    "loud": "{{ m.content | upper }}",
+    "as JSON": "{{ m.content | tojson }}",
+    "escaped": "{{ m.content | e }}",
+    "first line": "{{ m.content.split('\n')[0] }}",
+}
+
+
+@pytest.mark.parametrize("shown", CUTTING.values(), ids=CUTTING)
+def test_content_that_is_shown_otherwise_costs_the_row_and_outer_space_does_not(shown):
+    template = Template(byte_tokenizer(chat_template=CHATML.replace("{{ m.content }}", shown)))
+    for messages in (
+        talk('user: Is "a" <\n b, and why so?', "assistant: YES"),
+        talk("user: OK?", 'assistant: it is "a" <\n b'),
+    ):
+        with pytest.raises(InputError, match="leaves out a part of message"):
+            template.render(messages)
+    stripped = Template(
+        byte_tokenizer(chat_template=CHATML.replace("{{ m.content }}", "{{ m.content.strip() }}"))
+    )
+    assert learnt(stripped.render(talk("user:  a\n", "assistant: \n b "))) == ["b<|im_end|>"]
+
+
 def test_an_answer_that_repeats_what_stands_around_it_is_found_in_its_place():
     for word in ("assistant", "<|im_start|>", "\n", " assistant\n", "user"):
         messages = (Message("user", word), Message("assistant", f"x{word}x"), Message("user", word))

@@ -232,3 +232,9 @@ def test_bytes_in_a_parquet_file_are_its_text_and_never_pythons_words_for_them(t
     found = records(tmp_path / "a.parquet")
     assert [record["prompt"] for record in found] == ["What is 2+2?", "naïve 😀"]
     assert found[0]["when"] == "2024-02-29"
+
+
+def test_a_column_of_text_that_is_no_utf8_is_one_line(tmp_path):
+    column = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "a.parquet")
+    assert "a.parquet: a text column is not UTF-8" in refusal(records, tmp_path / "a.parquet")

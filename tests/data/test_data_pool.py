@@ -61,6 +61,13 @@ def test_the_same_file_given_twice_is_refused(tmp_path, monkeypatch):
     assert "no pool file" in refusal(Pool.read, [])
 
 
+def test_a_file_whose_name_no_other_file_could_hold_is_refused(tmp_path):
+    path = write(tmp_path / "a\udcff.jsonl", [chat_record()])
+    assert "the name has half a surrogate pair, or a byte that is not UTF-8, '\\udcff'" in refusal(
+        Pool.read, path
+    )
+
+
 def test_each_row_of_a_file_is_read_by_its_own_shape(tmp_path):
     records = [chat_record("q", "a"), {"prompt": "q", "completion": "a"}]
     one, other = Pool.read(write(tmp_path / "a.jsonl", records))
@@ -122,11 +129,20 @@ def test_one_bad_row_costs_one_row_wherever_it_stands(tmp_path, line, said, at):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_file_without_a_usable_row_is_of_another_kind_and_ends_the_run(tmp_path, count):
+def test_a_file_without_a_row_of_a_known_shape_is_of_another_kind_and_ends_the_run(tmp_path, count):
     good = write(tmp_path / "a.jsonl", [chat_record()])
     message = refusal(Pool.read, [good, write(tmp_path / "b.jsonl", "\n" + '{"text": "x"}\n' * count)])
     assert message.startswith("b.jsonl, line 2: unknown columns 'text'")
-    assert ("nor can any other of its 3 rows" in message) == (count == 3)
+    assert ("nor can any other of 3 rows" in message) == (count == 3)
+
+
+def test_a_file_whose_rows_are_all_bad_costs_these_rows_as_long_as_others_are_left(tmp_path):
+    bad = write(tmp_path / "b.jsonl", [chat_record("q", ""), {"tools": [1], **chat_record()}])
+    paths = [write(tmp_path / name, [chat_record(name)]) for name in ("a.jsonl", "c.jsonl")]
+    pool = Pool.read([paths[0], bad, paths[1]])
+    assert [row.id for row in pool] == ["a.jsonl:1", "c.jsonl:1"]
+    assert [row.id for row in pool.refused] == ["b.jsonl:1", "b.jsonl:2"]
+    assert "b.jsonl, line 1: content of message 2" in refusal(Pool.read, bad)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
@@ -156,10 +172,8 @@ def test_json_that_is_not_one_object_a_line_is_called_what_it_is(tmp_path, name,
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["columns", "nested"])
-@pytest.mark.parametrize("kind", ["binary", "string"])
-def test_a_row_of_parquet_whose_text_is_not_utf8_costs_that_row(tmp_path, kind, nested):
+def test_bytes_in_a_parquet_file_that_are_not_utf8_cost_their_row(tmp_path, nested):
     texts = pyarrow.array([b"a", b"b\xff", "é".encode()], pyarrow.binary())
-    texts = texts.view(pyarrow.string()) if kind == "string" else texts
     if nested:
         roles = pyarrow.array(["assistant"] * 3)
         turns = pyarrow.StructArray.from_arrays([roles, texts], ["role", "content"])

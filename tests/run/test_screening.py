@@ -189,7 +189,8 @@ def test_an_instruction_that_few_target_rows_share_is_no_hit(hits, tmp_path):
 
 def test_a_column_of_the_persons_own_does_not_stand_for_the_question(hits, tmp_path):
     """Only a benchmark's row has its question in `core`."""
-    target = write(tmp_path / "target.jsonl", [{**chat(QUESTIONS[0]), "core": OTHERS[0]}])
+    own = {"core": OTHERS[0], "digest": 7}
+    target = write(tmp_path / "target.jsonl", [{**chat(QUESTIONS[0]), **own}])
     assert hits(chat(QUESTIONS[0], "x"), target=target, subtask=None) == [hit(40, "target", "target.jsonl:1")]
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -32,6 +33,12 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _NOW = "strftime_now"
 """What templates call to write the date; transformers gives them the clock's."""
 _DIRECTIVE = re.compile(r"(?<!\{)%-?[A-Za-z]")
+_MARK = "\ue000"
+_PROBES = {
+    "user": (("user", _MARK),),
+    "assistant": (("user", "?"), ("assistant", _MARK)),
+    "system": (("system", _MARK), ("user", "?")),
+}
 _LEADING_TOKENS = re.compile(r"\s*(?:<[^<>\s]+>)+")
 _LEADING_TOKEN = re.compile(r"\s*<[^<>\s]+>")
 
@@ -151,13 +158,7 @@ class Template:
         text = self._apply(turns)
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         places = {i: self._place(turns, i, text) for i in answers}
-        for i, message in enumerate(messages):
-            found = text if i not in places else text[slice(*places[i])]
-            if not _holds(found, message.content, thoughts=i == answers[-1] or message.role != "assistant"):
-                raise InputError(
-                    f"the tokenizer's chat template leaves out a part of message {i + 1} ({message.role}); "
-                    "use --chat tulu, or another template"
-                )
+        self._refuse_unshown(turns, text, places)
         learnt = [i for i in answers if messages[i].learn]
         spans = [self._span(text, places[i], messages[i]) for i in learnt]
         if self._marks:
@@ -167,6 +168,20 @@ class Template:
         answered = [places[i][1] for i in learnt]
         ends = (max((at for at in answered if a < at <= b), default=b) for a, b in spans)
         return Rendered(text, tuple(spans), tuple(ends))
+
+    def _refuse_unshown(
+        self, turns: Sequence[Turn], text: str, places: Mapping[int, tuple[int, int]]
+    ) -> None:
+        """Raise InputError for a turn that the text lacks a part of, wherever else its words may stand."""
+        marks = [chr(ord(_MARK) + i) for i in range(len(turns))]
+        marked = self._apply([turn if i in places else (turn[0], marks[i]) for i, turn in enumerate(turns)])
+        for i, (role, content) in enumerate(turns):
+            shown = text[slice(*places[i])] if i in places else text if marks[i] in marked else ""
+            if not _holds(shown, content, thoughts=i not in places or i == max(places)):
+                raise InputError(
+                    f"the tokenizer's chat template leaves out a part of message {i + 1} ({role}); "
+                    "use --chat tulu, or another template"
+                )
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the template's generation prompt."""
@@ -238,20 +253,26 @@ class Template:
         return tuple((start, end) for start, end in marked[0])
 
     @cached_property
-    def _in_parts(self) -> bool:
-        """Whether the template wants a message's content as a list of parts."""
-        turn = [{"role": "user", "content": "\ue000"}]
-        try:
-            return "\ue000" not in self.tokenizer.apply_chat_template(
-                turn, chat_template=self.source, tokenize=False
-            )
-        except _failures():
-            return True
+    def _in_parts(self) -> frozenset[str]:
+        """Roles whose content the template shows as a list of parts, and not as a text."""
+        found: set[str] = set()
+        for role, probe in _PROBES.items():
+            shown = []
+            for in_parts in (False, True):
+                turns = [
+                    _message(*turn, turn[0] in found or (in_parts and turn[0] == role)) for turn in probe
+                ]
+                with suppress(*_failures()):
+                    text = self.tokenizer.apply_chat_template(
+                        turns, chat_template=self.source, tokenize=False
+                    )
+                    shown += [in_parts] * (_MARK in text and "'text'" not in text)
+            if shown == [True]:
+                found.add(role)
+        return frozenset(found)
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
-        if not self._in_parts:
-            return [{"role": role, "content": content} for role, content in turns]
-        return [{"role": role, "content": [{"type": "text", "text": content}]} for role, content in turns]
+        return [_message(role, content, role in self._in_parts) for role, content in turns]
 
     def _apply(self, turns: Sequence[Turn], generation_prompt: bool = False) -> str:
         try:
@@ -389,6 +410,11 @@ def _failures() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
 
     return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def _message(role: str, content: str, in_parts: bool) -> dict[str, Any]:
+    """A turn as templates take it."""
+    return {"role": role, "content": [{"type": "text", "text": content}] if in_parts else content}
 
 
 def _on(day: datetime, source: str) -> str:

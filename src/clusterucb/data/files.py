@@ -382,35 +382,13 @@ def _parquet(stream: BinaryIO, packed: bool, name: str) -> Iterator[tuple[int, b
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
                 batches = table.iter_batches(batch_size=_PARQUET_BATCH)
-                yield from _dumped((record for batch in batches for record in _records(batch)), name)
+                yield from _dumped((record for batch in batches for record in batch.to_pylist()), name)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: a text column is not UTF-8 ({error}); save it as UTF-8") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{name}: a truncated or corrupt parquet file ({reason(error):.200}); fetch it again"
             ) from error
-
-
-def _records(batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch; where one has a text that is not UTF-8, all texts as bytes."""
-    import pyarrow
-
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError:
-        fields = [field.with_type(_in_bytes(field.type)) for field in batch.schema]
-        return list(batch.cast(pyarrow.schema(fields)).to_pylist())
-
-
-def _in_bytes(kind: Any) -> Any:
-    """A type of columns with bytes in the place of texts."""
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_in_bytes(field.type)) for field in kind])
-    if types.is_list(kind):
-        return pyarrow.list_(kind.value_field.with_type(_in_bytes(kind.value_type)))
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    return pyarrow.large_binary() if is_text else kind
 
 
 def _open_hub(source: str, name: str) -> Lines:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clusterucb.data.files import HUB, Lines, decode_object, is_hub, stem
-from clusterucb.data.rows import Row, digest8, parse_messages, text_digest, unicode
+from clusterucb.data.rows import Row, digest8, parse_messages, shape_of, text_digest, unicode
 from clusterucb.errors import InputError, StorageError
 
 
@@ -51,6 +51,8 @@ class Pool:
                 digests.append(digest)
             dropped += [begin + i for i in wrong]
             self.refused += _drop(lines, wrong)
+        if len(dropped) == len(codes) > 0:
+            raise _none_of(self.refused)
         self._ends = np.cumsum([len(lines) for lines in self._files])
         self._digests = np.delete(np.frombuffer(digests, np.uint64), dropped)
         self.sources: list[str] = list(sources)
@@ -62,11 +64,14 @@ class Pool:
         """Open and check the files or hub data sets (see `Lines.open`), in the order given.
 
         Refused is a row that cannot be parsed, has no conversation, or has the `id` of an earlier one of
-        the file. Raises InputError for a file that cannot be read, has no usable row, or is given twice.
+        the file. Raises InputError for a file that cannot be read, has no row of a known shape, or is given
+        twice, and where no row is left.
         """
         sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not sources:
             raise InputError("no pool file given; expected at least one")
+        for source in map(str, sources):
+            unicode(source, "the name", ascii(source))
         return cls(map(Lines.open, sources, _unique_names(sources)))
 
     def __len__(self) -> int:
@@ -145,14 +150,27 @@ def _checked(lines: Lines, sha: hashlib._Hash, wrong: dict[int, str]) -> Iterato
 
 
 def _drop(lines: Lines, wrong: Mapping[int, str]) -> list[Refused]:
-    """Take the rows that cannot be read out of `lines`. Raises InputError if these are all."""
+    """Take the rows that cannot be read out of `lines`. Raises InputError if none is of a known shape."""
     refused = [Refused(_id(lines, i), lines.where(i), wrong[i]) for i in sorted(wrong)]
-    if len(refused) == len(lines):
-        others = f" (nor can any other of its {len(lines)} rows be used)" if len(lines) > 1 else ""
-        raise InputError(f"{refused[0].where}: {refused[0].reason}{others}")
+    if len(refused) == len(lines) and not any(_is_known(lines, i) for i in range(len(lines))):
+        raise _none_of(refused)
     if wrong:
         lines.drop(wrong)
     return refused
+
+
+def _is_known(lines: Lines, i: int) -> bool:
+    """Whether line `i` has columns of a known shape, whatever they hold."""
+    try:
+        return bool(shape_of(lines.record(i), lines.where(i)))
+    except InputError:
+        return False
+
+
+def _none_of(refused: Sequence[Refused]) -> InputError:
+    """The error of rows that are all there are."""
+    others = f" (nor can any other of {len(refused)} rows be used)" if len(refused) > 1 else ""
+    return InputError(f"{refused[0].where}: {refused[0].reason}{others}")
 
 
 def _source(record: dict[str, Any], lines: Lines, where: str) -> str:

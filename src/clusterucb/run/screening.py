@@ -157,8 +157,9 @@ def _unseen(name: str, rows: Target, keeps_out: bool) -> _Unseen:
 def _probe(row: Row) -> Probe:
     """A row by its questions; a benchmark's row by its core, without header and shots."""
     record = json.loads(row.raw)
-    if {"core", "digest"} <= record.keys():
-        return Probe(record["id"], record["core"])
+    own = [record.get(key) for key in ("id", "core", "digest")]
+    if all(isinstance(value, str) for value in own):
+        return Probe(own[0], own[1])
     return Probe(row.id, "\n".join(message.content for message in row.messages if message.role == "user"))
 
 
