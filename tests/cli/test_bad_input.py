@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from builders import build_model, build_tokenizer
 from cli_helpers import clusterucb, done, lines, options, result
@@ -81,11 +82,32 @@ def bad(tmp_path_factory, model_folder, shared_settings, finished_run):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(bad / "no-template")
-    for name in ("rank", "garbage"):
+    adapters = {
+        "rank": {"r": 2},
+        "text": {"r": "4"},
+        "pissa": {"init_lora_weights": "pissa"},
+        "garbage": None,
+    }
+    for name, changes in adapters.items():
         adapter = shutil.copytree(finished_run("clusterucb").folder / "adapter", bad / name)
         config = json.loads((adapter / "adapter_config.json").read_text())
-        write(adapter / "adapter_config.json", json.dumps({**config, "r": 2}) if name == "rank" else "{")
+        write(adapter / "adapter_config.json", json.dumps({**config, **changes}) if changes else "{")
+    for name, config in other_models().items():
+        AutoModelForCausalLM.from_config(config).save_pretrained(bad / name)
+        build_tokenizer().save_pretrained(bad / name)
     return bad
+
+
+def other_models():
+    """Configurations of models that run, but not on every row, or not as causal ones."""
+    heads = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    few, dynamic = {"max_position_embeddings": 32}, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    return {
+        "bert": BertConfig(vocab_size=320, **heads),
+        "positions": GPT2Config(vocab_size=320, n_positions=32, n_embd=32, n_layer=1, n_head=4),
+        "dynamic": LlamaConfig(vocab_size=320, **heads, **few, rope_parameters=dynamic),
+        "embeddings": LlamaConfig(vocab_size=290, **heads),
+    }
 
 
 ONE, ROLES = {"subtask": None}, ("pool", "target", "holdout")
@@ -144,6 +166,20 @@ MISTAKES = [  # settings, with files and folders of `bad` as BAD/name, and what 
     ({"adapter": "BAD"}, "BAD: expected a folder with adapter_config.json"),
     ({"adapter": "BAD/rank"}, "BAD/rank: does not fit this model ("),
     ({"adapter": "BAD/garbage"}, "BAD/garbage"),
+    ({"adapter": "BAD/text"}, "BAD/text/adapter_config.json: r is '4', expected int"),
+    ({"adapter": "BAD/pissa"}, "BAD/pissa: init_lora_weights is pissa, so loading it changes the base"),
+    ({"exclude_modules": ["vision_tower"]}, "exclude_modules: this model has no vision_tower"),
+    ({"model": "BAD/bert", "target_modules": ["query"]}, "BAD/bert: is not causal"),
+    (
+        {"model": "BAD/positions", "target_modules": ["c_attn"]},
+        "BAD/positions: has 32 positions, and there are",
+    ),
+    ({"model": "BAD/dynamic"}, "--gradient-length, --target-length and --train-length to 32"),
+    ({"model": "BAD/dynamic"}, "BAD/dynamic: has rope_type dynamic: a row of more than 32 tokens"),
+    (
+        {"model": "BAD/embeddings"},
+        "BAD/embeddings: has embeddings of 290 tokens, its tokenizer 320, and there",
+    ),
 ]
 
 

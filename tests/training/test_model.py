@@ -2,26 +2,37 @@
 
 import json
 import os
+import re
 import shutil
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_helpers import adapted, base, moved, same, settings_of, weights
+from transformers import AutoModelForCausalLM, Gemma3Config, Qwen3MoeConfig
 
 from clusterucb.config import Lora
 from clusterucb.errors import ConfigError, InputError, MismatchError
-from clusterucb.gradients.per_sample import trainable_parameters
+from clusterucb.gradients.anatomy import examine
+from clusterucb.gradients.per_sample import adapter_layers, trainable_parameters
 from clusterucb.training.adapter import (
     absent_targets,
     attach_adapter,
     fingerprint_base,
     fingerprint_tensors,
     load_adapter,
+    open_adapter,
     read_adapter,
     save_adapter,
 )
 from clusterucb.training.model import allow_tf32, load_model, load_tokenizer, pick_device, pick_dtype
+
+
+def changed(folder, **settings):
+    """An adapter's folder with other settings."""
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
 
 
 class TestAdapter:
@@ -52,8 +63,7 @@ class TestAdapter:
         with pytest.raises(InputError, match=r"expected a folder with adapter_config\.json"):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
         save_adapter(adapted(rank=4), tmp_path)
-        config = tmp_path / "adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
+        changed(tmp_path, r=8)
         with pytest.raises(InputError, match="does not fit this model"):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
 
@@ -79,6 +89,52 @@ class TestAdapter:
         there = read_adapter(tmp_path) | {"some.other.state": torch.zeros(1)}
         save_file(there, tmp_path / "adapter_model.safetensors")
         assert same(weights(attach_adapter(base(), Lora(), seed=9, adapter=str(tmp_path))), weights(model))
+
+    @pytest.mark.parametrize(
+        "init", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga"]
+    )
+    def test_one_whose_loading_changes_the_base_is_refused_by_its_name(self, tmp_path, init):
+        save_adapter(moved(adapted(seed=1)), tmp_path)
+        changed(tmp_path, init_lora_weights=init)
+        model = base()
+        before = fingerprint_base(model)
+        words = rf"init_lora_weights is {init.lower()}, .*path_initial_model_for_weight_conversion"
+        with pytest.raises(InputError, match=words):
+            open_adapter(model, tmp_path)
+        assert fingerprint_base(model) == before
+        for plain in (True, False, "gaussian", "orthogonal"):
+            changed(tmp_path, init_lora_weights=plain)
+            opened = open_adapter(base(), tmp_path, is_trainable=True)
+            assert same(weights(opened), weights(moved(adapted(seed=1))))
+            assert fingerprint_base(opened) == before
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            *(("r", "4"), ("lora_alpha", "8"), ("lora_dropout", "0.1"), ("r", None), ("use_rslora", "yes")),
+            *(("target_modules", 5), ("rank_pattern", {"q_proj": "4"}), ("alpha_pattern", [1])),
+            *(("layers_to_transform", ["1"]), ("r", [4])),
+        ],
+    )
+    def test_a_setting_of_another_kind_is_one_line_with_its_key(self, tmp_path, key, value):
+        save_adapter(adapted(), tmp_path)
+        changed(tmp_path, **{key: value})
+        with pytest.raises(
+            InputError, match=rf"adapter_config\.json: {key} is {re.escape(repr(value))}, expected"
+        ):
+            open_adapter(base(), tmp_path)
+
+    @pytest.mark.parametrize(
+        "more",
+        [{"lora_alpha": 8.0}, {"a_key_of_the_future": [1]}, {"target_modules": "all-linear"}, {"r": 4}],
+    )
+    def test_settings_that_peft_reads_are_taken(self, tmp_path, more):
+        model = moved(adapted(seed=1, target_modules=["all-linear"]))
+        save_adapter(model, tmp_path)
+        changed(tmp_path, **more)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's, of a key that it does not know
+            assert same(weights(open_adapter(base(), tmp_path, is_trainable=True)), weights(model))
 
     @pytest.mark.parametrize(
         ("lora", "words"),
@@ -118,6 +174,60 @@ class TestAdapter:
         assert all("lora_" in name for name in names)
         layers = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
         assert {name.split(".")[-3] for name in names} == layers
+
+
+class TestPartsThatNoTextReaches:
+    @pytest.fixture
+    def multimodal(self):
+        torch.manual_seed(0)
+        text = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        vision = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+        vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        return AutoModelForCausalLM.from_config(config).requires_grad_(False)
+
+    def test_the_default_target_modules_leave_them_out_and_say_so(self, multimodal):
+        said = []
+        model = attach_adapter(multimodal, Lora(rank=4), seed=0, say=said.append)
+        names = adapter_layers(model)
+        assert {name.split(".")[-3] for name in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        assert all("language_model" in name for name in names)
+        assert said == ["target_modules: the adapter is not on vision_tower, as no text passes through there"]
+        examine(model, names)
+
+    @pytest.mark.parametrize("names", [["q_proj", "v_proj"], ["all-linear"], ["fc1", "q_proj"]])
+    def test_named_they_are_refused_with_the_option_that_leaves_them_out(self, multimodal, names):
+        model = attach_adapter(multimodal, Lora(rank=4, target_modules=names), seed=0)
+        with pytest.raises(ConfigError, match=r"in vision_tower.*--exclude-modules vision_tower"):
+            examine(model, adapter_layers(model))
+
+    @pytest.mark.parametrize("out", [["vision_tower"], ["model.vision_tower"], ["self_attn", "encoder"]])
+    def test_what_is_excluded_has_no_adapter(self, multimodal, out):
+        lora = Lora(rank=4, target_modules=["q_proj", "v_proj", "up_proj"], exclude_modules=out)
+        names = adapter_layers(attach_adapter(multimodal, lora, seed=0))
+        assert not any(f".{part.split('.')[-1]}." in name for name in names for part in out)
+        assert any("up_proj" in name for name in names)
+
+    def test_an_excluded_part_that_is_not_there_is_refused(self):
+        with pytest.raises(ConfigError, match="exclude_modules: this model has no vision; leave that out"):
+            adapted(exclude_modules=["vision"])
+
+    def test_fused_experts_are_refused_by_their_names(self):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        routed = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mlp_only_layers": [0]}
+        model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, **routed, **heads))
+        lora = Lora(rank=4, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
+        words = r"target_modules q_proj .*: some stand for .*down_proj, .*gate_up_proj in this model, experts"
+        with pytest.raises(ConfigError, match=words):
+            attach_adapter(model, lora, seed=0)
 
 
 class TestFingerprint:

@@ -110,6 +110,53 @@ class TestImported:
         torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
         assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
 
+    @pytest.mark.parametrize("order", [0, 1, 2])
+    def test_from_groups_that_name_their_parameters_in_any_order(self, tmp_path, order):
+        """As LoRA+ (a rate for A, one for B) or rates by layer make them: shapes alone tell nothing."""
+        model = adapted()
+        named = [*trainable_parameters(model).items()]
+        np.random.default_rng(order).shuffle(named)
+        groups = [{"params": named[:3]}, {"params": named[3:4], "lr": 1e-2}, {"params": named[4:]}]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3)
+        for i, (_, parameter) in enumerate(named):
+            parameter.grad = torch.full_like(parameter, 1.0 + i)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        assert equal(import_moments(tmp_path, adapted()), moments_of(optimizer, model))
+
+    @pytest.mark.parametrize(
+        ("split", "sizes"),
+        [
+            (lambda names: ["lora_A" in n for n in names], "4, 4"),
+            (lambda names: ["lora_B" in n and 2 for n in names], "4, 0, 4"),
+            (lambda names: [int(n.split(".layers.")[1][0]) for n in names], "4, 4"),
+            (lambda names: range(len(names)), "1, 1, 1, 1, 1, 1, 1, 1"),
+        ],
+        ids=["by matrix", "with an empty one", "by layer", "each alone"],
+    )
+    def test_from_other_groups_than_the_trainers_they_are_refused(self, tmp_path, split, sizes):
+        model = adapted()
+        parameters = trainable_parameters(model)
+        places = [int(place) for place in split(list(parameters))]
+        groups = [{"params": []} for _ in range(max(places) + 1)]
+        for place, parameter in zip(places, parameters.values(), strict=True):
+            groups[place]["params"].append(parameter)
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.AdamW(groups)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        words = rf"param groups have {sizes} parameters .* Trainer's 8 and 0, .*named parameters, AdamW"
+        with pytest.raises(MismatchError, match=words):
+            import_moments(tmp_path, model)
+
+    def test_from_groups_of_several_adams_they_are_refused(self, tmp_path):
+        model = adapted()
+        optimizer = stepped(model, groups=2)
+        optimizer.param_groups[1]["betas"] = (0.8, 0.99)
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.bin")
+        with pytest.raises(MismatchError, match=r"several betas and eps \(\[\(0\.8, 0\.99, 1e-08\), \(0\.9"):
+            moments_of(optimizer, model)
+
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
     def test_from_states_keyed_by_name(self, tmp_path, prefix):
         """FSDP's full state: parameter names as keys, with wrappers' prefixes, in any order."""

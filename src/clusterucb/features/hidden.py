@@ -22,7 +22,7 @@ from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.gradients.anatomy import eval_mode
+from clusterucb.gradients.anatomy import check_steady, eval_mode
 from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
 
 Number = TypeVar("Number", bound=np.floating)
@@ -73,6 +73,7 @@ class _ReachedError(Exception):
 
 
 def _hidden_states(transformer: nn.Module, batch: Batch, depth: float) -> torch.Tensor:
+    check_steady(transformer, batch.ids.shape[1])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
     layers = _layers(transformer)
     number = max(1, round(depth * len(layers)))

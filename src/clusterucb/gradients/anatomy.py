@@ -36,12 +36,14 @@ class Anatomy:
     Attributes:
         axes: of each layer's input, the one along which rows lie one after another.
         causal: no token sees those behind it.
-        positions: tokens that a row may have where positions are a table; None where they are not.
+        vocabulary: token ids that have an embedding.
+        room: tokens that a row may have, and what ends there; None where nothing does.
     """
 
     axes: Mapping[str, int]
     causal: bool
-    positions: int | None
+    vocabulary: int
+    room: tuple[int, str] | None
 
 
 def examine(model: nn.Module, layers: Mapping[str, nn.Module]) -> Anatomy:
@@ -50,7 +52,7 @@ def examine(model: nn.Module, layers: Mapping[str, nn.Module]) -> Anatomy:
     Raises:
         ConfigError: a layer has no gradient of a text's, or no axis of rows; or the model does not run.
     """
-    vocabulary = _embeddings(model).weight.shape[0]
+    vocabulary, dtype = len(_embeddings(model).weight), _embeddings(model).weight.dtype
     ids = torch.arange(1, 1 + ROWS * TOKENS).view(ROWS, TOKENS) * max(2, vocabulary // 32) % vocabulary
     others = ids.clone()
     others[1, CHANGED] = (ids[1, CHANGED] + 1) % vocabulary
@@ -66,14 +68,50 @@ def examine(model: nn.Module, layers: Mapping[str, nn.Module]) -> Anatomy:
             f"out (--exclude-modules {_few(where, ' ')}), or activate their adapter (model.set_adapter)"
         )
     axes = {name: _shared_axis(name, given[name], again[name]) for name in layers}
-    dtype = _embeddings(model).weight.dtype
-    return Anatomy(axes, _is_causal(logits, changed, dtype), min(tables.positions, default=None))
+    ends = [(size, f"has {size} positions") for size in tables.positions]
+    ends += [steady] if (steady := steady_length(model)) else []
+    return Anatomy(axes, _is_causal(logits, changed, dtype), vocabulary, min(ends, default=None))
 
 
 def idle_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
     """Those of the layers, by name, that take no part in a text's pass."""
     given, _ = _run(model, layers, torch.ones(1, TOKENS, dtype=torch.long))
     return [name for name in layers if not given[name]]
+
+
+def steady_length(model: nn.Module) -> tuple[int, str] | None:
+    """The tokens above which a row changes the positions of all rows beside it, and why; None if none does.
+
+    Rotary frequencies of these kinds are those of the longest row (transformers' `dynamic_rope_update`).
+    """
+    ends = []
+    for module in model.modules():
+        kinds = vars(module).get("rope_type", ())  # one, or one for each kind of layers
+        for layers, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+            if "dynamic" in kind or kind == "longrope":
+                end = _steady_length(module, kind, layers)
+                why = (
+                    f"has rope_type {kind}: a row of more than {end} tokens moves the positions of all others"
+                )
+                ends.append((end, why))
+    return min(ends, default=None)
+
+
+def _steady_length(rotary: Any, kind: str, layers: str | None) -> int:
+    if kind == "longrope":
+        settings = rotary.config.rope_parameters
+        return int((settings[layers] if layers else settings)["original_max_position_embeddings"])
+    end: int = rotary.original_max_seq_len
+    return end - bool(rotary.max_seq_len_cached > end)  # where a longer row before has left its mark
+
+
+def check_steady(model: nn.Module, tokens: int) -> None:
+    """Raise ConfigError for rows padded to so many tokens that their positions depend on each other."""
+    if (steady := steady_length(model)) and tokens > steady[0]:
+        raise ConfigError(
+            f"the model {steady[1]}, and here is one of {tokens}; lower --gradient-length, --target-length "
+            f"and --train-length to {steady[0]}"
+        )
 
 
 def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
@@ -152,8 +190,8 @@ def _run(
     device = _embeddings(model).weight.device
 
     def look(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> None:
-            if output.requires_grad:
+        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], _output: torch.Tensor) -> None:
+            if torch.is_grad_enabled():
                 given[name].append(next(iter((*args, *named.values()))).detach())
 
         return hook
@@ -193,12 +231,12 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _called(model: nn.Module) -> str:
-    config: Any = getattr(model, "config", None)
-    return getattr(config, "name_or_path", "") or type(model).__name__
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # not peft's wrapper
+    return getattr(inner, "name_or_path", "") or type(inner).__name__
 
 
 class _Tables(TorchFunctionMode):
-    """Sees embeddings that are looked up in counting up: their rows from the first one on are `positions`."""
+    """Sees tables that are looked up in counting up: `positions` are what they hold from the first on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,10 +244,14 @@ class _Tables(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.embedding:
-            places, table = args[:2]
-            if places.shape[-1:] == (TOKENS,) and (places.reshape(-1, TOKENS)[0].diff() == 1).all():
-                self.positions.append(len(table) - int(places.reshape(-1)[0]))
+            self._look(args[0], len(args[1]))
+        elif func in (torch.gather, torch.Tensor.gather) and len(args) == 3:
+            self._look(args[2].select(-1, 0), args[0].shape[args[1]])
         return func(*args, **(kwargs or {}))
+
+    def _look(self, places: torch.Tensor, size: int) -> None:
+        if places.shape[-1:] == (TOKENS,) and (places.reshape(-1, TOKENS)[0].diff() == 1).all():
+            self.positions.append(size - int(places.reshape(-1)[0]))
 
 
 def _shared_axis(name: str, given: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> int:

@@ -25,6 +25,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.anatomy import (
     by_row,
     check_by_row,
+    check_steady,
     eval_mode,
     examine,
     inputs_need_gradients,
@@ -144,6 +145,7 @@ def row_gradients(
 
 
 def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    check_steady(model, batch.ids.shape[1])
     logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]  # (L, V)
     return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
 
@@ -158,9 +160,11 @@ class _RunSum:
         self._sum: torch.Tensor | None = None
 
     def run(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """A forward hook. No gradient comes back from a run without one."""
-        if not output.requires_grad:
+        """A forward hook. A run without gradients is passed over; one on what has none asks for its own."""
+        if not torch.is_grad_enabled():
             return
+        if not output.requires_grad:
+            output.requires_grad_(True)
         check_by_row(self._name, args[0].shape, self._axis, self._rows, self._tokens)
         inputs = by_row(args[0].detach(), self._axis, self._rows)  # (B, n, in)
         self._runs += 1

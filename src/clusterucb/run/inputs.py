@@ -28,6 +28,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, TextRows, overlap
 from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.errors import ConfigError, InputError
+from clusterucb.gradients.anatomy import Anatomy, examine
 from clusterucb.gradients.featurizer import Featurizer, target_directions
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.gradients.projection import Projection
@@ -419,12 +420,42 @@ class Inputs:
         with torch.random.fork_rng():
             base = load_model(config, on_host=self.sharded)
             model = attach_adapter(base, config.lora, config.seed, config.adapter, self.screen.say)
-        adapter_layers(model)  # refuses what has no per-row gradient before anything is trained
+        self._check_model(examine(model, adapter_layers(model)))
         self._made(self.dir.initial, lambda part: save_adapter(model, part), lambda path: path)
         if self.sharded:
             shard(model, pick_device(config.device))
         load_adapter(model, self.dir.initial)
         return model
+
+    def _check_model(self, found: Anatomy) -> None:
+        """Refuse a model that is not causal, or has no place for some row, before anything is trained."""
+        name, gradients, training = self.config.model, self.config.gradients, self.config.training
+        if not found.causal:
+            raise ConfigError(
+                f"{name}: is not causal, as what it says of a token depends on those behind it; take a model "
+                "that writes (one of BERT's kind: with is_decoder true in its config.json)"
+            )
+        allowed = max(gradients.gradient_length, gradients.target_length, training.train_length)
+        if found.room and found.room[0] < allowed and found.room[0] < (longest := self._longest()):
+            raise ConfigError(
+                f"{name}: {found.room[1]}, and there are rows of {longest} tokens; lower --gradient-length, "
+                f"--target-length and --train-length to {found.room[0]}"
+            )
+        if found.vocabulary < len(self.tokenizer) and found.vocabulary <= (largest := self._largest_id()):
+            raise ConfigError(
+                f"{name}: has embeddings of {found.vocabulary} tokens, its tokenizer {len(self.tokenizer)}, "
+                f"and there are rows with token {largest}; give the model the tokenizer that it was made with"
+            )
+
+    def _longest(self) -> int:
+        """Tokens of the longest row that the model is given."""
+        pool = max(self.pooled.lengths.max(), self.training_tokens.lengths.max())
+        return int(max(pool, self.targeted.lengths.max(), *map(len, self.evaluation_tokens)))
+
+    def _largest_id(self) -> int:
+        """The largest token id in any row that the model is given."""
+        every = (self.pooled.tokens, self.training_tokens, self.targeted.tokens, self.evaluation_tokens)
+        return max(int(row.ids.max()) for rows in every for row in rows)
 
     def load_model(self) -> PeftModel:
         """Load it now, if that is not done yet."""

@@ -63,8 +63,9 @@ def attach_adapter(
     try:
         attached = get_peft_model(model, settings)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"target_modules {' '.join(names)}: {reason(error)}; try all-linear") from None
-    if fused := settings.target_parameters:
+        if not settings.target_parameters:
+            raise ConfigError(f"target_modules {' '.join(names)}: {reason(error)}; try all-linear") from None
+    if fused := settings.target_parameters:  # which peft has put in the place of some names
         raise ConfigError(
             f"target_modules {' '.join(names)}: some stand for {', '.join(sorted(fused))} in this model, "
             "experts fused to one tensor and given the tokens of all rows together, so no row's gradient is "
