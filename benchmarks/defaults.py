@@ -3,10 +3,10 @@
     python benchmarks/defaults.py --out runs/defaults                        # the demo's job, the tutorial's
     python benchmarks/defaults.py --out runs/defaults --study runs/twenty    # and one of the fidelity study's
 
-A run is given nothing but model, pool, target and held-out rows. Beside it stand the same with random rows, and
-one with the settings by hand (`--hand`). All are ordinary runs in OUT/JOB/{auto,random,hand}; killed at any
-moment, the same command goes on. The study's data are those of `fidelity.py data --pool twenty`; its job is
-in the study's chat format, so that its losses can be set beside those of docs/fidelity.md.
+A run is given nothing but model, pool, target and held-out rows. Beside it stands the same with random rows;
+with `--hand` also one with settings by hand. All are ordinary runs in OUT/JOB/{auto,random,hand}; killed at
+any moment, the same command goes on. The study's data are those of `fidelity.py data --pool twenty`; its job
+is in the study's chat format, so that its losses can be set beside those of docs/fidelity.md.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def command_line() -> str:
         "",
         "Every setting is an option, and a key of the YAML file that a command is given; options go over the "
         "file. `selection.top_p` is `top_p` under `selection:`. An option with several values takes them one "
-        "after the other: `--pool a.jsonl b.jsonl`.",
+        "after the other: `--pool a.jsonl b.jsonl`. What is `auto` is [decided](defaults.md) for the job.",
         "",
     ]
     sections: dict[str, list[Setting]] = {}
@@ -150,7 +150,8 @@ def _setting(setting: Setting) -> tuple[str, ...]:
     place = f"{setting.section}.{setting.name}" if setting.section else setting.name
     default = "required" if setting.required else _default(setting.default)
     flag = f"--{setting.name.replace('_', '-')}"
-    return f"`{flag}`", f"`{place}`", _values(setting.annotation), default, _cell(setting.help)
+    values = _values(setting.annotation) + (" or `auto`" if setting.auto else "")
+    return f"`{flag}`", f"`{place}`", values, default, _cell(setting.help)
 
 
 def _values(annotation: Any) -> str:

@@ -37,7 +37,8 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate", "plan", "report", "export"}
+    others = {"evaluate", "prepare", "compare", "simulate", "plan", "presets", "report", "export"}
+    assert set(commands) == STEPS | others
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
@@ -73,7 +74,7 @@ def test_help_tells_of_every_setting_with_its_default(command, monkeypatch):
     for text in (
         "(default: 0)",
         "(default: 0.05)",
-        "(default: 2e-05)",
+        "(default: auto)",
         "(default: q_proj k_proj v_proj o_proj)",
     ):
         assert text in shown.out

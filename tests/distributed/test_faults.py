@@ -175,7 +175,7 @@ def test_what_one_process_does_rank_0_does(ranks, settings):
 @pytest.mark.whole
 def test_two_processes_make_a_comparison(ranks, settings):
     one = ["--methods", "clusterucb,dynamic,random", "--seeds", "1"]
-    ranks.end(["compare", *options({**settings, **SMALL}), *one])
+    ranks.end(["compare", *options({**settings, **SMALL}, features=None), *one])
     table = read(Path(settings["out"]) / "comparison.json")
     failed = {name: row["failed"] for name, row in table["methods"].items()}
     assert failed == {"clusterucb": 0, "dynamic": 0, "random": 0}

@@ -118,7 +118,7 @@ def test_the_runs_of_a_comparison_ask_their_base_once(there, shared_settings, tm
     """Its answers are in the folder that they share, where each run's results say."""
     out = tmp_path / "out"
     tasks = {"tasks": ["gsm8k"], "data_dir": there / "data"}
-    arguments = options({**shared_settings, **tasks, "out": out})
+    arguments = options({**shared_settings, **tasks, "out": out}, features=None)
     outcome = clusterucb("compare", "--methods", "random", "--seeds", 2, *arguments)
     assert outcome.status == 0, outcome
     assert re.findall(r"gsm8k, (\w+): 3/3", outcome.err) == ["base", "adapter", "adapter"]

@@ -52,9 +52,12 @@ def session(demo, tmp_path_factory):
             lora={"rank": 4, "alpha": 16},
             warmup={"warmup_steps": 2},
             gradients={"batch_tokens": 512, "gradient_length": 96},
-            clustering={"k": 3},
-            selection={"top_p": 0.1},
-            training={"periods": 2, "lr": 1e-3, "batch_size": 2, "micro_batch": 2, "train_length": 96},
+            clustering={"k": 3, "features": "gradients"},
+            selection={"policy": "ucb_beta", "budget": 0.2, "top_p": 0.1},
+            training={
+                **{"periods": 2, "epochs_per_period": 1, "lr": 1e-3},
+                **{"batch_size": 2, "micro_batch": 2, "train_length": 96},
+            },
         )
     )
 

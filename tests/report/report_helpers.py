@@ -47,7 +47,8 @@ def write_run(folder, files, periods=3, k=5, contamination=(), excluded=(), **se
         _write_lines(data / name, records)
     places = {"pool": [str(data / name) for name in files], "target": [str(data / "target.jsonl")]}
     trained = {"model": "models/<tiny>", "subtask": "topic", "training": {"periods": periods}}
-    config = Config(**places, **trained, out=str(run.path), **settings)
+    paper = {"clustering": {"features": "gradients"}, "selection": {"policy": "ucb_beta", "top_p": 0.05}}
+    config = Config(**places, **trained, out=str(run.path), **{**paper, **settings})
     run.config.write_text(config.to_yaml())
     pool, method = Pool.read(config.pool), method_of(config)
     usable = np.setdiff1d(np.arange(len(pool)), excluded)

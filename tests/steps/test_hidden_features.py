@@ -157,7 +157,7 @@ def test_features_of_another_kind_are_refused_with_both_named(finished, finished
 
 
 ALL_ANYWAY = (
-    "features hidden: method {} takes the gradients of all rows anyway; leave --features out, or use "
+    "features hidden: method {} takes the gradients of all rows anyway; use --features gradients, or "
     "--method dynamic with --bandit clusterucb"
 )
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from clusterucb.config import Config
 from clusterucb.errors import ConfigError, did_you_mean
-from clusterucb.run.methods import budget_of, method_of
-from clusterucb.run.sizing import is_open
+from clusterucb.run.methods import method_of
 
 _OF_BOTH = {
     **{"rank": 128, "alpha": 512, "dropout": 0.1, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
@@ -68,10 +67,7 @@ class Preset:
             ConfigError: they contradict each other.
         """
         own = {**neutral_settings(config), **self.settings, "repeat": repeat, "out": str(out)}
-        found = config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
-        if not is_open(found):
-            budget_of(found)
-        return found
+        return config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
 
 
 PRESETS = {

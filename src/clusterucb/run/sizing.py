@@ -221,6 +221,8 @@ def decide(config: Config, job: Job, rules: Rules = TRAINING + DRAWS) -> tuple[C
         config = config.with_settings({one.setting: value})
         if value is not None and one.told(config):
             found.append(Decided(one.setting, value, one.reason))
+    if not is_open(config):
+        budget_of(config)
     return config, found
 
 

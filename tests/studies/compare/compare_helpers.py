@@ -10,7 +10,15 @@ from clusterucb.run.costs import Cost, Work, bill
 from clusterucb.run.presets import preset_named
 from clusterucb.studies.compare.cells import Cell
 
-CONFIG = Config(model="m", out="o", pool=["p"], target=["t"], less={"less_checkpoints": 3})
+CONFIG = Config(
+    model="m",
+    out="o",
+    pool=["p"],
+    target=["t"],
+    less={"less_checkpoints": 3},
+    selection={"budget": 0.2},
+    training={"periods": 4, "batch_size": 8},
+)
 
 
 def cell(out, name, repeat=0):
@@ -51,8 +59,10 @@ def finish(run, seed, *, rows=4, usable=100, gradients=40, seconds=2.5, warmup=N
 
 
 def compare(settings, methods, seeds, **changes):
-    """What the command says."""
-    return clusterucb("compare", "--methods", methods, "--seeds", seeds, *options(settings, **changes))
+    """What the command says; the features are the methods' own."""
+    return clusterucb(
+        "compare", "--methods", methods, "--seeds", seeds, *options(settings, **{"features": None, **changes})
+    )
 
 
 def csv_lines(out):

@@ -197,7 +197,7 @@ MOMENTS = [  # what exists then, and where the attempt dies
 
 def test_killed_anywhere_it_ends_with_the_same_table(server, comparison, run_settings, tmp_path):
     whole, out = comparison[0], tmp_path / "out"
-    command = ["compare", "--methods", METHODS, "--seeds", 2, *options(run_settings, out=out)]
+    command = ["compare", "--methods", METHODS, "--seeds", 2, *options(run_settings, features=None, out=out)]
     for there, at in MOMENTS:
         server.dies(command, at)
         assert (out / there).exists(), at
