@@ -114,3 +114,8 @@ def test_the_relative_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_picture_of_the_report_is_small():
+    (picture,) = re.findall(r"!\[[^]]+\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text())
+    assert (ROOT / picture).stat().st_size < 200_000

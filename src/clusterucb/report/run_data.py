@@ -107,6 +107,12 @@ class RunData:
         bandit = " with the bandit" if self.method.budgeted else ""
         return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
 
+    @property
+    def model_name(self) -> str:
+        """The model's hub id, or the name of its file or folder."""
+        model = Path(self.config.model)
+        return model.name if model.is_absolute() else self.config.model
+
     @cached_property
     def excluded(self) -> list[dict[str, str]]:
         """Id and reason of each row that cannot be used."""
