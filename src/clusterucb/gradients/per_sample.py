@@ -117,8 +117,10 @@ def row_gradients(
         _frozen(layers.values()),
         ExitStack() as stack,
     ):
+        given = _given_to_adapters(model, stack)
         for name, layer in layers.items():
-            stack.enter_context(layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran)))
+            hook = _capture(name, len(batch.ids), consume, ran, given)
+            stack.enter_context(layer.register_forward_hook(hook))
         with torch.enable_grad():
             losses = _label_losses(model, batch)
             if idle := layers.keys() - ran:
@@ -136,10 +138,30 @@ def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
 
 
-def _capture(name: str, rows: int, consume: Consumer, ran: set[str]) -> Callable[..., None]:
-    def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+def _given_to_adapters(model: nn.Module, stack: ExitStack) -> dict[nn.Module, torch.Tensor]:
+    """What peft's layers were given last, by their matrices A, which get a float32 copy of it each.
+
+    Beside a half-precision base it takes half the memory, and q, k and v are given one tensor.
+    """
+    given: dict[nn.Module, torch.Tensor] = {}
+
+    def keep(adapted: Any, args: tuple[torch.Tensor, ...]) -> None:
+        given.update((layer, args[0].detach()) for layer in adapted.lora_A.values())
+
+    for module in model.modules():
+        if isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and not getattr(
+            module, "lora_variant", 1
+        ):
+            stack.enter_context(module.register_forward_pre_hook(keep))
+    return given
+
+
+def _capture(
+    name: str, rows: int, consume: Consumer, ran: set[str], given: dict[nn.Module, torch.Tensor]
+) -> Callable[..., None]:
+    def forward(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         ran.add(name)
-        inputs = args[0].detach()
+        inputs = given.pop(layer, args[0]).detach()
         if inputs.ndim != 3 or len(inputs) != rows:
             raise ConfigError(
                 f"layer {name}: its input has shape {tuple(inputs.shape)}, expected (rows, tokens, "
