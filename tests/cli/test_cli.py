@@ -36,7 +36,8 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    assert set(commands) == STEPS | {"evaluate", "prepare", "compare", "simulate", "plan", "report", "export"}
+    others = {"evaluate", "prepare", "compare", "simulate", "plan", "doctor", "report", "export"}
+    assert set(commands) == STEPS | others
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
@@ -154,7 +155,7 @@ from clusterucb.cli.main import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
                   ["run", "--out", "none", "--budget", "2"],
                   ["compare", "--help"], ["compare", "--methods", "none"], ["compare"],
-                  ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
+                  ["doctor", "--help"], ["doctor"], ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
                   ["simulate", "--help"],
                   ["simulate", "none", "--out", "none", "--budgets", "2"]):
     try:

@@ -356,6 +356,26 @@ def _plan(
         show_plan(found)
 
 
+def _doctor(call: _Call) -> None:
+    """Whether this model's features can be trusted on this machine, and what they take; no run is needed."""
+    from clusterucb.config import load
+
+    unused = {"pool": ["-"], "target": ["-"], "out": "-"}
+    if "model" not in call.options and call.file is None:
+        raise ConfigError("doctor needs --model, or a settings file; and --pool for rows of your own")
+    config = call.config() if call.file else load(None, {**unused, **call.options})
+
+    quiet_libraries()
+    from clusterucb.cli.examined import show_examined
+    from clusterucb.studies.doctor import examine
+
+    found = examine(config, call.screen)
+    if not call.screen.quiet:
+        show_examined(found)
+    if not found.sound:
+        raise SystemExit(1)
+
+
 def _positive(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
@@ -392,6 +412,7 @@ _COMMANDS = {
     "evaluate": _Command(_evaluate, "Common", lambda options: "adapter" in options),
     "compare": _Command(_compare),
     "plan": _Command(_plan, alone=lambda _options: True),
+    "doctor": _Command(_doctor, alone=lambda _options: True),
 }
 
 
