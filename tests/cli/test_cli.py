@@ -155,7 +155,8 @@ from clusterucb.cli.main import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
                   ["run", "--out", "none", "--budget", "2"],
                   ["compare", "--help"], ["compare", "--methods", "none"], ["compare"],
-                  ["doctor", "--help"], ["doctor"], ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
+                  ["doctor", "--help"], ["doctor"],
+                  ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
                   ["simulate", "--help"],
                   ["simulate", "none", "--out", "none", "--budgets", "2"]):
     try:
