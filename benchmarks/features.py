@@ -39,13 +39,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
 from clusterucb.features.store import FeatureWriter
-from clusterucb.gradients.adam import Moments, adam_direction
+from clusterucb.gradients.adam import AdamMap, Moments
 from clusterucb.gradients.batches import Batch, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
 from clusterucb.training.adapter import attach_adapter
-from clusterucb.training.model import load_model, pick_device, pick_dtype
+from clusterucb.training.model import allow_tf32, load_model, pick_device, pick_dtype
 
 PUBLISHED_BLOCK = 8
 SHAPES = {
@@ -60,18 +60,18 @@ def main() -> None:
     options = _options()
     device = pick_device(options.device)
     model = _model(options, device)
-    rows = _rows(options.rows, *options.lengths, vocabulary=model.config.vocab_size, seed=0)
+    rows = made_up_rows(options.rows, *options.lengths, vocabulary=model.config.vocab_size, seed=0)
     lengths = np.array([len(row) for row in rows], np.int64)
     batches = micro_batches(lengths, options.batch_tokens)
-    featurize = Featurizer(model, CountSketch(0, options.dim), _moments(model))
+    featurize = Featurizer(model, CountSketch(0, options.dim), made_up_moments(model))
     with tempfile.TemporaryDirectory() as folder:
         writer = FeatureWriter(Path(folder), len(rows), options.dim, {"model": "benchmark"})
         ways: dict[str, Callable[[NDArray[np.int64]], object]] = {
-            "plain": lambda batch: _pass(model, collate([rows[i] for i in batch], device), False),
-            "labels": lambda batch: _pass(model, collate([rows[i] for i in batch], device), True),
+            "plain": lambda batch: both_passes(model, collate([rows[i] for i in batch], device), False),
+            "labels": lambda batch: both_passes(model, collate([rows[i] for i in batch], device), True),
             "features": lambda batch: writer.write(batch, *featurize([rows[i] for i in batch])),
         }
-        seconds = _timed(ways, batches, device, options.repeats)
+        seconds = timed(ways, batches, device, options.repeats)
     tokens = int(lengths.sum())
     table = Table(title=_title(options, model, device, len(rows), tokens), title_justify="left")
     for heading in ("way", "rows/s", "tokens/s", "of plain", "of labels"):
@@ -110,19 +110,22 @@ def _options() -> argparse.Namespace:
 def _model(options: argparse.Namespace, device: torch.device) -> PeftModel:
     lora = Lora(rank=options.rank, alpha=4 * options.rank)
     if options.random:
-        dtype = pick_dtype(options.dtype, device)
-        with torch.device(device):
-            base: nn.Module = AutoModelForCausalLM.from_config(SHAPES[options.random], dtype=dtype)
-        base.requires_grad_(False)
-    else:
-        config = Config(
-            model=options.model, pool=["-"], target=["-"], out="-", device=str(device), dtype=options.dtype
-        )
-        base = load_model(config)
-    return attach_adapter(base, lora, seed=0)
+        return random_model(SHAPES[options.random], lora, device, pick_dtype(options.dtype, device))
+    config = Config(
+        model=options.model, pool=["-"], target=["-"], out="-", device=str(device), dtype=options.dtype
+    )
+    return attach_adapter(load_model(config), lora, seed=0)
 
 
-def _rows(count: int, shortest: int, longest: int, vocabulary: int, seed: int) -> list[Encoded]:
+def random_model(shape: LlamaConfig, lora: Lora, device: torch.device, dtype: torch.dtype) -> PeftModel:
+    """A model with random weights and an adapter, on its device, with what a run sets when it loads one."""
+    allow_tf32(device, dtype)
+    with torch.device(device):
+        base: nn.Module = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    return attach_adapter(base.requires_grad_(False), lora, seed=0)
+
+
+def made_up_rows(count: int, shortest: int, longest: int, vocabulary: int, seed: int) -> list[Encoded]:
     """Random tokens of lengths uniform in a range; the second half of each row is the answer."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -132,7 +135,7 @@ def _rows(count: int, shortest: int, longest: int, vocabulary: int, seed: int) -
     return rows
 
 
-def _moments(model: nn.Module) -> Moments:
+def made_up_moments(model: nn.Module) -> Moments:
     """Moments of the size that a warmup leaves."""
     generator = torch.Generator().manual_seed(0)
     shapes = {name: layer.weight.shape for name, layer in adapter_layers(model).items()}
@@ -141,7 +144,7 @@ def _moments(model: nn.Module) -> Moments:
     return Moments(mean, square, step=20)
 
 
-def _pass(model: nn.Module, batch: Batch, labels_only: bool) -> None:
+def both_passes(model: nn.Module, batch: Batch, labels_only: bool) -> None:
     """Forward and backward of the mean loss, the adapter's gradients included."""
     model.eval()
     model.zero_grad(set_to_none=True)
@@ -154,7 +157,7 @@ def _pass(model: nn.Module, batch: Batch, labels_only: bool) -> None:
     nn.functional.cross_entropy(logits.float(), batch.answers).backward()
 
 
-def _timed(
+def timed(
     ways: dict[str, Callable[[NDArray[np.int64]], object]],
     batches: list[NDArray[np.int64]],
     device: torch.device,
@@ -167,10 +170,10 @@ def _timed(
     for _ in range(repeats):
         for number, batch in enumerate(batches):
             for name, way in ways.items():
-                _wait(device)
+                wait(device)
                 started = time.perf_counter()
                 way(batch)
-                _wait(device)
+                wait(device)
                 best[name][number] = min(best[name][number], time.perf_counter() - started)
     return {name: float(times.sum()) for name, times in best.items()}
 
@@ -182,11 +185,12 @@ class GeneratedSigns:
     seed: int
     dim: int
 
-    def add_to(self, out: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
-        flat, generator = (
-            gradients.flatten(1),
-            torch.Generator(out.device).manual_seed(self.seed + zlib.crc32(name.encode())),
-        )
+    def add_to(
+        self, out: torch.Tensor, name: str, gradients: torch.Tensor, adam: AdamMap | None = None
+    ) -> None:
+        flat = gradients.flatten(1)
+        flat = adam.apply(name, flat) if adam else flat
+        generator = torch.Generator(out.device).manual_seed(self.seed + zlib.crc32(name.encode()))
         for columns in flat.split(512, dim=1):
             signs = torch.empty(columns.shape[1], self.dim, device=out.device)
             out += columns @ signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1) / math.sqrt(self.dim)
@@ -197,49 +201,57 @@ DENSE = {"published": GeneratedSigns, "philox": Rademacher}
 
 def _one_by_one(model: PeftModel, rows: list[Encoded], projection: Projection, device: torch.device) -> float:
     """Seconds of one row at a time, with the projection's signs generated again for every 8 rows."""
-    layers, moments = adapter_layers(model), _moments(model).to(device)
+    layers, adam = adapter_layers(model), AdamMap.of(made_up_moments(model), "less", device)
     started = time.perf_counter()
     for start in range(0, len(rows), PUBLISHED_BLOCK):
         found: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
 
         def keep(name: str, gradients: torch.Tensor, kept: dict[str, list[torch.Tensor]] = found) -> None:
-            kept[name].append(adam_direction(gradients, name, moments))
+            kept[name].append(gradients)
 
         block = rows[start : start + PUBLISHED_BLOCK]
         for row in block:
             row_gradients(model, layers, collate([row], device), keep)
         sketch = torch.zeros(len(block), projection.dim, device=device)
-        for name, directions in found.items():
-            projection.add_to(sketch, name, torch.cat(directions))
+        for name, gradients in found.items():
+            projection.add_to(sketch, name, torch.cat(gradients), adam)
         (sketch / sketch.norm(dim=1, keepdim=True)).half().cpu()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def product_speed(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Operations a second of a product of two square matrices, the best of five."""
+    left, times = torch.randn(size, size, device=device, dtype=dtype), []
+    for _ in range(5):
+        wait(device)
+        started = time.perf_counter()
+        left @ left
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def operations(model: nn.Module, tokens: int) -> int:
+    """Of the passes: 4 a base weight and token, without head and embedding."""
+    frozen = (p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
+    return 4 * tokens * sum(frozen)
 
 
 def _say_share_of_peak(
     console: Console, model: nn.Module, device: torch.device, tokens: int, seconds: dict[str, float]
 ) -> None:
-    """The passes' operations, 4 a base weight and token without head and embedding, against a product's."""
-    dtype = next(model.parameters()).dtype
-    size = 8192 if device.type == "cuda" else 2048
-    left = torch.randn(size, size, device=device, dtype=dtype)
-    times = []
-    for _ in range(5):
-        _wait(device)
-        started = time.perf_counter()
-        left @ left
-        _wait(device)
-        times.append(time.perf_counter() - started)
-    peak = 2 * size**3 / min(times)
-    weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
-    reached = {name: 4 * weights * tokens / spent for name, spent in seconds.items()}
-    shares = ", ".join(f"{name} {speed / peak:.0%}" for name, speed in reached.items())
-    console.print(f"a product of {size} x {size} {dtype}: {peak / 1e12:.2f} TFLOP/s; of it reach: {shares}")
+    dtype, size = next(model.parameters()).dtype, 8192 if device.type == "cuda" else 2048
+    peak = product_speed(device, dtype, size)
+    shares = (f"{name} {operations(model, tokens) / spent / peak:.0%}" for name, spent in seconds.items())
+    console.print(
+        f"a product of {size} x {size} {dtype}: {peak / 1e12:.2f} TFLOP/s; of it reach: {', '.join(shares)}"
+    )
 
 
 def _title(

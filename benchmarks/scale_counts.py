@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from clusterucb.data.chat import Encoded
-from clusterucb.gradients.adam import Moments, adam_direction
+from clusterucb.gradients.adam import AdamMap, Moments
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import adapter_layers, row_losses
@@ -99,12 +99,12 @@ def counted_training(model: nn.Module, rows: list[Encoded]) -> Counted:
 def counted_traffic(shape: tuple[int, int], rows: int, tokens: int, dim: int = 8192) -> float:
     """Times that a row's gradient of one layer goes through memory between its passes and its sketch."""
     m = torch.full(shape, 1e-4)
-    given = Moments({"w": m}, {"w": m}, step=1)
+    adam = AdamMap.of(Moments({"w": m}, {"w": m}, step=1), "less")
     sketch, out = CountSketch(0, dim), torch.zeros(rows, dim)
     left, right = torch.randn(rows, shape[0], tokens), torch.randn(rows, tokens, shape[1])
     sketch.add_to(out, "w", torch.bmm(left, right))
     with _Calls() as calls:
-        sketch.add_to(out, "w", adam_direction(torch.bmm(left, right), "w", given))
+        sketch.add_to(out, "w", torch.bmm(left, right), adam)
     return calls.bytes / (rows * m.numel() * m.element_size())
 
 

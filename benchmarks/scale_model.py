@@ -30,7 +30,7 @@ from clusterucb.training.model import empty_model
 
 __all__ = ["TRAFFIC", "Assumptions", "Passes", "Stage", "host_memory", "llama_2_7b", "stages"]
 
-TRAFFIC = 23
+TRAFFIC = 17.5
 """Times that a row's gradient goes through memory: made, mapped by Adam's moments, sketched. Counted."""
 
 

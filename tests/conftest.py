@@ -17,12 +17,27 @@ from forks import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; `make gpu` compiles instead
 # Tiny models gain nothing by threads; and a result is the same to the bit on as many only.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 # A shell starts background jobs with Ctrl-C ignored, and so would be the processes that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item):
+    """Tests for a GPU are skipped where there is none; torch is looked at for them alone."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+def pytest_sessionfinish():
+    """What was set aside is let go, as a library that counts its objects at the end complains of them."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from clusterucb.report.page import report_run
@@ -69,5 +70,8 @@ def _results(session: Session) -> dict[str, Any]:
     evaluate(session)
     benchmark(session)
     summary = summarise(session)
-    session.world.lead(lambda: report_run(session.dir, session.inputs.pool))
+    if find_spec("plotly"):
+        session.world.lead(lambda: report_run(session.dir, session.inputs.pool))
+    else:
+        session.screen.say("report.html is left out, for want of one package: pip install plotly")
     return summary

@@ -37,7 +37,7 @@ def process(*arguments, **environment):
 
 
 def test_there_is_a_command_for_each_step(commands):
-    others = {"evaluate", "prepare", "compare", "simulate", "plan", "presets", "report", "export"}
+    others = {"evaluate", "prepare", "compare", "simulate", "plan", "doctor", "presets", "report", "export"}
     assert set(commands) == STEPS | others
 
 
@@ -157,6 +157,7 @@ from clusterucb.cli.main import main
 for arguments in (["--help"], ["--version"], ["run", "--help"], ["run"], ["run", "none.yaml"],
                   ["run", "--out", "none", "--budget", "2"],
                   ["compare", "--help"], ["compare", "--methods", "none"], ["compare"],
+                  ["doctor", "--help"], ["doctor"],
                   ["plan", "--help"], ["plan"], ["plan", "--tokens-per-second", "0"],
                   ["simulate", "--help"],
                   ["simulate", "none", "--out", "none", "--budgets", "2"]):

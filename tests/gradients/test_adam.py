@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import MismatchError
-from clusterucb.gradients.adam import Moments, adam_direction
+from clusterucb.gradients.adam import AdamMap, Moments
 from clusterucb.training.moments import moments_of
 
 EPS = 1e-8
+
+
+def adam_direction(gradients, name, moments, formula="less"):
+    """The whole direction, by the map."""
+    adam = AdamMap.of(moments, formula)
+    return adam.apply(name, gradients.flatten(1).float().clone()).view(gradients.shape) * adam.scale
 
 
 def numbers(rng, shape, exponent):

@@ -53,7 +53,7 @@ def test_signs_are_the_words_bits_from_the_lowest_up(key, start, count):
         assert row == [1.0 if word >> bit & 1 else -1.0 for word in words for bit in range(32)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_the_signs_of_a_gpu_are_those_of_the_cpu():
     gpu = signs(2**100 + 5, 2**33, 64, torch.device("cuda"))
     assert torch.equal(gpu.cpu(), signs(2**100 + 5, 2**33, 64, torch.device("cpu")))

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from builders import build_tokenizer
 from clusterucb.errors import ConfigError
-from clusterucb.gradients.adam import adam_direction
+from clusterucb.gradients.adam import AdamMap
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import projection
@@ -36,11 +36,10 @@ def by_hooks(model, moments):
 
 def by_autograd(model, moments):
     """The same, row by row, through the model's own logits."""
-    sketches = torch.zeros(len(POOL), PROJECTION.dim)
+    sketches, adam = torch.zeros(len(POOL), PROJECTION.dim), AdamMap.of(moments, "less")
     for row, sketch in zip(POOL, sketches, strict=True):
         for name, gradient in slow_gradients(model, row).items():
-            direction = adam_direction(gradient.float()[None], name, moments, "less")
-            PROJECTION.add_to(sketch[None], name, direction)
+            PROJECTION.add_to(sketch[None], name, gradient.float()[None], adam)
     return (sketches / sketches.norm(dim=1, keepdim=True)).double().numpy()
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -392,6 +392,26 @@ def _plan(
         show_plan(found)
 
 
+def _doctor(call: _Call) -> None:
+    """Whether this model's features can be trusted on this machine, and what they take; no run is needed."""
+    from clusterucb.config import load
+
+    unused = {"pool": ["-"], "target": ["-"], "out": "-"}
+    if "model" not in call.options and call.file is None:
+        raise ConfigError("doctor needs --model, or a settings file; and --pool for rows of your own")
+    config = call.config() if call.file else load(None, {**unused, **call.options})
+
+    quiet_libraries()
+    from clusterucb.cli.examined import show_examined
+    from clusterucb.studies.doctor import examine
+
+    found = examine(config, call.screen)
+    if not call.screen.quiet:
+        show_examined(found)
+    if not found.sound:
+        raise SystemExit(1)
+
+
 def _positive(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
@@ -428,6 +448,7 @@ _COMMANDS = {
     "evaluate": _Command(_evaluate, "Common", lambda options: "adapter" in options),
     "compare": _Command(_compare),
     "plan": _Command(_plan, alone=lambda _options: True),
+    "doctor": _Command(_doctor, alone=lambda _options: True),
 }
 
 
@@ -548,12 +569,14 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before the libraries
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    with suppress(ImportError):  # what needs it says so
+        import datasets
+
+        datasets.disable_progress_bars()
     for name in ("accelerate", "bitsandbytes", "peft", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(accelerate|bitsandbytes|datasets|peft|torch|transformers)\b")

@@ -12,7 +12,7 @@ from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.gradients.adam import Formula, Moments, adam_direction
+from clusterucb.gradients.adam import AdamMap, Formula, Moments
 from clusterucb.gradients.anatomy import examine
 from clusterucb.gradients.batches import Describe, collate, micro_batches, within_memory
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
@@ -39,13 +39,13 @@ class Featurizer:
         moments: Moments | None = None,
         formula: Formula = "less",
     ) -> None:
-        self.model, self.projection, self.formula = model, projection, formula
+        self.model, self.projection = model, projection
         self.layers = adapter_layers(model)
         self._axes = examine(model, self.layers).axes
+        self.adam = None
         if moments is not None:
             moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
-            moments = moments.to(self.device)
-        self.moments = moments
+            self.adam = AdamMap.of(moments, formula, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -78,9 +78,7 @@ class Featurizer:
         batch = collate(rows, self.device)
 
         def consume(name: str, gradients: torch.Tensor) -> None:
-            if self.moments is not None:
-                gradients = adam_direction(gradients, name, self.moments, self.formula)
-            self.projection.add_to(sketch, name, gradients)
+            self.projection.add_to(sketch, name, gradients, self.adam)
 
         label_losses = row_gradients(self.model, self.layers, batch, consume, self._axes)
         lengths = torch.linalg.vector_norm(sketch, dim=1)

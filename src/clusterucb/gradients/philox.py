@@ -42,11 +42,11 @@ def signs(key: int, start: int, count: int, device: torch.device) -> torch.Tenso
     )
     found = philox(counters, (words[0], words[1]))  # (count, 4)
     octets = found.to(torch.int32).view(torch.uint8).flatten()  # lowest byte of a word first
-    return _signs_of_bytes(device).index_select(0, octets.int()).view(count, SIGNS_A_COUNTER)
+    return signs_of_bytes(device).index_select(0, octets.int()).view(count, SIGNS_A_COUNTER).float()
 
 
 @cache
-def _signs_of_bytes(device: torch.device) -> torch.Tensor:
-    """The eight signs of each byte, from its lowest bit up, (256, 8)."""
+def signs_of_bytes(device: torch.device) -> torch.Tensor:
+    """The eight signs of each byte, from its lowest bit up, (256, 8), int8."""
     bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-    return (2.0 * bits - 1.0).to(device)
+    return (2 * bits - 1).to(device, torch.int8)

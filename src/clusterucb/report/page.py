@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from clusterucb.data.pool import Pool
 from clusterucb.errors import InputError
@@ -97,6 +96,8 @@ class _Part:
 
 def page(runs: Sequence[RunData]) -> str:
     """The page of one run, or of several side by side."""
+    from plotly.offline import get_plotlyjs
+
     many = len(runs) > 1
     together = [_part("runs", "The runs side by side", side_by_side(runs), runs=runs)] if many else []
     each = [_parts(run, f"r{n}-" if many else "", BYTES // len(runs)) for n, run in enumerate(runs)]

@@ -12,9 +12,8 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -28,6 +27,9 @@ from clusterucb.runtime.screen import Advance
 from clusterucb.runtime.sharding import refuse_other_shards
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
+
+if TYPE_CHECKING:
+    import datasets
 
 _WHOLE = "whole.json"
 _REFUSED = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import padded
+
+if TYPE_CHECKING:
+    import datasets
 
 IGNORED = -100  # what transformers' losses leave out
 
@@ -53,6 +56,8 @@ class SwappableRows(Dataset[Encoded]):
 
         It holds places only, in a column whose name trainers leave alone, and looks the rows up when asked.
         """
+        import datasets
+
         places = datasets.Dataset.from_dict({"input_ids": range(len(self))})
         return places.with_transform(self.columns)
 
@@ -61,8 +66,10 @@ class SwappableRows(Dataset[Encoded]):
         look_up = (getattr(dataset, "format", None) or {}).get("format_kwargs", {}).get("transform")
         if dataset is self or look_up == self.columns:
             return True
+        library = sys.modules.get("datasets")
+        kinds = (Dataset, library.Dataset) if library else (Dataset,)
         parts = getattr(dataset, "__dict__", {}).values()
-        return any(self.serves(part) for part in parts if isinstance(part, Dataset | datasets.Dataset))
+        return any(self.serves(part) for part in parts if isinstance(part, kinds))
 
 
 class WithIdleRow(Dataset[Encoded]):
