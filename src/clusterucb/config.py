@@ -179,8 +179,8 @@ class Training(_Strict):
     """AdamW's weight decay."""
     batch_size: Positive = 128
     """Rows of one optimizer step."""
-    micro_batch: Positive = 1
-    """Rows on the device at once; must divide the batch size."""
+    micro_batch: Positive | None = None
+    """Rows on the device at once in training, at most; by default as many as --batch-tokens hold."""
     train_length: Annotated[int, Field(ge=2)] = 4096
     """Tokens of a row in training; the prompt gives way from the left."""
     save_steps: Positive = 50
@@ -279,11 +279,6 @@ class Config(Common):
             raise ConfigError(
                 f"less_weights {', '.join(map(str, weights))}: expected one number for each of the "
                 f"{checkpoints} less_checkpoints, not all 0"
-            )
-        if self.training.batch_size % self.training.micro_batch:
-            raise ConfigError(
-                f"batch_size {self.training.batch_size} is not a multiple of "
-                f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
         self._check_shard()
@@ -465,6 +460,9 @@ def _one_line(error: ValidationError, origin: str) -> str:
     return f"{origin}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+_MAY_DIFFER = ("data_dir", "shard", "device", "batch_tokens", "micro_batch")
+
+
 def reconcile(saved: Config, given: Config, where: str) -> None:
     """Refuse settings that contradict those a run directory was made with.
 
@@ -472,8 +470,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
-        if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
-            continue  # may differ each time: what was made of them is in the run directory, or is the same
+        if setting.section == "evaluation" or setting.name in _MAY_DIFFER:
+            continue  # what was made of them is in the run directory, or is the same but for rounding
         rooms = (getattr(config, setting.section) if setting.section else config for config in (saved, given))
         old, new = (getattr(room, setting.name) for room in rooms)
         if old != new:

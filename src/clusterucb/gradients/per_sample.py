@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from clusterucb.errors import ConfigError
 from clusterucb.gradients.batches import Batch
-from clusterucb.runtime.sharding import reshard
+from clusterucb.runtime.devices import passes_of
+from clusterucb.runtime.sharding import refuse_several_devices, reshard
 
 Consumer = Callable[[str, torch.Tensor], None]
 
@@ -59,8 +60,9 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         ConfigError: a trainable parameter is not the weight of a linear layer, so that its per-row
             gradient has no such form (DoRA magnitudes, embeddings, trained biases); or a layer is trained
-            as a whole (modules_to_save), or is the vocabulary head's.
+            as a whole (modules_to_save), or is the vocabulary head's; or layers are on several devices.
     """
+    refuse_several_devices(model)
     parameters = trainable_parameters(model)
     linears = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear)}
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
@@ -85,8 +87,8 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
-    with torch.no_grad(), eval_mode(model), _uncompiled(model), _labels_only(model, batch):
-        return batch.row_means(_label_losses(model, batch).cpu().numpy())
+    with torch.no_grad(), eval_mode(model):
+        return batch.row_means(label_losses(model, batch).cpu().numpy())
 
 
 def row_gradients(
@@ -94,7 +96,8 @@ def row_gradients(
 ) -> torch.Tensor:
     """Hand `consume(name, gradients)` every layer's per-row gradients, and return the labels' losses.
 
-    Nothing here waits for the device.
+    Nothing of ours waits for the device here; the model's own code may (transformers looks once or twice
+    whether a mask hides anything).
 
     Args:
         model: a transformers causal LM with an adapter; run in eval mode, so without dropout.
@@ -111,8 +114,6 @@ def row_gradients(
     ran: set[str] = set()
     with (
         eval_mode(model),
-        _uncompiled(model),
-        _labels_only(model, batch),
         _inputs_need_gradients(model),
         _frozen(layers.values()),
         ExitStack() as stack,
@@ -120,25 +121,28 @@ def row_gradients(
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(_capture(name, len(batch.ids), consume, ran)))
         with torch.enable_grad():
-            losses = _label_losses(model, batch)
+            losses = label_losses(model, batch)
             if idle := layers.keys() - ran:
                 raise ConfigError(
                     f"layer {min(idle)}: is trainable and takes no part in the model's forward pass, so it "
                     "has no gradient; activate its adapter (model.set_adapter), or freeze it"
                 )
-            weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
-            (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+            (losses * batch.weights).sum().backward()  # type: ignore[no-untyped-call]
     return losses.detach()
 
 
-def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
-    logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]  # (L, V)
-    return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
+def label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of each label, (L,), in float32, of a model as it is: in training with dropout."""
+    with _labels_only(model, batch):
+        logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]
+    return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # of (L, V)
 
 
 def _capture(name: str, rows: int, consume: Consumer, ran: set[str]) -> Callable[..., None]:
     def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         ran.add(name)
+        if not torch.is_grad_enabled():  # of a layer that will run again, on the way back
+            return
         inputs = args[0].detach()
         if inputs.ndim != 3 or len(inputs) != rows:
             raise ConfigError(
@@ -157,11 +161,12 @@ def _capture(name: str, rows: int, consume: Consumer, ran: set[str]) -> Callable
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model without dropout while the block runs."""
+    """The model without dropout, as it was written and as `passes_of` computes, while the block runs."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with passes_of(model), _uncompiled(model):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -25,13 +25,14 @@ from clusterucb.run.index import Index
 from clusterucb.run.inputs import Inputs
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.runtime.files import publish, storage_errors
+from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
 from clusterucb.training.adapter import fingerprint_base
-from clusterucb.training.finetune import accumulation_steps, check_reporter
+from clusterucb.training.finetune import check_reporter, rows_of_each
 from clusterucb.training.model import check_quantisation, pick_device
 
 
@@ -154,7 +155,7 @@ class Session:
         check_settings(self.config)
         check_reporter(self.config.training.report_to)
         check_quantisation(self.config.load_in, pick_device(self.config.device))
-        accumulation_steps(self.config.training, self.world.size)
+        rows_of_each(self.config.training, self.world.size)
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
@@ -206,8 +207,24 @@ class Session:
 
     def directions(self, world: World) -> tuple[NDArray[np.float32], Cost]:
         """The target's directions at the model as it is now, (S, d), and their cost."""
-        tokens = self.config.gradients.batch_tokens
-        return self.inputs.targeted.directions(self.model, self.projection, tokens, self.screen, world)
+        return self.inputs.targeted.directions(
+            self.model, self.projection, self.batch_tokens, self.screen, world, self.room
+        )
+
+    @property
+    def room(self) -> Room:
+        """What has fitted into memory."""
+        return self.inputs.room
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a micro-batch, at most."""
+        return self.config.gradients.batch_tokens
+
+    def release_device(self) -> None:
+        """Free the memory of model and projection; each is made again when it is asked for."""
+        vars(self).pop("projection", None)
+        self.inputs.release_model()
 
     @property
     def repeat_seed(self) -> int:
