@@ -87,8 +87,9 @@ class Gradients(_Strict):
     """Random projection: countsketch (fast) or rademacher (dense, the reference)."""
     dim: Positive = 8192
     """Dimensions of a feature."""
-    batch_tokens: Positive = 4096
-    """Padded tokens of one micro-batch while computing gradients; halved when memory runs out."""
+    batch_tokens: Positive | None = None
+    """Padded tokens of a micro-batch, at most; by default 4,096, and on a GPU as many as fit, up to 32,768.
+    Halved when memory runs out."""
     store_dtype: Literal["float16", "int8", "1bit"] = "float16"
     """How features are kept: float16, or estimates in half (int8) or a sixteenth (1bit) of the room."""
 

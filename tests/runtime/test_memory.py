@@ -1,5 +1,6 @@
 """What happens when memory runs out: one policy, whatever is computed, and no result but by rounding."""
 
+import json
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_adapters import TARGETS, adapter, flat, rows
 
+from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.evaluation.loss import losses
 from clusterucb.features.hidden import forward, representations
@@ -14,6 +16,7 @@ from clusterucb.gradients.batches import collate
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
 from clusterucb.gradients.projection import CountSketch
+from clusterucb.run.session import Session
 from clusterucb.runtime.memory import GRADIENTS, Room, recomputed
 from clusterucb.training.passes import StepPasses
 
@@ -175,3 +178,45 @@ def test_what_has_fitted_is_of_one_kind_of_work_and_kept_only_where_there_is_new
     assert space.rows(100, 8) == 4
     assert space.rows(50, 20) == 8
     assert space.rows(1000, 20) == 1
+
+
+class TestHowLargeAMicroBatchIs:
+    """Found on a GPU by doubling, bounded by what fits, by tokens and by rows."""
+
+    @pytest.mark.parametrize(
+        ("fits", "count", "length", "found"),
+        [
+            (10**6, 256, 200, 32768),
+            (20000, 256, 200, 16384),
+            (4096, 256, 200, 4096),
+            (1000, 256, 200, 4096),  # which is halved when it comes to that
+            (10**6, 256, 40, 8192),  # as many rows as are taken at once
+            (10**6, 3, 2000, 4096),  # as many as there are
+        ],
+    )
+    def test_it_is_what_fits_in_powers_of_two(self, model, monkeypatch, fits, count, length, found):
+        def batch(_featurize, some, _describe):
+            assert 0 < len(some) <= count
+            if len(some) * length > fits:
+                raise FULL
+
+        monkeypatch.setattr(Featurizer, "_batch", batch)
+        assert Featurizer(model, CountSketch(dim=8)).most_tokens(rows([length] * count)) == found
+
+    def test_a_run_on_a_gpu_finds_it_once_and_its_next_commands_know_it(
+        self, settings, monkeypatch, tmp_path
+    ):
+        asked = []
+        monkeypatch.setattr("clusterucb.run.session.is_gpu", lambda _device: True)
+        monkeypatch.setattr(Featurizer, "most_tokens", lambda _self, some: asked.append(some) or 8192)
+        for _ in range(2):
+            session = Session(load(None, settings))
+            assert session.batch_tokens == session.batch_tokens == 8192
+        (some,) = asked
+        lengths = [len(row) for row in some]
+        assert lengths == sorted(session.inputs.pooled.lengths.tolist(), reverse=True)[:256]
+        assert json.loads((tmp_path / "run/memory.json").read_text())["gradients on cpu"]["planned"] == 8192
+        assert Session(load(None, {**settings, "batch_tokens": 300})).batch_tokens == 300
+
+    def test_on_a_cpu_it_is_what_was_measured_to_be_fastest(self, settings):
+        assert Session(load(None, settings)).batch_tokens == 4096

@@ -12,10 +12,10 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.adam import Formula, Moments, adam_direction
-from clusterucb.gradients.batches import collate, micro_batches
+from clusterucb.gradients.batches import MOST_TOKENS, USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
-from clusterucb.runtime.devices import to_host
+from clusterucb.runtime.devices import to_host, wait_for
 from clusterucb.runtime.memory import GRADIENTS, Describe, Room, within_memory
 from clusterucb.runtime.processes import ALONE, World
 
@@ -43,7 +43,7 @@ class Featurizer:
     ) -> None:
         self.model, self.projection, self.formula = model, projection, formula
         self.layers = adapter_layers(model)
-        self._space = (room or Room()).at(GRADIENTS, self.device)
+        self.space = (room or Room()).at(GRADIENTS, self.device)
         if moments is not None:
             moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
             moments = moments.to(self.device)
@@ -67,13 +67,23 @@ class Featurizer:
 
         So the host can see to the batch before while the device is at this one.
         """
-        parts = within_memory(self._batch, rows, describe, self.model, self._space)
+        parts = within_memory(self._batch, rows, describe, self.model, self.space)
 
         def finish() -> Found:
             features, losses = zip(*(part() for part in parts), strict=True)
             return np.concatenate(features), np.concatenate(losses)
 
         return finish
+
+    def most_tokens(self, rows: Sequence[Encoded]) -> int:
+        """Padded tokens of a micro-batch that fits, found by doubling; of `rows` the longest come first."""
+
+        def attempt(tokens: int) -> None:
+            self._batch(rows[: tokens // longest], "row {}".format)
+            wait_for(self.device)
+
+        longest = len(rows[0])
+        return self.space.most(attempt, USUAL_TOKENS, min(MOST_TOKENS, len(rows) * longest))
 
     def _batch(self, rows: Sequence[Encoded], describe: Describe) -> Callable[[], Found]:
         sketch = torch.zeros(len(rows), self.projection.dim, device=self.device)

@@ -18,14 +18,17 @@ from clusterucb.errors import ConfigError
 from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
+from clusterucb.gradients.batches import MOST_ROWS, USUAL_TOKENS
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.index import Index
 from clusterucb.run.inputs import Inputs
 from clusterucb.run.methods import budget_of, method_of
+from clusterucb.runtime.devices import is_gpu
 from clusterucb.runtime.files import publish, storage_errors
-from clusterucb.runtime.memory import Room
+from clusterucb.runtime.memory import GRADIENTS, Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.linear_ucb import LinearUCB
@@ -216,10 +219,20 @@ class Session:
         """What has fitted into memory."""
         return self.inputs.room
 
-    @property
+    @cached_property
     def batch_tokens(self) -> int:
-        """Padded tokens of a micro-batch, at most."""
-        return self.config.gradients.batch_tokens
+        """Padded tokens of a micro-batch, at most: as set, or on a GPU as many as fit, found once a run."""
+        if given := self.config.gradients.batch_tokens:
+            return given
+        device = pick_device(self.config.device)
+        if not is_gpu(device) or self.inputs.sharded:
+            return USUAL_TOKENS
+        space, pooled = self.room.at(GRADIENTS, device), self.inputs.pooled
+        if known := self.world.lead(lambda: space.fit.planned):
+            return known
+        longest = np.argsort(-pooled.lengths, kind="stable")[:MOST_ROWS].tolist()
+        featurize = Featurizer(self.model, self.projection, room=self.room)
+        return space.plan(min(self.world.gather(featurize.most_tokens([pooled.tokens[i] for i in longest]))))
 
     def release_device(self) -> None:
         """Free the memory of model and projection; each is made again when it is asked for."""

@@ -62,10 +62,12 @@ class Fit:
     Attributes:
         tokens: padded tokens of several rows at once, at most.
         alone: a row of as many tokens, or more, has its activations computed again.
+        planned: padded tokens that micro-batches are planned by.
     """
 
     tokens: int | None = None
     alone: int | None = None
+    planned: int | None = None
 
 
 class Room:
@@ -138,6 +140,26 @@ class Space:
             )
         self._news = True
         self.room.keep()
+
+    def most(self, attempt: Callable[[int], object], least: int, most: int) -> int:
+        """Tokens to plan micro-batches by: doubled, from the least on, while an attempt at them succeeds."""
+        tokens = least
+        while 2 * tokens <= most:
+            try:
+                attempt(2 * tokens)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            tokens *= 2
+        free_memory()
+        return tokens
+
+    def plan(self, tokens: int) -> int:
+        """Plan micro-batches by so many tokens, from now on and in the commands to come."""
+        self.fit.planned = tokens
+        self.room.keep()
+        return tokens
 
     def told(self) -> None:
         """Something has fitted: tell of what did not."""

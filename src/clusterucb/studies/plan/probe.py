@@ -21,7 +21,7 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded, encode, fit
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import collate, micro_batches
+from clusterucb.gradients.batches import USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
@@ -78,6 +78,7 @@ def probe(session: Session, facts: Facts, seconds: float) -> Speed:
 def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Rows, float], float]]:
     """By name: what gives tokens a second, of rows and for so many seconds."""
     config = session.config
+    usual = config.gradients.batch_tokens or USUAL_TOKENS
     parameters = trainable_parameters(model)
     zeros = {name: torch.zeros_like(parameter, device="cpu") for name, parameter in parameters.items()}
     moments = Moments(zeros, zeros, step=1)
@@ -89,15 +90,15 @@ def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Row
     def training(rows: Rows) -> None:
         model.train()
         with passes_of(model):
-            StepPasses(model, session.batch_tokens)([*enumerate(rows)])
+            StepPasses(model, usual)([*enumerate(rows)])
         model.zero_grad(set_to_none=True)
         model.eval()
 
     def by_tokens(lengths: Lengths, tokens: int) -> Batches:
-        return micro_batches(lengths, min(tokens, session.batch_tokens))
+        return micro_batches(lengths, min(tokens, usual))
 
     def in_training(lengths: Lengths, tokens: int) -> Batches:
-        return micro_batches(lengths, min(tokens, session.batch_tokens), config.training.micro_batch)
+        return micro_batches(lengths, min(tokens, usual), config.training.micro_batch)
 
     length, measure = config.gradients.gradient_length, partial(_measure, featurize.device)
     return {
