@@ -24,6 +24,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from clusterucb.gradients.batches import Batch, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
+from clusterucb.runtime.devices import passes_of, wait_for
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import allow_tf32, load_model, pick_device, pick_dtype
 
@@ -148,13 +150,10 @@ def both_passes(model: nn.Module, batch: Batch, labels_only: bool) -> None:
     """Forward and backward of the mean loss, the adapter's gradients included."""
     model.eval()
     model.zero_grad(set_to_none=True)
-    if labels_only:
-        with _labels_only(model, batch):
-            logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]
-    else:
-        output = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-        logits = output.logits.flatten(0, 1)[batch.predictors]
-    nn.functional.cross_entropy(logits.float(), batch.answers).backward()
+    with passes_of(model), _labels_only(model, batch) if labels_only else nullcontext():
+        logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+        chosen = logits[0] if labels_only else logits.flatten(0, 1)[batch.predictors]
+        nn.functional.cross_entropy(chosen.float(), batch.answers).backward()
 
 
 def timed(
@@ -170,10 +169,10 @@ def timed(
     for _ in range(repeats):
         for number, batch in enumerate(batches):
             for name, way in ways.items():
-                wait(device)
+                wait_for(device)
                 started = time.perf_counter()
                 way(batch)
-                wait(device)
+                wait_for(device)
                 best[name][number] = min(best[name][number], time.perf_counter() - started)
     return {name: float(times.sum()) for name, times in best.items()}
 
@@ -216,23 +215,18 @@ def _one_by_one(model: PeftModel, rows: list[Encoded], projection: Projection, d
         for name, gradients in found.items():
             projection.add_to(sketch, name, torch.cat(gradients), adam)
         (sketch / sketch.norm(dim=1, keepdim=True)).half().cpu()
-    wait(device)
+    wait_for(device)
     return time.perf_counter() - started
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def product_speed(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations a second of a product of two square matrices, the best of five."""
     left, times = torch.randn(size, size, device=device, dtype=dtype), []
     for _ in range(5):
-        wait(device)
+        wait_for(device)
         started = time.perf_counter()
         left @ left
-        wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - started)
     return 2 * size**3 / min(times)
 

@@ -96,8 +96,7 @@ class Study:
         flags = {**self.model, "pool": names, **files, "out": str(out)}
         settings = load(self.options.settings, flags).training
         batch = max(1, settings.batch_size // thin)
-        micro = max(1, min(settings.micro_batch, batch // self.world.size))
-        return load(self.options.settings, {**flags, "batch_size": batch, "micro_batch": micro})
+        return load(self.options.settings, {**flags, "batch_size": batch})
 
     def session(self) -> Session:
         """The run that has the features, with every target as a subtask."""

@@ -113,7 +113,7 @@ def check_counts(folder: str | None) -> Iterator[str]:
             for what, formula, counted in (
                 ("features", passes.gradients(tokens, length, labels), counted_gradients),
                 ("forward", passes.forward(tokens, length, labels), counted_forward),
-                ("training", passes.gradients(tokens, length, tokens), counted_training),
+                ("training", passes.gradients(tokens, length, labels), counted_training),
             ):
                 real = counted(model, rows).flops
                 label = f"{name}, {what}, {count} rows of {length}"

@@ -19,7 +19,7 @@ from clusterucb.gradients.batches import collate
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import adapter_layers, row_losses
 from clusterucb.gradients.projection import CountSketch
-from clusterucb.training.data import collate_for_training
+from clusterucb.training.passes import StepPasses
 
 __all__ = [
     "Counted",
@@ -85,11 +85,11 @@ def counted_forward(model: nn.Module, rows: list[Encoded]) -> Counted:
 
 def counted_training(model: nn.Module, rows: list[Encoded]) -> Counted:
     """One micro-batch of training, as the trainer takes it."""
-    batch = collate_for_training(rows)
+    step_of_rows, placed = StepPasses(model), [*enumerate(rows)]
 
     def step() -> None:
         model.train()
-        model(**batch).loss.backward()
+        step_of_rows(placed)
         model.zero_grad(set_to_none=True)
         model.eval()
 

@@ -20,6 +20,7 @@ from transformers import LlamaConfig
 
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
+from clusterucb.gradients.batches import USUAL_TOKENS
 from clusterucb.gradients.per_sample import adapter_layers
 from clusterucb.run.presets import PROCEDURES
 from clusterucb.run.sizing import Job, decide
@@ -63,7 +64,7 @@ class Assumptions:
     """Of the host, for one operation: a pass takes at least so long times its operations."""
     operations: int = 231
     """Of a pass with per-row gradients, a layer. Counted on the tiny model."""
-    training_operations: int = 169
+    training_operations: int = 163
     """Of a training pass, a layer. Counted."""
 
     gpus_a_node: int = 8
@@ -189,14 +190,13 @@ class _Machine:
     @property
     def micro_batch(self) -> int:
         """Rows of a full micro-batch of gradients."""
-        return max(1, self.config.gradients.batch_tokens // self.given.tokens)
+        return max(1, (self.config.gradients.batch_tokens or USUAL_TOKENS) // self.given.tokens)
 
-    def flops(self, rows: float, *, backward: bool = True, labels_only: bool = True) -> float:
+    def flops(self, rows: float, *, backward: bool = True) -> float:
         given = self.given
         tokens = rows * given.tokens * given.padded
-        labels = rows * given.labels if labels_only else tokens
         count = self.passes.gradients if backward else self.passes.forward
-        return count(tokens, given.tokens * given.padded, labels)
+        return count(tokens, given.tokens * given.padded, rows * given.labels)
 
     def gradients(self, rows: int) -> float:
         """One micro-batch of rows on one GPU, to their features."""
@@ -262,15 +262,16 @@ def _inputs(rows: int, given: Assumptions) -> Iterator[Stage]:
 
 
 def _training(name: str, planned: Planned, machine: _Machine) -> Stage:
-    """Micro-batches of `micro_batch` rows, a sum of the adapter's gradients over all GPUs each step."""
+    """A GPU's rows of a step in micro-batches, and a sum of the adapter's gradients over all GPUs."""
     given, settings = machine.given, machine.config.training
     rows, steps = planned.cost.rows, -(-planned.cost.rows // settings.batch_size)
-    passes = -(-settings.batch_size // (machine.gpus * settings.micro_batch))
+    own = -(-settings.batch_size // machine.gpus)
+    passes = -(-own // min(own, settings.micro_batch or machine.micro_batch))
     launched = given.launch * given.training_operations * machine.passes.layers
-    computed = machine.flops(settings.micro_batch, labels_only=False) / (given.gpu * given.gpu_share)
+    computed = machine.flops(own / passes) / (given.gpu * given.gpu_share)
     sent = machine.all_reduced(machine.sizes.adapter)
     seconds = steps * (passes * max(computed, launched) + sent / given.network)
-    flops = machine.flops(rows, labels_only=False)
+    flops = machine.flops(rows)
     return Stage(name, rows, planned.cost.tokens, flops, planned.disk, steps * sent, seconds)
 
 

@@ -173,7 +173,6 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
             ({"less_weights": weights}, "expected one number for each of the 4 less_checkpoints, not all 0")
             for weights in ("1,2", "0,0,0,0", "1,2,3,4,5")
         ),
-        ({"batch_size": "6", "micro_batch": "4"}, "batch_size 6 is not a multiple of micro_batch 4"),
         ({"pool": []}, "pool is []"),
         ({"target": []}, "target is []"),
         ({"target_modules": []}, "lora.target_modules is []"),
@@ -220,9 +219,11 @@ def test_settings_that_differ_are_both_shown():
     reconcile(old, old, "there")
 
 
-def test_how_processes_hold_the_model_may_change():
-    plain, sharded = (load(None, {**NEEDED, "shard": shard}) for shard in ("none", "fsdp"))
-    reconcile(plain, sharded, "there")
+@pytest.mark.parametrize(
+    "change", [{"shard": "fsdp"}, {"device": "cuda:1"}, {"batch_tokens": 512}, {"micro_batch": 1}], ids=str
+)
+def test_how_and_where_a_run_is_computed_may_change(change):
+    reconcile(load(None, NEEDED), load(None, {**NEEDED, **change}), "there")
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,9 @@ class Gradients(_Strict):
     """Random projection: countsketch (fast) or rademacher (dense, the reference)."""
     dim: Positive = 8192
     """Dimensions of a feature."""
-    batch_tokens: Positive = 4096
-    """Padded tokens of one micro-batch while computing gradients; halved when memory runs out."""
+    batch_tokens: Positive | None = None
+    """Padded tokens of a micro-batch, at most; by default 4,096, and on a GPU as many as fit, up to 32,768.
+    Halved when memory runs out."""
     store_dtype: Literal["float16", "int8", "1bit"] = "float16"
     """How features are kept: float16, or estimates in half (int8) or a sixteenth (1bit) of the room."""
 
@@ -186,8 +187,8 @@ class Training(_Strict):
     """AdamW's weight decay."""
     batch_size: Auto[Positive] = AUTO
     """Rows of one optimizer step."""
-    micro_batch: Positive = 1
-    """Rows on the device at once; must divide the batch size."""
+    micro_batch: Positive | None = None
+    """Rows on the device at once in training, at most; by default as many as --batch-tokens hold."""
     train_length: Annotated[int, Field(ge=2)] = 4096
     """Tokens of a row in training; the prompt gives way from the left."""
     save_steps: Positive = 50
@@ -285,11 +286,6 @@ class Config(Common):
             raise ConfigError(
                 f"less_weights {', '.join(map(str, weights))}: expected one number for each of the "
                 f"{checkpoints} less_checkpoints, not all 0"
-            )
-        if self.training.batch_size and self.training.batch_size % self.training.micro_batch:
-            raise ConfigError(
-                f"batch_size {self.training.batch_size} is not a multiple of "
-                f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
         self._check_shard()
@@ -489,6 +485,9 @@ def _one_line(error: ValidationError, origin: str) -> str:
     return f"{origin}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+_MAY_DIFFER = ("data_dir", "shard", "device", "batch_tokens", "micro_batch")
+
+
 def reconcile(saved: Config, given: Config, where: str) -> None:
     """Refuse settings that contradict those a run directory was made with; what is `auto` is as it was.
 
@@ -496,8 +495,8 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
-        if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
-            continue  # may differ each time: what was made of them is in the run directory, or is the same
+        if setting.section == "evaluation" or setting.name in _MAY_DIFFER:
+            continue  # what was made of them is in the run directory, or is the same but for rounding
         old, new = setting.of(saved), setting.of(given)
         if old != new and not (setting.auto and new is None):
             raise ConfigError(

@@ -38,7 +38,7 @@ def llama():
     [
         (Passes.gradients, LABELS, counted_gradients),
         (Passes.forward, LABELS, counted_forward),
-        (Passes.gradients, TOKENS, counted_training),
+        (Passes.gradients, LABELS, counted_training),
     ],
     ids=["features", "forward", "training"],
 )

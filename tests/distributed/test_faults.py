@@ -117,7 +117,7 @@ def test_a_file_that_one_rank_does_not_find_ends_all_with_one_line(ranks, settin
     ("changes", "environment", "said"),
     [
         ({"k": 1000}, {}, "k is 1000, but"),
-        ({"batch_size": 3}, {}, "batch_size 3 is not a multiple of micro_batch 1 x 2 processes; change one"),
+        ({"batch_size": 3}, {}, "batch_size 3 is not a multiple of 2 processes; change one of the two"),
         ({"device": "cuda:1"}, {}, "device cuda:1: 2 processes would share it; with --device cuda each"),
         ({"shard": "fsdp"}, {}, "shard fsdp: accelerate shards over GPUs only, and the device is cpu; leave"),
         ({}, {"CLUSTERUCB_TIMEOUT": "soon"}, "CLUSTERUCB_TIMEOUT=soon: expected a number of seconds above 0"),

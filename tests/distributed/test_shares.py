@@ -1,14 +1,16 @@
 """Parts that several processes do together give what one gives, to the bit, whatever their number."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from threads import together
 
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, LostError
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import FeatureStore, FeatureWriter
-from clusterucb.runtime.processes import ALONE, joined, leads
+from clusterucb.runtime.processes import ALONE, World, joined, leads
 from clusterucb.training.data import EvenBatches
 
 SIZES = (2, 3, 4)
@@ -103,3 +105,47 @@ def test_a_world_of_one_is_refused_where_torch_knows_of_several_processes(monkey
         ConfigError, match=r"4 processes, of which .* give Reselection\(\.\.\., world=world\)"
     ):
         ALONE.check_complete()
+
+
+@pytest.mark.parametrize(
+    ("visible", "others", "enough"),
+    [(2, "gpu 0", True), (1, "another", True), (1, "gpu 0", False), (2, "gpu 1", False)],
+    ids=["two are seen", "each sees its own", "both see the same", "both take the second"],
+)
+def test_each_process_needs_a_gpu_of_its_own_however_many_it_sees(visible, others, enough, monkeypatch):
+    class Second(World):
+        def gather(self, value):
+            return [(value[0], others), value]
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    named = lambda index: SimpleNamespace(uuid=f"gpu {index}")  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", named)
+    second = Second(rank=1, size=2)
+    second.check_device("cpu")
+    if enough:
+        second.check_device("cuda")
+    else:
+        with pytest.raises(
+            ConfigError, match="2 processes have 1 GPUs between them; start at most one for each"
+        ):
+            second.check_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("[gloo/transport/tcp/pair.cc] Connection closed by peer", LostError),
+        ("NCCL error: unhandled cuda error: out of memory", RuntimeError),
+        ("No backend type associated with device type cpu", RuntimeError),
+    ],
+)
+def test_only_what_tells_of_another_process_is_told_as_one_that_is_lost(said, error, monkeypatch):
+    def meet(*_values, **_group):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(World, "_lost", lambda _world: "rank 1 does not answer")
+    monkeypatch.setattr(torch.distributed, "all_reduce", meet)
+    with pytest.raises(error) as found:
+        World(size=2).total(torch.ones(1))
+    assert type(found.value) is error

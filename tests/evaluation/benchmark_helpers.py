@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import weakref
 from collections import Counter
@@ -168,14 +169,16 @@ class FakeVLLM:
     """
 
     def __init__(self, monkeypatch):
-        self.settings, self.running = [], weakref.WeakSet()
+        self.settings, self.seen, self.running = [], [], weakref.WeakSet()
         self.names = {argument.arg for argument in vllm_wrapper()["__init__"][0].args.args}
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
         monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=self.start))
 
     def start(self, **settings):
         assert settings.keys() <= self.names
+        assert sys.stdout.fileno() != sys.__stdout__.fileno()  # vLLM asks for it, and nothing is seen of it
         self.settings.append(settings)
+        self.seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
         lm = FakeLM(lambda _prompt, _times: f" {1 if lm.lora_request else 2}")
         lm.lora_request, lm.max_length = "request", settings["max_model_len"]
         self.running.add(lm)

@@ -337,6 +337,17 @@ def test_vllm_takes_the_gpus_that_four_heads_can_be_shared_by(there, device, use
     assert [settings["tensor_parallel_size"] for settings in fake.settings] == [used]
 
 
+@pytest.mark.parametrize(("visible", "number"), [(None, "1"), ("4,6", "6")])
+def test_vllm_sees_the_gpu_that_is_named_and_no_other(visible, number, fake, vllm, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    window(vllm("cuda:1"))
+    window(vllm("cuda"))
+    assert fake.seen == [number, visible]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
 def test_what_vllm_cannot_run_and_a_vllm_that_does_not_start_are_one_line(fake, vllm, monkeypatch):
     def fail(**_settings):
         raise ValueError("No available memory\nfor the cache blocks.")

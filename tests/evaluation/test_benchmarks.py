@@ -238,7 +238,7 @@ def test_answers_and_documents_are_kept_in_the_order_of_the_questions(ask, data,
 
 
 def test_out_of_memory_the_batch_is_halved_until_it_fits(ask, tmp_path, monkeypatch):
-    """And stays so for the chunks that follow, of this model and benchmark."""
+    """And stays so for all that follows."""
     error = torch.OutOfMemoryError("CUDA out of memory")
 
     def batches(out, *failures):
@@ -246,11 +246,11 @@ def test_out_of_memory_the_batch_is_halved_until_it_fits(ask, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "_SMALLEST_CHUNK", 1)
     assert batches("whole") == [8, 8]
-    assert batches("halved", error, error) == [8, 4, 2, 8]
+    assert batches("halved", error, error) == [8, 4, 2, 2]
     assert contents(tmp_path / "halved") == contents(tmp_path / "whole")
     monkeypatch.setattr(module, "_CHUNK_BATCHES", 0)
-    assert batches("chunks", error) == [8, 4, 4, 4, 8, 8, 8]
-    with pytest.raises(ConfigError, match=r"gsm8k/test/\d: out of memory with a single question"):
+    assert batches("chunks", error) == [8, *[4] * 6]
+    with pytest.raises(InputError, match=r"^gsm8k/test/\d: out of memory on cpu for this row alone"):
         batches("none fits", *[error] * 4)
 
 

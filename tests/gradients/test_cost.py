@@ -20,6 +20,7 @@ from clusterucb.config import Lora
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients import featurizer, per_sample, projection
 from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.anatomy import Anatomy
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import CountSketch
 from clusterucb.training.adapter import attach_adapter
@@ -119,7 +120,10 @@ def counted(depth, rows, tokens, monkeypatch, fused=False):
     count = Count([*model.parameters(), *model.buffers()])
     layers = per_sample.adapter_layers(model)
     adapter = {name: torch.empty_like(layer.weight) for name, layer in layers.items()}
-    featurize = Featurizer(model, CountSketch(), Moments(adapter, adapter, 20))
+    with monkeypatch.context() as patched:  # what is on no device cannot be looked at
+        anatomy = Anatomy(dict.fromkeys(layers, 0), True, 32000, None)
+        patched.setattr(featurizer, "examine", lambda *_: anatomy)
+        featurize = Featurizer(model, CountSketch(), Moments(adapter, adapter, 20))
     for name, weight in adapter.items():
         featurize.projection.tables(name, weight.numel(), weight.device)
     row = Encoded(np.full(tokens, 7, np.int32), np.arange(tokens) >= tokens // 2)
@@ -128,7 +132,7 @@ def counted(depth, rows, tokens, monkeypatch, fused=False):
         patched.setattr(
             "transformers.masking_utils.fast_all", lambda _mask: False
         )  # as where rows are padded
-        patched.setattr(featurizer, "_to_host", lambda *tensors: lambda: tensors)
+        patched.setattr(featurizer, "to_host", lambda *tensors: lambda: tensors)
         if fused:
             kernel = pytest.importorskip("clusterucb.gradients.fused", reason="Triton has no wheel here")
             launched = defaultdict(lambda: lambda *args, **_: count.add(args))  # by its grid

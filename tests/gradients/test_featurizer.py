@@ -136,12 +136,15 @@ class TestOutOfMemory:
 
     def test_a_row_that_alone_is_too_much_is_named(self, featurize, monkeypatch):
         limit(monkeypatch, 0)
-        with pytest.raises(InputError, match=r"row 0: out of memory.*\(9 tokens\); lower --gradient-length"):
+        words = (
+            r"row 0: out of memory on cpu .*\(9 tokens\); go on with .* --device, or lower --gradient-length"
+        )
+        with pytest.raises(InputError, match=words):
             featurize(rows([9, 5, 4]))
 
     def test_a_batch_of_processes_that_share_a_model_is_not_halved(self, featurize, monkeypatch):
         tried = limit(monkeypatch, 2)
-        monkeypatch.setattr("clusterucb.gradients.batches.is_sharded", lambda _model: True)
+        monkeypatch.setattr("clusterucb.runtime.memory.is_sharded", lambda _model: True)
         words = r"row 0: out of memory.* micro-batch of 3 rows .* cannot halve; lower --batch-tokens"
         with pytest.raises(InputError, match=words):
             featurize(rows([9, 5, 4]))

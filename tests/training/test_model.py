@@ -26,7 +26,7 @@ from clusterucb.training.adapter import (
     read_adapter,
     save_adapter,
 )
-from clusterucb.training.model import allow_tf32, load_model, load_tokenizer, pick_device, pick_dtype
+from clusterucb.training.model import load_model, load_tokenizer, pick_device, pick_dtype
 
 
 def changed(folder, **settings):
@@ -302,14 +302,6 @@ class TestLoading:
         assert pick_device("cpu") == torch.device("cpu")
         assert pick_dtype("float16", torch.device("cpu")) == torch.float16
         assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
-
-    def test_only_beside_a_base_in_half_precision_are_a_gpus_products_rounded_to_tf32(self, monkeypatch):
-        asked = []
-        monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-        for device in ("cpu", "cuda", "mps"):
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                allow_tf32(torch.device(device), dtype)
-        assert asked == ["high", "high"]
 
 
 @pytest.mark.parametrize(

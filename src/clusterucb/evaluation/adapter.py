@@ -17,6 +17,7 @@ from clusterucb.errors import ConfigError, InputError, reason
 from clusterucb.evaluation.benchmarks import Benchmarks
 from clusterucb.evaluation.harness import VLLM, HuggingFace
 from clusterucb.runtime.files import began
+from clusterucb.runtime.memory import Room
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import (
     adapter_settings,
@@ -37,12 +38,14 @@ def benchmarks(
     tokenizer: Any,
     chat: ChatFormat,
     screen: Screen,
+    room: Room | None = None,
 ) -> Benchmarks:
     """The evaluation of `adapter` and its base that `config` asks for; `load` is called if hf runs them."""
     hf = config.evaluation.engine == "hf"
     engine = HuggingFace(load, tokenizer, chat) if hf else VLLM(config, adapter)
     name, unwanted = _fingerprint_adapter(adapter), _target_questions(adapter)
-    return Benchmarks(config, engine, name, tokenizer, chat, folder, base_answers, unwanted, screen)
+    room = room or Room(say=screen.say)
+    return Benchmarks(config, engine, name, tokenizer, chat, folder, base_answers, unwanted, screen, room)
 
 
 def evaluate_adapter(config: Common, screen: Screen) -> dict[str, Any]:

@@ -12,23 +12,23 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from clusterucb.config import Common, Evaluation
 from clusterucb.data.chat import ChatFormat, fingerprint
-from clusterucb.errors import ConfigError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.evaluation.documents import Document, documents
 from clusterucb.evaluation.harness import Engine, ask, require_harness, stops
 from clusterucb.evaluation.sandbox.programs import protections
 from clusterucb.evaluation.scores import by_subtask, mean, score
+from clusterucb.runtime.devices import free_memory, is_out_of_memory
 from clusterucb.runtime.files import (
     publish,
     publish_folder,
@@ -38,9 +38,11 @@ from clusterucb.runtime.files import (
     write_json,
     write_lines,
 )
+from clusterucb.runtime.memory import BENCHMARKS, Room
 from clusterucb.runtime.screen import Screen
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task, Variant
+from clusterucb.training.model import pick_device
 
 MODELS = ("base", "adapter")
 Answered = dict[str, Any]
@@ -102,7 +104,11 @@ class _Sheet:
     @property
     def tokens(self) -> int:
         """Of the longest prompt and its answer."""
-        return int(self.lengths.max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
+        return self.longest(slice(None))
+
+    def longest(self, places: NDArray[np.int64] | slice) -> int:
+        """Tokens of the longest of some prompts and its answer."""
+        return int(self.lengths[places].max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
 
 
 @dataclass
@@ -119,6 +125,7 @@ class Benchmarks:
         base_answers: where the base's answers go; other evaluations may have the same.
         leave_out: digests of questions that the adapter was selected for.
         screen: where progress is shown.
+        room: what has fitted into memory so far.
     """
 
     config: Common
@@ -130,6 +137,7 @@ class Benchmarks:
     base_answers: Path
     leave_out: frozenset[str]
     screen: Screen
+    room: Room = field(default_factory=Room)
 
     def run(self) -> dict[str, Any]:
         """Ask what has not been answered yet; publish and return results.json.
@@ -234,13 +242,12 @@ class Benchmarks:
 
     def _asked(self, sheet: _Sheet, who: str, part: Path) -> list[Answered]:
         samples: dict[int, Answered] = {}
-        shrunk, shown = 1, sheet.variant.metrics[0]
+        shown = sheet.variant.metrics[0]
         with self.screen.track(f"{sheet.name}, {who}", len(sheet.documents), "questions") as advance:
-            for number, (places, planned) in enumerate(sheet.chunks):
+            for number, (places, _) in enumerate(sheet.chunks):
                 path = part / f"chunk-{number:05d}.jsonl"
                 if not path.exists():
-                    found, batch = self._chunk(sheet, who, number, max(1, planned // shrunk))
-                    shrunk = max(shrunk, planned // batch)
+                    found = self._chunk(sheet, who, number)
                     with publish(path) as unfinished:
                         write_lines(unfinished, found, ascii=True)
                 samples |= zip(places.tolist(), read_lines(path), strict=True)
@@ -248,25 +255,29 @@ class Benchmarks:
                 advance(len(places), f"{shown} {so_far:.3f}")
         return [samples[place] for place in range(len(sheet.documents))]
 
-    def _chunk(self, sheet: _Sheet, who: str, number: int, batch: int) -> tuple[list[Answered], int]:
-        """Answers to one chunk, and the batch that fitted into memory."""
-        chunk = [sheet.documents[place] for place in sheet.chunks[number][0]]
+    def _chunk(self, sheet: _Sheet, who: str, number: int) -> list[Answered]:
+        """Answers to one chunk, in batches that fit into memory; vLLM sees to its own."""
+        places, planned = sheet.chunks[number]
+        chunk, longest = [sheet.documents[place] for place in places], sheet.longest(places)
+        space = self.room.at(BENCHMARKS, pick_device(self.config.device))
         prompts = [document["context"] for document in chunk]
         seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
         until = stops(sheet.variant, self.chat)
         while True:
+            batch = space.rows(longest, planned)
             try:
                 with self.engine.asked(who, batch) as lm:
                     found = ask(lm, sheet.variant, prompts, until, seed)
-                return [_answered(sheet, *pair) for pair in zip(chunk, found, strict=True)], batch
-            except torch.OutOfMemoryError:
-                if batch == 1:
-                    raise ConfigError(
-                        f"{chunk[0]['id']}: out of memory with a single question; use a smaller model or "
-                        "--dtype bfloat16"
-                    ) from None
-            torch.cuda.empty_cache()  # here, as the error holds what was computed
-            batch //= 2
+                space.told()
+                return [_answered(sheet, *pair) for pair in zip(chunk, found, strict=True)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            try:
+                space.lower(batch, longest)
+            except InputError as error:
+                raise InputError(f"{chunk[0]['id']}: {error}") from None
+            free_memory()  # here, as the error held what was computed
 
     def _result(self, sheet: _Sheet, folders: Mapping[str, Path]) -> dict[str, Any]:
         """Every metric for both models by their folders, and their difference question by question."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
-import io
 import json
 import logging
 import os
@@ -155,7 +154,7 @@ class VLLM:
             "max_lora_rank": _rank_for_vllm(self._adapter),
         }
         try:
-            with _silent():
+            with _silent(), _seeing(config.device):
                 lm = vllm_causallms.VLLM(**settings, **self._size())
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -175,6 +174,21 @@ class VLLM:
         fit = (n for n in range(gpus, 0, -1) if heads % n == 0 and (keys % n == 0 or n % keys == 0))
         positions = getattr(text, "max_position_embeddings", None) or self._tokens
         return {"max_model_len": min(self._tokens, positions), "tensor_parallel_size": next(fit)}
+
+
+@contextmanager
+def _seeing(device: str) -> Iterator[None]:
+    """The processes that are started see the one GPU that is named, if one is."""
+    number, name = device.partition(":")[2], "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    if number:
+        os.environ[name] = before.split(",")[int(number)] if before else number
+    try:
+        yield
+    finally:
+        if number:
+            os.environ.pop(name)
+            os.environ.update({name: before} if before else {})
 
 
 def _rank_for_vllm(adapter: Path) -> int:
@@ -274,7 +288,8 @@ def _silent() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        # A real file: vLLM asks for the number of the one that it writes to.
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
             yield
     finally:
         logger.setLevel(before)

@@ -23,7 +23,8 @@ from torch import nn
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.anatomy import check_steady, eval_mode
-from clusterucb.gradients.batches import Batch, Describe, collate, within_memory
+from clusterucb.gradients.batches import Batch, collate
+from clusterucb.runtime.memory import FORWARD, Describe, Room, Work, within_memory
 
 Number = TypeVar("Number", bound=np.floating)
 
@@ -33,8 +34,10 @@ def forward(
     model: PeftModel,
     rows: Sequence[Encoded],
     describe: Describe = "row {}".format,
+    room: Room | None = None,
+    work: Work = FORWARD,
 ) -> NDArray[Number]:
-    """What `compute` makes of a micro-batch, (B, ...); out of memory, the batch is halved.
+    """What `compute` makes of a micro-batch, (B, ...), in parts where `room` has shown that it does not fit.
 
     Raises InputError where memory does not suffice for one row alone, or what is computed of it is not
     finite; `describe(i)` names row i.
@@ -50,7 +53,8 @@ def forward(
             )
         return found
 
-    return np.concatenate(within_memory(computed, rows, describe, model))
+    space = (room or Room()).at(work, model.device)
+    return np.concatenate(within_memory(computed, rows, describe, model, space))
 
 
 def representations(model: PeftModel, batch: Batch, depth: float = 1.0) -> NDArray[np.float32]:

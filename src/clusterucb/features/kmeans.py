@@ -29,6 +29,7 @@ from torch.nn.functional import embedding_bag
 
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.influence import Vectors
+from clusterucb.runtime.devices import rounded_to, to_device, to_host
 from clusterucb.runtime.files import publish
 from clusterucb.runtime.processes import ALONE, World
 
@@ -92,6 +93,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
     return Path(path) / "clusters.safetensors" if Path(path).is_dir() else Path(path)
 
 
+@rounded_to("highest")  # whatever else the process rounds products to
 def spherical_kmeans(
     features: Vectors,
     k: int,
@@ -210,21 +212,23 @@ class _Rows:
         sums = torch.zeros(centroids.shape if update else 0, dtype=torch.float64, device=centroids.device)
         for first in range(0, len(self.own), self.stretch):
             partial: Tensor | None = None
-            for start in range(first, min(first + self.stretch, len(self.own)), self.block):
-                rows = slice(start, min(start + self.block, len(self.own)))
+            end, found = min(first + self.stretch, len(self.own)), list[tuple[Tensor, Tensor]]()
+            for start in range(first, end, self.block):
+                rows = slice(start, min(start + self.block, end))
                 x = self._read(self.own[rows.start], self.own[rows.stop - 1] + 1)  # (b, d)
                 if rows.stop > self._measured:
                     self._inverse[rows] = _inverse_norms(x, self.own[start])
                     self._measured = rows.stop
                 inverse = self._inverse[rows]  # (b,)
                 values, nearest = self.nearest(x, centroids)  # a row's length does not matter
-                labels[rows] = nearest.cpu().numpy()
-                cosines[rows] = (values * inverse).cpu().numpy()
+                found.append((nearest, values * inverse))
                 if update:
-                    found = _sums(x, inverse * self.units, nearest, k)
-                    partial = found if partial is None else partial.add_(found)
+                    added = _sums(x, inverse * self.units, nearest, k)
+                    partial = added if partial is None else partial.add_(added)
             if partial is not None:
                 sums += partial.round_()
+            # A GPU is waited for here alone, so that it is read for while it works, and not without end.
+            labels[first:end], cosines[first:end] = to_host(*map(torch.cat, zip(*found, strict=True)))()
         changed = len(labels) if before is None else int((labels != before.labels).sum())
         mass = int(np.rint(cosines.astype(np.float64) * _COSINE_UNITS).astype(np.int64).sum())
         counts = torch.tensor([*np.bincount(labels, minlength=k).tolist(), mass, changed])
@@ -245,7 +249,7 @@ class _Rows:
         """Rows as they are stored, float32[b, d]; overwritten by the next read."""
         with warnings.catch_warnings():  # torch warns of a read-only memmap, which is only read here
             warnings.simplefilter("ignore", UserWarning)
-            stored = torch.from_numpy(np.asarray(self.features[start:stop]))
+            stored = to_device(np.asarray(self.features[start:stop]), self._buffer.device)
         return self._buffer[: stop - start].copy_(stored)
 
 
@@ -263,9 +267,8 @@ def _inverse_norms(x: Tensor, start: int) -> Tensor:
 
 def _sums(x: Tensor, weights: Tensor, labels: Tensor, k: int) -> Tensor:
     """Weighted sum of each cluster's rows, float32[k, d], added in row order on every device."""
-    order = labels.argsort(stable=True)
-    sizes = labels.bincount(minlength=k)
-    starts = sizes.cumsum(0) - sizes
+    in_order, order = labels.sort(stable=True)
+    starts = torch.searchsorted(in_order, torch.arange(k, device=labels.device))
     sums: Tensor = embedding_bag(order, x, starts, mode="sum", per_sample_weights=weights[order])
     return sums
 

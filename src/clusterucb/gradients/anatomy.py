@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from clusterucb.errors import ConfigError, reason
+from clusterucb.runtime.devices import passes_of
 from clusterucb.runtime.sharding import is_sharded, reshard
 
 ROWS, TOKENS = 2, 7
@@ -154,17 +155,18 @@ def _few(names: Sequence[str], between: str = ", ") -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model without dropout while the block runs."""
+    """The model without dropout, as it was written and as `passes_of` computes, while the block runs."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with passes_of(model), _uncompiled(model):
+            yield
     finally:
         for module in training:
             module.training = True
 
 
-def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
     """A compiled model run as it was written: what was compiled without the hooks would pass them by."""
     compiled = any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -196,7 +198,7 @@ def _run(
 
         return hook
 
-    with eval_mode(model), uncompiled(model), inputs_need_gradients(model), ExitStack() as stack:
+    with eval_mode(model), inputs_need_gradients(model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(look(name), with_kwargs=True))
@@ -231,7 +233,8 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _called(model: nn.Module) -> str:
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # not peft's wrapper
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)  # not peft's wrapper
+    inner = unwrap()
     return getattr(inner, "name_or_path", "") or type(inner).__name__
 
 

@@ -6,36 +6,38 @@ run makes the same batches, and with them the same rounding, as an uninterrupted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import InputError
-from clusterucb.runtime.sharding import is_sharded
+from clusterucb.runtime.devices import to_device
 
-Describe = Callable[[int], str]
-"""Names row i of a micro-batch in an error."""
+USUAL_TOKENS = 4096
+"""Of a micro-batch, on a CPU, where more fit and are no faster."""
+MOST_TOKENS = 32768
+"""On a GPU, which then no longer waits for launches, whatever fits."""
+MOST_ROWS = 256
+"""Of a micro-batch: each has a gradient of its own of every layer in turn."""
 
-Result = TypeVar("Result")
 
-
-def micro_batches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
+def micro_batches(
+    lengths: NDArray[np.int64], max_tokens: int, max_rows: int | None = None
+) -> list[NDArray[np.int64]]:
     """Split rows of so many tokens (n,) into batches of like length, the longest rows first.
 
     Rows times padded length of a batch is at most `max_tokens`; a longer row stands alone. Returns positions
-    into `lengths`, one array a batch; every position occurs once.
+    into `lengths`, one array a batch of at most `max_rows`; every position occurs once.
     """
+    most = max_rows or MOST_ROWS
     order = np.argsort(-lengths, kind="stable")
     batches = []
     start = 0
     while start < len(order):
-        size = max(1, max_tokens // int(lengths[order[start]]))
+        size = min(most, max(1, max_tokens // int(lengths[order[start]])))
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -50,6 +52,7 @@ class Batch:
         attention: 1 for tokens, 0 for padding, (B, T).
         predictors: flat positions b * T + t whose next token is a label, (L,).
         answers: the labels, (L,).
+        weights: of each label in its row's mean, (L,).
         owners: row b of each label, (L,), on the host.
         label_counts: labels of each row, (B,), on the host.
     """
@@ -58,6 +61,7 @@ class Batch:
     attention: torch.Tensor
     predictors: torch.Tensor
     answers: torch.Tensor
+    weights: torch.Tensor
     owners: NDArray[np.int64]
     label_counts: NDArray[np.int64]
 
@@ -78,47 +82,16 @@ def padded(rows: Sequence[Encoded]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right into one batch on `device`; every row must have a label."""
+    """Pad rows on the right into one batch on `device`; a row without a label has no loss."""
     ids, attention, labels = padded(rows)
     owners, before = np.nonzero(labels[:, 1:])  # nothing predicts a row's first token
+    counts, there = labels[:, 1:].sum(1), torch.device(device)
     return Batch(
-        ids=torch.from_numpy(ids).to(device),
-        attention=torch.from_numpy(attention).to(device),
-        predictors=torch.from_numpy(owners * ids.shape[1] + before).to(device),
-        answers=torch.from_numpy(ids[owners, before + 1]).to(device),
+        ids=to_device(ids, there),
+        attention=to_device(attention, there),
+        predictors=to_device(owners * ids.shape[1] + before, there),
+        answers=to_device(ids[owners, before + 1], there),
+        weights=to_device((1.0 / counts[owners]).astype(np.float32), there),
         owners=owners,
-        label_counts=labels[:, 1:].sum(1),
+        label_counts=counts,
     )
-
-
-def within_memory(
-    compute: Callable[[Sequence[Encoded], Describe], Result],
-    rows: Sequence[Encoded],
-    describe: Describe,
-    model: nn.Module,
-) -> list[Result]:
-    """What `compute(rows, describe)` makes of a micro-batch, or of its halves where memory runs out.
-
-    The processes that share a sharded model compute equally often, so there nothing is halved.
-
-    Raises:
-        InputError: memory does not suffice for one row alone, or for the micro-batch where it may not be
-            halved; `describe(i)` names row i.
-    """
-    try:
-        return [compute(rows, describe)]
-    except torch.OutOfMemoryError:
-        device = next(model.parameters()).device
-        if len(rows) == 1:
-            raise InputError(
-                f"{describe(0)}: out of memory on {device} for this row alone ({len(rows[0].ids)} tokens); "
-                f"lower --gradient-length (of a target row --target-length), or use a smaller model or rank"
-            ) from None
-        if is_sharded(model):
-            raise InputError(
-                f"{describe(0)}: out of memory on {device} for a micro-batch of {len(rows)} rows from this "
-                "one on, which processes that share a model cannot halve; lower --batch-tokens"
-            ) from None
-    half = len(rows) // 2
-    first = within_memory(compute, rows[:half], describe, model)
-    return first + within_memory(compute, rows[half:], lambda i: describe(half + i), model)

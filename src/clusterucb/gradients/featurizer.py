@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,11 @@ from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.adam import AdamMap, Formula, Moments
 from clusterucb.gradients.anatomy import examine
-from clusterucb.gradients.batches import Describe, collate, micro_batches, within_memory
+from clusterucb.gradients.batches import MOST_TOKENS, USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
+from clusterucb.runtime.devices import to_host, wait_for
+from clusterucb.runtime.memory import GRADIENTS, Describe, Room, within_memory
 from clusterucb.runtime.processes import ALONE, World
 
 Found = tuple[NDArray[np.float16], NDArray[np.float64]]
@@ -30,6 +31,7 @@ class Featurizer:
         projection: to d dimensions.
         moments: Adam's, for pool rows; None takes the plain gradient, as for target rows.
         formula: of the Adam direction.
+        room: what has fitted into memory so far.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class Featurizer:
         projection: Projection,
         moments: Moments | None = None,
         formula: Formula = "less",
+        room: Room | None = None,
     ) -> None:
         self.model, self.projection = model, projection
         self.layers = adapter_layers(model)
+        self.space = (room or Room()).at(GRADIENTS, self.device)
         self._axes = examine(model, self.layers).axes
         self.adam = None
         if moments is not None:
@@ -65,13 +69,23 @@ class Featurizer:
 
         So the host can see to the batch before while the device is at this one.
         """
-        parts = within_memory(self._batch, rows, describe, self.model)
+        parts = within_memory(self._batch, rows, describe, self.model, self.space)
 
         def finish() -> Found:
             features, losses = zip(*(part() for part in parts), strict=True)
             return np.concatenate(features), np.concatenate(losses)
 
         return finish
+
+    def most_tokens(self, rows: Sequence[Encoded]) -> int:
+        """Padded tokens of a micro-batch that fits, found by doubling; of `rows` the longest come first."""
+
+        def attempt(tokens: int) -> None:
+            self._batch(rows[: tokens // longest], "row {}".format)
+            wait_for(self.device)
+
+        longest = len(rows[0])
+        return self.space.most(attempt, USUAL_TOKENS, min(MOST_TOKENS, len(rows) * longest))
 
     def _batch(self, rows: Sequence[Encoded], describe: Describe) -> Callable[[], Found]:
         sketch = torch.zeros(len(rows), self.projection.dim, device=self.device)
@@ -83,7 +97,7 @@ class Featurizer:
         label_losses = row_gradients(self.model, self.layers, batch, consume, self._axes)
         lengths = torch.linalg.vector_norm(sketch, dim=1)
         features = (sketch / lengths[:, None]).to(torch.float16)
-        arrived = _to_host(features, lengths, label_losses)
+        arrived = to_host(features, lengths, label_losses)
 
         def finish() -> Found:
             features, norms, per_label = arrived()
@@ -117,22 +131,6 @@ def one_ahead(
             yield waiting()
     if begun:
         yield begun()
-
-
-def _to_host(*tensors: torch.Tensor) -> Callable[[], list[NDArray[Any]]]:
-    """Begin to copy tensors to the host; what is returned waits for them alone, not for work begun later."""
-    cuda = tensors[0].is_cuda
-    copies = [tensor.to("cpu", non_blocking=cuda) for tensor in tensors]
-    done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
-    if done is not None:
-        done.record()
-
-    def arrived() -> list[NDArray[Any]]:
-        if done is not None:
-            done.synchronize()
-        return [copy.numpy() for copy in copies]
-
-    return arrived
 
 
 def target_directions(

@@ -29,10 +29,9 @@ from clusterucb.gradients.anatomy import (
     eval_mode,
     examine,
     inputs_need_gradients,
-    uncompiled,
 )
 from clusterucb.gradients.batches import Batch
-from clusterucb.runtime.sharding import reshard
+from clusterucb.runtime.sharding import refuse_several_devices, reshard
 
 Consumer = Callable[[str, torch.Tensor], None]
 
@@ -69,8 +68,9 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         ConfigError: a trainable parameter is not the weight of a linear layer, so that its per-row
             gradient has no such form (DoRA magnitudes, embeddings, trained biases); or a layer is trained
-            as a whole (modules_to_save), or is the vocabulary head's.
+            as a whole (modules_to_save), or is the vocabulary head's; or layers are on several devices.
     """
+    refuse_several_devices(model)
     parameters = trainable_parameters(model)
     linears = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear)}
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
@@ -95,8 +95,8 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
-    with torch.no_grad(), eval_mode(model), uncompiled(model), _labels_only(model, batch):
-        return batch.row_means(_label_losses(model, batch).cpu().numpy())
+    with torch.no_grad(), eval_mode(model):
+        return batch.row_means(label_losses(model, batch).cpu().numpy())
 
 
 def row_gradients(
@@ -108,7 +108,8 @@ def row_gradients(
 ) -> torch.Tensor:
     """Hand `consume(name, gradients)` every layer's per-row gradients, and return the labels' losses.
 
-    Nothing here waits for the device.
+    Nothing of ours waits for the device here; the model's own code may (transformers looks once or twice
+    whether a mask hides anything).
 
     Args:
         model: a transformers causal LM with an adapter; run in eval mode, so without dropout.
@@ -126,8 +127,6 @@ def row_gradients(
     axes = axes or examine(model, layers).axes
     with (
         eval_mode(model),
-        uncompiled(model),
-        _labels_only(model, batch),
         inputs_need_gradients(model),
         _frozen(layers.values()),
         ExitStack() as stack,
@@ -137,18 +136,21 @@ def row_gradients(
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(sums[name].run))
         with torch.enable_grad():
-            losses = _label_losses(model, batch)
-            weights = (1.0 / batch.label_counts)[batch.owners].astype(np.float32)
-            (losses * torch.from_numpy(weights).to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
+            losses = label_losses(model, batch)
+            for one in sums.values():
+                one.count()
+            (losses * batch.weights).sum().backward()  # type: ignore[no-untyped-call]
         for name, layer in layers.items():
             sums[name].end(layer)
     return losses.detach()
 
 
-def _label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+def label_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of each label, (L,), in float32, of a model as it is: in training with dropout."""
     check_steady(model, batch.ids.shape[1])
-    logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]  # (L, V)
-    return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # (L,)
+    with _labels_only(model, batch):
+        logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[0]
+    return nn.functional.cross_entropy(logits.float(), batch.answers, reduction="none")  # of (L, V)
 
 
 def _given_to_adapters(model: nn.Module, stack: ExitStack) -> dict[nn.Module, torch.Tensor]:
@@ -176,29 +178,33 @@ class _RunSum:
     ) -> None:
         self._name, self._axis, self._consume, self._given = name, axis, consume, given
         self._rows, self._tokens = batch.ids.shape
-        self._runs, self._finished = 0, False
+        self._runs, self._expected, self._finished = 0, 0, False
         self._sum: torch.Tensor | None = None
 
     def run(self, layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """A forward hook. A run without gradients is passed over; one on what has none asks for its own."""
-        if not torch.is_grad_enabled():
+        self._runs += 1
+        if not torch.is_grad_enabled():  # also of a layer that will run again, on the way back
             return
         if not output.requires_grad:
             output.requires_grad_(True)
         given = self._given.pop(layer, args[0]).detach()
         check_by_row(self._name, given.shape, self._axis, self._rows, self._tokens)
         inputs = by_row(given, self._axis, self._rows)  # (B, n, in)
-        self._runs += 1
 
         def backward(gradient: torch.Tensor) -> None:
             outward = by_row(gradient, self._axis, self._rows)  # (B, n, out)
             found = torch.bmm(outward.float().transpose(1, 2), inputs.float())
             self._sum = found if self._sum is None else self._sum.add_(found)
-            self._runs -= 1
-            if not self._runs:
+            self._expected -= 1
+            if not self._expected:
                 self._finish(self._sum)
 
         output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def count(self) -> None:
+        """The way forward has ended: so many runs are expected on the way back."""
+        self._expected = self._runs
 
     def end(self, layer: nn.Linear) -> None:
         """Hand over what has not been: of runs of which some did not matter, or zeros where none did."""

@@ -36,6 +36,7 @@ class RunDir:
     clusters.safetensors  labels and centroids
     rounds/1, 2, ...      what each selection chose: selected.jsonl, selected.ids.jsonl, draws.jsonl
     periods/1.json, ...   loss on held-out rows after each training period but the last
+    memory.json           how many tokens fitted into memory at once, where that was found out
     training/             the trainer's own saved states
     adapter/              the result
     logs/                 TensorBoard's files, where the trainer reports to it
@@ -63,6 +64,7 @@ class RunDir:
         self.evaluation = self.path / "evaluation.json"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.memory = self.path / "memory.json"
 
     def checkpoint(self, number: int) -> Path:
         """The folder of warmup checkpoint `number`, from 1."""

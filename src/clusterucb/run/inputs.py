@@ -5,7 +5,6 @@ Several runs with the same inputs share one `Inputs`. What is made of the inputs
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import time
@@ -36,7 +35,9 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.screening import Screening, screened, unchecked
 from clusterucb.run.sizing import Job
+from clusterucb.runtime.devices import free_memory
 from clusterucb.runtime.files import began, check_made_with, made, read_json, told, write_json, write_lines
+from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
 from clusterucb.runtime.sharding import shard
@@ -112,9 +113,10 @@ class Targeted:
         batch_tokens: int,
         screen: Screen,
         world: World = ALONE,
+        room: Room | None = None,
     ) -> tuple[NDArray[np.float32], Cost]:
         """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
-        started, featurize = time.monotonic(), Featurizer(model, projection)
+        started, featurize = time.monotonic(), Featurizer(model, projection, room=room)
         with screen.track("target directions", len(self.ids), "rows") as advance:
             name = self.ids.__getitem__
             found = target_directions(featurize, self.tokens, self.codes, batch_tokens, name, advance, world)
@@ -139,6 +141,11 @@ class Inputs:
         self.config, self.dir, self.screen, self.world = config, run, screen, world
         self.sharded = world.size > 1 and config.training.shard == "fsdp"
         self._settled, self._said = settled or run.config, set[str]()
+
+    @cached_property
+    def room(self) -> Room:
+        """What has fitted into memory, in this command and those before."""
+        return Room(self.dir.memory if self.world.leads else None, self.screen.say)
 
     @cached_property
     def pool(self) -> Pool:
@@ -417,7 +424,7 @@ class Inputs:
         """The base model with an adapter, kept before any training; each step gives it weights it wants."""
         config = self.config
         self.screen.say(f"load {config.model}")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             base = load_model(config, on_host=self.sharded)
             model = attach_adapter(base, config.lora, config.seed, config.adapter, self.screen.say)
         self._check_model(examine(model, adapter_layers(model)))
@@ -464,9 +471,7 @@ class Inputs:
     def release_model(self) -> None:
         """Free the model's memory; it is loaded again when it is asked for."""
         vars(self).pop("model", None)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def job_of(config: Config, lengths: NDArray[np.int64], rows: int, processes: int = 1) -> Job:

@@ -18,6 +18,8 @@ from clusterucb.errors import ConfigError
 from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
+from clusterucb.gradients.batches import MOST_ROWS, USUAL_TOKENS
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
@@ -25,7 +27,9 @@ from clusterucb.run.index import Index
 from clusterucb.run.inputs import Inputs
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.sizing import DRAWS, Decided, Job, decide, is_open, lines, rows_kept
+from clusterucb.runtime.devices import is_gpu
 from clusterucb.runtime.files import publish, storage_errors
+from clusterucb.runtime.memory import GRADIENTS, Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.budget import Budget
@@ -33,7 +37,7 @@ from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
 from clusterucb.training.adapter import fingerprint_base
-from clusterucb.training.finetune import accumulation_steps, check_reporter
+from clusterucb.training.finetune import check_reporter, rows_of_each
 from clusterucb.training.model import check_quantisation, pick_device
 
 
@@ -182,7 +186,7 @@ class Session:
         check_reporter(self.config.training.report_to)
         check_quantisation(self.config.load_in, pick_device(self.config.device))
         if self.config.training.batch_size:
-            accumulation_steps(self.config.training, self.world.size)
+            rows_of_each(self.config.training, self.world.size)
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
@@ -248,8 +252,34 @@ class Session:
 
     def directions(self, world: World) -> tuple[NDArray[np.float32], Cost]:
         """The target's directions at the model as it is now, (S, d), and their cost."""
-        tokens = self.config.gradients.batch_tokens
-        return self.inputs.targeted.directions(self.model, self.projection, tokens, self.screen, world)
+        return self.inputs.targeted.directions(
+            self.model, self.projection, self.batch_tokens, self.screen, world, self.room
+        )
+
+    @property
+    def room(self) -> Room:
+        """What has fitted into memory."""
+        return self.inputs.room
+
+    @cached_property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a micro-batch, at most: as set, or on a GPU as many as fit, found once a run."""
+        if given := self.config.gradients.batch_tokens:
+            return given
+        device = pick_device(self.config.device)
+        if not is_gpu(device) or self.inputs.sharded:
+            return USUAL_TOKENS
+        space, pooled = self.room.at(GRADIENTS, device), self.inputs.pooled
+        if known := self.world.lead(lambda: space.fit.planned):
+            return known
+        longest = np.argsort(-pooled.lengths, kind="stable")[:MOST_ROWS].tolist()
+        featurize = Featurizer(self.model, self.projection, room=self.room)
+        return space.plan(min(self.world.gather(featurize.most_tokens([pooled.tokens[i] for i in longest]))))
+
+    def release_device(self) -> None:
+        """Free the memory of model and projection; each is made again when it is asked for."""
+        vars(self).pop("projection", None)
+        self.inputs.release_model()
 
     @property
     def repeat_seed(self) -> int:

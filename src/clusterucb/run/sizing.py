@@ -113,8 +113,7 @@ def rows_of_a_step(config: Config, job: Job) -> int:
     selected = kept(config, job)
     wanted = max(1, config.training.periods * selected // STEPS)
     size = min(selected, max(4, min(128, 1 << (wanted.bit_length() - 1))))
-    unit = config.training.micro_batch * job.processes  # each process gets as many rows
-    return -(-size // unit) * unit
+    return -(-size // job.processes) * job.processes  # each process gets as many rows
 
 
 @rule("epochs_per_period")

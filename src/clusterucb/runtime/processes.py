@@ -8,7 +8,7 @@ writes everything in it but rows of a feature store, and speaks to the person.
     lead      rank 0 acts or decides; the others wait as long as it takes, and get what it returns
     once      the same for what is needed at no fixed moment: rank 0 acts, the others wait until it has
     gather    a value of each process, for all
-    total     sums of whole numbers over processes, which no order of adding can change
+    total     sums over processes, which no order of adding can change if they are of whole numbers
 
 They meet through torchrun's store and torch.distributed (gloo between hosts' memories, nccl between GPUs).
 Nothing is set up at import, and nothing at all where there is one process. accelerate's gathers are the same
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class World:
         together: what `in_step` asks for.
         store: keys and values that all see, served by torchrun itself.
         seconds: how long the others are waited for where all meet.
+        group: of torch.distributed, by which they meet; None is all that there are.
     """
 
     rank: int = 0
@@ -67,6 +69,7 @@ class World:
     together: bool = False
     store: Any = None
     seconds: float = _SECONDS
+    group: Any = None
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
@@ -93,7 +96,7 @@ class World:
         return found
 
     def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, in place; whole numbers, below 2^53 in float64."""
+        """The sum over all processes, in place; exact for whole numbers, below 2^53 in float64."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -158,7 +161,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not any(word in str(error) for word in _TALK):
+            if self.size == 1 or "out of memory" in str(error) or not any(w in str(error) for w in _TALK):
                 raise
             raise LostError(self._lost()) from error
 
@@ -172,12 +175,13 @@ class World:
             raise ConfigError(
                 f"device {name}: {self.size} processes would share it; with --device cuda each takes its own"
             )
-        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if name in ("auto", "cuda") and there and local >= there:
-            raise ConfigError(
-                f"local rank {local}: there are {there} GPUs here; start at most as many processes a machine "
-                "(--nproc-per-node)"
-            )
+        if name in ("auto", "cuda") and (there := torch.cuda.device_count()):
+            own = torch.cuda.get_device_properties(_local(os.environ) % there).uuid  # each may see one alone
+            if (gpus := len(set(self.gather((socket.gethostname(), str(own)))))) < self.size:
+                raise ConfigError(
+                    f"{self.size} processes have {gpus} GPUs between them; start at most one for each "
+                    "(--nproc-per-node)"
+                )
 
     def check_complete(self) -> None:
         """Raise ConfigError where there are others that this world does not know: all would write as one."""
@@ -221,10 +225,8 @@ class World:
 
     def _meet(self, exchange: Callable[..., object], *values: Any) -> None:
         """Exchange values by a function of torch.distributed, in which all have to come."""
-        try:
-            exchange(*values)
-        except RuntimeError as error:
-            raise LostError(self._lost()) from error
+        with self.watching():
+            exchange(*values, group=self.group)
 
     def _lost(self) -> str:
         """Which processes are not there any more; each that is says so."""
@@ -277,22 +279,26 @@ def joined(environment: Mapping[str, str] = os.environ, *, fsdp: bool = True) ->
     seconds = _seconds(environment)
     limit = timedelta(seconds=seconds)
     cuda = torch.cuda.is_available()
-    if cuda and (local := int(environment.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
-        torch.cuda.set_device(local)  # `cuda` is this device from here on
+    if cuda:
+        torch.cuda.set_device(
+            _local(environment) % torch.cuda.device_count()
+        )  # what is called `cuda` from here
     try:
         shared, rank, size = next(rendezvous("env://", timeout=limit))
         attempt = _attempt(PrefixStore("clusterucb", shared), rank, size, seconds)
         store = PrefixStore(f"clusterucb/{attempt}", shared)
-        own = not dist.is_initialized()
+        own, group = not dist.is_initialized(), None
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if own:
-            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-            group = PrefixStore("group", store)
-            dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
+            meeting = PrefixStore("group", store)
+            dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=limit)
+        elif "gloo" not in str(dist.get_backend_config()):  # a Trainer's, by which GPUs alone can meet
+            group = dist.new_group(backend=backend, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise LostError(
             f"start: the {size} processes did not find each other ({str(error).splitlines()[0]})"
         ) from error
-    yield World(rank, size, store=store, seconds=seconds)
+    yield World(rank, size, store=store, seconds=seconds, group=group)
     if own and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -326,6 +332,11 @@ def _attempt(store: Any, rank: int, size: int, seconds: float) -> str:
     name: str = store.get(f"welcome/{own}").decode()
     store.set(f"here/{name}/{rank}", "")
     return name
+
+
+def _local(environment: Mapping[str, str]) -> int:
+    """The process' number on its machine."""
+    return int(environment.get("LOCAL_RANK", "0"))
 
 
 def _size(environment: Mapping[str, str]) -> int:

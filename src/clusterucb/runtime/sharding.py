@@ -77,6 +77,16 @@ def reshard(model: nn.Module) -> None:
         part.reshard()
 
 
+def refuse_several_devices(model: nn.Module) -> None:
+    """Raise ConfigError for a model whose layers lie on several devices, as device_map="auto" puts them."""
+    places = sorted({str(parameter.device) for parameter in model.parameters() if parameter.requires_grad})
+    if len(places) > 1:
+        raise ConfigError(
+            f"the adapter's layers are on {', '.join(places)}, and a row's gradient is taken on one device: "
+            "load the model on one (device_map={'': 0}), or shard it by FSDP 2"
+        )
+
+
 def refuse_other_shards(model: nn.Module) -> None:
     """Raise ConfigError for a model that FSDP 1 has sharded, or whose shards FSDP 2 keeps on the host."""
     if not _distributed():

@@ -86,9 +86,9 @@ def _loss(session: Session, part: Path) -> tuple[Selection, Cost]:
     ):
 
         def compute(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-            return forward(row_losses, model, *pooled.batch(rows))
+            return forward(row_losses, model, *pooled.batch(rows), session.room)
 
-        batches = micro_batches(pooled.lengths, session.config.gradients.batch_tokens)
+        batches = micro_batches(pooled.lengths, session.batch_tokens)
         for rows, found in log.each(np.arange(len(losses)), batches, compute):
             losses[rows] = found
             advance(len(rows), pooled.describe(int(rows[-1])))

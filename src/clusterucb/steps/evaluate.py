@@ -47,13 +47,20 @@ def evaluate_adapters(session: Session, adapters: dict[str, Path]) -> dict[str, 
 
 def _measured(session: Session, under: str, step: Step) -> dict[str, Any]:
     """Mean loss at the model's current weights with its standard error, and each row's loss."""
-    rows, tokens = session.inputs.evaluation_tokens, session.config.gradients.batch_tokens
-    found = losses(session.model, rows, tokens, step.advance, step.world)
+    rows, names = session.inputs.evaluation_tokens, [row.id for row in session.inputs.evaluated[0].rows]
+    found = losses(
+        session.model,
+        rows,
+        session.batch_tokens,
+        step.advance,
+        step.world,
+        names.__getitem__,
+        session.room,
+    )
     if not (usable := np.isfinite(found)).all():
         bad = int(usable.argmin())
-        row = session.inputs.evaluated[0][bad].id
         raise InputError(
-            f"{row}: its loss under {under} is {found[bad]}, expected a finite number; take "
+            f"{names[bad]}: its loss under {under} is {found[bad]}, expected a finite number; take "
             f"the row out, or train with a lower --lr or --dtype float32"
         )
     return {"loss": float(found.mean()), "standard_error": standard_error(found), "losses": found.tolist()}
@@ -95,7 +102,7 @@ def benchmark(session: Session) -> dict[str, Any]:
         return alone.model
 
     if session.config.evaluation.engine == "vllm":
-        session.inputs.release_model()
+        session.release_device()
     elif alone is session:
         session.inputs.load_model()
     asked = benchmarks(
@@ -107,5 +114,6 @@ def benchmark(session: Session) -> dict[str, Any]:
         session.inputs.tokenizer,
         session.inputs.chat,
         session.screen,
+        session.room,
     )
     return session.world.at("benchmarks").lead(asked.run)

@@ -17,6 +17,7 @@ from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
+from clusterucb.runtime.devices import is_gpu
 from clusterucb.runtime.files import made, write_json
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
@@ -66,13 +67,13 @@ def take_gradients(
         title: of the progress bar.
     """
     pooled, settings = session.inputs.pooled, session.config.gradients
-    featurize = Featurizer(session.model, session.projection, moments, settings.formula)
+    featurize = Featurizer(session.model, session.projection, moments, settings.formula, session.room)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         return one_ahead(featurize, pooled.tokens, batches, pooled.describe)
 
     with session.store(part, settings.dim, made_with, title) as (writer, advance):
-        writer.fill(micro_batches(pooled.lengths, settings.batch_tokens), compute, advance)
+        writer.fill(micro_batches(pooled.lengths, session.batch_tokens), compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, gradients=1).to_json()})
 
 
@@ -118,7 +119,7 @@ def cluster(session: Session) -> Clusters:
                 k,
                 iterations=settings.iterations,
                 seed=session.config.seed,
-                device=device if device.type == "cuda" else "cpu",
+                device=device if is_gpu(device) else "cpu",
                 backend=settings.kmeans_backend,
                 progress=lambda _i, _of, mean: step.advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),
                 world=step.world,

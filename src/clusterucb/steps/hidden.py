@@ -21,10 +21,11 @@ from clusterucb.errors import InputError
 from clusterucb.features.hidden import forward, hidden_size, representations
 from clusterucb.features.influence import Vectors
 from clusterucb.features.store import FeatureStore
-from clusterucb.gradients.batches import Describe, micro_batches
+from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
+from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.processes import World
 
 DEPTH = 2 / 3
@@ -121,9 +122,9 @@ def represent_target(session: Session, world: World, depth: float = 1.0) -> tupl
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
-        return forward(compute, session.model, rows, ids.__getitem__)
+        return forward(compute, session.model, rows, ids.__getitem__, session.room)
 
-    batches = micro_batches(target.lengths, session.config.gradients.batch_tokens)
+    batches = micro_batches(target.lengths, session.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
     cost = Cost(tokens=int(target.lengths.sum()), seconds=time.monotonic() - started)
     return found[np.argsort(np.concatenate(batches))], cost
@@ -134,13 +135,13 @@ def represent_pool(
 ) -> FeatureStore:
     """Of all usable rows, (N, H), in a store with which a killed command goes on; it has no losses."""
     pooled, width = session.inputs.pooled, hidden_size(session.model)
-    represent = partial(forward, partial(representations, depth=depth), session.model)
+    represent = partial(forward, partial(representations, depth=depth), session.model, room=session.room)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
     with session.store(folder, width, made_with, "hidden states of the pool", "float16") as (writer, advance):
-        writer.fill(micro_batches(pooled.lengths, session.config.gradients.batch_tokens), compute, advance)
+        writer.fill(micro_batches(pooled.lengths, session.batch_tokens), compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

@@ -82,7 +82,7 @@ class _Live:
     @classmethod
     def read(cls, session: Session, number: int) -> _Live:
         at, formula = session.index.checkpoint(number), session.config.gradients.formula
-        featurize = Featurizer(session.model, session.projection, at.moments, formula)
+        featurize = Featurizer(session.model, session.projection, at.moments, formula, session.room)
         adapter = {name: tensor.to(featurize.device) for name, tensor in read_adapter(at.folder).items()}
         return cls(at, adapter, featurize)
 

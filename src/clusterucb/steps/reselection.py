@@ -27,6 +27,7 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.inputs import Pooled, Targeted
 from clusterucb.run.rounds import Round, read_round, write_round
 from clusterucb.runtime.files import made
+from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
@@ -158,6 +159,7 @@ class Reselection:
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
         world: processes that select together, each with the same model, or with its part of a sharded one.
+        room: what has fitted into memory so far.
     """
 
     pooled: Pooled
@@ -172,6 +174,7 @@ class Reselection:
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
     world: World = ALONE
+    room: Room = field(default_factory=Room)
 
     def __call__(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
         """The rows of `period`, ascending, (L,)."""
@@ -190,10 +193,10 @@ class Reselection:
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
         directions, cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen, world
+            model, self.projection, self.batch_tokens, self.screen, world, self.room
         )
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
-        featurize = Featurizer(model, self.projection, moments, self.formula)
+        featurize = Featurizer(model, self.projection, moments, self.formula, self.room)
         earlier = [self.folder / str(number) for number in range(1, period)]
         known = known_to(self.selector, self.knowledge, directions, earlier)
         with DrawnWriter(part, self.projection.dim, world.rank) if known else nullcontext() as kept:

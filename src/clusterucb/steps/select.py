@@ -67,7 +67,7 @@ def draw(session: Session) -> Round:
 
     def drawn(part: Path) -> None:
         check_features(session)
-        chooser, tokens = selector(session), session.config.gradients.batch_tokens
+        chooser, tokens = selector(session), session.batch_tokens
         fresh, combined = fresh_beside_stored(session)
         known = known_to(chooser, knowledge(session), combined)
         drawing = Drawing(session.inputs.pooled, chooser, tokens, session.repeat_seed, session.screen, world)
@@ -142,11 +142,12 @@ def reselection(
         folder=folder,
         seed=session.repeat_seed,
         formula=session.config.gradients.formula,
-        batch_tokens=session.config.gradients.batch_tokens,
+        batch_tokens=session.batch_tokens,
         knowledge=knowledge(session),
         screen=session.screen,
         spent=spent,
         world=session.world.at("select"),
+        room=session.room,
     )
 
 

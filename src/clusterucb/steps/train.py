@@ -156,6 +156,7 @@ def train_from_initial(
             dataset,
             states,
             settings,
+            batch_tokens=session.batch_tokens,
             seed=seed,
             epochs=epochs,
             callbacks=callbacks,
@@ -163,6 +164,7 @@ def train_from_initial(
             advance=step.advance,
             describe=lambda place: session.inputs.pooled.describe(dataset.row(place)),
             world=step.world,
+            room=session.room,
         )
 
 

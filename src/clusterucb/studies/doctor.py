@@ -25,11 +25,12 @@ from clusterucb.data.chat import Encoded, chat_format, encode, fit
 from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message
 from clusterucb.errors import InputError
-from clusterucb.gradients.batches import Describe
+from clusterucb.gradients.batches import USUAL_TOKENS
 from clusterucb.gradients.featurizer import Featurizer, Found
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import kernel, projection
 from clusterucb.run.methods import budget_of, method_of
+from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import load_model, load_tokenizer
@@ -144,7 +145,7 @@ def _looked_at(config: Config, sample: Rows, some: Rows) -> tuple[NDArray[np.flo
         for what, longer in (("padded", 2), (f"beside a row {LONGER} times longer", LONGER))
     }
     memory = _memory(device)
-    a_row, batch = _speed(featurize, sample, config.gradients.batch_tokens)
+    a_row, batch = _speed(featurize, sample, config.gradients.batch_tokens or USUAL_TOKENS)
     return alone, {
         "cosines": cosines,
         "attention": sorted(attention.names),

@@ -24,7 +24,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance
-from clusterucb.runtime.sharding import refuse_other_shards
+from clusterucb.runtime.sharding import refuse_other_shards, refuse_several_devices
 from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.moments import moments_of
 
@@ -93,6 +93,7 @@ class DynamicSelection(TrainerCallback):  # type: ignore[misc]
                 "train_dataset: is not the one of this DynamicSelection, so what it selects would not be "
                 "trained on; give the trainer train_dataset=dynamic.dataset, or dynamic.as_datasets()"
             )
+        refuse_several_devices(kwargs["model"])
         refuse_other_shards(kwargs["model"])
         self.dataset.swap(self._first)
         self._resumed = state.global_step > 0

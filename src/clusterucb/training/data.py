@@ -72,8 +72,8 @@ class SwappableRows(Dataset[Encoded]):
         return any(self.serves(part) for part in parts if isinstance(part, kinds))
 
 
-class WithIdleRow(Dataset[Encoded]):
-    """A dataset's rows, and behind the last, at `len(rows)`, one without labels: nothing is learnt of it."""
+class WithIdleRow(Dataset[tuple[int, Encoded]]):
+    """A dataset's rows with their places; behind the last one without labels, of which nothing is learnt."""
 
     def __init__(self, rows: Dataset[Encoded]) -> None:
         self.rows = rows
@@ -81,11 +81,11 @@ class WithIdleRow(Dataset[Encoded]):
     def __len__(self) -> int:
         return len(self.rows)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> Encoded:
+    def __getitem__(self, index: int) -> tuple[int, Encoded]:
         if index < len(self):
-            return self.rows[index]
+            return index, self.rows[index]
         first = self.rows[0]
-        return Encoded(first.ids, np.zeros(len(first.ids), bool))
+        return index, Encoded(first.ids, np.zeros(len(first.ids), bool))
 
 
 class EvenBatches(BatchSampler):

@@ -8,7 +8,6 @@ states, which are dropped at the end. The other two are set up as their own docu
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,12 +26,15 @@ from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
+from clusterucb.runtime.devices import is_gpu, passes_of, use
+from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance
 from clusterucb.runtime.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
-from clusterucb.training.data import IGNORED, EvenBatches, WithIdleRow, collate_for_training
+from clusterucb.training.data import EvenBatches, WithIdleRow
 from clusterucb.training.moments import moments_of
+from clusterucb.training.passes import Placed, StepPasses
 
 
 def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
@@ -40,15 +42,15 @@ def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
     return epochs * math.ceil(rows / settings.batch_size)
 
 
-def accumulation_steps(settings: Training, processes: int) -> int:
-    """Micro-batches that each process takes in one optimizer step; ConfigError where they are not even."""
-    steps, rest = divmod(settings.batch_size, settings.micro_batch * processes)
+def rows_of_each(settings: Training, processes: int) -> int:
+    """Rows that each process takes in one optimizer step; ConfigError where they are not even."""
+    rows, rest = divmod(settings.batch_size, processes)
     if rest:
         raise ConfigError(
-            f"batch_size {settings.batch_size} is not a multiple of micro_batch {settings.micro_batch} x "
-            f"{processes} processes; change one of the three, so that each gets as many rows"
+            f"batch_size {settings.batch_size} is not a multiple of {processes} processes; change one of the "
+            "two, so that each gets as many rows"
         )
-    return steps
+    return rows
 
 
 def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
@@ -62,6 +64,7 @@ def finetune(
     folder: Path,
     settings: Training,
     *,
+    batch_tokens: int = 4096,
     seed: int,
     epochs: int,
     callbacks: tuple[TrainerCallback, ...] = (),
@@ -69,17 +72,19 @@ def finetune(
     advance: Advance = lambda _amount, note="", **_numbers: None,
     describe: Callable[[int], str] = "row {}".format,
     world: World = ALONE,
+    room: Room | None = None,
 ) -> Moments:
     """Train the model's adapter in place, going on from the last whole checkpoint in `folder`.
 
-    Several processes train by DistributedDataParallel, or by FSDP 2 if the model is sharded: each takes its
-    share of the micro-batches of every optimizer step, which are those that one process would take.
+    Several processes each take a share of the rows of every optimizer step, which are those that one process
+    would take; a sharded model trains by FSDP 2.
 
     Args:
         model: with a trainable adapter at its starting weights, on its device.
         dataset: the rows; a callback may swap them between epochs.
         folder: the trainer's own saved states.
         settings: rates and sizes.
+        batch_tokens: padded tokens on the device at once, at most.
         seed: of the order of rows and of dropout.
         epochs: passes over the dataset.
         callbacks: run before the built-in ones.
@@ -87,6 +92,7 @@ def finetune(
         advance: told each optimizer step.
         describe: names the dataset's row i in an error.
         world: processes that train together, each with the same model.
+        room: what has fitted into memory so far.
 
     Returns:
         Adam's moments at the end.
@@ -94,7 +100,7 @@ def finetune(
     Raises:
         ConfigError: the batch size does not divide among the processes; a sharded model is on a CPU, or was
             not sharded when training began.
-        InputError: a loss is not a finite number.
+        InputError: a loss is not a finite number, or memory does not suffice for a row alone.
         LostError: another process has ended or does not answer.
     """
     checkpoint = world.lead(lambda: last_whole_checkpoint(folder)[0])
@@ -104,8 +110,7 @@ def finetune(
     device = next(model.parameters()).device
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=accumulation_steps(settings, world.size),
+        per_device_train_batch_size=rows_of_each(settings, world.size),
         learning_rate=settings.lr,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(settings.lr_warmup * steps),
@@ -121,18 +126,19 @@ def finetune(
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,
-        average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=False,
         **_sharding(model),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
-    trainer = _FiniteTrainer(
+    if is_gpu(device) and world.size == 1:  # the trainer takes the first one, whatever the model is on
+        vars(arguments)["_setup_devices"] = arguments.distributed_state.device = use(device)
+    trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=WithIdleRow(dataset),
-        data_collator=collate_for_training,
+        data_collator=list,
         callbacks=[*callbacks, clock or training_clock(folder, world), ShowProgress(advance), *reporting],
     )
     if is_sharded(model) and not trainer.is_fsdp_enabled:
@@ -140,24 +146,24 @@ def finetune(
             f"shard fsdp: accelerate shards over GPUs only, and the device is {arguments.device.type}; leave "
             "--shard out"
         )
-    trainer.describe = describe
+    bound = settings.micro_batch
+    trainer.passes = StepPasses(trainer.model, batch_tokens, bound, describe, room or Room(), world)
     for talkative in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(talkative)
-    with warnings.catch_warnings(), world.watching():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    with passes_of(model), world.watching():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     moments = moments_of(trainer.optimizer, model)
     model.zero_grad(set_to_none=True)
     return moments
 
 
-class _FiniteTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that ends with the name of the row whose loss is not a number.
+class _Trainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose batch is one optimizer step's rows, each with its place in the dataset.
 
-    Of several processes none ever gets a row twice, so that the last micro-batches of an epoch may be idle.
+    Of several processes none ever gets a row twice, so that some have idle rows at an epoch's end.
     """
 
-    describe: Callable[[int], str]
+    passes: StepPasses
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The trainer's own, but where it would begin again with the first rows, idle ones stand in."""
@@ -174,25 +180,17 @@ class _FiniteTrainer(Trainer):  # type: ignore[misc]
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **more: Any) -> Any:
-        """The trainer's own loss, looked at; nothing of an idle micro-batch, which has no mean."""
-        if not (inputs["labels"] != IGNORED).any():
-            idle = {**inputs, "labels": inputs["input_ids"]}
-            return super().compute_loss(model, idle, *args, **more) * 0
-        loss = super().compute_loss(model, inputs, *args, **more)
-        value = loss[0] if isinstance(loss, tuple) else loss
-        if not torch.isfinite(value):
-            raise InputError(
-                f"training step {self.state.global_step + 1}: the loss is {value.item()} on "
-                f"{', '.join(self._names(inputs))}; lower --lr, use --dtype float32, or take the row out"
-            )
-        return loss
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Not told."""
+        return 0
 
-    def _names(self, inputs: dict[str, torch.Tensor]) -> list[str]:
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        wanted = {tuple(ids[:n].tolist()) for ids, n in zip(inputs["input_ids"], lengths, strict=True)}
-        dataset = self.train_dataset
-        return [self.describe(i) for i in range(len(dataset)) if tuple(dataset[i].ids.tolist()) in wanted]
+    def training_step(self, _model: nn.Module, inputs: list[Placed], *_: Any, **__: Any) -> torch.Tensor:
+        """The step's gradient into the parameters; its loss."""
+        self.model.train()
+        try:
+            return torch.tensor(self.passes(inputs), device=self.args.device)
+        except InputError as error:
+            raise InputError(f"training step {self.state.global_step + 1}: {error}") from None
 
 
 def _check_states(checkpoint: Path | None, model: nn.Module) -> None:

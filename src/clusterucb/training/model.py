@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from clusterucb.config import Common
 from clusterucb.errors import ConfigError, InputError, reason
+from clusterucb.runtime.devices import use
 from clusterucb.runtime.files import publish_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -37,7 +38,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r}: not usable here ({reason(error)}); try --device cpu") from None
-    return device
+    return use(device)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -49,15 +50,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def allow_tf32(device: torch.device, dtype: torch.dtype) -> None:
-    """Let a GPU multiply the adapter's float32 on tensor cores beside a base model in half precision.
-
-    TF32 keeps the ten bits that float16 has behind the point, and more than bfloat16 has.
-    """
-    if device.type == "cuda" and dtype != torch.float32:
-        torch.set_float32_matmul_precision("high")
 
 
 def load_tokenizer(config: Common) -> Any:
@@ -81,7 +73,6 @@ def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    allow_tf32(device, dtype)
     quantised = _quantising(config.load_in, dtype, device)
     source = model_source(config.model)
     trusted = {"trust_remote_code": config.trust_remote_code}

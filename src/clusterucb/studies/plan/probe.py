@@ -21,15 +21,16 @@ from clusterucb.config import Config
 from clusterucb.data.chat import Encoded, encode, fit
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import collate, micro_batches
+from clusterucb.gradients.batches import USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import row_losses, trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.run.session import Session
+from clusterucb.runtime.devices import is_gpu, passes_of, wait_for
 from clusterucb.studies.plan.facts import Facts, Lengths
 from clusterucb.training.adapter import attach_adapter
-from clusterucb.training.data import collate_for_training
 from clusterucb.training.model import load_model, pick_device
+from clusterucb.training.passes import StepPasses
 
 ROWS = 256
 """Rows of the pool that the micro-batches are made of."""
@@ -69,7 +70,7 @@ class Speed:
 def probe(session: Session, facts: Facts, seconds: float) -> Speed:
     """Measure for about `seconds`, without the time in which the model is loaded."""
     config = session.config
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = attach_adapter(load_model(config), config.lora, config.seed, config.adapter)
         rows, found = list(_encoded(session, facts)), {}
         with session.screen.track("measure the speed", 4, "measurements") as advance:
@@ -84,6 +85,7 @@ def probe(session: Session, facts: Facts, seconds: float) -> Speed:
 def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Rows, float], float]]:
     """By name: what gives tokens a second, of rows and for so many seconds."""
     config = session.config
+    usual = config.gradients.batch_tokens or USUAL_TOKENS
     parameters = trainable_parameters(model)
     zeros = {name: torch.zeros_like(parameter, device="cpu") for name, parameter in parameters.items()}
     moments = Moments(zeros, zeros, step=1)
@@ -94,34 +96,34 @@ def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Row
 
     def training(rows: Rows) -> None:
         model.train()
-        batch = {name: tensor.to(featurize.device) for name, tensor in collate_for_training(rows).items()}
-        model(**batch).loss.backward()
+        with passes_of(model):
+            StepPasses(model, usual)([*enumerate(rows)])
         model.zero_grad(set_to_none=True)
         model.eval()
 
     def by_tokens(lengths: Lengths, tokens: int) -> Batches:
-        return micro_batches(lengths, min(tokens, config.gradients.batch_tokens))
+        return micro_batches(lengths, min(tokens, usual))
 
-    def by_rows(lengths: Lengths, _tokens: int) -> Batches:
-        size = config.training.micro_batch
-        return np.split(np.arange(len(lengths)), range(size, len(lengths), size))
+    def in_training(lengths: Lengths, tokens: int) -> Batches:
+        return micro_batches(lengths, min(tokens, usual), config.training.micro_batch)
 
-    length = config.gradients.gradient_length
+    length, measure = config.gradients.gradient_length, partial(_measure, featurize.device)
     return {
-        "gradients": partial(_measure, featurize, by_tokens, length),
-        "training": partial(_measure, training, by_rows, config.training.train_length),
-        "forward": partial(_measure, forward, by_tokens, length),
+        "gradients": partial(measure, featurize, by_tokens, length),
+        "training": partial(measure, training, in_training, config.training.train_length),
+        "forward": partial(measure, forward, by_tokens, length),
     }
 
 
 def _measure(
+    device: torch.device,
     work: Callable[[Rows], object],
     split: Callable[[Lengths, int], Batches],
     length: int,
     rows: Rows,
     seconds: float,
 ) -> float:
-    """Tokens a second of `work` on one micro-batch after the other.
+    """Tokens a second of `work` on `device`, on one micro-batch after the other.
 
     The first one only warms up, unless it has taken all of the time. Rows are cut to `length`; `split` makes
     micro-batches of them, of so many tokens where it can choose.
@@ -131,8 +133,7 @@ def _measure(
 
     def run(batch: NDArray[np.int64]) -> int:
         work([rows[i] for i in batch.tolist()])
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for(device)
         return int(lengths[batch].sum())
 
     started = time.monotonic()
@@ -176,7 +177,7 @@ def _clustering(config: Config, facts: Facts) -> float:
         features.astype(np.float16),
         k,
         iterations=1,
-        device=device if device.type == "cuda" else "cpu",
+        device=device if is_gpu(device) else "cpu",
         backend=config.clustering.kmeans_backend,
         progress=lambda done, _of, _mean: passes.append(done),
     )
