@@ -33,6 +33,7 @@ NO_WORK = {
     "_unsafe_view",
     "t",
     "transpose",
+    "permute",
     "expand",
     "slice",
     "detach",
