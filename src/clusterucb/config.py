@@ -100,6 +100,8 @@ class Clustering(_Strict):
     """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row)."""
     k: Positive | None = None
     """Clusters, the bandit's arms; by default the square root of the number of rows."""
+    centre: bool = True
+    """Take what all features share, their mean, from each before clustering; the paper clusters them raw."""
     iterations: Positive = 20
     """Iterations of k-means."""
     kmeans_backend: Literal["torch", "keops"] = "torch"
@@ -126,6 +128,12 @@ class Selecting(_Strict):
     """With budget auto: drawing ends once no larger share of the selection is expected to change."""
     top_p: Fraction = 0.05
     """The share of the pool that is selected."""
+    aim: Literal["mean", "nearest", "round_robin", "subspace"] = "mean"
+    """What rows are compared with: the mean of the target's rows, the nearest, all in turn (round_robin), or
+    their mean inside the subspace of the target's gradients."""
+    keep: Literal["now", "sum", "mean", "once", "static"] = "now"
+    """What dynamic trains on in a period: the best rows now, by the sum or moving mean of influence over the
+    periods, rows trained on least often first (once), or those of the first period throughout (static)."""
     draw_batch: Positive = 8
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
@@ -286,6 +294,7 @@ class Config(Common):
                 f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
+        self._check_aim()
         self._check_shard()
         if chosen.budget is None and not chosen.by_row:
             raise ConfigError(
@@ -302,6 +311,20 @@ class Config(Common):
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "
                 f"--bandit clusterucb"
+            )
+
+    def _check_aim(self) -> None:
+        """Refuse an aim whose influence cannot be added up as the method, or the keep rule, adds it."""
+        aim, keep, less = self.selection.aim, self.selection.keep, self.method == "less"
+        if aim == "round_robin" and self.method == "dynamic" and keep not in ("now", "static"):
+            raise ConfigError(
+                f"aim round_robin with keep {keep}: rows taken in turn have no one influence to add up; "
+                "use --keep now or static, or --aim nearest"
+            )
+        if less and (aim == "subspace" or (aim == "round_robin" and self.bandit != "none")):
+            raise ConfigError(
+                f"aim {aim}: method less with bandit {self.bandit} adds influence up over checkpoints; use "
+                "--aim nearest, --method dynamic or, with round_robin, --bandit none"
             )
 
     def _check_shard(self) -> None:

@@ -25,6 +25,7 @@ class Method:
         hidden: the features are of hidden states, a forward pass each, and not of gradients.
         budgeted: a bandit decides whose gradients are computed after that.
         reselects: rows are selected anew at the start of every period; otherwise once for all.
+        static: they could be, but the first selection serves all periods.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     hidden: bool = False
     budgeted: bool = False
     reselects: bool = False
+    static: bool = False
 
     @property
     def takes_gradients(self) -> bool:
@@ -56,7 +58,7 @@ class Method:
 
     def rounds(self, periods: int) -> range:
         """Numbers of the selections in a training of so many periods, from 1."""
-        return range(1, (periods if self.reselects else 1) + 1)
+        return range(1, (periods if self.reselects and not self.static else 1) + 1)
 
     def full(self, periods: int) -> int:
         """How often scoring every row takes the gradients of all rows; 0 where none are taken."""
@@ -84,8 +86,8 @@ def method_of(config: Config) -> Method:
     """The method that the settings name."""
     bandit = config.bandit == "clusterucb"
     if config.method == "dynamic":
-        hidden = config.clustering.features == "hidden"
-        return Method("dynamic", 1, 1, hidden=hidden, budgeted=bandit, reselects=True)
+        hidden, static = config.clustering.features == "hidden", config.selection.keep == "static"
+        return Method("dynamic", 1, 1, hidden=hidden, budgeted=bandit, reselects=True, static=static)
     if config.method == "less":
         epochs = config.less.less_checkpoints
         return Method("less", epochs, 1 if bandit else epochs, budgeted=bandit)

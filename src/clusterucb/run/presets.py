@@ -13,7 +13,16 @@ from clusterucb.config import Config
 from clusterucb.errors import ConfigError, did_you_mean
 from clusterucb.run.methods import budget_of, method_of
 
-NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
+Settings = Mapping[str, str | bool]
+"""Of a run, by their names."""
+
+NEUTRAL: Settings = {
+    "method": "dynamic",
+    "bandit": "clusterucb",
+    "features": "gradients",
+    "centre": True,
+    "perplexity": "highest",
+}
 """What every preset sets, unless it says otherwise."""
 
 
@@ -28,7 +37,7 @@ class Preset:
     """
 
     name: str
-    settings: Mapping[str, str]
+    settings: Settings
     budget: float | None = None
 
     def at(self, budget: float) -> Preset:
@@ -47,23 +56,21 @@ class Preset:
         return found
 
 
-PRESETS = {
-    name: Preset(name, settings)
-    for name, settings in {
-        "clusterucb": {},
-        "clusterucb_hidden": {"features": "hidden"},
-        "linear_ucb": {"policy": "linear_ucb"},
-        "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
-        "dynamic": {"bandit": "none"},
-        "less_clusterucb": {"method": "less"},
-        "less": {"method": "less", "bandit": "none"},
-        "rds": {"method": "rds"},
-        "bm25": {"method": "bm25"},
-        "loss_highest": {"method": "loss"},
-        "loss_lowest": {"method": "loss", "perplexity": "lowest"},
-        "random": {"method": "random"},
-    }.items()
+_SETTINGS: dict[str, Settings] = {
+    "clusterucb": {"centre": False},
+    "clusterucb_hidden": {"features": "hidden"},
+    "linear_ucb": {"policy": "linear_ucb"},
+    "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
+    "dynamic": {"bandit": "none"},
+    "less_clusterucb": {"method": "less", "centre": False},
+    "less": {"method": "less", "bandit": "none"},
+    "rds": {"method": "rds"},
+    "bm25": {"method": "bm25"},
+    "loss_highest": {"method": "loss"},
+    "loss_lowest": {"method": "loss", "perplexity": "lowest"},
+    "random": {"method": "random"},
 }
+PRESETS = {name: Preset(name, settings) for name, settings in _SETTINGS.items()}
 """By name, in the order of every table."""
 
 DEFAULT = ("clusterucb", "dynamic", "less", "rds", "bm25", "random")

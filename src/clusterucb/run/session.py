@@ -16,6 +16,7 @@ from peft import PeftModel
 from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.benchmarks import check_settings
+from clusterucb.features.influence import Subspace
 from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.projection import Projection, projection
@@ -204,10 +205,10 @@ class Session:
         settings = self.config.gradients
         return projection(settings.projection, settings.dim, self.config.seed)
 
-    def directions(self, world: World) -> tuple[NDArray[np.float32], Cost]:
-        """The target's directions at the model as it is now, (S, d), and their cost."""
-        tokens = self.config.gradients.batch_tokens
-        return self.inputs.targeted.directions(self.model, self.projection, tokens, self.screen, world)
+    def directions(self, world: World) -> tuple[NDArray[np.float32] | Subspace, Cost]:
+        """The target's directions at the model as it is now, and their cost."""
+        tokens, aim = self.config.gradients.batch_tokens, self.config.selection.aim
+        return self.inputs.targeted.directions(self.model, self.projection, tokens, self.screen, world, aim)
 
     @property
     def repeat_seed(self) -> int:
@@ -236,6 +237,8 @@ class Session:
         target: dict[str, object] = {"target": self.inputs.target.fingerprint}
         if not self.inputs.learns_ends:
             target["target_end"] = "leave"
+        if self.config.selection.aim != "mean":
+            target["aim"] = self.config.selection.aim
         return {**self.planned_with, **target, "target_length": self.config.gradients.target_length}
 
     def alone(self) -> Session:

@@ -124,7 +124,7 @@ def linear_ucb(
     expected = belief.expected()
     rows, drawn, cold = top(expected, keep), belief.rows, len(first)
     scores, change = expected[rows], belief.change(keep)
-    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change)
+    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change, expected)
 
 
 class _Belief:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
 from clusterucb.features.hidden import forward, hidden_size, representations
-from clusterucb.features.influence import Vectors
+from clusterucb.features.influence import Subspace, Vectors, aimed
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.batches import Describe, micro_batches
 from clusterucb.gradients.featurizer import Found
@@ -73,17 +73,16 @@ def _write_centred(
         writer.finish({"cost": pool.manifest["cost"]})
 
 
-def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32], Cost]:
+def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32] | Subspace, Cost]:
     """The target's directions, (S, H), beside these `features` of the model as it is now, and their cost.
 
-    A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
-    rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
+    They are those of the aim. Where that is the mean over a subtask's rows, a feature's influence is its mean
+    cosine to a subtask's rows, the largest over subtasks: an estimate of the influence by gradients.
     """
     target = session.inputs.targeted
     states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
     found = centred(states, np.load(features / MEAN), target.ids.__getitem__)
-    means = [found[target.codes == code].mean(0) for code in range(target.codes.max() + 1)]
-    return np.stack(means).astype(np.float32), cost
+    return aimed(session.config.selection.aim, found, target.codes), cost
 
 
 def centred(

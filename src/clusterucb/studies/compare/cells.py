@@ -48,16 +48,17 @@ class Cell:
     def share(self, config: Config) -> None:
         """Have the run keep in `shared/` what others of the comparison would make the same.
 
-        Runs of one kind of features share checkpoints and features, and clusters where the budget, by which
-        their number goes, is the same. A first selection that does not depend on the repetition is the first
-        one's.
+        Runs of one kind of features share checkpoints and features, and clusters where they are centred alike
+        and the budget, by which their number goes, is the same. A first selection that does not depend on the
+        repetition is the first one's.
         """
         if self.run.config.exists():  # begun already, here or by an earlier version
             return
         own = self.config(config)
         shared, method = self.out / SHARED, method_of(own)
         kind = shared / (f"{method.name}-hidden" if method.hidden else method.name)
-        clusters = kind if self.preset.budget is None else kind / f"budget-{self.preset.budget:g}"
+        clusters = kind / ("centred" if own.clustering.centre else "raw")
+        clusters /= "" if self.preset.budget is None else f"budget-{self.preset.budget:g}"
         elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}
         if method.takes_gradients:
             elsewhere |= {"checkpoints": shared / method.name, "clusters": clusters}

@@ -223,6 +223,7 @@ class _Runner:
                 k,
                 iterations=self.grid.iterations,
                 seed=self.grid.cluster_seed,
+                centre=self.grid.centre,
                 progress=lambda done, _of, mean: advance(min(done, 1), f"mean cosine {mean:.4f}"),
             ).labels
 
