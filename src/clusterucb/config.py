@@ -112,7 +112,8 @@ class Selecting(_Strict):
     """The bandit and its budget."""
 
     policy: str = "ucb_beta"
-    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random; or, row by row, linear_ucb."""
+    """Arm score: ucb_beta, ucb1, ucb_threshhard, ucb_threshnormal or random; or, row by row, linear_ucb,
+    cluster_less or landmarks."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviations above the mean in ucb_beta and linear_ucb."""
     ucb_p: Fraction = 0.25
@@ -151,7 +152,7 @@ class Selecting(_Strict):
     @property
     def by_row(self) -> bool:
         """Whether rows are drawn by what is known of each, not by their clusters alone."""
-        return self.policy == "linear_ucb"
+        return self.policy in ("linear_ucb", "cluster_less", "landmarks")
 
 
 class Less(_Strict):
@@ -296,7 +297,7 @@ class Config(Common):
         self._check_features()
         self._check_aim()
         self._check_shard()
-        if chosen.budget is None and not chosen.by_row:
+        if chosen.budget is None and chosen.policy != "linear_ucb":
             raise ConfigError(
                 f"budget auto with policy {chosen.policy}: only linear_ucb says what it expects to change; "
                 f"use --policy linear_ucb, or a share such as --budget 0.2"

@@ -61,6 +61,8 @@ _SETTINGS: dict[str, Settings] = {
     "clusterucb_hidden": {"features": "hidden"},
     "linear_ucb": {"policy": "linear_ucb"},
     "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
+    "cluster_less": {"features": "hidden", "policy": "cluster_less"},
+    "landmarks": {"features": "hidden", "policy": "landmarks"},
     "dynamic": {"bandit": "none"},
     "less_clusterucb": {"method": "less", "centre": False},
     "less": {"method": "less", "bandit": "none"},

@@ -28,9 +28,8 @@ from clusterucb.run.methods import budget_of, method_of
 from clusterucb.runtime.files import publish, storage_errors
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
-from clusterucb.selection.selector import named_policy
+from clusterucb.selection.selector import RowPolicy, named_policy
 from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.finetune import accumulation_steps, check_reporter
 from clusterucb.training.model import check_quantisation, pick_device
@@ -195,7 +194,7 @@ class Session:
         return Index(self.dir, self.planned_with, self.config.gradients.store_dtype, self.method.budgeted)
 
     @cached_property
-    def policy(self) -> Policy | LinearUCB:
+    def policy(self) -> Policy | RowPolicy:
         """The score of an arm, or of a row."""
         return named_policy_of(self.config)
 
@@ -249,7 +248,7 @@ class Session:
         return Session(self.config, self.screen)
 
 
-def named_policy_of(config: Config) -> Policy | LinearUCB:
+def named_policy_of(config: Config) -> Policy | RowPolicy:
     """The policy that the settings name. Raises ConfigError if there is none of its name."""
     chosen = config.selection
     stop = chosen.auto_change if chosen.budget is None else 0.0

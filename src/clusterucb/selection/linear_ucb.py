@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,6 +67,13 @@ class LinearUCB:
                 raise ConfigError(f"LinearUCB({name}={value}): must be above 0 and at most 1")
         if not 0 <= self.stop < 1:
             raise ConfigError(f"LinearUCB(stop={self.stop}): must be at least 0 and below 1")
+
+    def select(
+        self, clusters: ArrayLike, known: Known | None, influence: Influence, **settings: Any
+    ) -> Selection:
+        """What `linear_ucb` selects this way, with its settings."""
+        assert known is not None  # as it asks for features
+        return linear_ucb(clusters, known, influence, self, **settings)
 
     def parts(self, spend: int) -> list[int]:
         """`spend` rows in `rounds` parts, none empty."""

@@ -29,9 +29,8 @@ from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
 from clusterucb.selection.keep import Keep, kept
-from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.round_robin import in_turns
-from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selector
+from clusterucb.selection.selector import ClusterUCB, FullScoring, RowPolicy, RowUCB, Selector
 from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import directions
 from clusterucb.steps.hidden import BLOCK
@@ -137,7 +136,7 @@ def selector(session: Session) -> Selector:
     clusters, policy = labels(session), session.policy
     if not session.method.budgeted:
         return FullScoring(clusters, budget.top_p)
-    if isinstance(policy, LinearUCB):
+    if isinstance(policy, RowPolicy):
         return RowUCB(clusters, policy, budget.budget, budget.top_p)
     return ClusterUCB(
         clusters,
