@@ -96,8 +96,9 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
-    features: Literal["gradients", "hidden"] = "gradients"
-    """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row)."""
+    features: Literal["gradients", "hidden", "head"] = "gradients"
+    """What dynamic clusters: gradients of all rows or, by a forward pass of each, hidden states, or gradients
+    of a linear map before the vocabulary head (head)."""
     k: Positive | None = None
     """Clusters, the bandit's arms; by default the square root of the number of rows."""
     centre: bool = True
@@ -330,9 +331,10 @@ class Config(Common):
 
     def _check_shard(self) -> None:
         """Refuse what runs a part of the model only, or weights that cannot be cut."""
+        features = self.clustering.features
         unfit = {
             f"load_in {self.load_in}": self.load_in != "dtype",
-            "features hidden": self.clustering.features == "hidden" and self.method == "dynamic",
+            f"features {features}": features != "gradients" and self.method == "dynamic",
             "method rds": self.method == "rds",
         }
         found = [name for name, is_set in unfit.items() if is_set]

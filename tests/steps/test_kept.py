@@ -188,6 +188,17 @@ def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(going_on):
         assert -1.001 <= scores.min() <= scores.max() <= 1.001
 
 
+def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going_on):
+    left_out = (*AFTER_CLUSTERS, "directions", "features", "clusters.*")
+    steps = ("gradients", "cluster", "select", "train")
+    folder = going_on("linear_ucb", *steps, left_out=left_out, features="head")
+    store = FeatureStore(folder / "features")
+    assert store.features.shape == (100, 256)
+    cost = store.manifest["cost"]
+    assert (cost["pool_forwards"], cost["pool_gradients"]) == (100, 0)
+    assert [gradients(folder, number) for number in (1, 2, 3)] == [20, 20, 20]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

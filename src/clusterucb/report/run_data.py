@@ -102,7 +102,9 @@ class RunData:
     def method_name(self) -> str:
         """The method as a person says it."""
         bandit = " with the bandit" if self.method.budgeted else ""
-        return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
+        of = {"hidden": "hidden states", "head": "the head's gradients"}.get(self.method.features)
+        features = f", clusters of {of}" if of else ""
+        return f"{self.method.name}{bandit}{features}"
 
     @cached_property
     def excluded(self) -> list[dict[str, str]]:

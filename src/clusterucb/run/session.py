@@ -222,7 +222,8 @@ class Session:
         """What features of pool rows depend on, as far as it is known without loading the model."""
         known = self.inputs.tokens_made_with
         if self.method.hidden:
-            return {"features": "hidden", **known}
+            sketch = {"dim": self.config.gradients.dim} if self.method.features == "head" else {}
+            return {"features": self.method.features, **known, **sketch}
         return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
 
     @property

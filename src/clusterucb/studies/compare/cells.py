@@ -56,7 +56,7 @@ class Cell:
             return
         own = self.config(config)
         shared, method = self.out / SHARED, method_of(own)
-        kind = shared / (f"{method.name}-hidden" if method.hidden else method.name)
+        kind = shared / (f"{method.name}-{method.features}" if method.hidden else method.name)
         clusters = kind / ("centred" if own.clustering.centre else "raw")
         clusters /= "" if self.preset.budget is None else f"budget-{self.preset.budget:g}"
         elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}

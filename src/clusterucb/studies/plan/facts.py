@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.features.head import sides
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.session import Session
 from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
@@ -65,7 +66,10 @@ class Facts:
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
-        return self.sizes.hidden if config.clustering.features == "hidden" else config.gradients.dim
+        dim = config.gradients.dim
+        return {"hidden": self.sizes.hidden, "head": math.prod(sides(dim))}.get(
+            config.clustering.features, dim
+        )
 
 
 def expected_tokens(lengths: Lengths, rows: int) -> int:
