@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, done, options, read
 from clusterucb.config import load
+from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.directory import RunDir
@@ -74,6 +75,14 @@ def test_where_runs_share_the_first_round_it_is_remembered_too(going_on, finishe
     found = going_on("clusterucb", "train", prepare=elsewhere, keep="sum", repeat="01")
     assert not (found / "rounds/1").exists()
     assert selection(found, 2)["rows"].tolist() == selection(own, 2)["rows"].tolist()
+
+
+@pytest.mark.parametrize(("name", "centre"), [("clusterucb", False), ("linear_ucb", True)])
+def test_clusters_are_centred_but_for_the_published_method(name, centre, finished_run):
+    folder = finished_run(name).folder
+    assert load(folder / "config.yaml").clustering.centre == centre
+    found = spherical_kmeans(FeatureStore(folder / "features").features, 5, centre=centre)
+    assert load_file(folder / "clusters.safetensors")["labels"].tolist() == found.labels.tolist()
 
 
 def test_once_trains_on_no_row_twice_while_others_are_left(going_on):
