@@ -157,7 +157,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"budget": "auto"}, "budget auto with policy ucb_beta: only linear_ucb says"),
         ({"method": "bm26"}, "method is 'bm26'"),
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
-        ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),
+        ({"features": "losses"}, "features is 'losses': input should be 'gradients', 'hidden' or 'head'"),
         (
             {"less_weights": "-1,1,1,1"},
             "less.less_weights.0 is '-1': input should be greater than",
