@@ -57,7 +57,9 @@ def options(settings, **changes):
     for name, value in {**settings, **changes}.items():
         if value is None:
             continue
-        spread.append(f"--{name.replace('_', '-')}")
+        spread.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+        if isinstance(value, bool):
+            continue
         spread += value if isinstance(value, list) else [str(value)]
     return spread
 

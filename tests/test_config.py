@@ -50,7 +50,7 @@ def test_what_depends_on_the_job_is_left_open_by_default():
     assert {"top_p", "batch_size", "lr", "rank", "warmup_steps", "k", "budget"} <= left
     assert all(setting.of(config) is None for setting in settings() if setting.auto)
     assert config.selection.policy == "linear_ucb"
-    assert config.hidden
+    assert config.features == "hidden"
 
 
 @pytest.mark.parametrize("name", [setting.name for setting in settings() if setting.auto])
@@ -80,9 +80,6 @@ def test_settings_cover_every_leaf():
 
 
 def test_no_setting_is_optional_in_name_only():
-    """A bool option can only switch on: its default must be off."""
-    flags = [setting for setting in settings() if setting.annotation is bool]
-    assert [flag.name for flag in flags if flag.default] == []
     assert all(typing.get_origin(setting.annotation) is not dict for setting in settings())
 
 
@@ -164,7 +161,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"rounds": "0"}, "selection.rounds is '0'"),
         ({"method": "bm26"}, "method is 'bm26'"),
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
-        ({"features": "losses"}, "features is 'losses': input should be 'gradients' or 'hidden'"),
+        ({"features": "losses"}, "features is 'losses': input should be 'gradients', 'hidden' or 'head'"),
         (
             {"less_weights": "-1,1,1,1"},
             "less.less_weights.0 is '-1': input should be greater than",

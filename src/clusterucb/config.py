@@ -102,11 +102,13 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
-    features: Auto[Literal["gradients", "hidden"]] = AUTO
-    """What dynamic clusters: gradients of all rows, or hidden states (a forward pass of each row); auto is
-    hidden wherever the method leaves the choice."""
+    features: Auto[Literal["gradients", "hidden", "head"]] = AUTO
+    """What dynamic clusters: gradients of all rows or, by a forward pass of each, hidden states, or gradients
+    of a linear map before the vocabulary head (head); auto is hidden where the method leaves the choice."""
     k: Auto[Positive] = AUTO
     """Clusters, the bandit's arms."""
+    centre: bool = True
+    """Take what all features share, their mean, from each before clustering; the paper clusters them raw."""
     iterations: Positive = 20
     """Iterations of k-means."""
     kmeans_backend: Literal["torch", "keops"] = "torch"
@@ -117,8 +119,8 @@ class Selecting(_Strict):
     """The bandit and its budget."""
 
     policy: str = "linear_ucb"
-    """What is drawn: row by row, linear_ucb; or by clusters, ucb_beta (the paper's), ucb1, ucb_threshhard,
-    ucb_threshnormal or random."""
+    """What is drawn: row by row, linear_ucb, cluster_less or landmarks; or by clusters, ucb_beta (the
+    paper's), ucb1, ucb_threshhard, ucb_threshnormal or random."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviations above the mean in ucb_beta and linear_ucb."""
     ucb_p: Fraction = 0.25
@@ -134,6 +136,12 @@ class Selecting(_Strict):
     """With budget auto: drawing ends once no larger share of the selection is expected to change."""
     top_p: Auto[Fraction] = AUTO
     """The share of the pool that is selected."""
+    aim: Literal["mean", "nearest", "round_robin", "subspace"] = "mean"
+    """What rows are compared with: the mean of the target's rows, the nearest, all in turn (round_robin), or
+    their mean inside the subspace of the target's gradients."""
+    keep: Literal["now", "sum", "mean", "once", "static"] = "now"
+    """What dynamic trains on in a period: the best rows now, by the sum or moving mean of influence over the
+    periods, rows trained on least often first (once), or those of the first period throughout (static)."""
     draw_batch: Auto[Positive] = AUTO
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
@@ -151,7 +159,7 @@ class Selecting(_Strict):
     @property
     def by_row(self) -> bool:
         """Whether rows are drawn by what is known of each, not by their clusters alone."""
-        return self.policy == "linear_ucb"
+        return self.policy in ("linear_ucb", "cluster_less", "landmarks")
 
 
 class Less(_Strict):
@@ -288,13 +296,14 @@ class Config(Common):
                 f"{checkpoints} less_checkpoints, not all 0"
             )
         self._check_features()
+        self._check_aim()
         self._check_shard()
 
     @property
-    def hidden(self) -> bool:
-        """Whether features of all rows are of hidden states, and not of gradients."""
-        chosen, free = self.clustering.features, self.method == "dynamic" and self.bandit == "clusterucb"
-        return chosen == "hidden" or (chosen is None and free and self.training.shard == "none")
+    def features(self) -> str:
+        """What features of all rows are of; auto is hidden wherever the method leaves the choice."""
+        free = self.method == "dynamic" and self.bandit == "clusterucb" and self.training.shard == "none"
+        return self.clustering.features or ("hidden" if free else "gradients")
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
@@ -307,11 +316,26 @@ class Config(Common):
                 f"--bandit clusterucb"
             )
 
+    def _check_aim(self) -> None:
+        """Refuse an aim whose influence cannot be added up as the method, or the keep rule, adds it."""
+        aim, keep, less = self.selection.aim, self.selection.keep, self.method == "less"
+        if aim == "round_robin" and self.method == "dynamic" and keep not in ("now", "static"):
+            raise ConfigError(
+                f"aim round_robin with keep {keep}: rows taken in turn have no one influence to add up; "
+                "use --keep now or static, or --aim nearest"
+            )
+        if less and (aim == "subspace" or (aim == "round_robin" and self.bandit != "none")):
+            raise ConfigError(
+                f"aim {aim}: method less with bandit {self.bandit} adds influence up over checkpoints; use "
+                "--aim nearest, --method dynamic or, with round_robin, --bandit none"
+            )
+
     def _check_shard(self) -> None:
         """Refuse what runs a part of the model only, or weights that cannot be cut."""
+        features = self.clustering.features
         unfit = {
             f"load_in {self.load_in}": self.load_in != "dtype",
-            "features hidden": self.clustering.features == "hidden" and self.method == "dynamic",
+            f"features {features}": features not in ("gradients", AUTO) and self.method == "dynamic",
             "method rds": self.method == "rds",
         }
         found = [name for name, is_set in unfit.items() if is_set]

@@ -1,5 +1,6 @@
 """Parts that several processes do together give what one gives, to the bit, whatever their number."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,12 +23,13 @@ def directions(n, d, seed=0):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("k", [7, 60])
-def test_kmeans_finds_the_same_clusters_to_the_bit(size, k):
+@pytest.mark.parametrize(("k", "centre"), [(7, False), (60, False), (7, True)])
+def test_kmeans_finds_the_same_clusters_to_the_bit(size, k, centre):
     """60 clusters of rows that are often copies: some are empty, and move to rows of any process."""
     features = np.concatenate([directions(500, 16), np.repeat(directions(20, 16, 1), 30, axis=0)])
-    one = spherical_kmeans(features, k, block=16)
-    for found in together(size, lambda world: spherical_kmeans(features, k, block=16, world=world)):
+    kmeans = partial(spherical_kmeans, features, k, block=16, centre=centre)
+    one = kmeans()
+    for found in together(size, lambda world: kmeans(world=world)):
         assert (found.labels == one.labels).all()
         assert (found.centroids == one.centroids).all()
         assert found.history == one.history

@@ -48,6 +48,39 @@ def test_kmeans_equals_the_naive_float64_reference(iterations, dtype):
         assert found.objective == pytest.approx(objective, abs=1e-6)
 
 
+def sharing(n, **more):
+    """Planted rows with one direction in common, some more of it than others, as Adam's momentum is one."""
+    own, rng = planted(n, d=48, **more).astype(np.float64), np.random.default_rng(9)
+    return unit(own + 2.2 * rng.lognormal(0, 0.7, (n, 1)) * unit(rng.normal(size=own.shape[1])))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_centred_kmeans_equals_the_naive_reference_on_rows_without_their_mean(dtype):
+    for seed in range(4):
+        features = sharing(400, noise=1.0, seed=seed).astype(dtype)
+        x = unit(features.astype(np.float64))
+        labels, centroids, objective = naive_kmeans(x - x.mean(0), 8, 5, seed)
+        found = spherical_kmeans(features, 8, iterations=5, seed=seed, block=64, centre=True)
+        assert found.labels.tolist() == labels.tolist()
+        assert found.centroids == pytest.approx(centroids, abs=2e-5)
+        assert found.objective == pytest.approx(objective, abs=1e-5)
+
+
+def test_what_all_rows_share_makes_one_cluster_of_a_quarter_of_them_unless_it_is_taken_away():
+    for seed in range(3):
+        features = sharing(600, noise=0.5, k=12, seed=seed)
+        assert 0.85 < np.linalg.norm(features.mean(0)) < 0.9
+        raw, centred = (spherical_kmeans(features, 12, centre=centre).sizes for centre in (False, True))
+        assert raw.max() > 600 / 4
+        assert centred.max() < 600 / 5
+        assert centred.min() > raw.min()
+
+
+def test_rows_that_are_all_one_are_clustered_though_nothing_is_left_of_them():
+    rows = np.repeat(unit(np.ones((1, 8))), 5, axis=0)
+    assert spherical_kmeans(rows, 2, centre=True).labels.tolist() == [0] * 5
+
+
 @pytest.mark.parametrize("iterations", [0, 2, 30])
 def test_labels_are_the_argmax_of_the_returned_centroids(iterations):
     features = planted(noise=2.0)

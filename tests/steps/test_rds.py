@@ -9,8 +9,8 @@ from builders import build_model
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.features.hidden import forward, representations
+from clusterucb.features.influence import similarities
 from clusterucb.gradients.batches import collate
-from clusterucb.steps.baselines import cosines
 
 
 def other_model():
@@ -95,12 +95,12 @@ def test_the_vocabulary_head_does_not_run(model, rows, monkeypatch):
 def test_a_cosine_does_not_depend_on_the_rows_beside_it(model, rows):
     found = representations(model, collate(rows)).astype(np.float16)
     targets = representations(model, collate(rows[::-1]))
-    together = cosines(found, targets)
+    together = similarities(found, targets)
     assert together.shape == (4, 4)
     np.testing.assert_allclose(np.diag(together[:, ::-1]), 1, atol=1e-3)
     np.testing.assert_allclose(together, targets @ found.T.astype(np.float32), atol=1e-5)
     for row in range(4):
-        np.testing.assert_array_equal(cosines(found[row : row + 1], targets)[:, 0], together[:, row])
+        np.testing.assert_array_equal(similarities(found[row : row + 1], targets)[:, 0], together[:, row])
 
 
 def test_out_of_memory_halves_the_batch_and_names_a_row_that_does_not_fit_alone(model, rows):

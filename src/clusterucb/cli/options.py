@@ -80,7 +80,8 @@ def _option(setting: Setting) -> Any:
     flag, panel = _flag(setting.name), (setting.section or "input and output").capitalize()
     look = {"show_default": False, "rich_help_panel": panel}
     if setting.annotation is bool:
-        return Annotated[bool, option(text, None, flag, **look)]
+        either = f"{flag}/--no-{flag[2:]}" if setting.default else flag
+        return Annotated[bool, option(text, None, either, **look)]
     kind = list[str] | None if setting.name in _lists() else str | None
     return Annotated[kind, option(text, _value(setting), flag, **look)]
 

@@ -42,6 +42,10 @@ def simulate(
     seeds: Annotated[int, option("Repetitions, each with draws of its own.", "N", min=1)] = 10,
     top_p: Annotated[float, option("The share of the pool that is selected.", "N")] = 0.05,
     draw_batch: Annotated[int, option("Rows drawn at once.", "N")] = 8,
+    centre: Annotated[
+        bool,
+        option("Take the mean feature from each before clustering.", None, "--centre/--no-centre"),
+    ] = True,
     clusters_from: Annotated[
         list[Path] | None,
         option(
@@ -78,6 +82,7 @@ def simulate(
         seeds=range(seeds),
         top_p=top_p,
         draw_batch=draw_batch,
+        centre=centre,
     )
     named = named_policies(_parts("--policies", policies))
 

@@ -64,7 +64,7 @@ def representations(model: PeftModel, batch: Batch, depth: float = 1.0) -> NDArr
     """
     transformer = model.get_base_model().base_model
     with torch.no_grad(), eval_mode(model):
-        hidden = _hidden_states(transformer, batch, depth)  # (B, T, H)
+        hidden = hidden_states(transformer, batch, depth)  # (B, T, H)
         weights = batch.attention.cumsum(1) * batch.attention  # (B, T): 1, 2, ..., and 0 for padding
         weights = weights / weights.sum(1, keepdim=True)
         means = torch.bmm(weights[:, None].float(), hidden.float())[:, 0]  # (B, H)
@@ -76,7 +76,8 @@ class _ReachedError(Exception):
     """The layer that was asked for has run."""
 
 
-def _hidden_states(transformer: nn.Module, batch: Batch, depth: float) -> torch.Tensor:
+def hidden_states(transformer: nn.Module, batch: Batch, depth: float = 1.0) -> torch.Tensor:
+    """Of every token at a share of the layers, (B, T, H)."""
     check_steady(transformer, batch.ids.shape[1])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
     layers = _layers(transformer)

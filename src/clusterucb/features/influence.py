@@ -1,15 +1,24 @@
 """Influence of a row: the maximum over subtasks of <feature, direction>, from a store or a live model.
 
-`Influence = Callable[[rows], scores]`: a bandit does not know which of the two it calls.
+`Influence = Callable[[rows], scores]`: a bandit does not know which of the two it calls. What the directions
+are of is the aim:
+
+    mean          each subtask's: the mean over its rows (Dynamic, LESS)
+    nearest       each target row's: influence is that on the row it helps most (as in arXiv 2602.14696)
+    round_robin   each target row's, too; then they take rows in turn (selection/round_robin.py)
+    subspace      each subtask's, and the cosine is taken inside the span of the target's gradients
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from clusterucb.runtime.processes import ALONE, World
 
@@ -26,24 +35,112 @@ class Vectors(Protocol):
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
-def influence(features: NDArray[Any], directions: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Scores (n,) of `features` (n, d) against `directions` (S, d).
+Aim = Literal["mean", "nearest", "round_robin", "subspace"]
+HELD = 0.95
+"""The share of the squares of a target's gradients that its subspace holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Directions in the span of a target's gradients, where what a row does outside costs it nothing.
+
+    GIST (arXiv 2602.18584): with B an orthonormal basis of the fewest principal directions of the target
+    rows' unit gradients that hold `HELD` of their squares,
+
+        influence = max over s of  <B f, B u_s> / (|B f| |B u_s|)
+
+    Attributes:
+        directions: B' B u_s, of norm 1, (S, d).
+        basis: B, (r, d).
+    """
+
+    directions: NDArray[np.float32]
+    basis: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(S, d)."""
+        return self.directions.shape
+
+    @classmethod
+    def of(cls, rows: NDArray[np.floating], codes: NDArray[np.int64]) -> Subspace:
+        """That of a target's rows (n, d), each in a subtask, (n,)."""
+        _, values, axes = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
+        held = np.cumsum(values**2) / np.sum(values**2)
+        basis = axes[: int(np.searchsorted(held, HELD)) + 1]
+        inside = means(rows, codes) @ basis.T @ basis
+        inside /= np.maximum(np.linalg.norm(inside, axis=1, keepdims=True), _TINY)
+        return cls(inside.astype(np.float32), basis.astype(np.float32))
+
+
+Aimed = NDArray[np.floating] | Subspace
+"""Directions (S, d) that features are multiplied with, or those inside a subspace."""
+_TINY = np.finfo(np.float64).tiny
+
+
+def aimed(aim: Aim, rows: NDArray[np.floating], codes: NDArray[np.int64]) -> NDArray[np.float32] | Subspace:
+    """What an aim compares with, of a target's rows (n, d), each in a subtask, 0 to S - 1, (n,)."""
+    match aim:
+        case "mean":
+            return means(rows, codes).astype(np.float32)
+        case "subspace":
+            return Subspace.of(rows, codes)
+    return rows.astype(np.float32)
+
+
+def means(rows: NDArray[np.floating], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the rows of each subtask, (S, d)."""
+    sums = np.zeros((int(codes.max()) + 1, rows.shape[1]))
+    np.add.at(sums, codes, rows.astype(np.float64))
+    found: NDArray[np.float64] = sums / np.bincount(codes)[:, None]
+    return found
+
+
+def influence(features: NDArray[Any], aim: Aimed) -> NDArray[np.float64]:
+    """Scores (n,) of `features` (n, d) against directions (S, d), or inside a subspace.
 
     Computed in float64 and rounded to float32, so that a row's score does not depend on the rows that
     were scored with it.
     """
-    products = features.astype(np.float64) @ directions.T.astype(np.float64)  # (n, S)
-    scores: NDArray[np.float64] = products.max(1).astype(np.float32).astype(np.float64)
-    return scores
+    scores: NDArray[np.float64] = _products(features, _directions(aim)).max(1)
+    if isinstance(aim, Subspace):
+        scores /= np.maximum(np.linalg.norm(_products(features, aim.basis), axis=1), _TINY)
+    rounded: NDArray[np.float64] = scores.astype(np.float32).astype(np.float64)
+    return rounded
+
+
+def similarities(features: NDArray[Any], aim: Aimed) -> NDArray[np.float32]:
+    """Of each of n directions (n, d) to each feature (b, d), as turns are taken by, (n, b).
+
+    Rounded, so that a row's do not depend on the rows beside it.
+    """
+    found: NDArray[np.float32] = _products(features, _directions(aim)).T.astype(np.float32)
+    return found
+
+
+def _directions(aim: Aimed) -> NDArray[np.floating]:
+    return aim.directions if isinstance(aim, Subspace) else aim
+
+
+def _products(features: NDArray[Any], directions: NDArray[np.floating]) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = features.astype(np.float64) @ directions.T.astype(np.float64)
+    return products
+
+
+def read_aimed(path: Path) -> NDArray[np.float32] | Subspace:
+    """What `write_directions` (steps/features.py) wrote."""
+    arrays = load_file(path)
+    directions: NDArray[np.float32] = arrays["directions"]
+    return Subspace(directions, arrays["basis"]) if "basis" in arrays else directions
 
 
 def stored_influence(
-    features: Vectors, directions: NDArray[np.floating], block: int = 1024, world: World = ALONE
+    features: Vectors, aim: Aimed, block: int = 1024, world: World = ALONE
 ) -> NDArray[np.float64]:
     """Scores of all N stored rows, `block` rows in memory at a time."""
 
     def scores(starts: Sequence[int]) -> Iterator[NDArray[np.float64]]:
-        return (influence(features[start : start + block], directions) for start in starts)
+        return (influence(features[start : start + block], aim) for start in starts)
 
     blocks = range(0, len(features), block)
     return np.concatenate([found for _, found in world.share(blocks, scores, each=64)])
@@ -68,14 +165,12 @@ class EndToEnd:
         return np.concatenate([store[rows] for store in self._stores], axis=1)
 
 
-def weighted_directions(
-    directions: Sequence[NDArray[np.float32]], weights: Sequence[float]
-) -> NDArray[np.float64]:
+def weighted_directions(aims: Sequence[Aimed], weights: Sequence[float]) -> NDArray[np.float64]:
     """Directions (S, d) of C checkpoints, each times its weight, laid end to end, (S, C d).
 
     The inner product with features laid end to end is LESS's sum over checkpoints (Xia et al. 2024, arXiv
     2402.04333), so that their influence is the maximum over subtasks of that sum.
     """
     return np.concatenate(
-        [w * d.astype(np.float64) for w, d in zip(weights, directions, strict=True)], axis=1
+        [w * _directions(d).astype(np.float64) for w, d in zip(weights, aims, strict=True)], axis=1
     )

@@ -5,6 +5,10 @@ by cosine; a centroid is the direction of the sum of its rows (Dhillon and Modha
 block by block, one pass an iteration: about `block * d * 10 + k * d * 20` bytes, and 24 a row. The nearest
 centroid of every row of a block, where the time goes, is found by torch or by KeOps.
 
+Rows that all share a direction, as Adam's momentum is one, are all alike: one cluster then has a third of
+them, and dozens have one row each. Centred, by a pass more for the mean unit row, they are compared by what
+they differ in (Mu and Viswanath 2018, arXiv 1702.01417).
+
 Several processes each read rows of their own, and find the same to the bit as one: rows are cut into
 stretches that do not depend on their number, a stretch's sums are rounded to whole multiples of a power of
 two, and these add up exactly, in any order, in float64 (below 2^53 units).
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +42,7 @@ Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(rows (b, d), centroids (k, d)) -> (largest inner product (b,), its centroid (b,), the first of equals)."""
 
 _SAME = 1 - 1e-6  # rows of a larger cosine are one row to float32 arithmetic
+_NOTHING = 1e-5  # a centred row so short is rounding
 _LONGEST_STRETCH = 8  # blocks: the longer, the less often sums are rounded, which takes time
 _STRETCHES = 32  # at least, of a store that has as many blocks: so that processes get like shares
 _COSINE_UNITS = 2.0**32
@@ -100,6 +105,7 @@ def spherical_kmeans(
     *,
     iterations: int = 20,
     seed: int = 0,
+    centre: bool = False,
     device: str | torch.device = "cpu",
     block: int = 1024,
     backend: Backend = "torch",
@@ -118,6 +124,8 @@ def spherical_kmeans(
         k: clusters, at most N.
         iterations: updates of the centroids.
         seed: of the first centroids.
+        centre: take the mean of the unit rows from each, and compare what is left; a row that is the mean
+            stays as it is. Centroids are then directions from the mean.
         device: where rows and centroids are compared.
         block: rows read at once; 1024 of 8192 float32 stay in a processor's last cache.
         backend: what finds the nearest centroids, torch or keops (of the extra `keops`).
@@ -131,6 +139,8 @@ def spherical_kmeans(
     _check(features, k=(k, 1), iterations=(iterations, 0), block=(block, 1), seed=(seed, 0))
     block = min(block, max(1, block * features.shape[1] // k))  # (block, k) is no larger than (block, d)
     data = _Rows(features, torch.device(device), block, nearest_by(backend), world)
+    if centre:
+        data.centre()
     history: list[float] = []
 
     def assign(centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
@@ -196,6 +206,7 @@ class _Rows:
         self.own = range(min(ends[0], n), min(ends[1], n))  # rows that this process assigns
         self.units = 2.0 ** (52 - n.bit_length())  # of 1: a sum of n numbers up to 1 stays below 2^53
         self._buffer = torch.empty((min(block, n), d), device=device)  # one for all blocks
+        self._mean: Tensor | None = None  # of the unit rows, (d,), if it is taken from them
         self._inverse = torch.empty(len(self.own), device=device)  # 1 / norm of the first `_measured` of them
         self._measured = 0
 
@@ -204,37 +215,59 @@ class _Rows:
         x = self._read(row, row + 1)
         return x[0] * _inverse_norms(x, row)
 
+    def centre(self) -> None:
+        """Take the mean of all processes' unit rows from every row that is read from now on."""
+        total = torch.zeros(1, self.features.shape[1], dtype=torch.float64, device=self._buffer.device)
+        for stretch in self._stretches():
+            partial = torch.zeros(total.shape, device=total.device)
+            for _rows, x, inverse in stretch:
+                one = torch.zeros(len(x), dtype=torch.int64, device=total.device)
+                partial += _sums(x, inverse * self.units, one, 1)
+            total += partial.round_()
+        mean = self.world.total(total)[0] / (self.units * len(self.features))
+        self._mean, self._measured = mean.float(), 0
+
     def assign(self, centroids: Tensor, before: _Assignment | None, *, update: bool) -> _Assignment:
         """Each row to the centroid of largest cosine, the first of equals."""
         k = len(centroids)
         labels = np.empty(len(self.own), dtype=np.int64)
         cosines = np.empty(len(self.own), dtype=np.float32)
         sums = torch.zeros(centroids.shape if update else 0, dtype=torch.float64, device=centroids.device)
-        for first in range(0, len(self.own), self.stretch):
+        for stretch in self._stretches():
             partial: Tensor | None = None
-            end, found = min(first + self.stretch, len(self.own)), list[tuple[Tensor, Tensor]]()
-            for start in range(first, end, self.block):
-                rows = slice(start, min(start + self.block, end))
-                x = self._read(self.own[rows.start], self.own[rows.stop - 1] + 1)  # (b, d)
-                if rows.stop > self._measured:
-                    self._inverse[rows] = _inverse_norms(x, self.own[start])
-                    self._measured = rows.stop
-                inverse = self._inverse[rows]  # (b,)
+            found, places = list[tuple[Tensor, Tensor]](), list[slice]()
+            for rows, x, inverse in stretch:
                 values, nearest = self.nearest(x, centroids)  # a row's length does not matter
                 found.append((nearest, values * inverse))
+                places.append(rows)
                 if update:
                     added = _sums(x, inverse * self.units, nearest, k)
                     partial = added if partial is None else partial.add_(added)
             if partial is not None:
                 sums += partial.round_()
             # A GPU is waited for here alone, so that it is read for while it works, and not without end.
-            labels[first:end], cosines[first:end] = to_host(*map(torch.cat, zip(*found, strict=True)))()
+            whole = slice(places[0].start, places[-1].stop)
+            labels[whole], cosines[whole] = to_host(*map(torch.cat, zip(*found, strict=True)))()
         changed = len(labels) if before is None else int((labels != before.labels).sum())
         mass = int(np.rint(cosines.astype(np.float64) * _COSINE_UNITS).astype(np.int64).sum())
         counts = torch.tensor([*np.bincount(labels, minlength=k).tolist(), mass, changed])
         *sizes, mass, changed = self.world.total(counts).tolist()
         objective = mass / _COSINE_UNITS / len(self.features)
         return _Assignment(labels, cosines, self.world.total(sums), np.array(sizes), objective, changed)
+
+    def _stretches(self) -> Iterator[Iterator[tuple[slice, Tensor, Tensor]]]:
+        """This process's rows, stretch by stretch, a block at a time: places, (b, d) and 1 / norm (b,)."""
+        for first in range(0, len(self.own), self.stretch):
+            yield self._blocks(first, min(first + self.stretch, len(self.own)))
+
+    def _blocks(self, first: int, end: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for start in range(first, end, self.block):
+            rows = slice(start, min(start + self.block, end))
+            x = self._read(self.own[rows.start], self.own[rows.stop - 1] + 1)  # (b, d)
+            if rows.stop > self._measured:
+                self._inverse[rows] = _inverse_norms(x, self.own[start])
+                self._measured = rows.stop
+            yield rows, x, self._inverse[rows]
 
     def far(self, now: _Assignment, most: int) -> list[int]:
         """Up to `most` rows by rising cosine, of equals the first; none is the only one of its cluster."""
@@ -246,11 +279,19 @@ class _Rows:
         return in_order
 
     def _read(self, start: int, stop: int) -> Tensor:
-        """Rows as they are stored, float32[b, d]; overwritten by the next read."""
+        """Rows as they are stored, or centred, float32[b, d]; overwritten by the next read."""
         with warnings.catch_warnings():  # torch warns of a read-only memmap, which is only read here
             warnings.simplefilter("ignore", UserWarning)
             stored = to_device(np.asarray(self.features[start:stop]), self._buffer.device)
-        return self._buffer[: stop - start].copy_(stored)
+        x = self._buffer[: stop - start].copy_(stored)
+        return x if self._mean is None else _centred(x, self._mean, start)
+
+
+def _centred(x: Tensor, mean: Tensor, start: int) -> Tensor:
+    """Rows (b, d) made unit length, without the mean (d,), in place; one that is the mean stays as it is."""
+    x.mul_(_inverse_norms(x, start)[:, None]).sub_(mean)
+    x[torch.linalg.vector_norm(x, dim=1) < _NOTHING] += mean
+    return x
 
 
 def _inverse_norms(x: Tensor, start: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.features.drawn import DrawnFeatures
-from clusterucb.features.influence import Vectors, influence, stored_influence
+from clusterucb.features.influence import Aimed, Vectors, influence, stored_influence
 from clusterucb.features.principal import principal
 from clusterucb.selection.known import Known
 
@@ -36,13 +36,11 @@ class Knowledge:
     def __init__(self, features: Vectors, likeness: NDArray[np.float64] | None = None) -> None:
         self._features, self._likeness = features, likeness
 
-    def at(
-        self, directions: NDArray[np.floating], rounds: Sequence[Path] = (), *, features: bool = True
-    ) -> Known:
-        """What is known where the target's directions are these, (S, d).
+    def at(self, aim: Aimed, rounds: Sequence[Path] = (), *, features: bool = True) -> Known:
+        """What is known where the target is this.
 
         Args:
-            directions: at the model as it is now.
+            aim: what rows are compared with at the model as it is now.
             rounds: folders of earlier rounds, oldest first, that may hold newer features.
             features: whether the rows' own are wanted beside the estimates, for passes over the store.
         """
@@ -50,19 +48,19 @@ class Knowledge:
         age = np.zeros(len(newest), np.int64)
         for number, folder in enumerate(rounds, start=1):
             for rows, found in DrawnFeatures(folder).blocks():
-                newest[rows] = influence(found, directions)
+                newest[rows] = influence(found, aim)
                 age[rows] = number
         components = self._components if features else np.zeros((len(newest), 0), np.float32)
-        return Known(self._estimate(directions, newest), components, age.max() - age)
+        return Known(self._estimate(aim, newest), components, age.max() - age)
 
     @cached_property
     def _components(self) -> NDArray[np.float32]:
         return principal(self._features, DIM)
 
-    def _estimate(self, directions: NDArray[np.floating], newest: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _estimate(self, aim: Aimed, newest: NDArray[np.float64]) -> NDArray[np.float64]:
         """By the newest feature or, in the unit of influence, by the one in the store."""
         if self._likeness is None:
-            stored = stored_influence(self._features, directions)
+            stored = stored_influence(self._features, aim)
         else:
             stored = _in_unit_of(newest, self._likeness)
         return np.where(np.isnan(newest), stored, newest)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.features.influence import influence
+from clusterucb.features.influence import Aimed, influence
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.runtime.files import check_made_with
 from clusterucb.runtime.processes import ALONE, World
@@ -126,7 +126,7 @@ class LiveInfluence:
     Attributes:
         features: computes those of one micro-batch of rows, (b,) to (b, d).
         lengths: tokens of each row, (N,).
-        directions: of the subtasks, (S, d).
+        aim: what they are compared with.
         batch_tokens: bound of a micro-batch.
         log: where scores are kept, and looked up first; its processes all ask for the same rows, and each
             computes a share of the micro-batches.
@@ -135,7 +135,7 @@ class LiveInfluence:
 
     features: Callable[[NDArray[np.int64]], NDArray[Any]]
     lengths: NDArray[np.int64]
-    directions: NDArray[np.floating]
+    aim: Aimed
     batch_tokens: int
     log: ScoreLog
     progress: Callable[[int], None] = lambda _rows: None
@@ -151,4 +151,4 @@ class LiveInfluence:
         return scores
 
     def _scored(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        return influence(self.features(rows), self.directions)
+        return influence(self.features(rows), self.aim)

@@ -105,7 +105,9 @@ class RunData:
     def method_name(self) -> str:
         """The method as a person says it."""
         bandit = " with the bandit" if self.method.budgeted else ""
-        return f"{self.method.name}{bandit}{', clusters of hidden states' if self.method.hidden else ''}"
+        of = {"hidden": "hidden states", "head": "the head's gradients"}.get(self.method.features)
+        features = f", clusters of {of}" if of else ""
+        return f"{self.method.name}{bandit}{features}"
 
     @property
     def model_name(self) -> str:
@@ -183,18 +185,20 @@ class RunData:
 
     @cached_property
     def directions(self) -> NDArray[np.float32] | None:
-        """Of the target's subtasks at that checkpoint, (S, d)."""
+        """Of the target's subtasks, or rows, at that checkpoint, (S, d)."""
         arrays = _read(self.dir.directions_at(1), load_file)
         return arrays["directions"] if arrays else None
 
     @cached_property
     def subtasks(self) -> list[str]:
-        """Their names, as the target's rows have them; none if these cannot be read any more."""
+        """Names of what has directions; none if the target's rows cannot be read any more."""
         target = self.config.target
         named = target[0] in TASKS
         files = [str(self.dir.target / f"{name}.jsonl") for name in target] if named else target
         try:
-            return Target.read(files, "subtask" if named else self.config.subtask).subtasks
+            found = Target.read(files, "subtask" if named else self.config.subtask)
+            of_rows = self.config.selection.aim in ("nearest", "round_robin")
+            return [row.id for row in found] if of_rows else found.subtasks
         except ClusterUCBError:
             return []
 

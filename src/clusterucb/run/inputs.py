@@ -27,6 +27,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.target import Target, TextRows, overlap
 from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.errors import ConfigError, InputError
+from clusterucb.features.influence import Aim, Subspace, aimed
 from clusterucb.gradients.anatomy import Anatomy, examine
 from clusterucb.gradients.featurizer import Featurizer, target_directions
 from clusterucb.gradients.per_sample import adapter_layers
@@ -113,13 +114,16 @@ class Targeted:
         batch_tokens: int,
         screen: Screen,
         world: World = ALONE,
+        aim: Aim = "mean",
         room: Room | None = None,
-    ) -> tuple[NDArray[np.float32], Cost]:
-        """Directions of the subtasks at the model's current weights, (S, d), and their cost."""
+    ) -> tuple[NDArray[np.float32] | Subspace, Cost]:
+        """What the aim compares rows with at the model's current weights, and its cost."""
         started, featurize = time.monotonic(), Featurizer(model, projection, room=room)
         with screen.track("target directions", len(self.ids), "rows") as advance:
             name = self.ids.__getitem__
-            found = target_directions(featurize, self.tokens, self.codes, batch_tokens, name, advance, world)
+            codes = self.codes if aim == "mean" else np.arange(len(self.ids))
+            rows = target_directions(featurize, self.tokens, codes, batch_tokens, name, advance, world)
+            found = rows if aim == "mean" else aimed(aim, rows, self.codes)
         tokens, seconds = int(self.lengths.sum()), time.monotonic() - started
         return found, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
 

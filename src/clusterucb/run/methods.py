@@ -22,17 +22,24 @@ class Method:
         name: as the setting `method` has it.
         checkpoints: epochs of the warmup, each with a checkpoint after it; 0 where no gradient is taken.
         stored: at so many of these, from the first on, features of all rows are kept.
-        hidden: the features are of hidden states, a forward pass each, and not of gradients.
+        features: what they are of: gradients or, by a forward pass each, hidden states or the head.
         budgeted: a bandit decides whose gradients are computed after that.
         reselects: rows are selected anew at the start of every period; otherwise once for all.
+        static: they could be, but the first selection serves all periods.
     """
 
     name: str
     checkpoints: int = 0
     stored: int = 0
-    hidden: bool = False
+    features: str = "gradients"
     budgeted: bool = False
     reselects: bool = False
+    static: bool = False
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the features take no gradient, and so are none that fresh ones could be compared with."""
+        return self.features != "gradients"
 
     @property
     def takes_gradients(self) -> bool:
@@ -56,7 +63,7 @@ class Method:
 
     def rounds(self, periods: int) -> range:
         """Numbers of the selections in a training of so many periods, from 1."""
-        return range(1, (periods if self.reselects else 1) + 1)
+        return range(1, (periods if self.reselects and not self.static else 1) + 1)
 
     def full(self, periods: int) -> int:
         """How often scoring every row takes the gradients of all rows; 0 where none are taken."""
@@ -79,7 +86,8 @@ def method_of(config: Config) -> Method:
     """The method that the settings name."""
     bandit = config.bandit == "clusterucb"
     if config.method == "dynamic":
-        return Method("dynamic", 1, 1, hidden=config.hidden, budgeted=bandit, reselects=True)
+        static = config.selection.keep == "static"
+        return Method("dynamic", 1, 1, config.features, budgeted=bandit, reselects=True, static=static)
     if config.method == "less":
         epochs = config.less.less_checkpoints
         return Method("less", epochs, 1 if bandit else epochs, budgeted=bandit)

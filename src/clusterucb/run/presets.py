@@ -24,6 +24,7 @@ _OF_BOTH = {
 PROCEDURES: dict[str, dict[str, Any]] = {
     "paper": {
         **{"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "iterations": 20},
+        **{"centre": False, "aim": "mean", "keep": "now"},
         **{"policy": "ucb_beta", "beta": 1.0, "csp": 0.02, "budget": 0.2, "draw_batch": 8},
         **{"draw_batch_arms": "one", "draw_order": "uniform", "warmup_steps": 20},
         **{"target_length": 1400, "train_length": 4096},
@@ -31,14 +32,24 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     },
     "less": {
         **{"method": "less", "bandit": "none", "less_warmup": 0.05, "less_checkpoints": 4},
-        **{"less_weights": [], "projection": "rademacher", "target_length": 2048, "train_length": 2048},
+        **{"aim": "mean", "less_weights": [], "projection": "rademacher"},
+        **{"target_length": 2048, "train_length": 2048},
         **_OF_BOTH,
     },
 }
 """Settings by their names, as published: of ClusterUCB (arXiv 2506.10288), which gives neither k nor how many
 rows are drawn at once (its code draws one), and of LESS (arXiv 2402.04333). Both are for Llama-2-7B."""
 
-NEUTRAL = {"method": "dynamic", "bandit": "clusterucb", "features": "gradients", "perplexity": "highest"}
+Settings = Mapping[str, str | bool]
+"""Of a run, by their names."""
+
+NEUTRAL: Settings = {
+    "method": "dynamic",
+    "bandit": "clusterucb",
+    "features": "gradients",
+    "centre": True,
+    "perplexity": "highest",
+}
 """What every method sets, unless it says otherwise; `neutral_settings` has its policy."""
 
 
@@ -53,7 +64,7 @@ class Preset:
     """
 
     name: str
-    settings: Mapping[str, str]
+    settings: Settings
     budget: float | None = None
 
     def at(self, budget: float) -> Preset:
@@ -70,23 +81,23 @@ class Preset:
         return config.with_settings(own if self.budget is None else {**own, "budget": self.budget})
 
 
-PRESETS = {
-    name: Preset(name, settings)
-    for name, settings in {
-        "clusterucb": {},
-        "clusterucb_hidden": {"features": "hidden"},
-        "linear_ucb": {"policy": "linear_ucb"},
-        "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
-        "dynamic": {"bandit": "none"},
-        "less_clusterucb": {"method": "less"},
-        "less": {"method": "less", "bandit": "none"},
-        "rds": {"method": "rds"},
-        "bm25": {"method": "bm25"},
-        "loss_highest": {"method": "loss"},
-        "loss_lowest": {"method": "loss", "perplexity": "lowest"},
-        "random": {"method": "random"},
-    }.items()
+_SETTINGS: dict[str, Settings] = {
+    "clusterucb": {"centre": False},
+    "clusterucb_hidden": {"features": "hidden"},
+    "linear_ucb": {"policy": "linear_ucb"},
+    "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
+    "cluster_less": {"features": "hidden", "policy": "cluster_less"},
+    "landmarks": {"features": "hidden", "policy": "landmarks"},
+    "dynamic": {"bandit": "none"},
+    "less_clusterucb": {"method": "less", "centre": False},
+    "less": {"method": "less", "bandit": "none"},
+    "rds": {"method": "rds"},
+    "bm25": {"method": "bm25"},
+    "loss_highest": {"method": "loss"},
+    "loss_lowest": {"method": "loss", "perplexity": "lowest"},
+    "random": {"method": "random"},
 }
+PRESETS = {name: Preset(name, settings) for name, settings in _SETTINGS.items()}
 """By name, in the order of every table."""
 
 DEFAULT = ("clusterucb", "linear_ucb_hidden", "dynamic", "less", "rds", "bm25", "random")
@@ -154,9 +165,9 @@ def procedure_named(name: str) -> dict[str, Any]:
     return PROCEDURES[name]
 
 
-def neutral_settings(config: Config) -> dict[str, str]:
+def neutral_settings(config: Config) -> Settings:
     """What every method sets, unless it says otherwise: a policy by clusters, the paper's if none is."""
-    return NEUTRAL | ({"policy": "ucb_beta"} if config.selection.by_row else {})
+    return {**NEUTRAL, **({"policy": "ucb_beta"} if config.selection.by_row else {})}
 
 
 def neutral(config: Config) -> Config:

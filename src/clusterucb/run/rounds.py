@@ -26,6 +26,7 @@ from clusterucb.data.pool import Pool
 from clusterucb.run.costs import Cost
 from clusterucb.runtime.files import read_json, read_lines, write_json, write_lines
 from clusterucb.selection.bandit import Draw, Selection
+from clusterucb.selection.keep import Earlier
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def write_round(
     )
     arrays = {"rows": selection.rows, "scores": selection.scores, "clusters": selection.clusters}
     arrays |= {"drawn": selection.drawn, "drawn_scores": selection.drawn_scores}
+    arrays |= {} if selection.learned is None else {"learned": selection.learned}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "selection.safetensors")
     summary = {
         "round": number,
@@ -143,6 +145,12 @@ def read_round(folder: Path) -> Round:
     summary = read_json(folder / "summary.json")
     cost = Cost.from_json(summary["cost"])
     return Round(summary["round"], arrays["rows"], arrays["scores"], cost, summary)
+
+
+def read_earlier(folder: Path) -> Earlier:
+    """What a published round has left for the keep rule of later ones."""
+    arrays = load_file(folder / "selection.safetensors")
+    return Earlier(arrays["rows"], arrays["drawn"], arrays["drawn_scores"], arrays["learned"])
 
 
 def read_scored(folder: Path) -> Scored:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from clusterucb.config import Config, load, reconcile
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.benchmarks import check_settings
+from clusterucb.features.influence import Subspace
 from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.batches import MOST_ROWS, USUAL_TOKENS
@@ -35,7 +36,7 @@ from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
-from clusterucb.selection.selector import named_policy
+from clusterucb.selection.selector import RowPolicy, named_policy
 from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.finetune import check_reporter, rows_of_each
 from clusterucb.training.model import check_quantisation, pick_device
@@ -240,7 +241,7 @@ class Session:
         return budget_of(self.config)
 
     @cached_property
-    def policy(self) -> Policy | LinearUCB:
+    def policy(self) -> Policy | RowPolicy:
         """The score of an arm, or of a row."""
         return named_policy_of(self.config)
 
@@ -250,10 +251,11 @@ class Session:
         settings = self.config.gradients
         return projection(settings.projection, settings.dim, self.config.seed)
 
-    def directions(self, world: World) -> tuple[NDArray[np.float32], Cost]:
-        """The target's directions at the model as it is now, (S, d), and their cost."""
+    def directions(self, world: World) -> tuple[NDArray[np.float32] | Subspace, Cost]:
+        """The target's directions at the model as it is now, and their cost."""
+        aim = self.config.selection.aim
         return self.inputs.targeted.directions(
-            self.model, self.projection, self.batch_tokens, self.screen, world, self.room
+            self.model, self.projection, self.batch_tokens, self.screen, world, aim, self.room
         )
 
     @property
@@ -294,7 +296,8 @@ class Session:
         """What features of pool rows depend on, as far as it is known without loading the model."""
         known = self.inputs.tokens_made_with
         if self.method.hidden:
-            return {"features": "hidden", **known}
+            sketch = {"dim": self.config.gradients.dim} if self.method.features == "head" else {}
+            return {"features": self.method.features, **known, **sketch}
         return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
 
     @property
@@ -308,6 +311,8 @@ class Session:
         target: dict[str, object] = {"target": self.inputs.target.fingerprint}
         if not self.inputs.learns_ends:
             target["target_end"] = "leave"
+        if self.config.selection.aim != "mean":
+            target["aim"] = self.config.selection.aim
         return {**self.planned_with, **target, "target_length": self.config.gradients.target_length}
 
     def alone(self) -> Session:
@@ -318,7 +323,7 @@ class Session:
         return Session(self.config, self.screen)
 
 
-def named_policy_of(config: Config) -> Policy | LinearUCB:
+def named_policy_of(config: Config) -> Policy | RowPolicy:
     """The policy that the settings name. Raises ConfigError if there is none of its name."""
     chosen = config.selection
     stop = chosen.auto_change if chosen.budget is None else 0.0

@@ -153,10 +153,10 @@ def learning_rate(config: Config, job: Job) -> float:
     return float(f"{5e-4 * (2000 / width) ** power * 32 / config.lora.alpha:.2g}")
 
 
-@rule("features", told=lambda config: draws(config) and config.hidden)
+@rule("features", told=lambda config: draws(config) and config.features != "gradients")
 def features(config: Config, _job: Job) -> str:
     """a third of a gradient's cost, and selected no worse [3]"""
-    return "hidden" if config.hidden else "gradients"
+    return config.features
 
 
 @rule("budget_cap", told=lambda config: draws_by_row(config) and config.selection.budget is None)
@@ -169,7 +169,7 @@ def rows_drawn(config: Config, _job: Job) -> float:
 @rule("budget", told=draws_by_cluster)
 def whole_budget(config: Config, _job: Job) -> float | None:
     """four times the rows that are kept, as in the paper"""
-    return None if config.selection.by_row else config.selection.budget_cap
+    return None if config.selection.policy == "linear_ucb" else config.selection.budget_cap
 
 
 @rule("k", told=draws)

@@ -55,6 +55,7 @@ class Selection:
     drawn_clusters: NDArray[np.int64]  # int64[spent]
     cold: int  # how many of the first draws were the cold start
     expected_change: float | None = None  # share of `rows` that scoring all would replace, if estimated
+    learned: Scores | None = None  # float64[N], influence of all rows, known or expected, if it is
 
     @property
     def spent(self) -> int:

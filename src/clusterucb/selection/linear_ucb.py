@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,6 +67,13 @@ class LinearUCB:
                 raise ConfigError(f"LinearUCB({name}={value}): must be above 0 and at most 1")
         if not 0 <= self.stop < 1:
             raise ConfigError(f"LinearUCB(stop={self.stop}): must be at least 0 and below 1")
+
+    def select(
+        self, clusters: ArrayLike, known: Known | None, influence: Influence, **settings: Any
+    ) -> Selection:
+        """What `linear_ucb` selects this way, with its settings."""
+        assert known is not None  # as it asks for features
+        return linear_ucb(clusters, known, influence, self, **settings)
 
     def parts(self, spend: int) -> list[int]:
         """`spend` rows in `rounds` parts, none empty."""
@@ -124,7 +132,7 @@ def linear_ucb(
     expected = belief.expected()
     rows, drawn, cold = top(expected, keep), belief.rows, len(first)
     scores, change = expected[rows], belief.change(keep)
-    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change)
+    return Selection(rows, scores, labels[rows], drawn, belief.scores, labels[drawn], cold, change, expected)
 
 
 class _Belief:

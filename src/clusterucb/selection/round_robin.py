@@ -36,6 +36,13 @@ def round_robin(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.
     return np.array(list(taken), np.int64), np.array(list(taken.values()), np.float64)
 
 
+def in_turns(blocks: Iterable[Similarities], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What `round_robin` finds, in the order of the rows."""
+    taken, similarities = round_robin(blocks, count)
+    in_order = np.argsort(taken)
+    return taken[in_order], similarities[in_order]
+
+
 def _most_similar(blocks: Iterable[Similarities], count: int) -> Found:
     """The `count` most similar rows of each target row, best first, (n, count) each."""
     found: list[Found] = []

@@ -17,10 +17,13 @@ from clusterucb.selection.bandit import DrawBatchArms, Influence, OnDraw, Select
 from clusterucb.selection.budget import Budget
 from clusterucb.selection.checks import check_scores
 from clusterucb.selection.known import Known
-from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
+from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import POLICIES, Policy, UCBBeta, policy
+from clusterucb.selection.rivals import ClusterLess, Landmarks
 from clusterucb.selection.share import top
 
+RowPolicy = LinearUCB | ClusterLess | Landmarks
+"""What draws and keeps row by row, by what is known of each."""
 DrawOrder = Literal["uniform", "stale"]
 Asks = Literal["nothing", "estimates", "features"]
 """What a selector is to be told of rows before they are drawn: features come with estimates."""
@@ -115,7 +118,7 @@ class ClusterUCB(Selector):
 
 
 class RowUCB(Selector):
-    """Let what is known of each row decide whose influence is computed: what `linear_ucb` selects.
+    """Let what is known of each row decide whose influence is computed: what a policy over rows selects.
 
     `clusters` is the label of each row, (N,). Raises ConfigError where a share is out of range.
     """
@@ -123,25 +126,30 @@ class RowUCB(Selector):
     def __init__(
         self,
         clusters: NDArray[np.int64],
-        policy: LinearUCB = LinearUCB(),  # noqa: B008 - a frozen value
+        policy: RowPolicy = LinearUCB(),  # noqa: B008 - a frozen value
         budget: float = Budget.budget,
         top_p: float = Budget.top_p,
     ) -> None:
-        super().__init__(clusters, Budget(budget, top_p=top_p, by_row=True), "features")
-        self._select = partial(linear_ucb, clusters, how=policy, budget=budget, top_p=top_p)
+        asks: Asks = "nothing" if isinstance(policy, ClusterLess) else "features"
+        super().__init__(clusters, Budget(budget, top_p=top_p, by_row=True), asks)
+        self._select = partial(policy.select, clusters, budget=budget, top_p=top_p)
 
     def _draw(self, influence: Influence, known: Known | None, **run: Any) -> Selection:
-        assert known is not None  # as it asks for features
         return self._select(known, influence, **run)
 
 
 def named_policy(
     name: str, *, beta: float = 1.0, ucb_p: float = 0.25, rounds: int = 10, stop: float = 0.0
-) -> Policy | LinearUCB:
+) -> Policy | RowPolicy:
     """The policy of that name, over clusters or over rows; options that it does not have are not read.
 
     Raises ConfigError for an unknown name, and for an option out of range.
     """
-    if name == "linear_ucb":
-        return LinearUCB(beta, rounds, stop=stop)
-    return policy(name, beta=beta, ucb_p=ucb_p, names=(*POLICIES, "linear_ucb"))
+    match name:
+        case "linear_ucb":
+            return LinearUCB(beta, rounds, stop=stop)
+        case "cluster_less":
+            return ClusterLess()
+        case "landmarks":
+            return Landmarks()
+    return policy(name, beta=beta, ucb_p=ucb_p, names=(*POLICIES, "linear_ucb", "cluster_less", "landmarks"))

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.data.rows import Row
 from clusterucb.features.hidden import forward
+from clusterucb.features.influence import similarities
 from clusterucb.features.scores import ScoreLog
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.per_sample import row_losses
@@ -26,7 +26,7 @@ from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
 from clusterucb.selection.bandit import Selection
-from clusterucb.selection.round_robin import round_robin
+from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import FullScoring
 from clusterucb.steps.bm25 import bm25_scores
 from clusterucb.steps.hidden import BLOCK, represent_pool, represent_target
@@ -110,16 +110,14 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             for start in range(0, len(store), BLOCK):
-                block = cosines(store.features[start : start + BLOCK], targets)  # (n, b)
+                block = similarities(store.features[start : start + BLOCK], targets)  # (n, b)
                 nearest[start : start + BLOCK] = block.max(0)
                 yield block
                 step.advance(block.shape[1])
 
         count = session.budget.keep(len(store))
-        taken, similarities = round_robin(blocks(), count)
+        rows, scores = in_turns(blocks(), count)
         cost = target_cost + Cost.from_json(store.manifest["cost"]) + step.cost()
-    in_pool_order = np.argsort(taken)
-    rows, scores = taken[in_pool_order], similarities[in_pool_order]
     return replace(_top(session, nearest), rows=rows, scores=scores), cost
 
 
@@ -130,17 +128,6 @@ SCORES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
     "loss": _loss,
 }
 """The methods by name."""
-
-
-def cosines(rows: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Similarities (n, b) of n target rows (n, H) to b rows (b, H), both of norm 1.
-
-    Computed in float64 and rounded, so that a row's do not depend on the rows beside it.
-    """
-    products: NDArray[np.float32] = (targets.astype(np.float64) @ rows.T.astype(np.float64)).astype(
-        np.float32
-    )
-    return products
 
 
 def _top(session: Session, scores: NDArray[np.float64]) -> Selection:

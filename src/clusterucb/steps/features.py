@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from clusterucb.features.influence import Subspace, read_aimed
 from clusterucb.features.kmeans import Clusters, spherical_kmeans
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.adam import Moments
@@ -23,8 +24,8 @@ from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.model import pick_device
 
-Directions = tuple[NDArray[np.float32], Cost]
-"""Of the subtasks, (S, d), and what they cost."""
+Directions = tuple[NDArray[np.float32] | Subspace, Cost]
+"""What rows are compared with, and what that cost."""
 
 
 def gradients(session: Session) -> None:
@@ -94,14 +95,15 @@ def directions(session: Session, number: int = 1) -> Directions:
 
 def write_directions(path: Path, found: Directions, made_with: Mapping[str, object]) -> None:
     """Keep them, with what they cost and what they were made with."""
-    directions, cost = found
+    aim, cost = found
     facts = {"made_with": json.dumps(made_with), "cost": json.dumps(cost.to_json())}
-    save_file({"directions": directions}, path, metadata=facts)
+    arrays = {**vars(aim)} if isinstance(aim, Subspace) else {"directions": aim}
+    save_file(arrays, path, metadata=facts)
 
 
 def read_directions(path: Path) -> Directions:
     """What was kept of them."""
-    return load_file(path)["directions"], Cost.recorded(path)
+    return read_aimed(path), Cost.recorded(path)
 
 
 def cluster(session: Session) -> Clusters:
@@ -119,6 +121,7 @@ def cluster(session: Session) -> Clusters:
                 k,
                 iterations=settings.iterations,
                 seed=session.config.seed,
+                centre=settings.centre,
                 device=device if is_gpu(device) else "cpu",
                 backend=settings.kmeans_backend,
                 progress=lambda _i, _of, mean: step.advance(1, f"mean cosine {mean:.4f}", mean_cosine=mean),

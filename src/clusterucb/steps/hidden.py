@@ -1,4 +1,4 @@
-"""Hidden states of the pool's and the target's rows: as `rds` compares them, and as features of all rows.
+"""What a forward pass tells of the pool's and the target's rows: as `rds` compares them, and as features.
 
 Hidden states of one model share a large mean, which tells nothing of a row (Mu and Viswanath 2018, arXiv
 1702.01417). So as features they are centred: the mean over the pool is taken from every row of pool and
@@ -8,28 +8,33 @@ ends: the last layers turn to the next token.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from clusterucb.errors import InputError
+from clusterucb.features.head import head_gradients, sides
 from clusterucb.features.hidden import forward, hidden_size, representations
-from clusterucb.features.influence import Vectors
+from clusterucb.features.influence import Subspace, Vectors, aimed
 from clusterucb.features.store import FeatureStore
-from clusterucb.gradients.batches import micro_batches
+from clusterucb.gradients.batches import Batch, micro_batches
 from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
 from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.processes import World
 
+Compute = Callable[[PeftModel, Batch], NDArray[np.float32]]
+"""Of a micro-batch, (B, H)."""
 DEPTH = 2 / 3
-"""Share of the layers that the features' pass goes through."""
+"""Share of the layers that the pass of hidden states as features goes through."""
 BLOCK = 1024
 """Rows that are centred, or compared, at once."""
 MEAN = "mean.npy"
@@ -46,7 +51,7 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
     """
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, as_they_are, made_with, DEPTH)
+        pool = represent_pool(session, as_they_are, made_with, *_features(session))
         mean = _mean(pool.features)
         if session.world.leads:
             np.save(part / MEAN, mean)
@@ -74,17 +79,16 @@ def _write_centred(
         writer.finish({"cost": pool.manifest["cost"]})
 
 
-def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32], Cost]:
+def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32] | Subspace, Cost]:
     """The target's directions, (S, H), beside these `features` of the model as it is now, and their cost.
 
-    A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
-    rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
+    They are those of the aim. Where that is the mean over a subtask's rows, a feature's influence is its mean
+    cosine to a subtask's rows, the largest over subtasks: an estimate of the influence by gradients.
     """
     target = session.inputs.targeted
-    states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
+    states, cost = represent_target(session, session.world.at("gradients"), _features(session)[0])
     found = centred(states, np.load(features / MEAN), target.ids.__getitem__)
-    means = [found[target.codes == code].mean(0) for code in range(target.codes.max() + 1)]
-    return np.stack(means).astype(np.float32), cost
+    return aimed(session.config.selection.aim, found, target.codes), cost
 
 
 def centred(
@@ -99,7 +103,7 @@ def centred(
     norms = np.linalg.norm(found, axis=1, keepdims=True)
     if not norms.all():
         raise InputError(
-            f"{describe(int(norms.argmin()))}: its hidden states are the mean of the pool's, expected rows "
+            f"{describe(int(norms.argmin()))}: its features are the mean of the pool's, expected rows "
             f"that differ; use --features gradients, or a pool of more rows"
         )
     found /= norms
@@ -114,10 +118,19 @@ def _mean(rows: Vectors) -> NDArray[np.float64]:
     return mean
 
 
-def represent_target(session: Session, world: World, depth: float = 1.0) -> tuple[NDArray[np.float32], Cost]:
+def _features(session: Session) -> tuple[Compute, int]:
+    """What is computed of a micro-batch where features are of a forward pass, and numbers of one."""
+    dim, model = session.config.gradients.dim, session.model
+    if session.method.features == "head":
+        return partial(head_gradients, dim=dim, seed=session.config.seed), math.prod(sides(dim))
+    return partial(representations, depth=DEPTH), hidden_size(model)
+
+
+def represent_target(
+    session: Session, world: World, compute: Compute = representations
+) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
     target, started = session.inputs.targeted, time.monotonic()
-    compute = partial(representations, depth=depth)
 
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
@@ -131,17 +144,21 @@ def represent_target(session: Session, world: World, depth: float = 1.0) -> tupl
 
 
 def represent_pool(
-    session: Session, folder: Path, made_with: Mapping[str, object], depth: float = 1.0
+    session: Session,
+    folder: Path,
+    made_with: Mapping[str, object],
+    compute: Compute = representations,
+    width: int | None = None,
 ) -> FeatureStore:
-    """Of all usable rows, (N, H), in a store with which a killed command goes on; it has no losses."""
-    pooled, width = session.inputs.pooled, hidden_size(session.model)
-    represent = partial(forward, partial(representations, depth=depth), session.model, room=session.room)
+    """Of all usable rows, (N, width), in a store with which a killed command goes on; it has no losses."""
+    pooled, width = session.inputs.pooled, width or hidden_size(session.model)
+    represent = partial(forward, compute, session.model, room=session.room)
 
-    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+    def each(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
     with session.store(folder, width, made_with, "hidden states of the pool", "float16") as (writer, advance):
-        writer.fill(micro_batches(pooled.lengths, session.batch_tokens), compute, advance)
+        writer.fill(micro_batches(pooled.lengths, session.batch_tokens), each, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from clusterucb.features.drawn import DrawnWriter
+from clusterucb.features.drawn import DrawnFeatures, DrawnWriter
+from clusterucb.features.influence import Aim, Aimed, Subspace, similarities
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.gradients.adam import Formula, Moments
@@ -25,14 +26,16 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import Projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.inputs import Pooled, Targeted
-from clusterucb.run.rounds import Round, read_round, write_round
+from clusterucb.run.rounds import Round, read_earlier, read_round, write_round
 from clusterucb.runtime.files import made
 from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw, Selection
+from clusterucb.selection.keep import Keep, kept
 from clusterucb.selection.known import Known
+from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import Selector
 from clusterucb.training.adapter import fingerprint_tensors
 
@@ -43,14 +46,14 @@ class Fresh:
 
     Attributes:
         features: of one micro-batch of usable rows, (b,) to (b, d).
-        directions: of the subtasks, (S, d).
+        aim: what they are compared with.
         weights: fingerprint of the weights that the features are taken at.
-        cost: of the directions.
+        cost: of the aim.
         gradients: how many the features of one row take.
     """
 
     features: Callable[[NDArray[np.int64]], NDArray[Any]]
-    directions: NDArray[np.floating]
+    aim: Aimed
     weights: str
     cost: Cost
     gradients: int = 1
@@ -67,6 +70,8 @@ class Drawing:
         seed: each round draws by one of its own, made of this.
         screen: where progress is shown.
         world: processes that draw together.
+        keep: the keep rule.
+        turns: whether directions take drawn rows in turn.
     """
 
     pooled: Pooled
@@ -75,11 +80,20 @@ class Drawing:
     seed: int
     screen: Screen
     world: World = ALONE
+    keep: Keep = "now"
+    turns: bool = False
 
-    def __call__(self, part: Path, number: int, fresh: Fresh, known: Known | None = None) -> None:
+    def __call__(
+        self,
+        part: Path,
+        number: int,
+        fresh: Fresh,
+        known: Known | None = None,
+        earlier: Sequence[Path] = (),
+    ) -> None:
         """Select, and write round `number` into `part`, where scores of a killed attempt are looked up first.
 
-        `known` is what is known of the rows before they are drawn.
+        `known` is what is known of the rows before they are drawn, `earlier` the folders of earlier rounds.
         """
         draws: list[Draw] = []
         spend, title = self.selector.spend, f"select, round {number}"
@@ -89,7 +103,7 @@ class Drawing:
         ):
             shown = _Shown(self.screen, number, draws, advance)
             influence = LiveInfluence(
-                fresh.features, self.pooled.lengths, fresh.directions, self.batch_tokens, log, shown.scored
+                fresh.features, self.pooled.lengths, fresh.aim, self.batch_tokens, log, shown.scored
             )
             selection = self.selector(influence, round_seed(self.seed, number), shown.drawn, known)
             seconds = log.seconds
@@ -101,7 +115,23 @@ class Drawing:
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         times = fresh.gradients
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
+        if self.turns:
+            selection = self._in_turns(part, selection, fresh.aim)
+        before = [] if self.keep == "now" else [*map(read_earlier, earlier)]
+        selection = kept(self.keep, selection, self.selector.clusters, before)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
+
+    def _in_turns(self, part: Path, selection: Selection, aim: Aimed) -> Selection:
+        """The rows that directions take in turn of those that were drawn, whose features are in `part`."""
+        assert not isinstance(aim, Subspace)  # as turns are those of target rows
+        self.world.gather(None)  # all have written theirs
+        drawn = np.sort(selection.drawn)
+        found = np.empty((len(aim), len(drawn)), np.float32)
+        for rows, features in DrawnFeatures(part).blocks():
+            found[:, np.searchsorted(drawn, rows)] = similarities(features, aim)
+        places, scores = in_turns([found], len(selection.rows))
+        rows = drawn[places]
+        return replace(selection, rows=rows, scores=scores, clusters=self.selector.clusters[rows])
 
 
 @dataclass
@@ -156,6 +186,9 @@ class Reselection:
         batch_tokens: bound of a micro-batch.
         knowledge: of rows before they are drawn, for a selector that asks; it then keeps the features of
             drawn rows for later rounds.
+        aim: what rows are compared with of the target.
+        keep: the keep rule, over the rounds that are there.
+        first: the folder of round 1, where it is another than `folder/1`.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
         world: processes that select together, each with the same model, or with its part of a sharded one.
@@ -171,6 +204,9 @@ class Reselection:
     formula: Formula = "less"
     batch_tokens: int = 4096
     knowledge: Knowledge | None = None
+    aim: Aim = "mean"
+    keep: Keep = "now"
+    first: Path | None = None
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
     world: World = ALONE
@@ -192,35 +228,47 @@ class Reselection:
         return made(self.folder / str(period), select, read_round, resume=True, world=self.world)
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
-        directions, cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen, world, self.room
+        aim, cost = self.targeted.directions(
+            model, self.projection, self.batch_tokens, self.screen, world, self.aim, self.room
         )
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
         featurize = Featurizer(model, self.projection, moments, self.formula, self.room)
-        earlier = [self.folder / str(number) for number in range(1, period)]
-        known = known_to(self.selector, self.knowledge, directions, earlier)
-        with DrawnWriter(part, self.projection.dim, world.rank) if known else nullcontext() as kept:
+        first, turns = self.first or self.folder / "1", self.aim == "round_robin"
+        rounds = [first, *(self.folder / str(number) for number in range(2, period))] if period > 1 else []
+        earlier = [folder for folder in rounds if folder.exists()]
+        known = known_to(self.selector, self.knowledge, aim, earlier)
+        remember = known is not None or turns
+        with DrawnWriter(part, self.projection.dim, world.rank) if remember else nullcontext() as writer:
 
             def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
                 found = self.pooled.features(featurize, rows)
-                if kept:
-                    kept.add(rows, found)
+                if writer:
+                    writer.add(rows, found)
                 return found
 
-            draw = Drawing(self.pooled, self.selector, self.batch_tokens, self.seed, self.screen, world)
-            draw(part, period, Fresh(features, directions, weights, cost), known)
+            draw = Drawing(
+                self.pooled,
+                self.selector,
+                self.batch_tokens,
+                self.seed,
+                self.screen,
+                world,
+                self.keep,
+                turns,
+            )
+            draw(part, period, Fresh(features, aim, weights, cost), known, earlier)
 
 
 def known_to(
     selector: Selector,
     knowledge: Knowledge | None,
-    directions: NDArray[np.floating],
+    aim: Aimed,
     rounds: Sequence[Path] = (),
 ) -> Known | None:
-    """What a selector asks to be told of rows, for directions (S, d) and by these earlier rounds."""
+    """What a selector asks to be told of rows, for a target and by these earlier rounds."""
     if knowledge is None or selector.asks == "nothing":
         return None
-    return knowledge.at(directions, rounds, features=selector.asks == "features")
+    return knowledge.at(aim, rounds, features=selector.asks == "features")
 
 
 def keep_round(

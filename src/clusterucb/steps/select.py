@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
-from clusterucb.features.influence import EndToEnd, stored_influence, weighted_directions
+from clusterucb.features.influence import (
+    EndToEnd,
+    Subspace,
+    similarities,
+    stored_influence,
+    weighted_directions,
+)
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import Checkpoint
 from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
-from clusterucb.selection.linear_ucb import LinearUCB
-from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selector
+from clusterucb.selection.keep import Keep, kept
+from clusterucb.selection.round_robin import in_turns
+from clusterucb.selection.selector import ClusterUCB, FullScoring, RowPolicy, RowUCB, Selector
 from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import directions
+from clusterucb.steps.hidden import BLOCK
 from clusterucb.steps.less import fresh_beside_stored, weights
 from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to
 from clusterucb.training.adapter import load_adapter
@@ -47,14 +56,20 @@ def select(session: Session) -> Round:
 
 def rank(session: Session) -> Round:
     """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
-    numbers, world = session.method.numbers, session.world.at("select")
+    numbers, world, clusters = session.method.numbers, session.world.at("select"), labels(session)
     rows = EndToEnd([session.index.store(number).features for number in numbers])
-    aims = weighted_directions([directions(session, number)[0] for number in numbers], weights(session))
+    found = [directions(session, number)[0] for number in numbers]
+    aim = found[0] if isinstance(found[0], Subspace) else weighted_directions(found, weights(session))
 
     def best(part: Path) -> None:
         started = time.monotonic()
-        keep = FullScoring(labels(session), session.budget.top_p)
-        selection = keep(lambda _every: stored_influence(rows, aims, world=world))
+        keep = FullScoring(clusters, session.budget.top_p)
+        selection = keep(lambda _every: stored_influence(rows, aim, world=world))
+        if session.config.selection.aim == "round_robin":
+            blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
+            taken, scores = in_turns(blocks, len(selection.rows))
+            selection = replace(selection, rows=taken, scores=scores, clusters=clusters[taken])
+        selection = kept(keep_rule(session), selection, clusters, ())
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
@@ -105,6 +120,11 @@ def check_features(session: Session) -> None:
     session.index.check(store, model=session.made_with["model"])
 
 
+def keep_rule(session: Session) -> Keep:
+    """That of the settings, where rows are selected more than once."""
+    return session.config.selection.keep if session.method.reselects else "now"
+
+
 def labels(session: Session) -> NDArray[np.int64]:
     """The cluster of each usable row, (N,); zeros where no bandit needs clusters."""
     return session.index.labels(len(session.inputs.pooled))
@@ -116,7 +136,7 @@ def selector(session: Session) -> Selector:
     clusters, policy = labels(session), session.policy
     if not session.method.budgeted:
         return FullScoring(clusters, budget.top_p)
-    if isinstance(policy, LinearUCB):
+    if isinstance(policy, RowPolicy):
         return RowUCB(clusters, policy, budget.budget, budget.top_p)
     return ClusterUCB(
         clusters,
@@ -144,6 +164,9 @@ def reselection(
         formula=session.config.gradients.formula,
         batch_tokens=session.batch_tokens,
         knowledge=knowledge(session),
+        aim=session.config.selection.aim,
+        keep=keep_rule(session),
+        first=session.dir.round(1) if folder == session.dir.path / "rounds" else None,
         screen=session.screen,
         spent=spent,
         world=session.world.at("select"),

@@ -53,7 +53,7 @@ def warmup(session: Session) -> None:
 def train(session: Session) -> None:
     """Train from the initial adapter on the selected rows; some methods select anew for every period."""
     first = read_round(needed(session.dir, session.dir.round(1), "select"))
-    if session.method.reselects:
+    if session.method.reselects and not session.method.static:
         _train_and_reselect(session, first.rows)
     else:
         train_on(session, first.rows, session.dir.adapter, watched=True)

@@ -43,7 +43,7 @@ def solved():
 
 def bandit(problem, outcome):
     """The rows that `select` draws and keeps in the run of an outcome, at its own budget."""
-    labels = cu.spherical_kmeans(problem.features, outcome.k, seed=0).labels
+    labels = cu.spherical_kmeans(problem.features, outcome.k, seed=0, centre=True).labels
     limits = {"budget": outcome.budget, "cold_start": outcome.csp, "top_p": 0.1, "draw_batch": 4}
     policy = EVERY[outcome.policy]
     return labels, cu.select(labels, problem.scores.take, policy, **limits, seed=outcome.seed)

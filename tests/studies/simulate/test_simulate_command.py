@@ -139,7 +139,7 @@ def test_linear_ucb_is_run_for_each_budget_with_old_features_on_new_directions(s
     (_, scores), (x, stale) = store_of(store), store_of(old)
     estimate = stale if dim == 16 else ours(old, store / "directions.safetensors")[1]
     known = cu.Known(estimate, x.astype(np.float32), np.zeros(80, np.int64))
-    labels, top = cu.spherical_kmeans(x, 5).labels, np.argsort(-scores)[:8]
+    labels, top = cu.spherical_kmeans(x, 5, centre=True).labels, np.argsort(-scores)[:8]
     found = table(tmp_path / "out", policy="linear_ucb")
     assert len(found) == 4
     for line in found.itertuples():

@@ -48,18 +48,20 @@ class Cell:
     def share(self, config: Config) -> None:
         """Have the run keep in `shared/` what others of the comparison would make the same.
 
-        Runs of one kind of features share checkpoints and features, and clusters where the budget, by which
-        their number goes, is the same; left to the program, it is another row by row. A first selection that
-        does not depend on the repetition is the first one's.
+        Runs of one kind of features share checkpoints and features, and clusters where they are centred alike
+        and the budget, by which their number goes, is the same; left to the program, it is another row by
+        row. A first selection that does not depend on the repetition is the first one's.
         """
         if self.run.config.exists():  # begun already, here or by an earlier version
             return
         own = self.config(config)
         shared, method = self.out / SHARED, method_of(own)
-        kind = shared / (f"{method.name}-hidden" if method.hidden else method.name)
-        clusters = kind if self.preset.budget is None else kind / f"budget-{self.preset.budget:g}"
+        kind = shared / (f"{method.name}-{method.features}" if method.hidden else method.name)
+        clusters = kind / ("centred" if own.clustering.centre else "raw")
         if own.selection.budget is None and own.selection.by_row:
-            clusters = kind / "budget-auto"
+            clusters /= "budget-auto"
+        elif self.preset.budget is not None:
+            clusters /= f"budget-{self.preset.budget:g}"
         elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}
         if method.takes_gradients:
             elsewhere |= {"checkpoints": shared / method.name, "clusters": clusters}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clusterucb.config import Config
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
+from clusterucb.features.head import sides
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.costs import Work
 from clusterucb.run.inputs import job_of
@@ -76,7 +77,8 @@ class Facts:
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
-        return self.sizes.hidden if config.hidden else config.gradients.dim
+        dim = config.gradients.dim
+        return {"hidden": self.sizes.hidden, "head": math.prod(sides(dim))}.get(config.features, dim)
 
 
 def expected_tokens(lengths: Lengths, rows: int) -> int:

@@ -51,9 +51,7 @@ class Outlook:
             return 0.0
         if step.work != "clustering":
             return step.cost.tokens / float(getattr(self.speed, step.work))
-        wider = self.facts.stored_dim(config) / self.facts.stored_dim(
-            self.config
-        )  # in a pair's time
+        wider = self.facts.stored_dim(config) / self.facts.stored_dim(self.config)  # in a pair's time
         pairs = wider * config.clustering.k * self.facts.rows * config.clustering.iterations
         return pairs / self.speed.clustering if self.speed.clustering else None
 

@@ -130,4 +130,5 @@ class _Steps:
         return Cost(tokens=int(lengths.sum()), target_gradients=len(lengths))
 
     def _directions(self, dim: int) -> int:
-        return FLOAT * self.facts.subtasks * dim
+        of_rows = self.config.selection.aim in ("nearest", "round_robin")
+        return FLOAT * (len(self.facts.target_lengths) if of_rows else self.facts.subtasks) * dim

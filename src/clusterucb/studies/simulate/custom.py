@@ -16,13 +16,12 @@ import numpy as np
 
 from clusterucb.errors import ConfigError, reason
 from clusterucb.selection.arms import Arms
-from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
-from clusterucb.selection.selector import named_policy
+from clusterucb.selection.selector import RowPolicy, named_policy
 
 
-def named_policies(names: Sequence[str]) -> dict[str, Policy | LinearUCB]:
-    """The policies of these names, each one of `POLICIES`, linear_ucb or `module:callable`.
+def named_policies(names: Sequence[str]) -> dict[str, Policy | RowPolicy]:
+    """The policies of these names, each one of `POLICIES`, one over rows or `module:callable`.
 
     The module is one that is installed or lies in the working directory. A class is called without arguments
     and gives the policy; anything else callable is the policy. One's own is tried on two arms at once, so a

@@ -26,7 +26,7 @@ class Grid:
         seeds: of the draws.
         top_p: the share of the pool that is selected.
         draw_batch: rows drawn at once.
-        iterations, cluster_seed: of k-means.
+        iterations, cluster_seed, centre: of k-means.
 
     Raises:
         ConfigError: a value out of range or at odds with another, or nothing to try.
@@ -40,6 +40,7 @@ class Grid:
     draw_batch: int = 8
     iterations: int = 20
     cluster_seed: int = 0
+    centre: bool = True
 
     def __post_init__(self) -> None:
         for name in ("budgets", "ks", "csps", "seeds"):

@@ -23,8 +23,8 @@ from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.bandit import select
 from clusterucb.selection.budget import Budget, default_k
 from clusterucb.selection.known import Known
-from clusterucb.selection.linear_ucb import LinearUCB, linear_ucb
 from clusterucb.selection.policies import Policy
+from clusterucb.selection.selector import RowPolicy
 from clusterucb.selection.share import share
 from clusterucb.studies.simulate.grid import Grid
 from clusterucb.studies.simulate.truth import Truth
@@ -50,7 +50,8 @@ class Problem:
         scores: fresh influence of every row, (N,): what a bandit pays for.
         features: that the clusters are made of, (N, d), read by row slices.
         stale_scores: influence of every row as it was known before, (N,), where it was.
-        estimate: what the influence of every row is thought to be before it is drawn, (N,), for `linear_ucb`.
+        estimate: what the influence of every row is thought to be before it is drawn, (N,), for policies over
+            rows.
 
     Raises:
         InputError: not one finite number a row.
@@ -120,7 +121,7 @@ class Outcome:
 
 def simulate(
     problems: Sequence[Problem],
-    policies: Mapping[str, Policy | LinearUCB],
+    policies: Mapping[str, Policy | RowPolicy],
     grid: Grid = Grid(),  # noqa: B008 - a frozen value
     *,
     track: Track | None = None,
@@ -130,7 +131,7 @@ def simulate(
     A run's draws depend neither on its budget nor, before the budget ends, on what is left of it: `select`
     with a smaller budget draws a prefix of the same rows, the last batch cut short. So each policy runs
     once, at the largest budget, and the smaller ones are read off its draws. It follows that for one seed
-    recall, captured and advantage never fall as the budget grows. `LinearUCB`, whose draws depend on the
+    recall, captured and advantage never fall as the budget grows. A `RowPolicy`, whose draws depend on the
     budget from the first on, runs once for each, without a cold start. A policy that keeps a state of its
     own, or random numbers other than `arms.rng`, must not carry them from one run into the next.
 
@@ -145,8 +146,8 @@ def simulate(
         problem's, those of reference.
 
     Raises:
-        ConfigError: a setting that does not fit a problem, or `LinearUCB` for one without an estimate, before
-            anything of it is simulated.
+        ConfigError: a setting that does not fit a problem, or a `RowPolicy` for one without an estimate,
+            before anything of it is simulated.
     """
     _check_names("problems", [problem.name for problem in problems])
     _check_names("policies", list(policies))
@@ -173,7 +174,7 @@ class _Runner:
     """The runs of one problem."""
 
     def __init__(
-        self, problem: Problem, policies: Mapping[str, Policy | LinearUCB], grid: Grid, track: Track
+        self, problem: Problem, policies: Mapping[str, Policy | RowPolicy], grid: Grid, track: Track
     ) -> None:
         self.problem, self.policies, self.grid, self.track = problem, policies, grid, track
         self.scores, self.budgets = problem.scores, sorted(grid.budgets)
@@ -181,7 +182,7 @@ class _Runner:
         if not (keep := share(grid.top_p, n)):
             raise ConfigError(f"top_p {grid.top_p}: is less than one of the {n} rows of {problem.name}")
         self.truth = Truth(self.scores, keep)
-        by_row = [name for name, policy in policies.items() if isinstance(policy, LinearUCB)]
+        by_row = [name for name, policy in policies.items() if isinstance(policy, RowPolicy)]
         if by_row and problem.estimate is None:
             raise ConfigError(
                 f"policy {by_row[0]}: needs what is known of the rows of {problem.name} before they are "
@@ -190,7 +191,7 @@ class _Runner:
 
     @cached_property
     def known(self) -> Known:
-        """What linear_ucb is told."""
+        """What a policy over rows is told."""
         assert self.problem.estimate is not None
         groups = np.zeros(len(self.scores), np.int64)
         return Known(self.problem.estimate, principal(self.problem.features, DIM), groups)
@@ -223,14 +224,15 @@ class _Runner:
                 k,
                 iterations=self.grid.iterations,
                 seed=self.grid.cluster_seed,
+                centre=self.grid.centre,
                 progress=lambda done, _of, mean: advance(min(done, 1), f"mean cosine {mean:.4f}"),
             ).labels
 
-    def _taken(self, labels: Rows, policy: Policy | LinearUCB, csp: float, seed: int) -> Iterator[Taken]:
+    def _taken(self, labels: Rows, policy: Policy | RowPolicy, csp: float, seed: int) -> Iterator[Taken]:
         look, top_p = self.scores.take, self.grid.top_p
-        if isinstance(policy, LinearUCB):
+        if isinstance(policy, RowPolicy):
             for budget in self.budgets:
-                found = linear_ucb(labels, self.known, look, policy, budget=budget, top_p=top_p, seed=seed)
+                found = policy.select(labels, self.known, look, budget=budget, top_p=top_p, seed=seed)
                 yield budget, found.drawn, found.rows
             return
         selection = select(

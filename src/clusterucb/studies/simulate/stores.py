@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from clusterucb.errors import ConfigError, InputError, MismatchError, reason
-from clusterucb.features.influence import Vectors, stored_influence
+from clusterucb.features.influence import Subspace, Vectors, read_aimed, stored_influence
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import check_made_with
@@ -29,7 +28,7 @@ class _Store:
 
     name: str
     features: Vectors
-    directions: NDArray[np.float32] | None
+    directions: NDArray[np.float32] | Subspace | None
     made_with: Mapping[str, object]
 
     @cached_property
@@ -100,7 +99,7 @@ def _store(path: Path) -> _Store:
     folder = _features_folder(path) or path
     try:
         store = FeatureStore(folder)
-        directions = load_file(_directions_file(path, folder))["directions"]
+        directions = read_aimed(_directions_file(path, folder))
     except (OSError, SafetensorError, KeyError) as error:
         raise MismatchError(f"{folder}: is damaged ({reason(error)}); make it again by `gradients`") from None
     return _Store(str(path), store.features, directions, store.manifest["made_with"])

@@ -1,0 +1,124 @@
+"""Aims: what influence is of, each against its formula written out row by row."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterucb.features.influence import (
+    HELD,
+    Subspace,
+    aimed,
+    influence,
+    read_aimed,
+    similarities,
+    stored_influence,
+    weighted_directions,
+)
+from clusterucb.run.costs import Cost
+from clusterucb.steps.features import write_directions
+
+CODES = np.array([0, 1, 0, 2, 1, 0])
+
+
+def unit(n, d, seed):
+    rows = np.random.default_rng(seed).normal(size=(n, d))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def rows():
+    return unit(40, 24, 0).astype(np.float16)
+
+
+@pytest.fixture
+def target():
+    return unit(6, 24, 1).astype(np.float32)
+
+
+def by_subtask(target):
+    return [np.mean([t for t, c in zip(target, CODES, strict=True) if c == s], axis=0) for s in range(3)]
+
+
+def test_mean_is_the_largest_product_with_a_subtasks_mean(rows, target):
+    found = influence(rows, aimed("mean", target, CODES))
+    for row, score in zip(rows, found, strict=True):
+        assert score == pytest.approx(max(float(row.astype(float) @ m) for m in by_subtask(target)), abs=1e-6)
+
+
+def test_nearest_is_the_largest_product_with_a_target_row(rows, target):
+    found = influence(rows, aimed("nearest", target, CODES))
+    for row, score in zip(rows, found, strict=True):
+        assert score == pytest.approx(max(float(row.astype(float) @ t) for t in target), abs=1e-6)
+
+
+def test_subspace_is_the_cosine_inside_the_span_of_the_targets_gradients(rows, target):
+    """By least squares, without a basis: all six rows are needed to hold so much of their squares here."""
+    aim = aimed("subspace", target, CODES)
+    assert len(aim.basis) == 6
+
+    def inside(vector):
+        return target.T.astype(float) @ np.linalg.lstsq(target.T.astype(float), vector.astype(float))[0]
+
+    def cosine(a, b):
+        return float(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+    found = influence(rows, aim)
+    for row, score in zip(rows, found, strict=True):
+        expected = max(cosine(inside(row), inside(mean)) for mean in by_subtask(target))
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_subspace_holds_as_few_directions_as_hold_the_share_of_squares():
+    strong, weak = unit(2, 24, 3), unit(1, 24, 4)
+    target = np.concatenate([strong[[0, 0, 0, 1, 1, 1] * 10], 0.1 * weak])
+    aim = Subspace.of(target, np.zeros(61, np.int64))
+    assert len(aim.basis) == 2
+    gram = aim.basis.astype(float) @ aim.basis.T.astype(float)
+    assert gram == pytest.approx(np.eye(2), abs=1e-6)
+    held = np.linalg.norm(target @ aim.basis.T.astype(float)) ** 2 / np.linalg.norm(target) ** 2
+    assert held >= HELD
+
+
+def test_what_a_row_does_off_the_target_costs_it_nothing_in_the_subspace(target):
+    aim, plain = aimed("subspace", target, CODES), aimed("mean", target, CODES)
+    helps = by_subtask(target)[0]
+    off = unit(1, 24, 9)[0]
+    off -= aim.basis.T.astype(float) @ (aim.basis.astype(float) @ off)
+    pure, mixed = helps[None], (helps + 2 * off)[None]
+    mixed = mixed * np.linalg.norm(pure) / np.linalg.norm(mixed)
+    assert influence(mixed, aim) == pytest.approx(influence(pure, aim), abs=1e-6)
+    assert influence(mixed, plain) < 0.5 * influence(pure, plain)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 30), st.sampled_from([2, 63, 512]), st.integers(0, 99), st.data())
+def test_a_rows_score_in_a_subspace_does_not_depend_on_the_rows_beside_it(n, dim, seed, data):
+    features, target = unit(n, dim, seed).astype(np.float16), unit(6, dim, seed + 1).astype(np.float32)
+    aim = aimed("subspace", target, CODES)
+    whole = influence(features, aim)
+    some = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n)))
+    assert influence(features[some], aim) == pytest.approx(whole[some], rel=1e-6, abs=1e-7)
+    assert stored_influence(features, aim, block=5) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+
+
+def test_turns_are_taken_by_the_products_of_each_target_row(rows, target):
+    found = similarities(rows, aimed("round_robin", target, CODES))
+    assert found == pytest.approx(target.astype(float) @ rows.T.astype(float), abs=1e-6)
+
+
+def test_nearest_over_checkpoints_is_the_largest_of_each_rows_own_sum():
+    features, targets = [unit(9, 8, s) for s in (1, 2)], [unit(4, 8, s).astype(np.float32) for s in (3, 4)]
+    aims = weighted_directions([aimed("nearest", t, np.zeros(4, int)) for t in targets], [0.25, 0.75])
+    found = influence(np.concatenate(features, axis=1), aims)
+    sums = 0.25 * features[0] @ targets[0].T + 0.75 * features[1] @ targets[1].T
+    assert found == pytest.approx(sums.max(1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean", "nearest", "subspace"])
+def test_an_aim_comes_back_as_it_was_written(name, rows, target, tmp_path):
+    aim = aimed(name, target, CODES)
+    write_directions(tmp_path / "aim.safetensors", (aim, Cost()), {})
+    found = read_aimed(tmp_path / "aim.safetensors")
+    assert isinstance(found, type(aim))
+    assert influence(rows, found).tobytes() == influence(rows, aim).tobytes()

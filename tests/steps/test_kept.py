@@ -1,0 +1,228 @@
+"""Keep rules and aims in whole runs of a tiny model."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cli_helpers import clusterucb, done, options, read
+from clusterucb.config import load
+from clusterucb.features.kmeans import spherical_kmeans
+from clusterucb.features.store import FeatureStore
+from clusterucb.gradients.featurizer import Featurizer
+from clusterucb.run.directory import RunDir
+from clusterucb.run.session import Session
+from clusterucb.steps.features import directions
+from clusterucb.training.adapter import load_adapter
+
+pytestmark = pytest.mark.whole
+ENDS = ("evaluation.json", "summary.json", "report.html")
+AFTER_CLUSTERS = ("config.yaml", "rounds", "adapter", "periods", *ENDS)
+
+
+@pytest.fixture
+def going_on(finished_run, tmp_path):
+    """A method's name and settings to a run that goes on from its clusters: the folder."""
+
+    def go(name, *steps, left_out=AFTER_CLUSTERS, prepare=lambda _folder: None, **changes):
+        finished, to = finished_run(name), tmp_path / "-".join([name, *map(str, changes.values())])
+        shutil.copytree(finished.folder, to, ignore=shutil.ignore_patterns(*left_out))
+        prepare(to)
+        for step in steps:
+            done(step, *options(finished.elsewhere(to, **changes)))
+        return to
+
+    return go
+
+
+def selection(folder, number):
+    return load_file(folder / f"rounds/{number}/selection.safetensors")
+
+
+def gradients(folder, number):
+    return read(folder / f"rounds/{number}/summary.json")["cost"]["pool_gradients"]
+
+
+@pytest.mark.parametrize("name", ["clusterucb", "linear_ucb", "dynamic"])
+def test_by_the_sum_a_period_trains_on_the_best_of_all_periods_for_no_gradient_more(
+    name, going_on, finished_run
+):
+    folder = going_on(name, "select", "train", keep="sum")
+    rounds, now = [selection(folder, n) for n in (1, 2, 3)], finished_run(name).folder
+    assert rounds[0]["rows"].tolist() == selection(now, 1)["rows"].tolist()
+    for number, found in enumerate(rounds, start=1):
+        mean = sum(earlier["learned"] for earlier in rounds[:number]) / number
+        assert found["rows"].tolist() == sorted(np.argsort(-mean, kind="stable")[:10].tolist())
+        assert found["scores"] == pytest.approx(mean[found["rows"]])
+        assert found["learned"][found["drawn"]].tolist() == found["drawn_scores"].tolist()
+        assert gradients(folder, number) == gradients(now, number)
+    assert rounds[1]["drawn"].tolist() == selection(now, 2)["drawn"].tolist() or name == "dynamic"
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / "rounds/3")
+    before = {n: selection(folder, n)["rows"].tolist() for n in (1, 2)}
+    done("train", "--out", folder)  # as after a kill in period 3, but from the beginning
+    assert {n: selection(folder, n)["rows"].tolist() for n in (1, 2)} == before
+    assert selection(folder, 3)["rows"].tolist() == rounds[2]["rows"].tolist()
+
+
+def test_where_runs_share_the_first_round_it_is_remembered_too(going_on, finished_run):
+    own = going_on("clusterucb", "select", "train", keep="sum", repeat=1)
+
+    def elsewhere(folder):
+        RunDir(folder).share({"first_round": own})
+
+    found = going_on("clusterucb", "train", prepare=elsewhere, keep="sum", repeat="01")
+    assert not (found / "rounds/1").exists()
+    assert selection(found, 2)["rows"].tolist() == selection(own, 2)["rows"].tolist()
+
+
+@pytest.mark.parametrize(("name", "centre"), [("clusterucb", False), ("linear_ucb", True)])
+def test_clusters_are_centred_but_for_the_published_method(name, centre, finished_run):
+    folder = finished_run(name).folder
+    assert load(folder / "config.yaml").clustering.centre == centre
+    found = spherical_kmeans(FeatureStore(folder / "features").features, 5, centre=centre)
+    assert load_file(folder / "clusters.safetensors")["labels"].tolist() == found.labels.tolist()
+
+
+def test_once_trains_on_no_row_twice_while_others_are_left(going_on):
+    folder = going_on("clusterucb", "select", "train", keep="once")
+    rows = np.concatenate([selection(folder, n)["rows"] for n in (1, 2, 3)])
+    assert len(set(rows.tolist())) == 30
+
+
+def test_static_selects_once_and_trains_on_it_in_every_period(going_on, finished_run):
+    folder = going_on("clusterucb", "select", "train", keep="static")
+    assert (
+        selection(folder, 1)["rows"].tolist()
+        == selection(finished_run("clusterucb").folder, 1)["rows"].tolist()
+    )
+    assert not (folder / "rounds/2").exists()
+    assert read(folder / "adapter/checkpoint.json")["cost"]["rows"] == 30
+    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    assert list(session.method.rounds(3)) == [1]
+    assert session.method.full(3) == 3
+
+
+def slow_turns(products, count):
+    """Each target row takes its best open row in turn; products (n, N)."""
+    taken = []
+    while len(taken) < count:
+        for own in products:
+            order = sorted(range(len(own)), key=lambda row: (-own[row], row))
+            taken.append(next(row for row in order if row not in taken))
+    return sorted(taken[:count])
+
+
+def aimed_at_rows(folder):
+    """Features (N, d), and the normalised gradient of each target row taken alone, (n, d)."""
+    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    load_adapter(session.model, session.dir.warmup)
+    featurize = Featurizer(session.model, session.projection)
+    rows = [featurize([row])[0][0].astype(np.float64) for row in session.inputs.targeted.tokens]
+    store = FeatureStore(session.dir.features).features
+    return session, store[:].astype(np.float64), np.stack(rows)
+
+
+def test_nearest_ranks_by_the_target_row_that_a_row_helps_most(going_on):
+    folder = going_on(
+        "clusterucb", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="nearest"
+    )
+    session, features, target = aimed_at_rows(folder)
+    assert directions(session)[0] == pytest.approx(target, abs=1e-3)
+    found = selection(folder, 1)
+    products = (features @ target.T).max(1)
+    best = np.sort(products)[-10:]
+    assert products[found["rows"]].min() >= best.min() - 1e-3
+    assert found["scores"] == pytest.approx(products[found["rows"]], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["clusterucb", "dynamic", "less"])
+def test_in_turns_every_target_row_takes_its_best_row(name, going_on):
+    folder = going_on(
+        name, "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
+    )
+    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    if name == "less":
+        from clusterucb.steps.less import weights
+
+        stored = [session.index.store(n).features[:].astype(float) for n in session.method.numbers]
+        aims = [directions(session, n)[0].astype(float) for n in session.method.numbers]
+        products = sum(w * a @ f.T for w, a, f in zip(weights(session), aims, stored, strict=True))
+    else:
+        products = directions(session)[0].astype(float) @ session.index.store().features[:].astype(float).T
+    assert selection(folder, 1)["rows"].tolist() == slow_turns(products.astype(np.float32), 10)
+
+
+def test_turns_over_live_features_are_those_over_stored_ones(going_on):
+    """All rows are drawn at the warmup checkpoint once more."""
+    folder = going_on(
+        "dynamic", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
+    )
+    done("select", "--out", folder, "--checkpoint", folder / "warmup")
+    live = next((folder / "selections").iterdir())
+    found = load_file(live / "1/selection.safetensors")
+    assert found["rows"].tolist() == selection(folder, 1)["rows"].tolist()
+    assert (live / "1/drawn.f16").stat().st_size >= 2 * 256 * 100
+
+
+def test_turns_under_a_budget_take_drawn_rows_alone(going_on):
+    folder = going_on(
+        "clusterucb",
+        "gradients",
+        "select",
+        "train",
+        left_out=(*AFTER_CLUSTERS, "directions"),
+        aim="round_robin",
+    )
+    for number in (2, 3):
+        found = selection(folder, number)
+        assert len(set(found["rows"].tolist())) == 10
+        assert set(found["rows"].tolist()) <= set(found["drawn"].tolist())
+
+
+def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(going_on):
+    folder = going_on(
+        "linear_ucb",
+        "gradients",
+        "select",
+        "train",
+        left_out=(*AFTER_CLUSTERS, "directions"),
+        aim="subspace",
+        keep="mean",
+    )
+    done("report", folder)
+    for number in (1, 2, 3):
+        scores = selection(folder, number)["scores"]
+        assert -1.001 <= scores.min() <= scores.max() <= 1.001
+
+
+def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going_on):
+    left_out = (*AFTER_CLUSTERS, "directions", "features", "clusters.*")
+    steps = ("gradients", "cluster", "select", "train")
+    folder = going_on("linear_ucb", *steps, left_out=left_out, features="head")
+    store = FeatureStore(folder / "features")
+    assert store.features.shape == (100, 256)
+    cost = store.manifest["cost"]
+    assert (cost["pool_forwards"], cost["pool_gradients"]) == (100, 0)
+    assert [gradients(folder, number) for number in (1, 2, 3)] == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"aim": "round_robin", "keep": "sum"}, "aim round_robin with keep sum"),
+        ({"aim": "subspace", "method": "less"}, "aim subspace: method less"),
+        ({"aim": "round_robin", "method": "less"}, "aim round_robin: method less with bandit clusterucb"),
+    ],
+)
+def test_an_aim_that_cannot_be_added_up_is_refused(settings, said, shared_settings, tmp_path):
+    assert clusterucb(
+        "run", *options({**shared_settings, "out": tmp_path / "run"}, **settings)
+    ).complaint.startswith(said)
+
+
+def test_another_aim_than_the_directions_there_is_told(going_on, finished_run):
+    folder = going_on("clusterucb")
+    given = options(finished_run("clusterucb").elsewhere(folder, aim="nearest"))
+    assert "aim" in clusterucb("select", *given).complaint
