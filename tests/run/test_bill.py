@@ -58,7 +58,7 @@ def test_in_words_a_share_never_stands_without_what_it_is_of():
     ("method", "passes"),
     [
         (Method("dynamic", 1, 1, budgeted=True, reselects=True), 1 + 3 * 0.2),
-        (Method("dynamic", 1, 1, hidden=True, budgeted=True, reselects=True), 1 / 3 + 4 * 0.2),
+        (Method("dynamic", 1, 1, "hidden", budgeted=True, reselects=True), 1 / 3 + 4 * 0.2),
         (Method("less", 4, 1, budgeted=True), 1 + 3 * 0.2),
         (Method("less", 4, 4), 4),
         (Method("random"), 0),
