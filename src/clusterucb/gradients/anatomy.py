@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -171,8 +172,13 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def inputs_need_gradients(model: nn.Module) -> RemovableHandle:
-    """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
-    return _embeddings(model).register_forward_hook(lambda _, _args, output: output.requires_grad_(True))
+    """Let gradients flow although no weight asks for one: the embeddings' output asks instead.
+
+    The model gets a copy, which it may change in place.
+    """
+    return _embeddings(model).register_forward_hook(
+        lambda _, _args, output: output.requires_grad_(True).clone()
+    )
 
 
 def _embeddings(model: nn.Module) -> nn.Embedding:
@@ -196,12 +202,22 @@ def _run(
 
         return hook
 
+    def headed(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        heads.append(args[0].shape[:-1])
+
+    heads: list[torch.Size] = []
     with eval_mode(model), uncompiled(model), inputs_need_gradients(model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(look(name), with_kwargs=True))
+        stack.enter_context(model.get_output_embeddings().register_forward_pre_hook(headed))  # type: ignore[operator]
         stack.enter_context(_told(model))
         logits = model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits
+    if heads != [ids.shape]:  # or labels could not be picked there
+        raise ConfigError(
+            f"{_called(model)}: its vocabulary head is given {[*map(tuple, heads)]}, expected rows of tokens "
+            f"{tuple(ids.shape)} once; no row's loss is known so, take another model"
+        )
     return given, logits.detach().float()
 
 
@@ -231,7 +247,9 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _called(model: nn.Module) -> str:
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # not peft's wrapper
+    inner: Any = model
+    if isinstance(inner, PeftModel):
+        inner = inner.get_base_model()
     return getattr(inner, "name_or_path", "") or type(inner).__name__
 
 
