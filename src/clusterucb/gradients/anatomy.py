@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -89,20 +88,19 @@ def steady_length(model: nn.Module) -> tuple[int, str] | None:
     for module in model.modules():
         kinds = vars(module).get("rope_type", ())  # one, or one for each kind of layers
         for layers, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
-            if "dynamic" in kind or kind == "longrope":
+            if "dynamic" in str(kind) or kind == "longrope":
                 end = _steady_length(module, kind, layers)
-                why = (
-                    f"has rope_type {kind}: a row of more than {end} tokens moves the positions of all others"
-                )
-                ends.append((end, why))
+                what = f"a row of more than {end} tokens moves the positions of all beside it"
+                ends.append((end, f"has rope_type {kind}: {what}"))
     return min(ends, default=None)
 
 
 def _steady_length(rotary: Any, kind: str, layers: str | None) -> int:
-    if kind == "longrope":
-        settings = rotary.config.rope_parameters
-        return int((settings[layers] if layers else settings)["original_max_position_embeddings"])
     end: int = rotary.original_max_seq_len
+    if kind == "longrope":
+        settings = getattr(rotary.config, "rope_parameters", None) or rotary.config.rope_scaling
+        named = (settings[layers] if layers else settings).get("original_max_position_embeddings")
+        return int(named or getattr(rotary.config, "original_max_position_embeddings", end))
     return end - bool(rotary.max_seq_len_cached > end)  # where a longer row before has left its mark
 
 
@@ -210,7 +208,8 @@ def _run(
         stack.enter_context(torch.enable_grad())
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(look(name), with_kwargs=True))
-        stack.enter_context(model.get_output_embeddings().register_forward_pre_hook(headed))  # type: ignore[operator]
+        if (head := model.get_output_embeddings()) is not None:  # type: ignore[operator]
+            stack.enter_context(head.register_forward_pre_hook(headed))
         stack.enter_context(_told(model))
         logits = model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits
     if heads != [ids.shape]:  # or labels could not be picked there
@@ -247,9 +246,7 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _called(model: nn.Module) -> str:
-    inner: Any = model
-    if isinstance(inner, PeftModel):
-        inner = inner.get_base_model()
+    inner: Any = getattr(model, "get_base_model", lambda: model)()  # not peft's wrapper
     return getattr(inner, "name_or_path", "") or type(inner).__name__
 
 
