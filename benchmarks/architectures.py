@@ -10,16 +10,16 @@ batch, are compared with autograd's of each row alone. Prints the rows of docs/m
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -29,14 +29,19 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import ConfigError
-from clusterucb.gradients.anatomy import examine
+from clusterucb.errors import ClusterUCBError
+from clusterucb.gradients.anatomy import examine, idle_layers
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 
 VOCABULARY, LENGTHS = 320, (17, 9, 12, 5)
-LARGEST = 30_000_000
-"""Parameters of a model that is still tiny; others do not follow the sizes below."""
+LARGEST = 120_000_000
+"""Parameters of a model that is still small; others do not follow the sizes below."""
+ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError),
+    *(TypeError, ValueError, ClusterUCBError, StrictDataclassError),
+)
+"""What another library may raise of sizes that are not its own."""
 SIZES: dict[str, Any] = {
     **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128},
@@ -53,50 +58,65 @@ SIZES: dict[str, Any] = {
     **{"lru_width": 32, "d_inner": 48, "attention_hidden_size": 32, "query_pre_attn_scalar": 8},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8},
     **{"linear_value_head_dim": 8, "shared_intermediate_size": 48, "hidden_size_per_layer_input": 8},
-    **{"vocab_size_per_layer_input": VOCABULARY, "multi_query": True, "image_size": 32, "patch_size": 16},
+    **{"mamba_d_ssm": 64, "expand": 2, "attention_window": 16, "num_heads": 8},
+    **{"vocab_size_per_layer_input": VOCABULARY, "multi_query": True, "rotary_dim": 4, "d_head": 8},
 }
 
 
 def main() -> None:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    types = sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    print("| model type | linear layers compared | worst error | causal | left out |\n|---|---|---|---|---|")
-    for model_type in types:
+    print("| model type | linear layers compared | worst error | left out, and why |\n|---|---|---|---|")
+    for model_type in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         print(f"| {model_type} | {' | '.join(row(model_type))} |", flush=True)
 
 
-def row(model_type: str) -> tuple[str, str, str, str]:
-    """Of the table: layers, worst error over the norm, whether the model is causal, what was left out."""
+def row(model_type: str) -> tuple[str, str, str]:
+    """Of the table: layers by the last words of their names, worst error over the norm, what was left out."""
     try:
         base = tiny(model_type)
-    except Exception as error:  # whatever another library says of sizes that are not its own
-        return "", "", "", f"not built: {_short(error)}"
-    names, refused = layers_of(base), dict[str, str]()
-    while names:
+        linears = linear_layers(base)
+        out = dict.fromkeys(idle_layers(base, linears), "no text reaches it")
+    except ERRORS as error:
+        return "", "", f"not built: {_short(error)}"
+    while names := sorted(linears.keys() - out.keys()):
+        model = tiny(model_type)
         try:
-            model = adapted(tiny(model_type), sorted(names))
+            model = adapted(model, names)
             layers = adapter_layers(model)
             causal = examine(model, layers).causal
             worst = compared(model, layers)
-        except (ConfigError, ValueError) as error:
-            named = re.search(r"(?:layer|parameter|text, in|Module) '?([^\s']+)", str(error))
-            gone = [name for name in names if named and f".{name}." in f".{named[1]}."]
-            if not gone:
-                return "", "", "", _short(error)
-            names -= set(gone)
-            refused |= {name: _why(str(error)) for name in gone}
-            continue
-        except Exception as error:
-            return "", "", "", f"does not run: {_short(error)}"
-        told = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items()))
-        return ", ".join(sorted(names)), f"{worst:.1e}", "yes" if causal else "no", told
-    return "", "", "", "; ".join(f"{name}: {why}" for name, why in sorted(refused.items())) or "no linear layer"
+        except _RefusedError as refused:
+            out |= refused.layers
+        except ERRORS as error:
+            named = re.search(r"(?:layer|parameter|text, in) (\S+?)(?:\.lora_\S+)?:? ", f"{error} ")
+            if named is None or (layer := named[1].removeprefix("base_model.model.")) not in names:
+                return "", "", f"does not run: {_short(error)}"
+            out[layer] = _why(str(error))
+        else:
+            told = [] if causal else ["not causal, so a run refuses it"]
+            return ", ".join(_words(names)), f"{worst:.1e}", "; ".join(told + _grouped(out))
+    return "", "", "; ".join(_grouped(out)) or "no linear layer"
+
+
+class _RefusedError(Exception):
+    """Peft takes no adapter on some layers."""
+
+    def __init__(self, names: Iterable[str], why: str) -> None:
+        self.layers = dict.fromkeys(names, why)
 
 
 def tiny(model_type: str) -> Any:
     """A model of a few thousand parameters; ValueError where the sizes are not the configuration's own."""
-    config = configured(CONFIG_MAPPING[model_type])
+    kind = CONFIG_MAPPING[model_type]
+    try:
+        return built(configured(kind))
+    except ERRORS:  # where kinds of layers are listed by number
+        return built(configured(kind, layer_types=["full_attention"] * 2))
+
+
+def built(config: Any) -> Any:
+    """The same weights whenever it is called."""
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if count > LARGEST:
@@ -105,24 +125,27 @@ def tiny(model_type: str) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def configured(kind: Any) -> Any:
+def configured(kind: Any, **more: Any) -> Any:
     """A configuration with those of the sizes that it knows, in its parts too."""
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
-    if "qk_rope_head_dim" in known:  # which a head's size is made of
-        known.discard("head_dim")
+    if "qk_rope_head_dim" in known:  # which a head's size is made of; there are as many keys as queries
+        known -= {"head_dim", "num_key_value_heads"}
     parts = {
-        name: configured(part)
+        name: configured(part, **more)
         for name, part in (kind.sub_configs or {}).items()
         if name == "text_config" and dataclasses.is_dataclass(part)
     }
-    return kind(**{name: size for name, size in SIZES.items() if name in known}, **parts)
+    sizes = {name: size for name, size in {**SIZES, **more}.items() if name in known}
+    if "kv_lora_rank" in sizes:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    return kind(**sizes, **parts)
 
 
-def layers_of(model: Any) -> set[str]:
-    """The last words of the names of its linear layers, without the head's."""
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Its linear layers by name, without the head."""
     head = model.get_output_embeddings()
     return {
-        name.rsplit(".", 1)[-1]
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head and not name.endswith("lm_head")
     }
@@ -130,7 +153,17 @@ def layers_of(model: Any) -> set[str]:
 
 def adapted(model: Any, names: list[str]) -> Any:
     """With LoRA matrices of which neither is zero."""
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
+    settings = LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM")
+    try:
+        model = get_peft_model(model, settings)
+    except ValueError as error:
+        if named := re.search(r"Module '(\S+)' is incompatible", str(error)):
+            raise _RefusedError((n for n in names if n.endswith(named[1])), "peft refuses it") from None
+        if settings.target_parameters is None:
+            raise
+    if settings.target_parameters:
+        gone = {*names} - {*settings.target_modules}
+        raise _RefusedError(gone, "peft puts the adapters of fused experts in its place")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -147,7 +180,8 @@ def compared(model: Any, layers: dict[str, nn.Linear]) -> float:
             mine[name] = gradient.clone()
 
     row_gradients(model, layers, collate(batch), consume)
-    return max(_error(mine, alone(model, layers, row)) for mine, row in zip(found, batch, strict=True))
+    pairs = zip(found, batch, strict=True)
+    return float(np.max([_error(mine, alone(model, layers, row)) for mine, row in pairs]))  # NaN stays NaN
 
 
 def _error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -158,9 +192,7 @@ def _error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 def rows() -> list[Encoded]:
     """Random tokens, of which the second half are labels."""
     rng = np.random.default_rng(0)
-    return [
-        Encoded(rng.integers(3, VOCABULARY, n).astype(np.int32), np.arange(n) >= n // 2) for n in LENGTHS
-    ]
+    return [Encoded(rng.integers(3, VOCABULARY, n).astype(np.int32), np.arange(n) >= n // 2) for n in LENGTHS]
 
 
 def alone(model: Any, layers: dict[str, nn.Linear], row: Encoded) -> dict[str, torch.Tensor]:
@@ -175,12 +207,28 @@ def alone(model: Any, layers: dict[str, nn.Linear], row: Encoded) -> dict[str, t
 
 
 def _why(message: str) -> str:
-    reasons = {"takes no part": "no text reaches it", "in which no axis": "given tokens of all rows together"}
+    reasons = {
+        "in which no axis": "given tokens of all rows together",
+        "cannot be run": "an adapter breaks it",
+    }
     return next((short for words, short in reasons.items() if words in message), message)
 
 
+def _words(names: Iterable[str]) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
+def _grouped(out: dict[str, str]) -> list[str]:
+    """Of each reason, the layers by the last two words of their names."""
+    return [
+        f"{', '.join(sorted({'.'.join(n.split('.')[-2:]) for n in out if out[n] == why}))}: {why}"
+        for why in sorted({*out.values()})
+    ]
+
+
 def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].replace("|", "/")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:120].replace("|", "/")
 
 
 if __name__ == "__main__":

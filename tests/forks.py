@@ -130,6 +130,8 @@ def trap(
 
 FORWARD = "transformers.models.llama.modeling_llama:LlamaModel.forward"
 """The model's pass over a batch, for whatever purpose."""
+LOOKS = 3
+"""Such passes by which a model is looked at when it is loaded, for what no text reaches, and for its rows."""
 
 
 def publication(path, when="before"):

@@ -10,7 +10,7 @@ import pytest
 
 from cli_helpers import clusterucb, lines, options, read, result
 from clusterucb.run.directory import RunDir
-from forks import FORWARD, publication, tensors
+from forks import FORWARD, LOOKS, publication, tensors
 
 pytestmark = pytest.mark.whole
 
@@ -66,7 +66,7 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("writing the clusters", "features", publication("clusters.safetensors")),
     ("writing the first selection", "clusters.safetensors", writing("rounds/1.part/selected.jsonl")),
     ("a step of period 1", "rounds/1", {"where": STEP, "call": 3}),
-    ("evaluating period 1", "rounds/1", {"where": FORWARD, "call": 2}),
+    ("evaluating period 1", "rounds/1", {"where": FORWARD, "call": LOOKS + 2}),
     ("writing its loss", "rounds/1", publication("periods/1.json")),
     ("writing a checkpoint", "training/checkpoint-2", {"where": "torch:save", "path": "optimizer.pt"}),
     ("leaving period 1", "rounds/1", publication("checkpoint-3/whole.json", "after")),
@@ -80,7 +80,7 @@ MOMENTS = [  # what the attempt is doing, the newest artifact there is then, and
     ("dropping old checkpoints", "rounds/3", {"where": "shutil:rmtree", "path": "checkpoint-4"}),
     ("writing the adapter", "rounds/3", tensors("adapter.part/moments.safetensors.part")),
     ("dropping the states of training", "adapter", publication("run/adapter", "after")),
-    ("evaluating", "adapter", {"where": FORWARD, "call": 2}),
+    ("evaluating", "adapter", {"where": FORWARD, "call": LOOKS + 2}),
     ("writing the summary", "evaluation.json", publication("summary.json")),
     ("writing the report", "summary.json", publication("report.html")),
 ]
@@ -139,7 +139,7 @@ def test_dynamic_without_a_bandit_killed_while_scoring_ends_the_same(dying):
 
 HIDDEN = [  # what exists then, and where the attempt dies
     ("warmup", {"where": "os:pwrite", "call": 70, "torn": True}),
-    ("features.part/uncentred", {"where": FORWARD, "call": 3}),
+    ("features.part/uncentred", {"where": FORWARD, "call": LOOKS + 3}),
     ("features.part/uncentred", publication("uncentred/manifest.json", "after")),
     ("features.part/uncentred/manifest.json", {"where": "os:pwrite", "call": 150, "torn": True}),
     ("features.part/manifest.json", {"where": "shutil:rmtree", "path": "uncentred"}),
@@ -248,12 +248,12 @@ BASELINES = {
     "bm25": [publication("rounds/1.part/summary.json", "after")],
     "rds": [
         {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": FORWARD, "call": 3},
+        {"where": FORWARD, "call": LOOKS + 3},
         publication("hidden/manifest.json"),
         writing("rounds/1.part/selected.jsonl"),
         {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
     ],
-    "loss_highest": [{"where": FORWARD, "call": 3}, {"where": FORWARD, "call": 3}],
+    "loss_highest": [{"where": FORWARD, "call": LOOKS + 3}, {"where": FORWARD, "call": LOOKS + 3}],
 }
 
 

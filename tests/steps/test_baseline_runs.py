@@ -17,7 +17,7 @@ from clusterucb.config import load
 from clusterucb.data.words import plain_words
 from clusterucb.run.session import Session
 from clusterucb.selection.round_robin import round_robin
-from forks import FORWARD
+from forks import FORWARD, LOOKS
 
 NAMES = ("random", "bm25", "rds", "loss_highest", "loss_lowest")
 LENGTH = 40  # of what a gradient, and a baseline, sees of a row
@@ -170,6 +170,6 @@ def test_what_an_interrupted_selection_has_of_another_model_is_refused(server, f
     finished = finished_run(name)
     copy = shutil.copytree(finished.settings["model"], tmp_path / "model")
     given = options(finished.elsewhere(tmp_path / "run", model=copy))
-    server.dies(["select", *given], {"where": FORWARD, "call": 4})
+    server.dies(["select", *given], {"where": FORWARD, "call": LOOKS + 4})
     build_model(seed=1).save_pretrained(copy)
     assert "was made with" in clusterucb("select", *given).complaint

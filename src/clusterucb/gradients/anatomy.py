@@ -89,20 +89,19 @@ def steady_length(model: nn.Module) -> tuple[int, str] | None:
     for module in model.modules():
         kinds = vars(module).get("rope_type", ())  # one, or one for each kind of layers
         for layers, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
-            if "dynamic" in kind or kind == "longrope":
+            if "dynamic" in str(kind) or kind == "longrope":
                 end = _steady_length(module, kind, layers)
-                why = (
-                    f"has rope_type {kind}: a row of more than {end} tokens moves the positions of all others"
-                )
-                ends.append((end, why))
+                what = f"a row of more than {end} tokens moves the positions of all beside it"
+                ends.append((end, f"has rope_type {kind}: {what}"))
     return min(ends, default=None)
 
 
 def _steady_length(rotary: Any, kind: str, layers: str | None) -> int:
-    if kind == "longrope":
-        settings = rotary.config.rope_parameters
-        return int((settings[layers] if layers else settings)["original_max_position_embeddings"])
     end: int = rotary.original_max_seq_len
+    if kind == "longrope":
+        settings = getattr(rotary.config, "rope_parameters", None) or rotary.config.rope_scaling
+        named = (settings[layers] if layers else settings).get("original_max_position_embeddings")
+        return int(named or getattr(rotary.config, "original_max_position_embeddings", end))
     return end - bool(rotary.max_seq_len_cached > end)  # where a longer row before has left its mark
 
 
@@ -173,8 +172,13 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def inputs_need_gradients(model: nn.Module) -> RemovableHandle:
-    """Let gradients flow although no weight asks for one: the embeddings' output asks instead."""
-    return _embeddings(model).register_forward_hook(lambda _, _args, output: output.requires_grad_(True))
+    """Let gradients flow although no weight asks for one: the embeddings' output asks instead.
+
+    The model gets a copy, which it may change in place.
+    """
+    return _embeddings(model).register_forward_hook(
+        lambda _, _args, output: output.requires_grad_(True).clone()
+    )
 
 
 def _embeddings(model: nn.Module) -> nn.Embedding:
@@ -198,12 +202,23 @@ def _run(
 
         return hook
 
+    def headed(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        heads.append(args[0].shape[:-1])
+
+    heads: list[torch.Size] = []
     with eval_mode(model), inputs_need_gradients(model), ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(look(name), with_kwargs=True))
+        if (head := model.get_output_embeddings()) is not None:  # type: ignore[operator]
+            stack.enter_context(head.register_forward_pre_hook(headed))
         stack.enter_context(_told(model))
         logits = model(input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False).logits
+    if heads != [ids.shape]:  # or labels could not be picked there
+        raise ConfigError(
+            f"{_called(model)}: its vocabulary head is given {[*map(tuple, heads)]}, expected rows of tokens "
+            f"{tuple(ids.shape)} once; no row's loss is known so, take another model"
+        )
     return given, logits.detach().float()
 
 
@@ -233,8 +248,7 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _called(model: nn.Module) -> str:
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)  # not peft's wrapper
-    inner = unwrap()
+    inner: Any = getattr(model, "get_base_model", lambda: model)()  # not peft's wrapper
     return getattr(inner, "name_or_path", "") or type(inner).__name__
 
 

@@ -73,8 +73,8 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
     refuse_several_devices(model)
     parameters = trainable_parameters(model)
     linears = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear)}
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    of_head = set(head.parameters())
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    of_head = set(head.parameters()) if head is not None else set()
     layers = {}
     for name, parameter in parameters.items():
         if parameter not in linears or ".modules_to_save." in name:
