@@ -30,8 +30,10 @@ import numpy as np
 import torch
 from fidelity_data import StudyData, study_data
 from fidelity_pools import PoolKind, Sides, Sizes
+from fidelity_recall import spearman
 from fidelity_report import table
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from clusterucb.cli.main import quiet_libraries
 from clusterucb.config import load
@@ -221,9 +223,21 @@ def _difference(folder: Path) -> str:
         difference = leave - learn
         error = difference.std(ddof=1) / len(difference) ** 0.5
         said.append(f"{name} {difference.mean():+.4f} ± {error:.4f}")
-    both = [set(read_json(folder / way / "0" / "selected.json")["rows"]) for way in ("learn", "leave")]
-    same = f"{len(both[0] & both[1])} of {len(both[0])} selected rows are the same"
-    return f"leave less learn, over {len(difference)} held-out rows: {', '.join(said)}; {same}."
+    return f"leave less learn, over {len(difference)} held-out rows: {', '.join(said)}; {_alike(folder)}."
+
+
+def _alike(folder: Path) -> str:
+    """How alike the two ways are before anything is trained."""
+    runs = [folder / way / "0" for way in ("learn", "leave")]
+    aims = [load_file(run / "directions/1.safetensors")["directions"][0] for run in runs]
+    found = [load_file(run / "rounds/1/selection.safetensors") for run in runs]
+    scores = [each["drawn_scores"][np.argsort(each["drawn"])] for each in found]
+    same = np.intersect1d(found[0]["rows"], found[1]["rows"])
+    return (
+        f"cosine of the directions {aims[0] @ aims[1] / np.prod(np.linalg.norm(aims, axis=1)):.4f}, "
+        f"Spearman of all rows' influence {spearman(*scores):.4f}, "
+        f"{len(same)} of {len(found[0]['rows'])} selected rows the same"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
