@@ -30,6 +30,8 @@ QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "cont
             "conversations",
             {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         ),
+        ("conversations", {"conversations": [QUESTION, ANSWER]}),
+        ("messages", {"messages": [{"from": "human", "value": "q"}, ANSWER]}),
     ],
 )
 def test_the_same_conversation_comes_out_of_every_shape(shape, record):
@@ -74,7 +76,7 @@ def test_sharegpt_names_of_models_are_the_assistant(name):
 BAD = {
     "unknown columns 'question', 'answer'": {"question": "q", "answer": "a"},
     "unknown columns (none)": {},
-    "unknown role 'tool' in message 2 of messages; known: system, user, assistant, developer": {
+    "unknown role 'tool' in message 2 of messages; known: system, developer, user, human, assistant": {
         "messages": [QUESTION, {"role": "tool", "content": "x"}, ANSWER]
     },
     "unknown role ['user']": {"messages": [{"role": ["user"], "content": "x"}]},

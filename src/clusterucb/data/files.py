@@ -1,7 +1,7 @@
 """Every source of rows as one thing: a seekable file of JSON lines with an index of where each begins.
 
-A plain `.jsonl` file is read in place. All else (`.json`, `.parquet`, anything `.gz`, a hub data set)
-is spooled once into an anonymous temporary file of JSON lines. So a row costs 16 bytes of memory
+Plain lines, `.jsonl` or `.json`, are read in place. All else (an array, `.parquet`, anything `.gz`, a hub
+data set) is spooled once into an anonymous temporary file of JSON lines. So a row costs 16 bytes of memory
 whatever it weighs, and any row can be had at once. Knows nothing of what the objects mean.
 """
 

@@ -129,10 +129,8 @@ def _checked(lines: Lines, sha: hashlib._Hash, wrong: dict[int, str]) -> Iterato
 
     Why it cannot is put into `wrong`, by its place; a second row of an id is known at the end only.
     """
-    places, hashes = (
-        array("q"),
-        array("Q"),
-    )  # of rows that have an id, as ids themselves may not fit in memory
+    # Places and hashes of rows that have an id, as ids themselves may not fit in memory.
+    places, hashes = array("q"), array("Q")
     for i, raw in enumerate(lines):
         sha.update(raw + b"\n")
         where = lines.where(i)

@@ -16,16 +16,16 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),  # list of {role, content[, given]} (open-instruct)
     "prompt/completion": ("prompt", "completion"),  # strings, or lists of {role, content} (trl)
     "instruction/output": ("instruction", "output"),  # strings, with an optional `input` (Alpaca)
-    "conversations": ("conversations",),  # list of {from, value} (ShareGPT)
+    "conversations": ("conversations",),  # list of {from, value} (ShareGPT); the keys may be changed about
 }
 """Shapes and the columns that a record must have for each; the first that fits is taken."""
 
-_ROLES = {**{role: role for role in ("system", "user", "assistant")}, "developer": "system"}
-_SHAREGPT_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing"), "assistant"),
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing"), "assistant"),
 }
+_TURN = "{role, content} or {from, value}"
 _SYSTEM = ("system", "system_prompt")
 _WEIGHTS = ("weight", "train", "loss_weight")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -185,27 +185,26 @@ def _instruction(record: Mapping[str, Any], where: str) -> str:
 
 
 def _turns(record: Mapping[str, Any], column: str, where: str) -> Iterator[Message]:
-    role_key, text_key, roles = "role", "content", _ROLES
-    if column == "conversations":
-        role_key, text_key, roles = "from", "value", _SHAREGPT_ROLES
     turns = record[column]
     if not isinstance(turns, list):
-        raise unexpected(f"{where}: {column}", turns, f"a list of {{{role_key}, {text_key}}}")
+        raise unexpected(f"{where}: {column}", turns, f"a list of {_TURN}")
     for number, turn in enumerate(turns, 1):
         what = f"message {number} of {column}"
-        if isinstance(turn, dict):
-            _refuse_unread(turn, _UNREAD_OF_TURN, f"{where}: {what}")
-        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
-            raise unexpected(f"{where}: {what}", turn, f"{{{role_key}, {text_key}}}")
+        if not isinstance(turn, dict):
+            raise unexpected(f"{where}: {what}", turn, _TURN)
+        _refuse_unread(turn, _UNREAD_OF_TURN, f"{where}: {what}")
+        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
+        if role_key not in turn or text_key not in turn:
+            raise unexpected(f"{where}: {what}", turn, _TURN)
         role = turn[role_key]
-        if not isinstance(role, str) or role not in roles:
+        if not isinstance(role, str) or role not in _ROLES:
             raise InputError(
-                f"{where}: unknown {role_key} {_short(role)} in {what}; known: {', '.join(roles)}. "
+                f"{where}: unknown {role_key} {_short(role)} in {what}; known: {', '.join(_ROLES)}. "
                 "Rename it or drop the row"
             )
         content = _text(turn[text_key], f"{text_key} of {what} ({role})", where)
-        given = _given(turn, roles[role], content, f"{where}: given of {what}")
-        yield Message(roles[role], content, given, _weighs(turn, f"{where}: {what}"))
+        given = _given(turn, _ROLES[role], content, f"{where}: given of {what}")
+        yield Message(_ROLES[role], content, given, _weighs(turn, f"{where}: {what}"))
 
 
 def _weighs(turn: Mapping[str, Any], where: str) -> bool:
