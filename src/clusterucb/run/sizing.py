@@ -109,10 +109,10 @@ def rows_kept(config: Config, job: Job) -> float:
 
 @rule("batch_size")
 def rows_of_a_step(config: Config, job: Job) -> int:
-    """60 optimizer steps or more; from 4 rows, as LoRA does badly on large batches [1], to 128"""
+    """60 optimizer steps or more; from 2 rows, as LoRA does badly on large batches [1], to 128"""
     selected = kept(config, job)
     wanted = max(1, config.training.periods * selected // STEPS)
-    size = min(selected, max(4, min(128, 1 << (wanted.bit_length() - 1))))
+    size = min(selected, max(2, min(128, 1 << (wanted.bit_length() - 1))))
     unit = config.training.micro_batch * job.processes  # each process gets as many rows
     return -(-size // unit) * unit
 
