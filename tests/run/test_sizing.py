@@ -46,7 +46,7 @@ def test_sizes_follow_from_the_number_of_rows(rows, kept, batch, epochs, warmup,
 
 
 @given(
-    rows=st.integers(8, 2_000_000),
+    rows=st.integers(1, 2_000_000),
     processes=st.sampled_from([1, 2, 8]),
     given=st.sampled_from(
         [

@@ -102,7 +102,7 @@ def kept(config: Config, job: Job) -> int:
 @rule("top_p")
 def rows_kept(config: Config, job: Job) -> float:
     """5 % of the pool, as in the paper; of a small one 64 rows, an eighth of it at most"""
-    wanted = max(0.05, min(0.125, smallest_share(job.rows, 64)))
+    wanted = max(0.05, min(0.125, smallest_share(job.rows, 64)), smallest_share(job.rows))
     most = 1.0 if config.selection.by_row else config.selection.cap or 1.0
     return min(wanted, most)
 
