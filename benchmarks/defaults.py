@@ -142,7 +142,7 @@ def _options() -> argparse.Namespace:
     add("--study", type=Path, metavar="DIR", help="folder that `fidelity.py data --pool twenty` has filled")
     add("--hand", action="store_true", help="also the settings by hand")
     add("--model", help="instead of the demo's")
-    add("--micro-batch", type=int, default=4, help="rows at once in training; changes the time alone")
+    add("--micro-batch", type=int, default=2, help="rows at once in training; changes the time alone")
     return parser.parse_args()
 
 

@@ -90,6 +90,7 @@ def shared_settings(model_folder, data_folder):
         "features": "gradients",
         "budget": 0.2,
         "epochs_per_period": 1,
+        "rounds": 10,
         "lr": 1e-3,
         "batch_size": 4,
         "micro_batch": 2,

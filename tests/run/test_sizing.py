@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.config import load, settings
 from clusterucb.run.presets import PROCEDURES
+from clusterucb.run.session import Session
 from clusterucb.run.sizing import DRAWS, STEPS, TRAINING, Job, decide, is_open
 from clusterucb.selection.share import share
 
@@ -29,8 +30,8 @@ def decided(rows, given=(), **more):
 @pytest.mark.parametrize(
     ("rows", "kept", "batch", "epochs", "warmup", "drawn"),
     [
-        (192, 24, 4, 3, 4, 48),
-        (240, 30, 4, 2, 6, 60),
+        (192, 24, 2, 2, 9, 48),
+        (240, 30, 2, 1, 12, 60),
         (2_034, 101, 4, 1, 20, 203),
         (10_000, 500, 32, 1, 20, 1_000),
         (270_000, 13_500, 128, 1, 20, 27_000),
@@ -45,7 +46,7 @@ def test_sizes_follow_from_the_number_of_rows(rows, kept, batch, epochs, warmup,
 
 
 @given(
-    rows=st.integers(8, 2_000_000),
+    rows=st.integers(1, 2_000_000),
     processes=st.sampled_from([1, 2, 8]),
     given=st.sampled_from(
         [
@@ -195,6 +196,17 @@ def test_settings_that_a_file_leaves_open_are_as_the_run_has_them(decided_run):
     before = (folder / "config.yaml").read_bytes()
     assert "decided" not in done("run", path).err
     assert (folder / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.whole
+def test_a_session_on_a_run_takes_what_that_has_decided(decided_run):
+    """Also where it does not own the directory."""
+    folder, given, _ = decided_run
+    session = Session(load(None, given))
+    assert is_open(session.config)
+    assert session.budget.top_p == load(folder / "config.yaml").selection.top_p
+    assert session.config == load(folder / "config.yaml")
+    assert session.decided == []
 
 
 @pytest.mark.whole

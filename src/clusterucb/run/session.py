@@ -104,11 +104,14 @@ class Session:
         self.world.check_device(self.config.device)
         with ExitStack() as held, storage_errors(self.dir.path):
             self.world.lead(lambda: held.enter_context(self.dir.owned()))
-            if self.dir.config.exists():
-                saved = load(self.dir.config, {"out": self.config.out})
+            if saved := self._saved():
                 reconcile(saved, self.config, str(self.dir.config))
                 self._take(self.config.filled(saved))
             yield self
+
+    def _saved(self) -> Config | None:
+        """The settings that the run directory was made with."""
+        return load(self.dir.config, {"out": self.config.out}) if self.dir.config.exists() else None
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -116,11 +119,16 @@ class Session:
             self.inputs.config = config
 
     def decide(self, job: Job | None = None) -> None:
-        """Decide what is `auto` for the job, which the inputs tell where it is not given; tell it once.
+        """Decide what is `auto`: as the run directory has it, or for the job, which is then told once.
+
+        Args:
+            job: what is known of it, if not by the inputs.
 
         Raises:
             ConfigError: what was given contradicts what follows from the rest.
         """
+        if is_open(self.config) and (saved := self._saved()):
+            self._take(self.config.filled(saved))
         if not is_open(self.config):
             return
         job = job or self.inputs.job
@@ -238,6 +246,7 @@ class Session:
     @property
     def budget(self) -> Budget:
         """How much of the pool a selection looks at and keeps."""
+        self.decide()
         return budget_of(self.config)
 
     @cached_property

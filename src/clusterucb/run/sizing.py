@@ -102,17 +102,17 @@ def kept(config: Config, job: Job) -> int:
 @rule("top_p")
 def rows_kept(config: Config, job: Job) -> float:
     """5 % of the pool, as in the paper; of a small one 64 rows, an eighth of it at most"""
-    wanted = max(0.05, min(0.125, smallest_share(job.rows, 64)))
+    wanted = max(0.05, min(0.125, smallest_share(job.rows, 64)), smallest_share(job.rows))
     most = 1.0 if config.selection.by_row else config.selection.cap or 1.0
     return min(wanted, most)
 
 
 @rule("batch_size")
 def rows_of_a_step(config: Config, job: Job) -> int:
-    """60 optimizer steps or more; from 4 rows, as LoRA does badly on large batches [1], to 128"""
+    """60 optimizer steps or more; from 2 rows, as LoRA does badly on large batches [1], to 128"""
     selected = kept(config, job)
     wanted = max(1, config.training.periods * selected // STEPS)
-    size = min(selected, max(4, min(128, 1 << (wanted.bit_length() - 1))))
+    size = min(selected, max(2, min(128, 1 << (wanted.bit_length() - 1))))
     return -(-size // job.processes) * job.processes  # each process gets as many rows
 
 

@@ -132,8 +132,8 @@ def labels(session: Session) -> NDArray[np.int64]:
 
 def selector(session: Session) -> Selector:
     """How rows are drawn and kept, as the settings say."""
-    chosen, budget = session.config.selection, session.budget
-    clusters, policy = labels(session), session.policy
+    budget, clusters, policy = session.budget, labels(session), session.policy
+    chosen = session.config.selection
     if not session.method.budgeted:
         return FullScoring(clusters, budget.top_p)
     if isinstance(policy, RowPolicy):

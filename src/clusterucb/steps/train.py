@@ -39,6 +39,7 @@ def warmup(session: Session) -> None:
     states, epochs = session.dir.warmup.with_name("warmup.states"), session.method.checkpoints
     if _trained(session, session.dir.checkpoint(epochs), states):
         return
+    session.decide()
     total, seed = len(session.inputs.training_tokens), session.config.seed
     rows = random_rows(total, warmup_rows(session.config, total), seed)
     _check_schedule(session, len(rows))

@@ -7,7 +7,9 @@ import yaml
 from compare_helpers import compare, csv_lines, finish, write
 
 from cli_helpers import done, read
+from clusterucb.config import load
 from clusterucb.errors import InputError, StorageError
+from clusterucb.run.sizing import is_open
 
 
 @pytest.fixture
@@ -140,6 +142,21 @@ def test_a_method_may_have_a_budget_of_its_own(settings, stub):
         yaml.safe_load((out / name / "0/config.yaml").read_text())["selection"]["budget"] for name in names
     ]
     assert made == [0.2, 0.1, 0.25, 0.5, 0.2]
+
+
+def test_what_all_methods_share_is_decided_once_and_a_budget_by_each(settings, stub):
+    out, names = Path(settings["out"]), ("clusterucb", "linear_ucb_hidden")
+    left = dict.fromkeys(("lr", "top_p", "warmup_steps", "budget", "k"))
+    outcome = compare(settings, ",".join(names), 1, **left)
+    assert outcome.status == 0
+    assert outcome.err.count("decided for 100 rows") == 1
+    shared, *runs = map(load, (out / "comparison.yaml", *(out / name / "0/config.yaml" for name in names)))
+    for run in runs:
+        assert (run.training, run.lora, run.warmup) == (shared.training, shared.lora, shared.warmup)
+        assert run.selection.top_p == shared.selection.top_p == 0.125
+        assert not is_open(run)
+    assert [run.selection.cap for run in runs] == [0.5, 0.25]
+    assert "decided" not in compare(settings, "random", 1, **left).err
 
 
 def test_other_settings_are_refused_and_named(settings, stub):
