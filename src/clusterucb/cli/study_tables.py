@@ -118,11 +118,7 @@ def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
 
 
 def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
-    if chosen := plan.get("chosen"):
-        settings = ", ".join(f"{name} {value}" for name, value in chosen["settings"].items())
-        yield f"To fit, this plan has {settings or 'the settings as they are'}."
-        if chosen["gives_up"]:
-            yield f"It gives up: {'; '.join(chosen['gives_up'])}."
+    yield from plan.get("chosen", {}).get("told", ())
     for said in plan["remarks"]:
         yield f"note: {said}"
     yield from in_words(plan["bill"])
