@@ -116,6 +116,7 @@ def test_nothing_runs_where_no_plan_fits(settings):
     assert not Path(settings["out"]).exists()
 
 
+@pytest.mark.whole
 def test_a_run_keeps_its_choice_and_does_not_choose_again(settings, tmp_path, monkeypatch):
     file = tmp_path / "run.yaml"
     file.write_text(load(None, {**settings, "warmup_steps": 30, "top_p": 0.05}).to_yaml())
