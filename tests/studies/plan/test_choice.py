@@ -1,5 +1,6 @@
 """A run within a person's time or share of the cost: what is chosen, and that it is chosen once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ def test_the_first_plan_that_fits_is_chosen_by_seconds_and_by_share(found, confi
         share = plan.bill["passes"] / plan.full
         assert choose(found, config, Limit("", "share", share + 1e-9)).bill["passes"] <= plan.bill["passes"]
     assert choose(found, config, Limit("", "seconds", 1e9)).config == config
+
+
+def test_two_processes_take_half_the_time(found, config):
+    together = replace(found, speed=found.speed.by(2))
+    (alone, *_), (shared, *_) = plans(found, config), plans(together, config)
+    assert shared.bill["seconds"] == pytest.approx(alone.bill["seconds"] / 2, rel=1e-3)
+    assert shared.bill["passes"] == alone.bill["passes"]
 
 
 def test_what_a_person_has_set_is_kept(found, config):
