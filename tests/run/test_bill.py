@@ -51,7 +51,9 @@ def test_what_is_not_known_is_not_told():
 def test_in_words_a_share_never_stands_without_what_it_is_of():
     for line in in_words(bill(STEPS, JOB)):
         assert "%" not in line or line.count("passes over the pool") == 1
-    assert "2.03 is 52% of that" in " ".join(in_words(bill(STEPS, JOB)))
+    assert next(in_words(bill(STEPS, JOB))).startswith(
+        "In all 2.03 passes over the pool, 22.3 s, 52% of what scoring all rows takes: warmup 0.40,"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusterucb.run import remarks as module
-from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, remarks
+from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, own_influence, remarks
 
 GOOD = Before(
     steps=60, rate=2e-4, warmup=0.1, saved=2.4, target_rows=40, held_out=30, repeats=0, reselects=True
@@ -21,6 +21,7 @@ DONE = After(
     best=0.3,
     chance=0.04,
     whole=True,
+    reselects=True,
 )
 
 APPEARS = [
@@ -36,6 +37,7 @@ APPEARS = [
     (DONE, {"rise": (0.1, 0.01)}, "ends 0.1000 ± 0.0100 above its lowest", "fewer --periods"),
     (DONE, {"fall": 0.02, "error": 0.001}, "fell by 1.0% only", "raise --lr"),
     (DONE, {"selected": 0.052}, "all rows are alike to the target", "random ones"),
+    (DONE, {"own": 0.03}, "about 3% of the pool is as influential as the target's own rows", "--method less"),
     (DONE, {"best": 0.07}, "the target is far from everything", "--method random"),
 ]
 
@@ -82,6 +84,8 @@ def _says(remark, facts, changes):
         replace(DONE, selected=0.056),
         replace(DONE, selected=0.051, whole=False),  # what a bandit draws is no sample of the pool
         replace(DONE, best=0.09),
+        replace(DONE, own=0.009),
+        replace(DONE, own=0.5, reselects=False),
         After(base=2.0, fall=0.5, error=0.05),  # a baseline knows no influence
     ],
 )
@@ -97,10 +101,21 @@ def test_chance_gives_about_the_highest_influence_of_random_rows():
     assert chance_influence(2000, directions) == pytest.approx(highest, rel=0.15)
 
 
+def test_own_influence_is_the_mean_of_the_targets_rows_on_each_other():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(7, 30)) + 1
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    parts = [rows[:4], rows[4:6], rows[6:]]  # one row tells nothing
+    each = [(part @ part.T)[~np.eye(len(part), dtype=bool)].mean() for part in parts[:2]]
+    directions = np.stack([part.mean(0) for part in parts])
+    found = own_influence(directions, np.array([4, 2, 1]))
+    assert found == pytest.approx(module.OWN * np.mean(each))
+    assert own_influence(directions[2:], np.array([1])) == np.inf
+
+
 def test_a_remark_is_one_sentence():
     for facts, changes, *_ in APPEARS:
         (remark,) = said(replace(facts, **changes))
         assert not remark[0].isupper()
         assert not remark.endswith(".")
         assert len(remark) < 240
-    assert module.__doc__

@@ -50,8 +50,9 @@ def _cells(row: dict[str, Any], benchmarks: list[str], full: float) -> Iterator[
     for name in ("pool_gradients", "pool_forwards", "tokens"):
         yield f"{row['cost'][name]:,.0f}"
     yield f"{row['cost']['seconds']:,.1f}"
-    yield number(row["cost"]["passes"], ".2f")
-    yield percent(row["cost"]["passes"] / full)
+    taken = row["cost"].get("passes", math.nan)  # of runs of an earlier version
+    yield number(taken, ".2f")
+    yield percent(taken / full)
 
 
 def _estimate(found: dict[str, Any] | None, form: str = ".4f") -> str:
@@ -121,11 +122,7 @@ def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:
 
 
 def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
-    if chosen := plan.get("chosen"):
-        settings = ", ".join(f"{name} {value}" for name, value in chosen["settings"].items())
-        yield f"To fit, this plan has {settings or 'the settings as they are'}."
-        if chosen["gives_up"]:
-            yield f"It gives up: {'; '.join(chosen['gives_up'])}."
+    yield from plan.get("chosen", {}).get("told", ())
     for said in plan["remarks"]:
         yield f"note: {said}"
     yield from in_words(plan["bill"])

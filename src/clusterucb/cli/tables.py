@@ -123,6 +123,8 @@ def last_lines(session: Session, summary: dict[str, Any]) -> Iterator[str]:
         yield f"note: {said}"
     yield f"{_selected(summary['selected'])} {_moved(read_json(session.dir.evaluation))}"
     yield from in_words(summary["bill"])
+    if session.config.evaluation.tasks:
+        yield "Benchmarks are counted in none of this."
     page = shlex.quote(str(session.dir.report))
     yield f"Everything is in {session.dir.path}. To look at it: python -m webbrowser {page}"
 

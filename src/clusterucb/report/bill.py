@@ -15,17 +15,17 @@ Bill = Mapping[str, Any]
 def in_words(bill: Bill) -> Iterator[str]:
     """What all of it takes and of what parts, and what the honest alternatives would."""
     parts = ", ".join(f"{name} {passes(part)}" for name, part in bill["parts"].items() if part["passes"])
-    yield f"In all {_taken(bill)}: {parts}."
+    full = bill["score_all"]
+    share = f", {percent(bill['passes'] / full['passes'])} of what scoring all rows takes" if full else ""
+    yield f"In all {_taken(bill)}{share}: {parts}."
     yield from instead(bill)
 
 
 def instead(bill: Bill) -> Iterator[str]:
     """What scoring all rows and what training alone would take, and what a pass is."""
     if full := bill["score_all"]:
-        yield (
-            f"Scoring all rows at every selection ({full['times']} times) instead: {_taken(full, 'about ')}; "
-            f"{passes(bill)} is {percent(bill['passes'] / full['passes'])} of that."
-        )
+        times = f"{full['times']} times" if full["times"] > 1 else "once"
+        yield f"Scoring all rows at every selection ({times}) instead: {_taken(full, 'about ')}."
     if trained := bill["train_only"]:
         yield f"Training for as many steps on any rows, without selecting: {_taken(trained, 'about ')}."
     one = bill["one_pass"]

@@ -12,7 +12,7 @@ from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.run.costs import Cost, Work, bill, recorded_costs, selecting_passes
 from clusterucb.run.methods import budget_of, method_of
-from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, remarks
+from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, own_influence, remarks
 from clusterucb.run.rounds import read_round, read_scored
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json, write_json
@@ -112,10 +112,13 @@ def _influence(session: Session) -> dict[str, Any]:
     """Of round 1, where features and directions are of gradients."""
     scored, chosen = read_scored(session.dir.round(1)), read_round(session.dir.round(1))
     directions = load_file(session.dir.directions_at(1))["directions"]
+    own = own_influence(directions, np.bincount(session.inputs.target.codes))
     return {
         "selected": float(chosen.scores.mean()),
         "everyone": float(scored.scores.mean()),
         "best": float(scored.scores.max()),
         "chance": chance_influence(len(scored.rows), directions),
         "whole": len(scored.rows) == chosen.summary["of"],
+        "own": float((scored.scores >= own).mean()),
+        "reselects": session.method.reselects,
     }

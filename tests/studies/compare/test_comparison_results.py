@@ -1,6 +1,7 @@
 """The table says what the runs' own files say, with the uncertainties that it names."""
 
 import io
+import json
 import os
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import pytest
 from compare_helpers import cell, csv_lines, finish, write
 from rich.console import Console
 
+from cli_helpers import read
 from clusterucb.cli.study_tables import show_comparison
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost
@@ -66,6 +68,17 @@ def test_a_method_costs_all_that_it_takes_alone(table):
     assert ours["cost"]["passes"] == pytest.approx((30 + 800 + 80 / 3) / 1000, abs=1e-3)
     assert ours["of_full_dynamic"]["pool_gradients"] == 80 / (2 * 100)  # two periods of 100 rows
     assert full["of_full_dynamic"] == {"pool_gradients": 1, "cost": 1}
+
+
+def test_runs_of_an_earlier_version_have_no_passes(tmp_path, config):
+    run = cell(tmp_path, "less").run
+    finish(run, 1)
+    summary = read(run.summary)
+    run.summary.write_text(json.dumps({name: summary[name] for name in ("rows", "steps", "total")}))
+    result = compared(all_cells(tmp_path), config)
+    assert "passes" not in result["methods"]["less"]["cost"]
+    (line,) = [line for line in shown(result).splitlines() if "│ less" in line]
+    assert line.count("–") == 2
 
 
 def test_what_is_to_be_said_of_several_methods_is_said_once(table):

@@ -1,5 +1,6 @@
 """A run within a person's time or share of the cost: what is chosen, and that it is chosen once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,16 +42,25 @@ def test_the_first_plan_that_fits_is_chosen_by_seconds_and_by_share(found, confi
     tried = [*plans(found, config)]
     for plan in tried:
         fitting = next(other for other in tried if other.bill["seconds"] <= plan.bill["seconds"])
-        assert choose(found, config, Limit("", seconds=plan.bill["seconds"])) == fitting
+        assert choose(found, config, Limit("", "seconds", plan.bill["seconds"])) == fitting
         share = plan.bill["passes"] / plan.full
-        assert choose(found, config, Limit("", share=share + 1e-9)).bill["passes"] <= plan.bill["passes"]
-    assert choose(found, config, Limit("", seconds=1e9)).config == config
+        assert choose(found, config, Limit("", "share", share + 1e-9)).bill["passes"] <= plan.bill["passes"]
+    assert choose(found, config, Limit("", "seconds", 1e9)).config == config
+
+
+def test_two_processes_take_half_the_time(found, config):
+    together = replace(found, speed=found.speed.by(2))
+    (alone, *_), (shared, *_) = plans(found, config), plans(together, config)
+    assert shared.bill["seconds"] == pytest.approx(alone.bill["seconds"] / 2, rel=1e-3)
+    assert shared.bill["passes"] == alone.bill["passes"]
 
 
 def test_what_a_person_has_set_is_kept(found, config):
     cheapest = [*plans(found, config, {"budget", "periods"})][-1].config
     assert (cheapest.selection.budget, cheapest.training.periods) == (0.2, 3)
     assert cheapest.clustering.features == "hidden"
+    dear = config.with_settings({"budget": 1.0})  # which hidden states would make dearer
+    assert [*plans(found, dear, {"budget"})][-1].config.clustering.features == "gradients"
 
 
 @pytest.mark.parametrize(
@@ -76,20 +86,20 @@ def test_no_plan_that_fits_names_the_nearest(found, config):
     with pytest.raises(
         ConfigError, match=r"--time 1s: no plan fits; the nearest takes about .*periods 1"
     ) as told:
-        choose(found, config, Limit("--time 1s", seconds=1.0))
-    assert cheapest.takes(Limit("", seconds=1.0)) in str(told.value)
+        choose(found, config, Limit("--time 1s", "seconds", 1.0))
+    assert cheapest.takes(Limit("", "seconds", 1.0)) in str(told.value)
 
 
 def test_a_share_of_nothing_is_refused(found, config):
     with pytest.raises(ConfigError, match=r"--cost 0.4: method bm25 takes no gradients"):
-        choose(found, config.with_settings({"method": "bm25"}), Limit("--cost 0.4", share=0.4))
+        choose(found, config.with_settings({"method": "bm25"}), Limit("--cost 0.4", "share", 0.4))
 
 
 @pytest.mark.parametrize(
     ("given", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2h", 7200), ("1h0m5s", 3605)]
 )
 def test_a_time_is_hours_minutes_and_seconds(given, seconds):
-    assert Limit.read(given, None).seconds == seconds
+    assert Limit.read(given, None).most == seconds
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,7 @@ def test_nothing_runs_where_no_plan_fits(settings):
     assert not Path(settings["out"]).exists()
 
 
+@pytest.mark.whole
 def test_a_run_keeps_its_choice_and_does_not_choose_again(settings, tmp_path, monkeypatch):
     file = tmp_path / "run.yaml"
     file.write_text(load(None, {**settings, "warmup_steps": 30, "top_p": 0.05}).to_yaml())
@@ -135,5 +146,5 @@ def test_a_run_keeps_its_choice_and_does_not_choose_again(settings, tmp_path, mo
 def test_a_plan_within_a_time_says_what_it_gives_up(settings):
     given = options(settings, warmup_steps=None)
     shown = done("plan", *given, "--cost", "0.5", "--tokens-per-second", "1000").out
-    assert "To fit, this plan has " in shown
-    assert "It gives up: " in shown
+    assert "--cost 0.5: " in shown
+    assert "it gives up: " in shown

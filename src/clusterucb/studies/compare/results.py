@@ -145,7 +145,7 @@ class _Row:
     def cost(self) -> dict[str, float]:
         """The mean cost of a run."""
         costs = [{**asdict(run.cost), "passes": run.bill.get("passes")} for run in self.finished]
-        means: dict[str, float] = pd.DataFrame(costs).mean().to_dict()
+        means: dict[str, float] = pd.DataFrame(costs, dtype=float).mean().dropna().to_dict()
         return means
 
     def benchmarks(self) -> dict[str, Estimate]:

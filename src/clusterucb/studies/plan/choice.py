@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from clusterucb.config import Config, load
 from clusterucb.errors import ConfigError
@@ -89,14 +89,14 @@ class Limit:
 
     Attributes:
         said: as a person has said it.
-        seconds: at most; or None.
-        share: of what scoring all rows at every selection would take, in passes over the pool; or None.
+        unit: seconds, or a share of the passes that scoring all rows at every selection takes.
+        most: so much of it.
         kept: settings that do not change.
     """
 
     said: str
-    seconds: float | None = None
-    share: float | None = None
+    unit: Literal["seconds", "share"]
+    most: float
     kept: Collection[str] = ()
 
     @classmethod
@@ -108,14 +108,14 @@ class Limit:
             share = float(cost) if re.fullmatch(r"\d*\.?\d+", cost) else 0.0
             if not 0 < share <= 1:
                 raise ConfigError(f"--cost {cost}: expected a share above 0 and at most 1, as 0.4")
-            return cls(f"--cost {cost}", share=share, kept=kept)
+            return cls(f"--cost {cost}", "share", share, kept)
         if time is None:
             return None
         parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time)
         hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
         if not (amount := 3600 * hours + 60 * minutes + rest):
             raise ConfigError(f"--time {time}: expected hours, minutes or seconds, as 30m, 1h30m or 90s")
-        return cls(f"--time {time}", seconds=amount, kept=kept)
+        return cls(f"--time {time}", "seconds", amount, kept)
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,14 @@ class Choice:
     bill: Mapping[str, Any]
     full: float
 
-    def within(self, limit: Limit) -> bool:
-        """Whether it is."""
-        if limit.seconds is not None:
-            return bool(self.bill["seconds"] <= limit.seconds)
-        return bool(self.bill["passes"] <= (limit.share or 0.0) * self.full)
+    def spends(self, limit: Limit) -> float:
+        """What it takes, in the limit's unit."""
+        spent: float = self.bill["seconds"] if limit.unit == "seconds" else self.bill["passes"] / self.full
+        return spent
 
     def takes(self, limit: Limit) -> str:
-        """What it takes, in the limit's own currency."""
-        if limit.seconds is not None:
+        """The same in words."""
+        if limit.unit == "seconds":
             return f"about {seconds(self.bill['seconds'])}"
         return f"{passes(self.bill)} of {passes({'passes': self.full})} passes over the pool"
 
@@ -170,10 +169,12 @@ def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
     yield Choice(config, {}, (), bill, full)
     for step, loss in STEPS:
         change = step(config, rows)
-        if not change or set(change) & set(kept) or not (cheaper := _holding(config, change, rows)):
+        if not change or set(change) & set(kept) or not (changed := _holding(config, change, rows)):
             continue
-        config, changes, lost = cheaper, {**changes, **change}, [*lost, loss]
-        yield Choice(config, changes, lost, found.bill(config, found.steps(config)), full)
+        cheaper = found.bill(changed, found.steps(changed))
+        if cheaper["passes"] < bill["passes"]:
+            config, bill, changes, lost = changed, cheaper, {**changes, **change}, [*lost, loss]
+            yield Choice(config, changes, lost, bill, full)
 
 
 def _holding(config: Config, change: Settings, rows: int) -> Config | None:
@@ -196,17 +197,16 @@ def choose(found: Outlook, limit: Limit) -> Choice:
         ConfigError: none is; the nearest is named.
     """
     config = found.config
-    if limit.share and not method_of(config).full(config.training.periods):
+    if limit.unit == "share" and not method_of(config).full(config.training.periods):
         raise ConfigError(
             f"{limit.said}: method {config.method} takes no gradients, so there is no cost of scoring all "
             f"rows; leave --cost out, or give --time"
         )
     tried = [*plans(found, limit.kept)]
-    fitting = next((plan for plan in tried if plan.within(limit)), None)
-    if fitting:
-        return fitting
-    key = "passes" if limit.seconds is None else "seconds"
-    nearest = min(tried, key=lambda plan: float(plan.bill[key]))
+    for plan in tried:
+        if plan.spends(limit) <= limit.most:
+            return plan
+    nearest = min(tried, key=lambda plan: plan.spends(limit))
     raise ConfigError(
         f"{limit.said}: no plan fits; the nearest takes {nearest.takes(limit)} ({nearest.settings}): give "
         f"more, or fewer rows, or a shorter --gradient-length or --train-length"
@@ -227,7 +227,7 @@ def fit(config: Config, limit: Limit, screen: Screen, world: World = ALONE) -> C
         if saved.exists():
             earlier = _choosable(load(saved, {"out": config.out}))
             return config.with_settings({name: earlier[name] for name in earlier if name not in limit.kept})
-        given = 1.0 if limit.seconds is None else None  # passes are the same at any speed
+        given = 1.0 if limit.unit == "share" else None  # passes are the same at any speed
         found = look(config, screen, quick=True, tokens_per_second=given)
         choice = choose(replace(found, speed=found.speed.by(world.size)), limit)
         for line in (*lines(found.config, found.facts.job, found.decided), *choice.told(limit)):

@@ -41,7 +41,7 @@ def plan(
     Returns:
         What is `auto` as it is `decided` for the job; `steps`, `total` and `bill` as a run's summary.json has
         them, with the disk that they leave; the same totals for every method that the settings allow
-        (`methods`); remarks; and with a limit what is `chosen` and given up. Docs: docs/plan.md.
+        (`methods`); remarks; and with a limit what was `chosen`. Docs: docs/plan.md.
 
     Raises:
         ClusterUCBError: what the run itself would refuse.
@@ -56,7 +56,7 @@ def plan(
     if limit is None:
         return _planned(found, found.config, config)
     choice = choose(found, limit)
-    chosen = {"settings": dict(choice.changes), "gives_up": [*choice.gives_up]}
+    chosen = {"settings": dict(choice.changes), "told": [*choice.told(limit)]}
     return {**_planned(found, choice.config, config.with_settings(choice.changes)), "chosen": chosen}
 
 
