@@ -43,6 +43,8 @@ def test_each_method_is_these_settings(comparison):
         "clusterucb_hidden": "dynamic clusterucb hidden ucb_beta highest",
         "linear_ucb": "dynamic clusterucb gradients linear_ucb highest",
         "linear_ucb_hidden": "dynamic clusterucb hidden linear_ucb highest",
+        "cluster_less": "dynamic clusterucb hidden cluster_less highest",
+        "landmarks": "dynamic clusterucb hidden landmarks highest",
         "dynamic": "dynamic none gradients ucb_beta highest",
         "less_clusterucb": "less clusterucb gradients ucb_beta highest",
         "less": "less none gradients ucb_beta highest",
@@ -56,7 +58,7 @@ def test_each_method_is_these_settings(comparison):
 
 def test_shared_parts_are_made_once(comparison):
     out, (two, every) = comparison
-    for outcome, runs in ((two, 4), (every, 10)):
+    for outcome, runs in ((two, 4), (every, 12)):
         assert [outcome.err.count(said) for said in ("load ", "warm up: ", "train: ")] == [1, 1, runs]
     for name in ("initial/adapter_model.safetensors", "offsets.npy", "contamination.json"):
         assert len([*out.rglob(name)]) == 1
