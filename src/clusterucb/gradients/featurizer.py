@@ -15,7 +15,7 @@ from clusterucb.gradients.adam import Formula, Moments, adam_direction
 from clusterucb.gradients.batches import MOST_TOKENS, USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
-from clusterucb.runtime.devices import to_host, wait_for
+from clusterucb.runtime.devices import room_for, to_host, wait_for
 from clusterucb.runtime.memory import GRADIENTS, Describe, Room, within_memory
 from clusterucb.runtime.processes import ALONE, World
 
@@ -46,7 +46,8 @@ class Featurizer:
         self.space = (room or Room()).at(GRADIENTS, self.device)
         if moments is not None:
             moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
-            moments = moments.to(self.device)
+            with room_for("Adam's moments", "use another --device, or a lower --rank"):
+                moments = moments.to(self.device)
         self.moments = moments
 
     @property

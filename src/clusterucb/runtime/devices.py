@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from clusterucb.errors import InputError
+
 _GPU = "cuda"
 _ORDERLY = (":4096:8", ":16:8")  # workspaces with which cuBLAS adds in one order
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -82,6 +84,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+
+
+@contextmanager
+def room_for(what: str, advice: str) -> Iterator[None]:
+    """Turn memory that runs out where nothing can be halved into InputError, one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{what}: out of memory; {advice}") from None
 
 
 @contextmanager
