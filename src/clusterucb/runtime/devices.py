@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from clusterucb.errors import InputError
+from clusterucb.errors import ConfigError, InputError
 
 _GPU = "cuda"
 _ORDERLY = (":4096:8", ":16:8")  # workspaces with which cuBLAS adds in one order
@@ -136,6 +136,13 @@ def _orderly() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"the model has an operation that torch has in no fixed order ({str(error).split()[0]}): set "
+            f"{_WORKSPACE}=:0:0 in the environment to take it, and results that differ each time"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(False)
         settings.fill_uninitialized_memory = filled
