@@ -22,7 +22,7 @@ from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer, one_ahead, target_directions
 from clusterucb.gradients.per_sample import adapter_layers, trainable_parameters
 from clusterucb.gradients.projection import CountSketch, Rademacher
-from clusterucb.runtime.devices import rounded_to, to_host
+from clusterucb.runtime.devices import passes_of, rounded_to, to_host
 from clusterucb.tasks.task import Variant
 from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
 from clusterucb.training.data import SwappableRows
@@ -216,6 +216,19 @@ def test_gradients_alone_are_taken_by_deterministic_kernels_and_beside_half_prec
                 progress=lambda *_: seen.append(torch.get_float32_matmul_precision()),
             )
     assert set(seen) == {"highest"}
+
+
+def test_an_operation_that_has_no_deterministic_kernel_is_one_line_with_what_to_do(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    said = "histc_cuda does not have a deterministic implementation, but you set 'torch.use_determ"
+    words = (
+        r"^the model has an operation .* \(histc_cuda\): set CUBLAS_WORKSPACE_CONFIG=:0:0 in the environment"
+    )
+    with PretendedGPUs(1):
+        model = moved(adapter(), "gpu")
+        with pytest.raises(ConfigError, match=words), passes_of(model):
+            raise RuntimeError(said)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_device_that_is_named_is_the_one_that_others_call_theirs():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clusterucb.runtime.devices import is_out_of_memory, rounded_to
+from clusterucb.errors import InputError
+from clusterucb.runtime.devices import is_out_of_memory, room_for, rounded_to
 
 HERE = Path(__file__).parent
 
@@ -38,6 +39,16 @@ def test_all_that_runs_on_a_device_does_on_pretended_ones():
 )
 def test_what_says_that_memory_ran_out(error, is_one):
     assert is_out_of_memory(error) is is_one
+
+
+def test_memory_that_runs_out_where_nothing_can_be_halved_is_one_line():
+    with (
+        pytest.raises(InputError, match=r"^k-means: out of memory; lower k$"),
+        room_for("k-means", "lower k"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+    with pytest.raises(RuntimeError, match="assert"), room_for("k-means", "lower k"):
+        raise RuntimeError("device-side assert triggered")
 
 
 def test_products_are_rounded_for_a_while_only():

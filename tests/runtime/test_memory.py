@@ -15,7 +15,12 @@ from clusterucb.features.hidden import forward, representations
 from clusterucb.gradients.anatomy import ROWS, TOKENS, examine
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.featurizer import Featurizer
-from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
+from clusterucb.gradients.per_sample import (
+    adapter_layers,
+    label_losses,
+    row_gradients,
+    trainable_parameters,
+)
 from clusterucb.gradients.projection import CountSketch
 from clusterucb.run.session import Session
 from clusterucb.runtime.memory import GRADIENTS, Room, recomputed
@@ -162,6 +167,27 @@ def test_gradients_with_activations_computed_again_are_the_same_to_the_bit(archi
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert passes == ["model"]
     assert by_rows(model, batch, axes).keys() == expected.keys()  # and it is left as it was
+
+
+def kept_on_the_way_forward(model, batch):
+    """Bytes of what a forward pass keeps for the way back, each tensor once, without the model's own."""
+    own = {p.data_ptr() for p in model.parameters()}
+    found = {}
+
+    def keep(tensor):
+        found[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        label_losses(model, batch)
+    return sum(size for place, size in found.items() if place not in own)
+
+
+def test_less_is_kept_when_activations_are_computed_again():
+    model, batch = adapter("llama").eval(), collate(rows([60, 60]))
+    before = kept_on_the_way_forward(model, batch)
+    with recomputed(model):
+        assert kept_on_the_way_forward(model, batch) < before / 3
 
 
 def test_dropout_draws_the_same_when_activations_are_computed_again():

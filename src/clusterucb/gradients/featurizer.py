@@ -16,7 +16,7 @@ from clusterucb.gradients.anatomy import examine
 from clusterucb.gradients.batches import MOST_TOKENS, USUAL_TOKENS, collate, micro_batches
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients
 from clusterucb.gradients.projection import Projection
-from clusterucb.runtime.devices import to_host, wait_for
+from clusterucb.runtime.devices import room_for, to_host, wait_for
 from clusterucb.runtime.memory import GRADIENTS, Describe, Room, within_memory
 from clusterucb.runtime.processes import ALONE, World
 
@@ -49,7 +49,8 @@ class Featurizer:
         self.adam = None
         if moments is not None:
             moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
-            self.adam = AdamMap.of(moments, formula, self.device)
+            with room_for("Adam's moments", "use another --device, or a lower --rank"):
+                self.adam = AdamMap.of(moments, formula, self.device)
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from clusterucb.errors import ConfigError, InputError
+
 _GPU = "cuda"
 _ORDERLY = (":4096:8", ":16:8")  # workspaces with which cuBLAS adds in one order
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -85,6 +87,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
+def room_for(what: str, advice: str) -> Iterator[None]:
+    """Turn memory that runs out where nothing can be halved into InputError, one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{what}: out of memory; {advice}") from None
+
+
+@contextmanager
 def rounded_to(precision: str) -> Iterator[None]:
     """How float32 products are rounded while the block runs: `highest` not, `high` to TF32 on a GPU."""
     before = torch.get_float32_matmul_precision()
@@ -123,6 +136,13 @@ def _orderly() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"the model has an operation that torch has in no fixed order ({str(error).split()[0]}): set "
+            f"{_WORKSPACE}=:0:0 in the environment to take it, and results that differ each time"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(False)
         settings.fill_uninitialized_memory = filled

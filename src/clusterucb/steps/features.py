@@ -18,7 +18,7 @@ from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
-from clusterucb.runtime.devices import is_gpu
+from clusterucb.runtime.devices import is_gpu, room_for
 from clusterucb.runtime.files import made, write_json
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
@@ -115,7 +115,9 @@ def cluster(session: Session) -> Clusters:
 
     def group(part: Path) -> None:
         device = pick_device(session.config.device)
-        with session.step("cluster", settings.iterations, "iterations", title=f"k-means, k {k}") as step:
+        title, advice = f"k-means, k {k}", "run `clusterucb cluster` by itself, or with --device cpu"
+        begun = session.step("cluster", settings.iterations, "iterations", title=title)
+        with room_for(title, advice), begun as step:
             found = spherical_kmeans(
                 rows,
                 k,

@@ -26,7 +26,7 @@ from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.adam import Moments
-from clusterucb.runtime.devices import is_gpu, passes_of, use
+from clusterucb.runtime.devices import is_gpu, passes_of, room_for, use
 from clusterucb.runtime.memory import Room
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance
@@ -150,7 +150,8 @@ def finetune(
     trainer.passes = StepPasses(trainer.model, batch_tokens, bound, describe, room or Room(), world)
     for talkative in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(talkative)
-    with passes_of(model), world.watching():
+    advice = "go on with this run directory on another --device, or lower --rank in a new one"
+    with room_for("Adam's moments", advice), passes_of(model), world.watching():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     moments = moments_of(trainer.optimizer, model)
     model.zero_grad(set_to_none=True)

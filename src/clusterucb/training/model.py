@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from clusterucb.config import Common
 from clusterucb.errors import ConfigError, InputError, reason
-from clusterucb.runtime.devices import use
+from clusterucb.runtime.devices import room_for, use
 from clusterucb.runtime.files import publish_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -76,13 +76,14 @@ def load_model(config: Common, *, on_host: bool = False) -> nn.Module:
     quantised = _quantising(config.load_in, dtype, device)
     source = model_source(config.model)
     trusted = {"trust_remote_code": config.trust_remote_code}
-    with _loading(config.model):
+    with _loading(config.model), _placing(config.model):
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted, **quantised
         )
     _check_weights(config.model, model, found)
     _keep_packing(model)  # also of a model that is stored quantised
-    placed: nn.Module = model if quantised or on_host else model.to(device)
+    with _placing(config.model):
+        placed: nn.Module = model if quantised or on_host else model.to(device)
     return placed.requires_grad_(False)
 
 
@@ -114,6 +115,10 @@ def model_shape(config: Common) -> tuple[int, int, str]:
         shape = AutoConfig.from_pretrained(model_source(config.model), **trusted)
     text = shape.get_text_config()
     return text.hidden_size, text.num_hidden_layers, shape.model_type
+
+
+def _placing(model: str) -> AbstractContextManager[None]:
+    return room_for(model, "use --dtype bfloat16, --load-in 4bit, another --device or a smaller model")
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from peft import PeftModel
 
 from clusterucb.config import Config
 from clusterucb.data.chat import Encoded, encode, fit
+from clusterucb.evaluation.loss import losses
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
-from clusterucb.gradients.batches import USUAL_TOKENS, collate, micro_batches
+from clusterucb.gradients.batches import USUAL_TOKENS, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
-from clusterucb.gradients.per_sample import row_losses, trainable_parameters
+from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.run.session import Session
 from clusterucb.runtime.devices import is_gpu, passes_of, wait_for
@@ -92,7 +93,7 @@ def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Row
     featurize = Featurizer(model, session.projection, moments, config.gradients.formula)
 
     def forward(rows: Rows) -> None:
-        row_losses(model, collate(rows, featurize.device))
+        losses(model, rows, usual)
 
     def training(rows: Rows) -> None:
         model.train()
