@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export TQDM_DISABLE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs dist clean
+.PHONY: help demo test lint docs dist gpu clean
 # A recipe that fails leaves no stamp behind; no two pips at once in one environment.
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -50,6 +50,10 @@ dist: $(VENV)/.dist  ## wheel and sdist, checked, in dist/
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python .ci/check_dist.py dist
+
+# No environment of its own and no network: the Python that has the wheels, as PYTHON names it.
+gpu:  ## a GPU's tests, benchmarks and a whole run, in 8 minutes, without network; on a CPU a rehearsal
+	$(PYTHON) benchmarks/gpu.py $(GPU_ARGS)
 
 clean:  ## removes what make made: .venv, the demo's folder, dist and the tools' caches
 	rm -rf $(VENV) demo-run site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,13 +47,15 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for name, shape in SHAPES.items():
         for rows in options.rows:
-            before, at_once, now = (1e3 * s for s in _timed(_ways(rows, shape, options.device), options))
+            of = ways(rows, shape, options.device)
+            before, at_once, now = (1e3 * s for s in timed(of, options.device, options.repeats))
             cells = (f"{before:.2f}", f"{at_once:.2f}", f"{now:.2f}", f"{before / now:.2f}")
             table.add_row(name, str(rows), *cells)
     Console(width=120).print(table)
 
 
-def _ways(rows: int, shape: tuple[int, int], device: str) -> list[Callable[[], object]]:
+def ways(rows: int, shape: tuple[int, int], device: str) -> list[Callable[[], object]]:
+    """Before, at once and now."""
     generator = torch.Generator().manual_seed(0)
     gradients = 1e-3 * torch.randn(rows, *shape, generator=generator).to(device)
     m, v = (torch.randn(shape, generator=generator).to(device) for _ in "mv")
@@ -96,14 +98,15 @@ class Before:
         out += padded.index_select(1, self.order).view(len(g), -1, DIM).mul_(self.signs).sum(1)
 
 
-def _timed(ways: list[Callable[[], object]], options: argparse.Namespace) -> list[float]:
+def timed(ways: list[Callable[[], object]], device: str, repeats: int) -> list[float]:
+    """Seconds of each way."""
     best = [np.inf] * len(ways)
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for number, way in enumerate(ways):
             started = time.perf_counter()
             way()
-            if options.device != "cpu":
-                torch.cuda.synchronize()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
             best[number] = min(best[number], time.perf_counter() - started)
     return best
 

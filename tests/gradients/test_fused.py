@@ -1,5 +1,9 @@
 """The fused kernel against the plain operations: by Triton's interpreter, and on a GPU where there is one."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -59,9 +63,44 @@ def test_kernel_gives_what_the_plain_operations_give(monkeypatch, device, formul
     assert torch.equal(found, sketched(CountSketch(3, 256), made, adam))  # no atomics: the same bits again
 
 
+COMPILE = """
+import sys
+import subprocess
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from clusterucb.gradients.fused import sketch_kernel
+
+folder, capability, dim = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+kinds = dict.fromkeys(["gradients", "lift", "floor", "out"], "*fp32") | {"eps": "fp32", "signs": "*u8"}
+kinds |= dict.fromkeys(["steps", "shifts"], "*i32") | dict.fromkeys(["size", "tiles", "run"], "i32")
+kinds |= {"ADAM": "constexpr", "D": "constexpr"}
+signature = {name: kinds[name] for name in sketch_kernel.arg_names}
+source = ASTSource(sketch_kernel, signature, {"ADAM": True, "D": dim})
+made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 16})
+assert made.metadata.shared <= 49152, made.metadata.shared
+with open(folder + "/kernel.ptx", "w") as file:
+    file.write(made.asm["ptx"])
+target = f"--gpu-name=sm_{capability}{'a' if capability == 90 else ''}"
+command = [triton.knobs.nvidia.ptxas.path, "-v", target, file.name, "-o", folder + "/kernel.cubin"]
+print(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+"""
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernel_compiles_for_a_gpu_without_one_and_keeps_its_sums_in_registers(tmp_path, capability):
+    """For A100 and H100: nothing is spilled at d 8192, and two programs' shared memory fits."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", COMPILE, str(tmp_path), str(capability), "8192"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert " 0 bytes spill stores, 0 bytes spill loads" in shown.stdout
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_device_whose_kernel_is_right_is_trusted(device):
-    fused.trusted(device, 64)
+    assert fused.trusted(device, 64)
 
 
 @pytest.mark.parametrize(
