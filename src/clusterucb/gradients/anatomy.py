@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -225,26 +225,18 @@ def _run(
 @contextmanager
 def _told(model: nn.Module) -> Iterator[None]:
     """What another library raises while the model runs is an error of one line that names the layer."""
-    inside: list[nn.Module] = []
-
-    def left(*_: Any) -> None:
-        if inside:
-            inside.pop()
-
-    entered = register_module_forward_pre_hook(lambda module, _: inside.append(module))
-    with entered, register_module_forward_hook(left):
-        try:
-            yield
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if is_sharded(model) or isinstance(error, torch.OutOfMemoryError):
-                raise
-            names = {module: name for name, module in model.named_modules()}
-            layer = next((name for module in reversed(inside) if (name := names.get(module))), "the whole")
-            raise ConfigError(
-                f"{_called(model)}: cannot be run on a text, in {layer.removeprefix('base_model.model.')} "
-                f"({type(error).__name__}: {reason(error)}); leave that layer out of the target modules, or "
-                "take another model"
-            ) from None
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_sharded(model) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        names = {id(module): name.removeprefix("base_model.model.") for name, module in model.named_modules()}
+        callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        *_, layer = ("", *(names[id(caller)] for caller in callers if id(caller) in names))
+        raise ConfigError(
+            f"{_called(model)}: cannot be run on a text, in {layer or 'the whole'} ({type(error).__name__}: "
+            f"{reason(error)}); leave that layer out of the target modules, or take another model"
+        ) from None
 
 
 def _called(model: nn.Module) -> str:
