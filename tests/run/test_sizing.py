@@ -55,7 +55,7 @@ def test_sizes_follow_from_the_number_of_rows(rows, kept, batch, epochs, warmup,
             {"method": "less"},
             {"bandit": "none"},
             {"method": "random"},
-            {"top_p": 0.2},
+            {"top_p": 1.0},
         ]
     ),
 )

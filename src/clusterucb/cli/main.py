@@ -41,13 +41,15 @@ class _Call:
 
     Attributes:
         file: of settings.
-        options: settings that are given as options, over those of the file.
+        options: settings that are given as options, over those of the preset, which are over the file's.
+        preset: the name of published settings.
         screen: where progress is shown.
         world: the processes that were called together.
     """
 
     file: str | None
     options: Mapping[str, Any]
+    preset: str | None
     screen: Screen
     world: World
 
@@ -60,6 +62,7 @@ class _Call:
         """Settings from the file, or from those `saved` in the output directory; options go over them."""
         from clusterucb.config import load
 
+        given = self._given
         if self.file is None:
             if "out" not in self.options:
                 raise ConfigError(
@@ -67,11 +70,19 @@ class _Call:
                     "time"
                 )
             path = Path(self.options["out"]) / saved
-            return load(path if path.exists() else None, self.options)
+            return load(path if path.exists() else None, given)
         folder = Path(self.file).parent
         own = Path(self.file).name == "comparison.yaml" or (folder / "pool").is_dir()
         moved = {"out": str(folder)} if own else {}  # an output directory, perhaps moved
-        return load(self.file, {**moved, **self.options})
+        return load(self.file, {**moved, **given})
+
+    @property
+    def _given(self) -> Mapping[str, Any]:
+        if self.preset is None:
+            return self.options
+        from clusterucb.run.presets import procedure_named
+
+        return {**procedure_named(self.preset), **self.options}
 
     @contextmanager
     def session(self, settle: Callable[[Config], Config] = lambda config: config) -> Iterator[Session]:
@@ -151,21 +162,12 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
             stack.enter_context(_one_line_errors(world))
             events = stack.enter_context(logged(log if world.leads else None, name))
             screen = Screen(quiet=quiet or not world.leads, log=events)
-            call = _Call(file, _over(preset, options), screen, world)
+            call = _Call(file, options, preset, screen, world)
             if made := command.function(call, **others):
                 call.tell(made)
 
     called.__signature__ = inspect.Signature([] if bare else parameters(own, command.kind))  # type: ignore[attr-defined]
     return called
-
-
-def _over(preset: str | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Options over those of a preset."""
-    if preset is None:
-        return options
-    from clusterucb.run.presets import procedure_named
-
-    return {**procedure_named(preset), **options}
 
 
 @contextmanager

@@ -159,6 +159,15 @@ def test_what_all_methods_share_is_decided_once_and_a_budget_by_each(settings, s
     assert "decided" not in compare(settings, "random", 1, **left).err
 
 
+def test_a_preset_serves_a_comparison(settings, stub):
+    """Of its method nothing is taken: that is each run's own."""
+    out, own = Path(settings["out"]), ("policy", "top_p", "lr", "batch_size", "epochs_per_period", "rank")
+    assert compare(settings, "rds,random", 1, preset="paper", **dict.fromkeys(own)).status == 0
+    for name in ("rds", "random"):
+        run = load(out / name / "0/config.yaml")
+        assert (run.method, run.training.lr, run.lora.rank) == (name, 2e-5, 128)
+
+
 def test_other_settings_are_refused_and_named(settings, stub):
     assert compare(settings, "random", 1).status == 0
     said = compare(settings, "random", 1, lr="0.5").complaint
