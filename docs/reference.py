@@ -143,7 +143,7 @@ def _shown(parameter: Any) -> str:
     """An argument's name, or an option's flags."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name.upper())
-    return ", ".join(parameter.opts)
+    return ", ".join([*parameter.opts, *parameter.secondary_opts])
 
 
 def _setting(setting: Setting) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def test_the_readmes_first_python_says_what_it_says(capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_text_exist(page):
     """Every `--option` that a page's prose names is an option of some command."""
-    known = {flag for command in COMMANDS.values() for parameter in command.params for flag in parameter.opts}
+    parameters = [parameter for command in COMMANDS.values() for parameter in command.params]
+    known = {flag for parameter in parameters for flag in [*parameter.opts, *parameter.secondary_opts]}
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
     named = {
         flag

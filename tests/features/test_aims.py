@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterucb.errors import InputError
 from clusterucb.features.influence import (
     HELD,
     Subspace,
@@ -89,6 +90,13 @@ def test_what_a_row_does_off_the_target_costs_it_nothing_in_the_subspace(target)
     mixed = mixed * np.linalg.norm(pure) / np.linalg.norm(mixed)
     assert influence(mixed, aim) == pytest.approx(influence(pure, aim), abs=1e-6)
     assert influence(mixed, plain) < 0.5 * influence(pure, plain)
+
+
+def test_a_subspace_of_one_direction_is_refused(target):
+    with pytest.raises(
+        InputError, match="aim subspace: the gradients of the 3 target rows have one direction and none"
+    ):
+        Subspace.of(target[[0, 0, 0]], np.zeros(3, np.int64))
 
 
 @settings(deadline=None, max_examples=25)

@@ -183,7 +183,7 @@ def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):
     given = options(settings, pool=[str(pool)], out=tmp_path / "run", k=2, budget=0.5)
     said = clusterucb("run", *given).complaint
     assert said == (
-        "pool.jsonl:1: its hidden states are the mean of the pool's, expected rows that differ; use "
+        "pool.jsonl:1: its features are the mean of the pool's, expected rows that differ; use "
         "--features gradients, or a pool of more rows"
     )
 
@@ -194,7 +194,7 @@ def test_what_all_rows_have_in_common_does_not_matter():
     found = centred(rows, mean)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
     np.testing.assert_allclose(centred(rows + 100, mean + 100), found, atol=1e-12)
-    with pytest.raises(InputError, match=r"^row 2: its hidden states are the mean of the pool's"):
+    with pytest.raises(InputError, match=r"^row 2: its features are the mean of the pool's"):
         centred(rows, rows[2])
 
 

@@ -1,6 +1,7 @@
 """Keep rules and aims in whole runs of a tiny model."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from safetensors.numpy import load_file
 
 from cli_helpers import clusterucb, done, options, read
 from clusterucb.config import load
+from clusterucb.features.drawn import DrawnWriter
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.directory import RunDir
 from clusterucb.run.session import Session
+from clusterucb.selection.bandit import Selection
 from clusterucb.steps.features import directions
+from clusterucb.steps.reselection import Drawing
 from clusterucb.training.adapter import load_adapter
 
 pytestmark = pytest.mark.whole
@@ -164,6 +168,29 @@ def test_turns_over_live_features_are_those_over_stored_ones(going_on):
     found = load_file(live / "1/selection.safetensors")
     assert found["rows"].tolist() == selection(folder, 1)["rows"].tolist()
     assert (live / "1/drawn.f16").stat().st_size >= 2 * 256 * 100
+
+
+def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
+    """Though some rows were drawn twice, in an attempt that was killed."""
+    rng = np.random.default_rng(0)
+    features, target = (
+        rng.normal(size=(40, 16)).astype(np.float16),
+        rng.normal(size=(3, 16)).astype(np.float32),
+    )
+    drawn = rng.permutation(40)[:24]
+    for rank, own in enumerate((drawn[:10], drawn[8:])):
+        with DrawnWriter(tmp_path, 16, rank) as writer:
+            for rows in np.array_split(own, 3):
+                writer.add(rows, features[rows])
+    nothing = np.empty(0)
+    before = Selection(drawn[:8], nothing, nothing, drawn, nothing, nothing, 0)
+    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None, turns=True)
+    found = drawing._in_turns(tmp_path, before, target)
+    products = np.full((3, 40), -np.inf, np.float32)
+    products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)
+    assert found.rows.tolist() == slow_turns(products, 8)
+    assert found.clusters.tolist() == (found.rows % 5).tolist()
+    assert all(score in products[:, row] for row, score in zip(found.rows, found.scores, strict=True))
 
 
 def test_turns_under_a_budget_take_drawn_rows_alone(going_on):

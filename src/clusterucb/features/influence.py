@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from clusterucb.errors import InputError
 from clusterucb.runtime.processes import ALONE, World
 
 
@@ -64,10 +65,18 @@ class Subspace:
 
     @classmethod
     def of(cls, rows: NDArray[np.floating], codes: NDArray[np.int64]) -> Subspace:
-        """That of a target's rows (n, d), each in a subtask, (n,)."""
+        """That of a target's rows (n, d), each in a subtask, (n,).
+
+        Raises InputError where these have one direction only, in which all cosines are 1 or -1.
+        """
         _, values, axes = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
         held = np.cumsum(values**2) / np.sum(values**2)
         basis = axes[: int(np.searchsorted(held, HELD)) + 1]
+        if len(basis) < 2:
+            raise InputError(
+                f"aim subspace: the gradients of the {len(rows)} target rows have one direction and none "
+                "beside it; give more target rows, or use --aim mean"
+            )
         inside = means(rows, codes) @ basis.T @ basis
         inside /= np.maximum(np.linalg.norm(inside, axis=1, keepdims=True), _TINY)
         return cls(inside.astype(np.float32), basis.astype(np.float32))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb.features.drawn import DrawnFeatures, DrawnWriter
-from clusterucb.features.influence import Aim, Aimed, Subspace, similarities
+from clusterucb.features.influence import Aim, Aimed, similarities
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.gradients.adam import Formula, Moments
@@ -123,10 +123,9 @@ class Drawing:
 
     def _in_turns(self, part: Path, selection: Selection, aim: Aimed) -> Selection:
         """The rows that directions take in turn of those that were drawn, whose features are in `part`."""
-        assert not isinstance(aim, Subspace)  # as turns are those of target rows
         self.world.gather(None)  # all have written theirs
         drawn = np.sort(selection.drawn)
-        found = np.empty((len(aim), len(drawn)), np.float32)
+        found = np.empty((aim.shape[0], len(drawn)), np.float32)
         for rows, features in DrawnFeatures(part).blocks():
             found[:, np.searchsorted(drawn, rows)] = similarities(features, aim)
         places, scores = in_turns([found], len(selection.rows))
