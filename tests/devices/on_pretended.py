@@ -6,12 +6,12 @@ Not collected by itself: test_devices.py runs it in a process of its own.
 import numpy as np
 import pytest
 import torch
-from pretended import MixedError, PretendedGPUs, moved
+from pretended import MixedError, PretendedGPUs
 from tiny_adapters import TARGETS, adapter, rows
 from training_helpers import adapted, same, weights
 from training_helpers import rows as training_rows
 
-from clusterucb.config import Training
+from clusterucb.config import Training, load
 from clusterucb.errors import ConfigError
 from clusterucb.evaluation.harness import HuggingFace, ask
 from clusterucb.evaluation.loss import losses
@@ -20,9 +20,14 @@ from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer, one_ahead, target_directions
-from clusterucb.gradients.per_sample import adapter_layers, trainable_parameters
+from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
 from clusterucb.gradients.projection import CountSketch, Rademacher
+from clusterucb.recipes import dynamic
+from clusterucb.run.rounds import read_round
+from clusterucb.run.session import Session
 from clusterucb.runtime.devices import passes_of, rounded_to, to_host
+from clusterucb.runtime.files import read_json
+from clusterucb.runtime.memory import recomputed
 from clusterucb.tasks.task import Variant
 from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
 from clusterucb.training.data import SwappableRows
@@ -59,7 +64,7 @@ def test_features_are_the_cpus_and_the_host_waits_three_times_a_micro_batch_at_m
     model = adapter(architecture).eval()
     expected, expected_losses = features(Featurizer(model, CountSketch(seed=1, dim=96), moments(model)))
     with PretendedGPUs(count) as gpus:
-        model = moved(model, device)
+        model = model.to(device)
         featurize = Featurizer(model, CountSketch(seed=1, dim=96), moments(model))
         found, found_losses = features(featurize)
         gpus.waits.clear()  # of the projection's tables, which are made once
@@ -72,12 +77,11 @@ def test_features_are_the_cpus_and_the_host_waits_three_times_a_micro_batch_at_m
     assert gpus.waits.total() <= 3 * 3 * len(BATCHES)
 
 
-@each_device
-def test_directions_by_a_dense_projection_are_the_cpus(device, count):
+def test_directions_by_a_dense_projection_are_the_cpus():
     model, codes = adapter().eval(), np.arange(8) % 2
     expected = target_directions(Featurizer(model, Rademacher(dim=40)), BATCH, codes, 48)
-    with PretendedGPUs(count):
-        found = target_directions(Featurizer(moved(model, device), Rademacher(dim=40)), BATCH, codes, 48)
+    with PretendedGPUs(2):
+        found = target_directions(Featurizer(model.to("gpu:1"), Rademacher(dim=40)), BATCH, codes, 48)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -86,14 +90,13 @@ def test_hidden_states_and_losses_are_the_cpus(device, count):
     model = adapter().eval()
     expected = representations(model, collate(BATCH), 0.5), losses(model, BATCH, 48)
     with PretendedGPUs(count):
-        model = moved(model, device)
+        model = model.to(device)
         found = representations(model, collate(BATCH, device), 0.5), losses(model, BATCH, 48)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
-@each_device
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("device", "count", "dtype"), [("gpu:0", 1, np.float32), ("gpu:1", 2, np.float16)])
 def test_kmeans_is_the_cpus_to_the_bit_and_waits_for_stretches_of_blocks(device, count, dtype):
     """And in the first pass once for each block, whether its rows have a direction."""
     made = np.random.default_rng(0).normal(size=(300, 16))
@@ -121,7 +124,7 @@ def test_a_training_step_moves_adapter_and_moments_as_on_the_cpu(device, count, 
 
     expected, expected_moments = trained(adapted(), tmp_path / "cpu")
     with PretendedGPUs(count):
-        model = moved(adapted(), device)
+        model = adapted().to(device)
         found, found_moments = trained(model, tmp_path / "gpu")
         assert {p.device for p in model.parameters()} == {torch.device(device)}
         found = {name: tensor.cpu() for name, tensor in found.items()}
@@ -137,8 +140,8 @@ def test_a_training_step_moves_adapter_and_moments_as_on_the_cpu(device, count, 
 def test_an_adapter_that_is_saved_and_loaded_is_the_same(device, count, tmp_path):
     expected = weights(adapted(seed=1))
     with PretendedGPUs(count):
-        save_adapter(moved(adapted(seed=1), device), tmp_path)
-        model = moved(adapted(seed=2), device)
+        save_adapter(adapted(seed=1).to(device), tmp_path)
+        model = adapted(seed=2).to(device)
         load_adapter(model, tmp_path)
         found = {name: tensor.cpu() for name, tensor in weights(model).items()}
     assert same(found, expected)
@@ -157,7 +160,7 @@ def test_benchmarks_are_answered_as_on_the_cpu(device, count, choices):
 
     expected = answered(with_adapter(wide_model()))
     with PretendedGPUs(count):
-        found = answered(moved(with_adapter(wide_model()), device))
+        found = answered(with_adapter(wide_model()).to(device))
     if choices:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     else:
@@ -166,8 +169,8 @@ def test_benchmarks_are_answered_as_on_the_cpu(device, count, choices):
 
 def test_an_adapter_over_two_devices_is_refused():
     with PretendedGPUs(2):
-        model = moved(adapter(), "gpu:0")
-        moved(model.get_base_model().model.layers[1], "gpu:1")
+        model = adapter().to("gpu:0")
+        model.get_base_model().model.layers[1].to("gpu:1")
         with pytest.raises(
             ConfigError, match="layers are on gpu:0, gpu:1, and a row's gradient is taken on one"
         ):
@@ -203,7 +206,7 @@ def test_gradients_alone_are_taken_by_deterministic_kernels_and_beside_half_prec
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
     seen = []
     with PretendedGPUs(1):
-        model = moved(adapter().to(dtype).eval(), pick_device("gpu"))
+        model = adapter().to(dtype).eval().to(pick_device("gpu"))
         projection = Watched(dim=32)
         Featurizer(model, projection)(BATCH)
         assert projection._tables["seen"] == {how}
@@ -225,10 +228,46 @@ def test_an_operation_that_has_no_deterministic_kernel_is_one_line_with_what_to_
         r"^the model has an operation .* \(histc_cuda\): set CUBLAS_WORKSPACE_CONFIG=:0:0 in the environment"
     )
     with PretendedGPUs(1):
-        model = moved(adapter(), "gpu")
+        model = adapter().to("gpu")
         with pytest.raises(ConfigError, match=words), passes_of(model):
             raise RuntimeError(said)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_whole_run_selects_what_it_does_on_the_cpu(settings, tmp_path):
+    """Warmup, features, clusters, every period's selection, training, evaluation."""
+    small = {"periods": 2, "warmup_steps": 2, "k": 3, "dropout": 0.0}
+
+    def run(name, device):
+        config = load(None, {**settings, **small, "device": device, "out": str(tmp_path / name)})
+        session = Session(config)
+        dynamic(session)
+        rounds = [read_round(session.dir.round(number)) for number in (1, 2)]
+        return [chosen.rows.tolist() for chosen in rounds], read_json(session.dir.evaluation)
+
+    expected, losses_there = run("cpu", "cpu")
+    with PretendedGPUs(2) as gpus:
+        found, losses_here = run("gpu", "gpu:1")
+        assert gpus.current == 1
+    assert found == expected
+    for model in ("base", "adapter"):
+        assert losses_here[model]["loss"] == pytest.approx(losses_there[model]["loss"], rel=1e-4)
+
+
+def test_gradients_with_activations_computed_again_are_the_cpus():
+    def by_rows(model, batch):
+        found = {}
+        row_gradients(model, adapter_layers(model), batch, lambda name, g: found.update({name: g.cpu()}))
+        return found
+
+    model = adapter().eval()
+    expected = by_rows(model, collate(BATCH))
+    with PretendedGPUs(2):
+        model = model.to("gpu:1")
+        with recomputed(model):
+            found = by_rows(model, collate(BATCH, "gpu:1"))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_a_device_that_is_named_is_the_one_that_others_call_theirs():

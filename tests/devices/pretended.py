@@ -93,6 +93,7 @@ class PretendedGPUs(TorchDispatchMode):
         self._stack.enter_context(mock.patch.object(devices, "_GPU", NAME))
         self._stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pinned))
         self._stack.enter_context(mock.patch.object(torch, "tensor", _of_values))
+        self._stack.enter_context(mock.patch.object(torch.nn.Module, "to", _moved))
         self._stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         PretendedGPUs.now = self
         return super().__enter__()
@@ -210,16 +211,20 @@ class PretendedGPUs(TorchDispatchMode):
                 copy.copy_(numbers)
 
 
-def moved(model, device):
-    """The model on a device; its parameters are others then."""
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+_to, _tensor = torch.nn.Module.to, torch.tensor
+
+
+def _moved(module, device=None, *more, **kind):
+    """`Module.to`: on another device its parameters are others."""
+    place = torch.device(device) if isinstance(device, str | torch.device) else None
+    elsewhere = place is not None and any(
+        p.device.type != place.type or place.index not in (None, p.device.index) for p in module.parameters()
+    )
+    torch.__future__.set_overwrite_module_params_on_conversion(elsewhere)
     try:
-        return model.to(device)
+        return _to(module, *([] if device is None else [device]), *more, **kind)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
-
-
-_tensor = torch.tensor
 
 
 def _of_values(values, *args, device=None, **more):

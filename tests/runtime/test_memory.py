@@ -213,6 +213,15 @@ def test_what_has_fitted_is_of_one_kind_of_work_and_kept_only_where_there_is_new
     assert space.rows(1000, 20) == 1
 
 
+def test_what_lies_on_a_device_is_let_go_of_for_another_engine(settings):
+    session = Session(load(None, settings))
+    model, projection = session.model, session.projection
+    session.release_device()
+    assert session.projection == projection
+    assert session.projection is not projection
+    assert session.model is not model
+
+
 class TestHowLargeAMicroBatchIs:
     """Found on a GPU by doubling, bounded by what fits, by tokens and by rows."""
 
