@@ -143,6 +143,15 @@ def test_tables_do_not_change_between_releases():
     assert str(Rademacher(seed=3, dim=8)) == "rademacher (philox4x32) to 8 with seed 3"
 
 
+@pytest.mark.parametrize("dim", [32, 48])  # one divides by its bits
+@pytest.mark.parametrize("in_cache", [1, 96 * 3, 200 * 3])
+def test_countsketch_is_the_same_whatever_a_cpu_does_at_once(dim, in_cache, monkeypatch):
+    x = torch.arange(3 * 1000.0).view(3, 1000)  # integers: their sums are exact in any order
+    expected = sketch(CountSketch(seed=0, dim=dim), {"a": x})
+    monkeypatch.setattr("clusterucb.gradients.projection.IN_CACHE", in_cache)
+    assert torch.equal(sketch(CountSketch(seed=0, dim=dim), {"a": x}), expected)
+
+
 @pytest.mark.parametrize("kind", BOTH)
 def test_half_precision_gradients_are_summed_in_float32(kind):
     x = torch.randn(2, 5000).to(torch.bfloat16)

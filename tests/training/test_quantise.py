@@ -19,7 +19,7 @@ from clusterucb.training.adapter import attach_adapter, fingerprint_base
 from clusterucb.training.model import load_model
 
 installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 LORA = Lora(rank=4, alpha=8, dropout=0.2, target_modules=["q_proj", "down_proj"])
 
 

@@ -118,8 +118,8 @@ class CountSketch:
 
     def _at_once(self, flat: torch.Tensor) -> int:
         """Tiles of a pass: on a CPU so many that they stay in its cache, elsewhere all."""
-        rows, size = flat.shape
-        return -(-(IN_CACHE // rows if flat.device.type == "cpu" else size) // self.dim)
+        wanted = IN_CACHE // len(flat) if flat.device.type == "cpu" else flat.shape[1]
+        return max(1, -(-wanted // self.dim))
 
     def _laid_out(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
         """Source position of each bucket in each tile, and the sign of each source, both (tiles * dim,)."""
