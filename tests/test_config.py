@@ -171,7 +171,6 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ),
         ({"batch_size": "6", "micro_batch": "4"}, "batch_size 6 is not a multiple of micro_batch 4"),
         ({"pool": []}, "pool is []"),
-        ({"target": []}, "target is []"),
         ({"target_modules": []}, "lora.target_modules is []"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain, pairwise
@@ -250,8 +251,12 @@ class Config(Common):
     """Number of a repetition: other draws and training, with the same adapter, warmup, features, clusters."""
     pool: Names
     """Rows to choose from: .jsonl, .json, .parquet files (also .gz) or `hub:org/name[:config][:split]`."""
-    target: Names
-    """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k."""
+    index: str | None = None
+    """An index to begin at, whose checkpoint, features and clusters serve any target: a folder of `index`,
+    another run's directory, or `hub:org/name`."""
+    target: list[str] = []
+    """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k.
+    Several tasks are kept apart by names: `law=law.jsonl art=art.jsonl`."""
     subtask: str | None = None
     """The column that groups the target's rows into subtasks; without it they are one."""
     target_rows: Positive | None = None
@@ -315,6 +320,25 @@ class Config(Common):
         if found and self.training.shard == "fsdp":
             raise ConfigError(f"shard fsdp: does not go with {found[0]}; leave one of the two out")
 
+    @property
+    def targets(self) -> list[tuple[str, str]]:
+        """Name and file, or benchmark, of each part of the target; the name is "" where there is one task.
+
+        Raises:
+            ConfigError: some have a name and others have none.
+        """
+        found = [_named(value) for value in self.target]
+        if len({bool(name) for name, _ in found}) > 1:
+            raise ConfigError(
+                f"target {' '.join(self.target)}: some have a name (NAME=FILE), some none; name all, or none"
+            )
+        return found
+
+    @property
+    def without_target(self) -> Config:
+        """What an index of these settings is made with."""
+        return self.with_settings({**_OF_A_RUN, "index": None})
+
     def with_settings(self, given: Mapping[str, Any]) -> Config:
         """These settings with others, by their names, put over them.
 
@@ -327,9 +351,10 @@ class Config(Common):
         """The same settings, valid from any working directory."""
 
         def absolute(rows: list[str]) -> list[str]:
-            return [name if name in BENCHMARKS else _absolute(name) for name in rows]
+            parts = map(_named, rows)
+            return [f"{name}{'=' * bool(name)}{_absolute(path)}" for name, path in parts]
 
-        single = ("model", "adapter", "data_dir")
+        single = ("model", "adapter", "data_dir", "index")
         found: dict[str, Any] = {name: _absolute(path) for name in single if (path := getattr(self, name))}
         found["out"] = os.path.normpath(Path(self.out).absolute())
         found["pool"] = [*map(_absolute, self.pool)]
@@ -343,7 +368,16 @@ class Config(Common):
 
 def _absolute(path: str) -> str:
     """A path that exists, without the working directory; anything else, such as a hub id, as it is."""
-    return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
+    there = path not in BENCHMARKS and Path(path).exists()
+    return os.path.normpath(Path(path).absolute()) if there else path
+
+
+def _named(value: str) -> tuple[str, str]:
+    """`NAME=FILE` as both; a file whose own name is like that has no name."""
+    name, equals, path = value.partition("=")
+    if not equals or not re.fullmatch(r"[\w.-]+", name) or Path(value).exists():
+        return "", value
+    return name, path
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Common)
@@ -472,12 +506,53 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
         ConfigError: names the first setting that differs, with both values.
     """
     for setting in settings():
-        if setting.section == "evaluation" or setting.name in ("data_dir", "shard"):
+        if setting.section == "evaluation" or setting.name in ("data_dir", "shard", "index"):
             continue  # may differ each time: what was made of them is in the run directory, or is the same
-        rooms = (getattr(config, setting.section) if setting.section else config for config in (saved, given))
-        old, new = (getattr(room, setting.name) for room in rooms)
-        if old != new:
-            raise ConfigError(
-                f"{setting.name}: this run directory was made with {old!r} ({where}), now it is {new!r}; "
-                f"use another --out, or leave --{setting.name.replace('_', '-')} as it was"
-            )
+        _refuse_other(setting, saved, given, f"this run directory was made with {{}} ({where})", "--out")
+
+
+def reconcile_index(made: Config, given: Config, where: str) -> None:
+    """Refuse settings under which a run would have made another index than this, as `reconcile` does.
+
+    Model and pool may lie elsewhere by now: what is in them is compared when they are read.
+    """
+    needless = set() if given.method in ("dynamic", "less") else {"method", "features"}
+    for setting in settings():
+        if setting.name in _OF_AN_INDEX - needless or setting.section in ("lora", "warmup"):
+            _refuse_other(setting, made, given, f"the index was made with {{}} ({where})", "--index")
+
+
+_OF_AN_INDEX = {"adapter", "chat", "seed", "load_in", "method", "less_warmup", "less_checkpoints", "features"}
+_OF_AN_INDEX |= {"gradient_length", "train_length", "formula", "projection", "dim", "store_dtype"}
+_OF_A_RUN: dict[str, Any] = {
+    "target": [],
+    "subtask": None,
+    "target_rows": None,
+    "holdout": [],
+    "repeat": 0,
+    "tasks": [],
+}
+
+
+def load_index(folder: Path, options: Mapping[str, Any] | None = None) -> Config:
+    """The settings that an index, or the index of a run, was made with, and of a run there those given alone.
+
+    Raises:
+        ConfigError: there is no index.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"--index {folder}: no config.yaml there; expected a folder of `clusterucb index`, or a run's"
+        )
+    return load(path, {**_OF_A_RUN, "out": str(folder), "index": None, **(options or {})})
+
+
+def _refuse_other(setting: Setting, saved: Config, given: Config, was: str, another: str) -> None:
+    rooms = (getattr(config, setting.section) if setting.section else config for config in (saved, given))
+    old, new = (getattr(room, setting.name) for room in rooms)
+    if old != new:
+        raise ConfigError(
+            f"{setting.name}: {was.format(repr(old))}, now it is {new!r}; "
+            f"use another {another}, or leave --{setting.name.replace('_', '-')} as it was"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 from clusterucb.report.page import report_run
 from clusterucb.run.session import Session
 from clusterucb.steps.evaluate import benchmark, evaluate
-from clusterucb.steps.features import cluster, gradients
+from clusterucb.steps.features import cluster, features, gradients
 from clusterucb.steps.select import select
 from clusterucb.steps.summary import summarise
 from clusterucb.steps.train import train, warmup
@@ -19,6 +19,19 @@ def procedure(session: Session) -> dict[str, Any]:
     Like each of those below it returns the content of summary.json, and goes on where it was interrupted.
     """
     return {"dynamic": dynamic, "less": less}.get(session.method.name, baseline)(session)
+
+
+def index(session: Session) -> None:
+    """What a run knows before it has a target: runs with any begin here (`--index`), without a gradient more.
+
+    Interrupted at any point, the same call goes on.
+    """
+    session.check_pool()
+    warmup(session)
+    for number in range(1, session.method.stored + 1):
+        features(session, number)
+    if session.method.budgeted:
+        cluster(session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:

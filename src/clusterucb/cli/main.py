@@ -67,16 +67,25 @@ class _Call:
                     "time"
                 )
             path = Path(self.options["out"]) / saved
+            if "index" in self.options and not path.exists():
+                return self.from_index(self.options["index"])
             return load(path if path.exists() else None, self.options)
-        folder = Path(self.file).parent
-        own = Path(self.file).name == "comparison.yaml" or (folder / "pool").is_dir()
-        moved = {"out": str(folder)} if own else {}  # an output directory, perhaps moved
-        return load(self.file, {**moved, **self.options})
+        file = Path(self.file) / saved if Path(self.file).is_dir() else Path(self.file)
+        own = file.name == "comparison.yaml" or (file.parent / "pool").is_dir()
+        moved = {"out": str(file.parent)} if own else {}  # an output directory, perhaps moved
+        return load(file, {**moved, **self.options})
+
+    def from_index(self, index: str) -> Config:
+        """The settings that an index was made with, with the options over them."""
+        from clusterucb.config import load_index
+        from clusterucb.data.hub import index_folder
+
+        return load_index(index_folder(index), self.options)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
-        """A session that owns its run directory."""
-        config = self.config()
+    def session(self, changed: Callable[[Config], Config] = lambda config: config) -> Iterator[Session]:
+        """A session that owns its run directory, by the settings or by what they are `changed` to."""
+        config = changed(self.config())
 
         quiet_libraries()
         from clusterucb.run.session import Session
@@ -189,6 +198,39 @@ def _run(call: _Call) -> None:
         summary = procedure(session)
         if not call.screen.quiet:
             show(session, summary)
+
+
+def _index(call: _Call) -> Path:
+    """What needs no target: a warmup, features of all rows, clusters. Runs with any target begin there."""
+    with call.session(lambda config: config.without_target) as session:
+        from clusterucb.recipes import index
+
+        index(session)
+        return session.dir.path
+
+
+def _query(
+    call: _Call,
+    top: Annotated[str | None, option("How many rows (default: the share that is selected)", "N")] = None,
+    as_lines: Annotated[bool, option("Print every row as a line of JSON.", None, "--jsonl")] = False,
+) -> None:
+    """An index's best rows for one target or many, by what is stored: in seconds, nothing is trained."""
+    count, folder = _positive("--top", top), call.file or call.options.get("out")
+    if folder is None:
+        raise ConfigError("which index? give its folder, as in `clusterucb query INDEX --target FILE`")
+    config = call.from_index(folder)
+
+    quiet_libraries()
+    from clusterucb.cli.tables import show_ranking
+    from clusterucb.steps.query import Index
+
+    for found in Index(config, call.screen).rank(config.target, int(count or 0), config.subtask).values():
+        if as_lines:
+            for name, score, near in zip(found.ids, found.scores.tolist(), found.nearest, strict=True):
+                row = {"target": found.target, "id": name, "score": score, "nearest": near}
+                typer.echo(json.dumps(row, ensure_ascii=False))
+        elif not call.screen.quiet:
+            show_ranking(found)
 
 
 def _warmup(call: _Call) -> Path:
@@ -384,6 +426,8 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "run": _Command(_run),
+    "index": _Command(_index),
+    "query": _Command(_query, alone=lambda _options: True),
     "warmup": _Command(_warmup),
     "gradients": _Command(_gradients),
     "cluster": _Command(_cluster),

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from clusterucb.run.session import Session
     from clusterucb.sources.conversion import Report
     from clusterucb.sources.source import Source
+    from clusterucb.steps.query import Ranking
 
 _WIDEST = 240
 """Characters of a table in a file, which has no width of its own."""
+_RANKED = 10
+"""Rows of a ranking that are shown; all are in its lines of JSON."""
 
 
 def print_table(
@@ -127,6 +130,14 @@ def _passes(summary: dict[str, Any]) -> str:
 def how_often(full: dict[str, Any]) -> str:
     """When a method without a budget scores all rows."""
     return {"dynamic": "in every period", "less": "at every checkpoint"}[full["method"]]
+
+
+def show_ranking(found: Ranking, console: Console | None = None) -> None:
+    """Print an index's best rows for one target."""
+    shown = range(min(_RANKED, len(found.rows)))
+    rows = ([found.ids[i], f"{found.scores[i]:.4f}", found.nearest[i]] for i in shown)
+    title = f"Best of {len(found.rows)} rows for {found.target or 'the target'}"
+    print_table(console or Console(), title, ["row", "score", "nearest"], rows, words=["nearest"])
 
 
 def show_benchmarks(results: dict[str, Any], console: Console | None = None) -> None:

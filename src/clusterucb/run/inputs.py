@@ -53,16 +53,30 @@ class Pooled:
         pool: where they come from.
         rows: the pool row of each usable row, (N,).
         tokens: of each usable row, cut to the gradient length.
-        lengths: tokens of each, (N,).
+        training: the same, cut for training.
+        places: of each in the index, (N,), where rows of it are left out.
     """
 
     pool: Pool
     rows: NDArray[np.int64]
-    tokens: Sequence[Encoded]
-    lengths: NDArray[np.int64]
+    tokens: FittedTokens
+    training: FittedTokens
+    places: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each, as its gradient sees them, (N,)."""
+        return self.tokens.lengths
+
+    def without(self, kept_out: Mapping[int, str]) -> Pooled:
+        """All of them but these pool rows, in a numbering of their own."""
+        places = np.flatnonzero(~np.isin(self.rows, [*kept_out]))
+        if len(places) == len(self):
+            return self
+        return Pooled(self.pool, self.rows[places], self.tokens.at(places), self.training.at(places), places)
 
     def describe(self, row: int) -> str:
         """The id of a usable row."""
@@ -146,10 +160,13 @@ class Inputs:
     def target(self) -> Target:
         """The task's rows, checked; none of them may be held out."""
         config = self.config
-        names = [name for name in config.target if name in TASKS]
+        if not config.target:
+            raise ConfigError("'target' is missing; give --target or set it in the configuration")
+        tasks, paths = zip(*config.targets, strict=True)
+        names = [path for path in paths if path in TASKS]
         if not names:
-            return Target.read(config.target, config.subtask)
-        if len(names) < len(config.target) or config.subtask:
+            return Target.read(paths, config.subtask, tasks)
+        if len(names) < len(paths) or config.subtask:
             raise ConfigError(
                 f"target {' '.join(config.target)}: benchmarks have subtasks of their own, so neither "
                 "files nor --subtask go with them; make two runs"
@@ -158,12 +175,17 @@ class Inputs:
         def drawn(name: str) -> Sequence[Question]:
             return TASKS[name].targets(config.data_folder, config.target_rows, config.seed)
 
-        return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask")
+        return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask", tasks)
+
+    @property
+    def own_target(self) -> bool:
+        """Whether the target is of the person's own rows, and not of benchmarks."""
+        return not any(path in TASKS for _, path in self.config.targets)
 
     @cached_property
     def target_questions(self) -> list[str]:
         """Digests of the benchmark questions in the target, which no evaluation may ask."""
-        rows = (json.loads(row.raw) for row in self.target) if self.config.target[0] in TASKS else ()
+        rows = () if self.own_target else (json.loads(row.raw) for row in self.target)
         return [row["digest"] for row in rows]
 
     @cached_property
@@ -217,11 +239,12 @@ class Inputs:
         Until the run has its settings, what a beginning with others has left is dropped; a run that is warmed
         up or has selected keeps it, though its settings were removed.
         """
-        begun = (self._settled, self.dir.warmup, self.dir.round(1))
+        own = self.dir.path
+        begun = [sign for sign in (self._settled, self.dir.warmup, self.dir.round(1)) if own in sign.parents]
 
         def act() -> None:
-            settled = any(sign.exists() for sign in begun)
-            if path.exists() and not settled and (not made_with or told(path) != made_with):
+            kept = any(sign.exists() for sign in begun) or own not in path.parents
+            if path.exists() and not kept and (not made_with or told(path) != made_with):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             made(path, make, read, made_with)
 
@@ -276,18 +299,27 @@ class Inputs:
     @cached_property
     def tokens_made_with(self) -> dict[str, object]:
         """What the pool's tokens depend on."""
+        return {"pool": self.pool.fingerprint, **self.read_with}
+
+    @cached_property
+    def read_with(self) -> dict[str, object]:
+        """What the tokens of any row depend on."""
         return {
-            "pool": self.pool.fingerprint,
-            "rows kept out": self.screening.fingerprint,
             "tokenizer and chat": fingerprint(self.tokenizer, self.chat),
             "gradient_length": self.config.gradients.gradient_length,
             "train_length": self.config.training.train_length,
         }
 
-    @cached_property
+    @property
     def counts(self) -> dict[str, int]:
         """Rows of the pool: `rows` in all, `usable` and `excluded`."""
-        folder = self.dir.pool
+        rows, usable = len(self.pool), len(self.pooled)
+        return {"rows": rows, "usable": usable, "excluded": rows - usable}
+
+    @cached_property
+    def every(self) -> Pooled:
+        """All rows that can be used, whatever the target."""
+        folder, settings = self.dir.pool, self.config
         self._made(folder, self._tokenise, Tokens.open, self.tokens_made_with)
         manifest = read_json(folder / "manifest.json")
         if manifest["excluded"]:
@@ -299,23 +331,33 @@ class Inputs:
             raise InputError(
                 f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}"
             )
-        return manifest
+        tokens, rows = Tokens.open(folder), np.load(folder / "rows.npy")
+        lengths = (settings.gradients.gradient_length, settings.training.train_length)
+        gradient, training = (FittedTokens(tokens, length) for length in lengths)
+        return Pooled(self.pool, rows, gradient, training)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """Those that the run chooses from: none that nearly repeats what training must not see."""
+        found = self.every.without(self.screening.kept_out) if self.config.target else self.every
+        if not len(found):
+            raise InputError(f"no row of the pool is left; the reasons are in {self.dir.contamination}")
+        return found
 
     def _tokenise(self, part: Path) -> None:
         """Write the tokens of the usable rows, and the others with their reasons."""
         usable: list[int] = []
         excluded: list[dict[str, object]] = []
-        kept_out = self.screening.kept_out
-        Tokens.write(part, self.usable_rows(range(len(self.pool)), kept_out, usable, excluded))
+        Tokens.write(part, self.usable_rows(range(len(self.pool)), usable, excluded))
         np.save(part / "rows.npy", np.array(usable, np.int64))
         write_lines(part / "excluded.jsonl", excluded)
+        write_lines(part / "ids.jsonl", ({"id": self.pool.id(number)} for number in usable))
         counts = {"rows": len(self.pool), "usable": len(usable), "excluded": len(excluded)}
         write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
 
     def usable_rows(
         self,
         rows: Sequence[int],
-        kept_out: Mapping[int, str],
         usable: list[int],
         excluded: list[dict[str, object]],
     ) -> Iterator[Encoded]:
@@ -323,7 +365,6 @@ class Inputs:
 
         Args:
             rows: by their numbers.
-            kept_out: rows that are not used for another reason, which is given.
             usable: gets the numbers of the rows that come out.
             excluded: gets the ids of the others, with the reason.
         """
@@ -333,7 +374,7 @@ class Inputs:
                 row = self.pool[number]
                 try:
                     encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
-                    short = kept_out.get(number) or fit(encoded, min(gradient, training))
+                    short = fit(encoded, min(gradient, training))
                 except InputError as error:
                     short = str(error).removeprefix(f"{row.id}: ")
                 if isinstance(short, str):
@@ -344,22 +385,10 @@ class Inputs:
                     yield longest if isinstance(longest, Encoded) else short
                 advance(1, row.id)
 
-    @cached_property
-    def _tokens(self) -> Tokens:
-        """Tokens of the usable rows, made at the first use."""
-        assert self.counts["usable"]
-        return Tokens.open(self.dir.pool)
-
-    @cached_property
-    def pooled(self) -> Pooled:
-        """The usable rows, cut for gradients."""
-        fitted = FittedTokens(self._tokens, self.config.gradients.gradient_length)
-        return Pooled(self.pool, np.load(self.dir.pool / "rows.npy"), fitted, fitted.lengths)
-
-    @cached_property
+    @property
     def training_tokens(self) -> FittedTokens:
-        """The usable rows, cut for training."""
-        return FittedTokens(self._tokens, self.config.training.train_length)
+        """The rows that the run chooses from, cut for training."""
+        return self.pooled.training
 
     @cached_property
     def targeted(self) -> Targeted:
@@ -376,7 +405,7 @@ class Inputs:
     def learns_ends(self) -> bool:
         """Whether the end tokens of the target's answers are labels."""
         wanted = self.config.gradients.target_end
-        return wanted == "learn" or (wanted == "auto" and self.config.target[0] not in TASKS)
+        return wanted == "learn" or (wanted == "auto" and self.own_target)
 
     @cached_property
     def evaluation_tokens(self) -> Sequence[Encoded]:

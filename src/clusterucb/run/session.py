@@ -21,8 +21,8 @@ from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
-from clusterucb.run.index import Index
-from clusterucb.run.inputs import Inputs
+from clusterucb.run.index import RunIndex, begun_at
+from clusterucb.run.inputs import Inputs, Pooled
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.runtime.files import publish, storage_errors
 from clusterucb.runtime.processes import ALONE, World
@@ -78,7 +78,7 @@ class Session:
         self.config = config.with_absolute_paths()
         self.method, self.budget = method_of(self.config), budget_of(self.config)
         self.screen = screen or Screen(quiet=True)
-        self.dir = RunDir(self.config.out)
+        self.dir = begun_at(RunDir(self.config.out), self.config)
         sharded = world.size > 1 and self.config.training.shard == "fsdp"
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
@@ -111,19 +111,25 @@ class Session:
 
     @contextmanager
     def store(
-        self, part: Path, dim: int, made_with: Mapping[str, object], title: str, dtype: str = ""
+        self,
+        pooled: Pooled,
+        part: Path,
+        dim: int,
+        made_with: Mapping[str, object],
+        title: str,
+        dtype: str = "",
     ) -> Iterator[tuple[FeatureWriter, Callable[[int, int], None]]]:
-        """What fills a folder with vectors (N, dim) of all usable rows, and what shows how far it is.
+        """What fills a folder with vectors (N, dim) of rows, and what shows how far it is.
 
         Args:
+            pooled: the rows.
             part: the folder; a killed command goes on with what is there.
             dim: of a vector.
             made_with: fingerprints of all that they depend on.
             title: of the progress bar.
             dtype: how they are kept; as the settings say, if it is empty.
         """
-        pooled, dtype = self.inputs.pooled, dtype or self.config.gradients.store_dtype
-        world = self.world.at("gradients")
+        world, dtype = self.world.at("gradients"), dtype or self.config.gradients.store_dtype
         with FeatureWriter(part, len(pooled), dim, made_with, dtype, world) as writer:
             done = int(writer.done.sum())
             with self.screen.track(title, len(pooled), "rows", done) as advance:
@@ -143,9 +149,13 @@ class Session:
 
     def check_inputs(self) -> None:
         """Read pool, target and held-out rows, and refuse settings that cannot hold for them."""
+        self.check_pool()
+        self.inputs.read()
+
+    def check_pool(self) -> None:
+        """The same for the pool alone."""
         self.check_settings()
         self.check_plan(len(self.inputs.pool))
-        self.inputs.read()
 
     def check_settings(self) -> None:
         """Refuse settings that cannot hold whatever the inputs are."""
@@ -173,6 +183,7 @@ class Session:
         """Publish the settings, at the first use of the model."""
 
         def keep() -> None:
+            self.dir.keep_elsewhere()
             if not self.dir.config.exists():
                 with publish(self.dir.config) as part:
                     part.write_text(self.config.to_yaml(), encoding="utf-8")
@@ -189,9 +200,10 @@ class Session:
         return model
 
     @property
-    def index(self) -> Index:
+    def index(self) -> RunIndex:
         """What is kept of the pool: checkpoints, features of all rows, clusters."""
-        return Index(self.dir, self.planned_with, self.config.gradients.store_dtype, self.method.budgeted)
+        store_dtype = self.config.gradients.store_dtype
+        return RunIndex(self.dir, self.planned_with, store_dtype, lambda: self.inputs.pooled)
 
     @cached_property
     def policy(self) -> Policy | LinearUCB:
@@ -220,7 +232,12 @@ class Session:
     @property
     def planned_with(self) -> dict[str, object]:
         """What features of pool rows depend on, as far as it is known without loading the model."""
-        known = self.inputs.tokens_made_with
+        return {**self.inputs.tokens_made_with, **self.taken_with}
+
+    @property
+    def taken_with(self) -> dict[str, object]:
+        """The same, whatever the pool."""
+        known = self.inputs.read_with
         if self.method.hidden:
             return {"features": "hidden", **known}
         return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
@@ -228,12 +245,18 @@ class Session:
     @property
     def made_with(self) -> dict[str, object]:
         """The same, with the model."""
-        return {**self.planned_with, "model": fingerprint_base(self.model)}
+        return {**self.planned_with, "model": self.made_with_model}
+
+    @property
+    def made_with_model(self) -> str:
+        """Fingerprint of the base's weights."""
+        return fingerprint_base(self.model)
 
     @property
     def aimed_with(self) -> dict[str, object]:
         """What the target's directions depend on besides."""
         target: dict[str, object] = {"target": self.inputs.target.fingerprint}
+        target["rows kept out"] = self.inputs.screening.fingerprint
         if not self.inputs.learns_ends:
             target["target_end"] = "leave"
         return {**self.planned_with, **target, "target_length": self.config.gradients.target_length}

@@ -140,7 +140,7 @@ def check_made_with(found: Mapping[str, object], expected: Mapping[str, object],
         if found.get(key) != value:
             raise MismatchError(
                 f"{what} was made with {key} {found.get(key)!r}, this run has {value!r}; "
-                f"use another run directory, or delete {what} to make it again"
+                f"use another run directory or index, or make it again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Features of all rows, the target's directions beside them, and the rows' clusters."""
+"""Features of all rows, the rows' clusters, and the target's directions, at the checkpoints of the index."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
+from clusterucb.run.index import check_model
 from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import made, write_json
+from clusterucb.runtime.files import made, read_json, write_json
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.model import pick_device
@@ -66,13 +67,13 @@ def take_gradients(
         made_with: fingerprints of all that the features depend on.
         title: of the progress bar.
     """
-    pooled, settings = session.inputs.pooled, session.config.gradients
+    pooled, settings = session.inputs.every, session.config.gradients
     featurize = Featurizer(session.model, session.projection, moments, settings.formula)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         return one_ahead(featurize, pooled.tokens, batches, pooled.describe)
 
-    with session.store(part, settings.dim, made_with, title) as (writer, advance):
+    with session.store(pooled, part, settings.dim, made_with, title) as (writer, advance):
         writer.fill(micro_batches(pooled.lengths, settings.batch_tokens), compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, gradients=1).to_json()})
 
@@ -84,6 +85,7 @@ def directions(session: Session, number: int = 1) -> Directions:
     beside, world = session.dir.features_at(number), session.world.at("gradients")
 
     def aim(part: Path) -> None:
+        check_model(checkpoint.folder, session.made_with_model)
         load_adapter(session.model, checkpoint.folder)
         found = hidden_directions(session, beside) if session.method.hidden else session.directions(world)
         if session.world.leads:
@@ -109,6 +111,8 @@ def cluster(session: Session) -> Clusters:
     session.refuse_unless(session.method.budgeted, "cluster", "as without a bandit no clusters are needed")
     rows, settings = session.index.store().features, session.config.clustering
     k = number_of_clusters(session.config, len(rows))
+    path = session.dir.clusters if _serves(session, k) else session.dir.own_clusters
+    about = path.with_suffix(".json")
 
     def group(part: Path) -> None:
         device = pick_device(session.config.device)
@@ -126,7 +130,15 @@ def cluster(session: Session) -> Clusters:
             session.budget.cold_draws(found.sizes.tolist())
             if session.world.leads:
                 facts = {"k": k, "objective": found.objective, "cost": step.cost(len(rows)).to_json()}
-                write_json(session.dir.clusters.with_suffix(".json"), facts)
+                write_json(about, facts)
                 found.save(part)
 
-    return made(session.dir.clusters, group, Clusters.load, world=session.world.at("cluster"))
+    return made(path, group, Clusters.load, world=session.world.at("cluster"))
+
+
+def _serves(session: Session, k: int) -> bool:
+    """Whether the clusters that are there are k; in an index that is not the run's, none are made."""
+    path = session.dir.clusters
+    if path.exists():
+        return bool(read_json(path.with_suffix(".json"))["k"] == k)
+    return session.config.index is None

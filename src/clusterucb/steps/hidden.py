@@ -24,6 +24,7 @@ from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.batches import Describe, micro_batches
 from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
+from clusterucb.run.inputs import Pooled
 from clusterucb.run.session import Session
 from clusterucb.runtime.processes import World
 
@@ -45,7 +46,7 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
     """
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, as_they_are, made_with, DEPTH)
+        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, DEPTH)
         mean = _mean(pool.features)
         if session.world.leads:
             np.save(part / MEAN, mean)
@@ -61,14 +62,16 @@ def _write_centred(
     part: Path,
     made_with: Mapping[str, object],
 ) -> None:
+    every = session.inputs.every
+
     def compute(blocks: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for block in blocks:
-            names = [session.inputs.pooled.describe(row) for row in block.tolist()]
+            names = [every.describe(row) for row in block.tolist()]
             found = centred(pool.features[block[0] : block[-1] + 1], mean, names.__getitem__)
             yield found.astype(np.float16), np.full(len(block), np.nan)
 
     blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
-    with session.store(part, len(mean), made_with, "centre the hidden states") as (writer, advance):
+    with session.store(every, part, len(mean), made_with, "centre the hidden states") as (writer, advance):
         writer.fill(blocks, compute, advance)
         writer.finish({"cost": pool.manifest["cost"]})
 
@@ -79,11 +82,15 @@ def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.floa
     A direction is the mean over a subtask's rows. So a feature's influence is its mean cosine to a subtask's
     rows, the largest over subtasks: an estimate of the row's influence, where that is for gradients.
     """
-    target = session.inputs.targeted
-    states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
-    found = centred(states, np.load(features / MEAN), target.ids.__getitem__)
-    means = [found[target.codes == code].mean(0) for code in range(target.codes.max() + 1)]
+    codes, (found, cost) = session.inputs.targeted.codes, hidden_rows(session, features)
+    means = [found[codes == code].mean(0) for code in range(codes.max() + 1)]
     return np.stack(means).astype(np.float32), cost
+
+
+def hidden_rows(session: Session, features: Path) -> tuple[NDArray[np.float64], Cost]:
+    """The same for each target row, (n, H)."""
+    states, cost = represent_target(session, session.world.at("gradients"), DEPTH)
+    return centred(states, np.load(features / MEAN), session.inputs.targeted.ids.__getitem__), cost
 
 
 def centred(
@@ -130,17 +137,17 @@ def represent_target(session: Session, world: World, depth: float = 1.0) -> tupl
 
 
 def represent_pool(
-    session: Session, folder: Path, made_with: Mapping[str, object], depth: float = 1.0
+    session: Session, pooled: Pooled, folder: Path, made_with: Mapping[str, object], depth: float = 1.0
 ) -> FeatureStore:
-    """Of all usable rows, (N, H), in a store with which a killed command goes on; it has no losses."""
-    pooled, width = session.inputs.pooled, hidden_size(session.model)
+    """Of these rows, (N, H), in a store with which a killed command goes on; it has no losses."""
+    width, title = hidden_size(session.model), "hidden states of the pool"
     represent = partial(forward, partial(representations, depth=depth), session.model)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
-    with session.store(folder, width, made_with, "hidden states of the pool", "float16") as (writer, advance):
+    with session.store(pooled, folder, width, made_with, title, "float16") as (writer, advance):
         writer.fill(micro_batches(pooled.lengths, session.config.gradients.batch_tokens), compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

@@ -48,7 +48,7 @@ def select(session: Session) -> Round:
 def rank(session: Session) -> Round:
     """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
     numbers, world = session.method.numbers, session.world.at("select")
-    rows = EndToEnd([session.index.store(number).features for number in numbers])
+    rows = EndToEnd([session.index.features(number) for number in numbers])
     aims = weighted_directions([directions(session, number)[0] for number in numbers], weights(session))
 
     def best(part: Path) -> None:
@@ -102,12 +102,14 @@ def go_to(session: Session, checkpoint: Path) -> None:
 def check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
     store = session.index.store()
-    session.index.check(store, model=session.made_with["model"])
+    session.index.check(store, model=session.made_with_model)
 
 
 def labels(session: Session) -> NDArray[np.int64]:
     """The cluster of each usable row, (N,); zeros where no bandit needs clusters."""
-    return session.index.labels(len(session.inputs.pooled))
+    if not session.method.budgeted:
+        return np.zeros(len(session.inputs.pooled), np.int64)
+    return session.index.labels()
 
 
 def selector(session: Session) -> Selector:
@@ -154,7 +156,7 @@ def knowledge(session: Session) -> Knowledge | None:
     """What the stored features tell of rows before they are drawn; nothing where all are scored."""
     if not session.method.budgeted:
         return None
-    features = session.index.store().features
+    features = session.index.features()
     if not session.method.hidden:
         return Knowledge(features)
     return Knowledge(features, stored_influence(features, directions(session)[0]))
