@@ -9,11 +9,10 @@ import pytest
 from task_helpers import install
 
 from builders import sentence
-from cli_helpers import clusterucb, done, options, read
+from cli_helpers import clusterucb, done, kept_out, options, read
 from clusterucb.config import load
 from clusterucb.evaluation import benchmarks
 from clusterucb.run import screening
-from clusterucb.run.screening import Screening
 from clusterucb.run.session import Session
 from clusterucb.steps import evaluate as steps
 from file_helpers import write
@@ -86,7 +85,7 @@ def contamination(settings):
 
 
 def excluded(settings):
-    return {row["id"]: row["reason"] for row in Screening(contamination(settings)).excluded}
+    return {row["id"]: row["reason"] for row in kept_out(settings["out"])}
 
 
 def chosen_from(settings):

@@ -37,8 +37,9 @@ def scores_of_all(
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     found = np.empty((len(starts), len(features)), np.float32)
     to_all = torch.from_numpy(np.ascontiguousarray(directions.T, np.float32))  # (d, S)
+    room = torch.empty(BLOCK, features.shape[1])  # used again: fresh memory would cost more than the products
     for at, block in _read_ahead(features):
-        products = torch.from_numpy(block).float() @ to_all  # (B, S)
+        products = room[: len(block)].copy_(torch.from_numpy(block)) @ to_all  # (B, S)
         found[:, at : at + len(block)] = np.maximum.reduceat(products.numpy(), starts, axis=1).T
         advance(len(block))
     return found

@@ -1,11 +1,11 @@
-"""Runs of a comparison keep what they have in common in one folder, which each of them names."""
+"""Runs of a comparison begin at one index, beside which is what goes with the target alone."""
 
 import pytest
 from compare_helpers import CONFIG, cell, write
 
 COMMON = {"inputs", "pool", "base answers"}
 CHECKPOINTS = {"checkpoints"}
-FEATURES = {"checkpoints", "features", "directions"}
+FEATURES = {"checkpoints", "features"}
 CLUSTERS = {"clusters"}
 FIRST = {"first round"}
 
@@ -18,7 +18,6 @@ def groups(run):
         "base answers": run.base_answers,
         "checkpoints": tuple(map(run.checkpoint, (1, 2, 3))),
         "features": tuple(map(run.features_at, (1, 2, 3))),
-        "directions": tuple(map(run.directions_at, (1, 2, 3))),
         "clusters": run.clusters,
         "first round": run.round(1),
     }
@@ -34,7 +33,7 @@ def groups(run):
         ("clusterucb_hidden", "clusterucb", CHECKPOINTS),
         ("linear_ucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
         ("clusterucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
-        ("clusterucb@0.1", "clusterucb", FEATURES),
+        ("clusterucb@0.1", "clusterucb", FEATURES | CLUSTERS),
         ("linear_ucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS),
         ("clusterucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS | FIRST),
         ("less", "less_clusterucb", FEATURES | CLUSTERS),
