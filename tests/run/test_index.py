@@ -1,11 +1,17 @@
 """An index knows no target: runs with any begin there, change nothing in it, and end as they would alone."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import clusterucb as package
 from builders import write_rows
 from cli_helpers import clusterucb, done, options, read, result
+from clusterucb.config import load
+from clusterucb.features.store import FeatureStore, FeatureWriter
 
 OWN = ("target", "subtask", "holdout")
 
@@ -73,3 +79,137 @@ def test_a_finished_run_serves_as_an_index_for_another_target(
         (tmp_path / name / "rounds/1/selection.safetensors").read_bytes() for name in ("run", "alone")
     )
     assert ours == theirs
+
+
+@pytest.fixture
+def pools(data_folder, tmp_path):
+    """The pool as one file, and one in which 10 of its rows are gone and 7 new ones have come."""
+    rows = (data_folder / "pool-a.jsonl").read_text().splitlines(True)
+    write_rows(tmp_path / "new.jsonl", 7, 77)
+    new = (tmp_path / "new.jsonl").read_text().splitlines(True)
+    for name, kept in (("before", rows), ("after", [*new[:3], *rows[10:], *new[3:]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(kept))
+    return tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+
+
+@pytest.mark.parametrize("features", ["gradients", "hidden"])
+def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, features, monkeypatch):
+    out, (before, after) = tmp_path / "index", pools
+    own = options(without(run_settings, *OWN, "pool"), out=out, features=features)
+    done("index", *own, "--pool", before)
+    old, moments = stored(out), (out / "warmup/moments.safetensors").read_bytes()
+    seen = count_rows(monkeypatch)
+    done("index", out, "--pool", after)
+    new = stored(out)
+    assert (len(old), sum(seen), len(new)) == (60, 7, 57)
+    np.testing.assert_array_equal(new[3:53], old[10:])
+    assert (out / "warmup/moments.safetensors").read_bytes() == moments
+    assert load(out / "config.yaml").pool == [str(after)]
+    assert len(load_file(out / "clusters.safetensors")["labels"]) == 57
+    assert [path.name for path in tmp_path.glob("index*")] == ["index"]
+    fresh = tmp_path / "fresh"  # as if the checkpoint had been there first
+    shutil.copytree(out, fresh, ignore=shutil.ignore_patterns("features", "clusters*"))
+    done("index", "--out", fresh)
+    if features == "gradients":
+        np.testing.assert_allclose(stored(fresh), new, atol=2e-3)
+    said = clusterucb("index", out, "--pool", before, "--dim", 64).complaint
+    assert said.startswith("dim: this run directory was made with 256")
+
+
+def stored(folder):
+    return np.asarray(FeatureStore(folder / "features").features).astype(np.float32)
+
+
+def count_rows(monkeypatch):
+    """How many rows each batch has that is gone through from now on."""
+    seen, fill = [], FeatureWriter.fill
+
+    def counted(self, batches, compute, advance):
+        seen.extend(map(len, batches))
+        fill(self, batches, compute, advance)
+
+    monkeypatch.setattr(FeatureWriter, "fill", counted)
+    return seen
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_kill_while_an_index_takes_the_place_of_another_loses_neither(
+    run_settings, pools, tmp_path, aside, monkeypatch
+):
+    out, (before, after) = tmp_path / "index", pools
+    done("index", *options(without(run_settings, *OWN, "pool"), out=out), "--pool", before)
+    monkeypatch.setattr("clusterucb.steps.growth._swap", lambda *_: None)
+    done("index", out, "--pool", after)
+    monkeypatch.undo()
+    if aside:
+        out.rename(tmp_path / "index.old")
+    seen = count_rows(monkeypatch)
+    done("index", "--out", out, "--pool", after, *options(without(run_settings, *OWN, "pool")))
+    assert sum(seen) == 0
+    assert len(stored(out)) == 57
+    assert [path.name for path in tmp_path.glob("index*")] == ["index"]
+
+
+def test_what_does_not_fit_an_index_is_refused_with_both_values(index, run_settings, tmp_path):
+    target = ["--target", *run_settings["target"], "--out", tmp_path / "run"]
+    for name, was, now in (
+        ("rank", 4, 8),
+        ("gradient_length", 40, 41),
+        ("projection", "'countsketch'", "'rademacher'"),
+    ):
+        given = now.strip("'") if isinstance(now, str) else now
+        said = clusterucb("select", "--index", index, *target, f"--{name.replace('_', '-')}", given).complaint
+        assert said.startswith(
+            f"{name}: the index was made with {was} ({index}/config.yaml), now it is {now}; "
+        )
+    said = clusterucb("select", "--index", index, *target, "--pool", run_settings["pool"][0]).complaint
+    assert said.startswith(f"{index}/features was made with pool '")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_an_index_that_is_not_finished_is_named_with_what_is_missing(index, run_settings, tmp_path):
+    copy = shutil.copytree(index, tmp_path / "copy", ignore=shutil.ignore_patterns("features"))
+    said = clusterucb(
+        "select", "--index", copy, "--target", *run_settings["target"], "--out", tmp_path / "run"
+    )
+    assert (
+        said.complaint == f"--index {copy}: has no features yet; finish it by `clusterucb index --out {copy}`"
+    )
+    assert (
+        "'target' is missing" in clusterucb("select", "--index", index, "--out", tmp_path / "run").complaint
+    )
+
+
+def test_an_index_on_the_hub_is_fetched_and_named_as_any_other(index, run_settings, tmp_path, monkeypatch):
+    asked = []
+    fetch = "huggingface_hub.snapshot_download"
+    monkeypatch.setattr(fetch, lambda name, repo_type: asked.append((name, repo_type)) or str(index))
+    target = run_settings["target"]
+    done(
+        "select",
+        "--index",
+        "hub:team/pool",
+        "--target",
+        *target,
+        "--subtask",
+        "subject",
+        "--out",
+        tmp_path / "run",
+    )
+    assert asked[0] == ("team/pool", "dataset")
+    assert len(package.Index.open("hub:team/pool").query(target, 5).ids) == 5
+
+
+def test_an_index_that_the_hub_does_not_have_is_one_line(tmp_path):
+    """The tests are offline."""
+    said = clusterucb("select", "--index", "hub:no/such", "--target", "t", "--out", tmp_path).complaint
+    assert said.startswith("hub:no/such: the index cannot be fetched (")
+
+
+def test_a_run_with_other_clusters_makes_its_own(index, run_settings, tmp_path):
+    out, before = tmp_path / "run", tree(index)
+    own = {name: run_settings[name] for name in OWN}
+    for step in ("cluster", "select"):
+        done(step, "--index", index, *options(own, out=out, k=3))
+    assert len(load_file(out / "clusters.safetensors")["centroids"]) == 3
+    assert tree(index) == before

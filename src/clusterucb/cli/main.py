@@ -83,9 +83,9 @@ class _Call:
         return load_index(index_folder(index), self.options)
 
     @contextmanager
-    def session(self, changed: Callable[[Config], Config] = lambda config: config) -> Iterator[Session]:
-        """A session that owns its run directory, by the settings or by what they are `changed` to."""
-        config = changed(self.config())
+    def session(self) -> Iterator[Session]:
+        """A session that owns its run directory."""
+        config = self.config()
 
         quiet_libraries()
         from clusterucb.run.session import Session
@@ -202,11 +202,13 @@ def _run(call: _Call) -> None:
 
 def _index(call: _Call) -> Path:
     """What needs no target: a warmup, features of all rows, clusters. Runs with any target begin there."""
-    with call.session(lambda config: config.without_target) as session:
-        from clusterucb.recipes import index
+    config = call.config().without_target.with_absolute_paths()
 
-        index(session)
-        return session.dir.path
+    quiet_libraries()
+    from clusterucb.recipes import index
+
+    index(config, call.screen, call.world)
+    return Path(config.out)
 
 
 def _query(

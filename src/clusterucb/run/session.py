@@ -83,6 +83,7 @@ class Session:
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
         self._settled = False
+        self.grown_from: RunDir | None = None  # the index whose place this one is to take
 
     @contextmanager
     def owned(self) -> Iterator[Session]:

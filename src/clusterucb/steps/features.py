@@ -20,6 +20,7 @@ from clusterucb.run.index import check_model
 from clusterucb.run.methods import number_of_clusters
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made, read_json, write_json
+from clusterucb.steps.growth import take_over
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.model import pick_device
@@ -48,7 +49,7 @@ def features(session: Session, number: int = 1) -> FeatureStore:
             take_hidden(session, part, made_with)
         else:
             title = f"gradients at {checkpoint.folder.name}"
-            take_gradients(session, part, checkpoint.moments, made_with, title)
+            take_gradients(session, part, checkpoint.moments, made_with, title, number)
 
     path, world = session.dir.features_at(number), session.world.at("gradients")
     made(path, take, FeatureStore, resume=True, world=world)
@@ -56,7 +57,12 @@ def features(session: Session, number: int = 1) -> FeatureStore:
 
 
 def take_gradients(
-    session: Session, part: Path, moments: Moments, made_with: Mapping[str, object], title: str
+    session: Session,
+    part: Path,
+    moments: Moments,
+    made_with: Mapping[str, object],
+    title: str,
+    number: int = 1,
 ) -> None:
     """Write a feature of every usable row's gradient, at the model as it is now.
 
@@ -66,6 +72,7 @@ def take_gradients(
         moments: Adam's, there.
         made_with: fingerprints of all that the features depend on.
         title: of the progress bar.
+        number: of the warmup checkpoint.
     """
     pooled, settings = session.inputs.every, session.config.gradients
     featurize = Featurizer(session.model, session.projection, moments, settings.formula)
@@ -74,7 +81,9 @@ def take_gradients(
         return one_ahead(featurize, pooled.tokens, batches, pooled.describe)
 
     with session.store(pooled, part, settings.dim, made_with, title) as (writer, advance):
-        writer.fill(micro_batches(pooled.lengths, settings.batch_tokens), compute, advance)
+        rows = take_over(session, writer, number)
+        batches = micro_batches(pooled.lengths[rows], settings.batch_tokens)
+        writer.fill([rows[batch] for batch in batches], compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, gradients=1).to_json()})
 
 

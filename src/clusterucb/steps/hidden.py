@@ -27,6 +27,7 @@ from clusterucb.run.costs import Cost
 from clusterucb.run.inputs import Pooled
 from clusterucb.run.session import Session
 from clusterucb.runtime.processes import World
+from clusterucb.steps.growth import take_over
 
 DEPTH = 2 / 3
 """Share of the layers that the features' pass goes through."""
@@ -44,6 +45,9 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
         part: the store's folder; a killed command goes on with what is there.
         made_with: fingerprints of all that they depend on.
     """
+    if session.grown_from:
+        _take_more(session, part, made_with, np.load(session.grown_from.features / MEAN))
+        return
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
         pool = represent_pool(session, session.inputs.every, as_they_are, made_with, DEPTH)
@@ -53,6 +57,28 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
         _write_centred(session, pool, mean, part, made_with)
     if session.world.leads and as_they_are.exists():  # large, and of no use any more
         shutil.rmtree(as_they_are)
+
+
+def _take_more(
+    session: Session, part: Path, made_with: Mapping[str, object], mean: NDArray[np.float64]
+) -> None:
+    """The same for an index that grows: with the old mean, of the rows that it did not have."""
+    every = session.inputs.every
+    represent = partial(forward, partial(representations, depth=DEPTH), session.model)
+
+    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+        for rows in batches:
+            tokens, describe = every.batch(rows)
+            states = centred(represent(tokens, describe).astype(np.float16), mean, describe)
+            yield states.astype(np.float16), np.full(len(rows), np.nan)
+
+    if session.world.leads:
+        np.save(part / MEAN, mean)
+    with session.store(every, part, len(mean), made_with, "hidden states of the pool") as (writer, advance):
+        rows = take_over(session, writer, 1)
+        batches = micro_batches(every.lengths[rows], session.config.gradients.batch_tokens)
+        writer.fill([rows[batch] for batch in batches], compute, advance)
+        writer.finish({"cost": every.cost(writer.seconds, forwards=1).to_json()})
 
 
 def _write_centred(
