@@ -10,6 +10,7 @@ from clusterucb.report.page import report_run
 from clusterucb.run.session import Session
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
+from clusterucb.steps.card import write_card
 from clusterucb.steps.evaluate import benchmark, evaluate
 from clusterucb.steps.features import cluster, features, gradients
 from clusterucb.steps.growth import growing, has_other_pool, restore
@@ -46,6 +47,7 @@ def _index(session: Session) -> None:
         features(session, number)
     if session.method.budgeted:
         cluster(session)
+    write_card(session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from clusterucb.version import __version__, commit
 
 VERSION = f"clusterucb {__version__} (commit {commit() or 'unknown'})\n"
 
-STEPS = {"run", "warmup", "gradients", "cluster", "select", "train"}
+STEPS = {"run", "index", "query", "warmup", "gradients", "cluster", "select", "train"}
 
 
 @pytest.fixture(scope="module")

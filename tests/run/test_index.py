@@ -37,8 +37,20 @@ def test_an_index_has_no_target_in_it(index, run_settings):
     assert (index / "clusters.safetensors").exists()
     names = {path.name for path in index.iterdir()} - {".lock"}
     assert names == {
-        *("config.yaml", "pool", "initial", "warmup", "features", "clusters.safetensors", "clusters.json"),
+        *(
+            "config.yaml",
+            "pool",
+            "initial",
+            "warmup",
+            "features",
+            "clusters.safetensors",
+            "clusters.json",
+            "README.md",
+        ),
     }
+    card = (index / "README.md").read_text()
+    assert "gradients of 100 rows" in card
+    assert "| pool | pool-a.jsonl, pool-b.jsonl |" in card
     again = tree(index)
     done("index", "--out", index)
     assert tree(index) == again
