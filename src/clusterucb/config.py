@@ -257,6 +257,9 @@ class Config(Common):
     target: list[str] = []
     """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k.
     Several tasks are kept apart by names: `law=law.jsonl art=art.jsonl`."""
+    target_shares: Weights = []
+    """Shares of the selected rows, one for each of several targets, by the order of their names; by default
+    all have the same."""
     subtask: str | None = None
     """The column that groups the target's rows into subtasks; without it they are one."""
     target_rows: Positive | None = None
@@ -291,6 +294,7 @@ class Config(Common):
                 f"micro_batch {self.training.micro_batch}"
             )
         self._check_features()
+        self._check_targets()
         self._check_shard()
         if chosen.budget is None and not chosen.by_row:
             raise ConfigError(
@@ -307,6 +311,15 @@ class Config(Common):
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; leave --features out, or use --method dynamic with "
                 f"--bandit clusterucb"
+            )
+
+    def _check_targets(self) -> None:
+        """Refuse targets of which some have no name, and shares that are not theirs."""
+        names, shares = {name for name, _ in self.targets}, self.target_shares
+        if shares and (len(shares) != len(names) or "" in names or not all(shares)):
+            raise ConfigError(
+                f"target_shares {', '.join(map(str, shares))}: expected a number above 0 for each of several "
+                "targets, as in --target law=law.jsonl art=art.jsonl --target-shares 2,1"
             )
 
     def _check_shard(self) -> None:
@@ -528,6 +541,7 @@ _OF_A_RUN: dict[str, Any] = {
     "target": [],
     "subtask": None,
     "target_rows": None,
+    "target_shares": [],
     "holdout": [],
     "repeat": 0,
     "tasks": [],

@@ -105,11 +105,13 @@ class Targeted:
         ids: of the rows.
         tokens: of each row, cut to the target length.
         codes: subtask of each row, (n,).
+        apart: there are several tasks, whose directions have norm 1, so that their scores are alike.
     """
 
     ids: Sequence[str]
     tokens: Sequence[Encoded]
     codes: NDArray[np.int64]
+    apart: bool = False
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -129,6 +131,8 @@ class Targeted:
         with screen.track("target directions", len(self.ids), "rows") as advance:
             name = self.ids.__getitem__
             found = target_directions(featurize, self.tokens, self.codes, batch_tokens, name, advance, world)
+        if self.apart:
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
         tokens, seconds = int(self.lengths.sum()), time.monotonic() - started
         return found, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
 
@@ -399,6 +403,7 @@ class Inputs:
                 self.target, self.config.gradients.target_length, "--target-length", ends=self.learns_ends
             ),
             self.target.codes,
+            len(self.target.tasks) > 1,
         )
 
     @property

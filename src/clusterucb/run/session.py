@@ -30,6 +30,7 @@ from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import named_policy
+from clusterucb.selection.turns import Tasks
 from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.finetune import accumulation_steps, check_reporter
 from clusterucb.training.model import check_quantisation, pick_device
@@ -205,6 +206,13 @@ class Session:
         """What is kept of the pool: checkpoints, features of all rows, clusters."""
         store_dtype = self.config.gradients.store_dtype
         return RunIndex(self.dir, self.planned_with, store_dtype, lambda: self.inputs.pooled)
+
+    @cached_property
+    def tasks(self) -> Tasks | None:
+        """The targets that are kept apart, if there are several."""
+        target = self.inputs.target
+        several = len(target.tasks) > 1
+        return Tasks(target.tasks, target.task_codes, self.config.target_shares) if several else None
 
     @cached_property
     def policy(self) -> Policy | LinearUCB:

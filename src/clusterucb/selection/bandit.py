@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Selection:
     drawn_clusters: NDArray[np.int64]  # int64[spent]
     cold: int  # how many of the first draws were the cold start
     expected_change: float | None = None  # share of `rows` that scoring all would replace, if estimated
+    targets: Sequence[str] = ()  # the task that took each of `rows`, where several are kept apart
 
     @property
     def spent(self) -> int:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from clusterucb.features.drawn import DrawnWriter
+from clusterucb.features.drawn import DrawnFeatures, DrawnWriter
 from clusterucb.features.knowledge import Knowledge
 from clusterucb.features.scores import LiveInfluence, ScoreLog
 from clusterucb.gradients.adam import Formula, Moments
@@ -33,6 +34,7 @@ from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw, Selection
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
+from clusterucb.selection.turns import Tasks
 from clusterucb.training.adapter import fingerprint_tensors
 
 
@@ -66,6 +68,7 @@ class Drawing:
         seed: each round draws by one of its own, made of this.
         screen: where progress is shown.
         world: processes that draw together.
+        tasks: that take drawn rows in turn; the features of these are then in the round's folder.
     """
 
     pooled: Pooled
@@ -74,6 +77,7 @@ class Drawing:
     seed: int
     screen: Screen
     world: World = ALONE
+    tasks: Tasks | None = None
 
     def __call__(self, part: Path, number: int, fresh: Fresh, known: Known | None = None) -> None:
         """Select, and write round `number` into `part`, where scores of a killed attempt are looked up first.
@@ -100,7 +104,19 @@ class Drawing:
         rows, tokens = selection.spent, int(self.pooled.lengths[selection.drawn].sum())
         times = fresh.gradients
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
+        if self.tasks:
+            selection = self._in_turns(self.tasks, part, selection, fresh.directions)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
+
+    def _in_turns(
+        self, tasks: Tasks, part: Path, selection: Selection, directions: NDArray[np.floating]
+    ) -> Selection:
+        self.world.gather(None)  # all have written the features of theirs
+        drawn = np.sort(selection.drawn)
+        found = np.empty((len(tasks.names), len(drawn)))
+        for rows, features in DrawnFeatures(part).blocks():
+            found[:, np.searchsorted(drawn, rows)] = tasks.scores(features, directions)
+        return tasks.select(selection, drawn, found, self.selector.clusters)
 
 
 @dataclass
@@ -157,6 +173,7 @@ class Reselection:
             drawn rows for later rounds.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
+        tasks: that take the rows in turn, where there are several.
         world: processes that select together, each with the same model, or with its part of a sharded one.
     """
 
@@ -171,6 +188,7 @@ class Reselection:
     knowledge: Knowledge | None = None
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
+    tasks: Tasks | None = None
     world: World = ALONE
 
     def __call__(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
@@ -196,16 +214,25 @@ class Reselection:
         featurize = Featurizer(model, self.projection, moments, self.formula)
         earlier = [self.folder / str(number) for number in range(1, period)]
         known = known_to(self.selector, self.knowledge, directions, earlier)
-        with DrawnWriter(part, self.projection.dim, world.rank) if known else nullcontext() as kept:
+        live = Fresh(partial(self.pooled.features, featurize), directions, weights, cost)
+        drawing = Drawing(
+            *(self.pooled, self.selector, self.batch_tokens, self.seed, self.screen, world, self.tasks)
+        )
+        with remembered(live, part, world) if known or self.tasks else nullcontext(live) as fresh:
+            drawing(part, period, fresh, known)
 
-            def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
-                found = self.pooled.features(featurize, rows)
-                if kept:
-                    kept.add(rows, found)
-                return found
 
-            draw = Drawing(self.pooled, self.selector, self.batch_tokens, self.seed, self.screen, world)
-            draw(part, period, Fresh(features, directions, weights, cost), known)
+@contextmanager
+def remembered(fresh: Fresh, part: Path, world: World) -> Iterator[Fresh]:
+    """The same features, which are kept in a round's folder as they are computed."""
+    with DrawnWriter(part, fresh.directions.shape[1], world.rank) as writer:
+
+        def features(rows: NDArray[np.int64]) -> NDArray[Any]:
+            found = fresh.features(rows)
+            writer.add(rows, found.astype(np.float16, copy=False))
+            return found
+
+        yield replace(fresh, features=features)
 
 
 def known_to(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.selector import ClusterUCB, FullScoring, RowUCB, Selector
 from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import directions
+from clusterucb.steps.hidden import BLOCK
 from clusterucb.steps.less import fresh_beside_stored, weights
-from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to
+from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to, remembered
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
@@ -55,6 +57,10 @@ def rank(session: Session) -> Round:
         started = time.monotonic()
         keep = FullScoring(labels(session), session.budget.top_p)
         selection = keep(lambda _every: stored_influence(rows, aims, world=world))
+        if tasks := session.tasks:
+            blocks = (rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
+            scores = np.concatenate([tasks.scores(block, aims) for block in blocks], axis=1)
+            selection = tasks.select(selection, np.arange(len(rows)), scores, keep.clusters)
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
@@ -70,8 +76,15 @@ def draw(session: Session) -> Round:
         chooser, tokens = selector(session), session.config.gradients.batch_tokens
         fresh, combined = fresh_beside_stored(session)
         known = known_to(chooser, knowledge(session), combined)
-        drawing = Drawing(session.inputs.pooled, chooser, tokens, session.repeat_seed, session.screen, world)
-        drawing(part, 1, fresh, known)
+        pooled, seed, screen, tasks = (
+            session.inputs.pooled,
+            session.repeat_seed,
+            session.screen,
+            session.tasks,
+        )
+        drawing = Drawing(pooled, chooser, tokens, seed, screen, world, tasks)
+        with remembered(fresh, part, world) if tasks else nullcontext(fresh) as kept:
+            drawing(part, 1, kept, known)
 
     return made(session.dir.round(1), drawn, read_round, resume=True, world=world)
 
@@ -148,6 +161,7 @@ def reselection(
         knowledge=knowledge(session),
         screen=session.screen,
         spent=spent,
+        tasks=session.tasks,
         world=session.world.at("select"),
     )
 
