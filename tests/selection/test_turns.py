@@ -3,11 +3,9 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.errors import ConfigError
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.turns import Tasks, in_turns
 
@@ -57,11 +55,3 @@ def test_a_selection_has_the_rows_that_were_taken_with_whom_each_is_for():
     found = Tasks(NAMES[:2], np.array([0, 1])).select(selection, rows, scores, labels)
     assert (found.rows.tolist(), found.targets) == ([5, 7], ["art", "law"])
     assert (found.scores.tolist(), found.clusters.tolist()) == ([0.9, 0.6], [5, 7])
-
-
-@pytest.mark.parametrize("shares", [[1.0, 2.0], [1.0, 2.0, 0.0]])
-def test_shares_that_do_not_fit_are_refused(shares):
-    with pytest.raises(
-        ConfigError, match="expected one number above 0 for each of the targets art, law, zoo"
-    ):
-        Tasks(NAMES, np.arange(3), shares)
