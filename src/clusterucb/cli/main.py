@@ -376,16 +376,20 @@ def _plan(
     quick: Annotated[
         bool, option("Tokenise a sample of the pool only, and let it speak for all rows.", None, "--quick")
     ] = False,
+    targets: Annotated[
+        str | None, option("What so many targets take, too: over one index, or each alone.", "N")
+    ] = None,
     as_json: Annotated[bool, option("Print the plan as JSON.", None, "--json")] = False,
 ) -> None:
     """What a run with these settings would cost in gradients, tokens, time and disk; nothing is run."""
     speed = _positive("--tokens-per-second", tokens_per_second)
-    seconds = _positive("--probe-seconds", probe_seconds)
+    seconds, many = _positive("--probe-seconds", probe_seconds), _positive("--targets", targets)
     config = call.config()
 
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
     from clusterucb.studies.plan.plan import PROBE_SECONDS, plan
+    from clusterucb.studies.plan.targets import for_targets
 
     found = plan(
         config,
@@ -394,6 +398,8 @@ def _plan(
         probe_seconds=seconds or PROBE_SECONDS,
         screen=call.screen,
     )
+    if many:
+        found["targets"] = for_targets(found, int(many))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif not call.screen.quiet:

@@ -118,6 +118,13 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
             f"{full['pool_gradients']:,} that scoring all rows {how_often(full)} takes; "
             f"time {seconds(total['seconds'])} against {seconds(full['seconds'])}."
         )
+    if many := plan.get("targets"):
+        over, alone = many["over_one_index"], many["alone"]
+        yield (
+            f"{many['targets']} targets over one index (`clusterucb index`, then --index): "
+            f"{over['gradient_equivalents']:,.0f} gradients' worth, time {seconds(over['seconds'])}; "
+            f"each with its own: {alone['gradient_equivalents']:,.0f}, time {seconds(alone['seconds'])}."
+        )
     if plan["exact"]:
         yield "Counts are exact; tokens marked ~ are those of as many rows drawn at random, on average."
     else:

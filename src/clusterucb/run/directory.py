@@ -95,6 +95,10 @@ class RunDir:
         """The loss on held-out rows after training period `number`, from 1."""
         return self.path / "periods" / f"{number}.json"
 
+    def remedy(self, artifact: Path) -> str:
+        """What to do where it does not fit: nothing is deleted in an index that is not the run's own."""
+        return "" if self.path in artifact.parents else "name another --index, or none"
+
     @property
     def index(self) -> dict[str, Path]:
         """The folder of each group that has no target in it."""

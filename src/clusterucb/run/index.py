@@ -85,7 +85,8 @@ class RunIndex:
         folder = needed(self.run, self.run.features_at(number), "gradients")
         found = FeatureStore(folder)
         self.check(found)
-        check_made_with(found.manifest, {"store_dtype": self.store_dtype}, str(folder))
+        remedy = self.run.remedy(folder)
+        check_made_with(found.manifest, {"store_dtype": self.store_dtype}, str(folder), remedy)
         return found
 
     def features(self, number: int = 1) -> Vectors:
@@ -96,7 +97,8 @@ class RunIndex:
     def check(self, found: FeatureStore, **known: object) -> None:
         """Refuse features that were made with something else than this, and than is `known` besides."""
         told, kind = found.manifest["made_with"], {"features": "gradients"}  # unless they tell another
-        check_made_with({**kind, **told}, {**kind, **self.made_with, **known}, str(found.folder))
+        expected, folder = {**kind, **self.made_with, **known}, found.folder
+        check_made_with({**kind, **told}, expected, str(folder), self.run.remedy(folder))
 
     def labels(self) -> NDArray[np.int64]:
         """The cluster of each row that the run chooses from, (N,)."""
@@ -132,7 +134,8 @@ def begun_at(run: RunDir, config: Config) -> RunDir:
 
 def check_model(checkpoint: Path, model: str) -> None:
     """Refuse a base model, by its fingerprint, with other weights than a checkpoint's."""
-    check_made_with(told(checkpoint / "checkpoint.json"), {"model": model}, str(checkpoint))
+    remedy = "give the --model that it was made with"
+    check_made_with(told(checkpoint / "checkpoint.json"), {"model": model}, str(checkpoint), remedy)
 
 
 def needed(run: RunDir, path: Path, step: str) -> Path:

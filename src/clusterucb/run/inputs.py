@@ -254,7 +254,7 @@ class Inputs:
 
         self.world.once(path, act)
         if made_with:
-            check_made_with(told(path), made_with, str(path))
+            check_made_with(told(path), made_with, str(path), self.dir.remedy(path))
         return read(path)
 
     @cached_property
