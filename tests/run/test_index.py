@@ -12,6 +12,7 @@ from builders import write_rows
 from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.config import load
 from clusterucb.features.store import FeatureStore, FeatureWriter
+from clusterucb.run.directory import RunDir
 
 OWN = ("target", "subtask", "holdout")
 
@@ -225,3 +226,16 @@ def test_a_run_with_other_clusters_makes_its_own(index, run_settings, tmp_path):
         done(step, "--index", index, *options(own, out=out, k=3))
     assert len(load_file(out / "clusters.safetensors")["centroids"]) == 3
     assert tree(index) == before
+
+
+def test_a_run_and_its_index_that_have_moved_together_go_on(index, run_settings, tmp_path):
+    """And by its own directory alone, which says where the index is."""
+    shutil.copytree(index, tmp_path / "here/index")
+    own = {name: run_settings[name] for name in OWN}
+    done("select", "--index", tmp_path / "here/index", *options(own, out=tmp_path / "here/run"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    there = tmp_path / "there/run"
+    before = tree(tmp_path / "there")
+    done("select", "--out", there)
+    assert tree(tmp_path / "there") == before
+    assert RunDir(there).features == tmp_path / "there/index/features"
