@@ -344,7 +344,7 @@ def _compare(
     """Several methods, several times each, over one warmup and its features: one table."""
     from clusterucb.run.presets import DEFAULT, presets_named, repetitions
 
-    if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & call.options.keys():
+    if mixed := {"method", "bandit", "features", "perplexity", "repeat", "index"} & call.options.keys():
         raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
     names = [method.name for method in presets_named(methods or DEFAULT)]
     times = repetitions(seeds or 3)

@@ -102,11 +102,9 @@ class RunIndex:
 
     def labels(self) -> NDArray[np.int64]:
         """The cluster of each row that the run chooses from, (N,)."""
-        labels, places = (
-            Clusters.load(needed(self.run, self.run.clusters, "cluster")).labels,
-            self.pooled().places,
-        )
-        return labels if places is None else labels[places]
+        every = Clusters.load(needed(self.run, self.run.clusters, "cluster")).labels
+        places = self.pooled().places
+        return every if places is None else every[places]
 
 
 def begun_at(run: RunDir, config: Config) -> RunDir:
