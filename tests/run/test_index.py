@@ -239,3 +239,22 @@ def test_a_run_and_its_index_that_have_moved_together_go_on(index, run_settings,
     done("select", "--out", there)
     assert tree(tmp_path / "there") == before
     assert RunDir(there).features == tmp_path / "there/index/features"
+
+
+@pytest.mark.parametrize("name", ["bm25", "loss_lowest"])
+def test_methods_without_gradients_begin_at_any_index(index, finished_run, tmp_path, name):
+    alone, out = finished_run(name), tmp_path / "run"
+    own = {key: alone.settings[key] for key in (*OWN, "method", "perplexity") if key in alone.settings}
+    done("select", "--index", index, *options(own, out=out))
+    ours, theirs = (folder / "rounds/1/selection.safetensors" for folder in (out, alone.folder))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert {path.name for path in out.iterdir()} >= {"elsewhere.json", "contamination.json", "rounds"}
+    assert not (out / "pool").exists()
+
+
+def test_a_plan_and_a_report_look_at_the_index(index, run_settings, tmp_path):
+    given = ["--index", index, *options({name: run_settings[name] for name in OWN}, out=tmp_path / "run")]
+    assert "100 usable rows" in done("plan", *given, "--tokens-per-second", "1e3").out
+    done("select", *given)
+    page = Path(done("report", tmp_path / "run").out.strip()).read_text()
+    assert "Map of the rows" in page

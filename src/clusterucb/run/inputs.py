@@ -317,7 +317,8 @@ class Inputs:
     @property
     def counts(self) -> dict[str, int]:
         """Rows of the pool: `rows` in all, `usable` and `excluded`."""
-        rows, usable = len(self.pool), len(self.pooled)
+        usable = len(self.pooled)
+        rows = int(read_json(self.dir.pool / "manifest.json")["rows"])
         return {"rows": rows, "usable": usable, "excluded": rows - usable}
 
     @cached_property
