@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ def growing(before: Session) -> Iterator[Session]:
     """A session beside the one of an index, in whose place it comes when the block ends well.
 
     Raises:
+        BusyError: another process holds it.
         ConfigError: another setting than the pool has changed too.
     """
     old, config = before.dir, before.config
@@ -52,10 +53,12 @@ def growing(before: Session) -> Iterator[Session]:
     new = config.model_copy(update={"out": f"{config.out}.part"})
     session = Session(new, before.screen, before.world)
     session.inputs.pool, session.grown_from = before.inputs.pool, old
-    with session.owned():
-        before.world.lead(lambda: _copy_checkpoints(session, old))
-        yield session
-    before.world.lead(lambda: _swap(session.dir, config))
+    with ExitStack() as held:
+        before.world.lead(lambda: held.enter_context(old.owned()))
+        with session.owned():
+            before.world.lead(lambda: _copy_checkpoints(session, old))
+            yield session
+        before.world.lead(lambda: _swap(session.dir, config))
 
 
 def _copy_checkpoints(session: Session, old: RunDir) -> None:
