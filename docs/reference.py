@@ -30,6 +30,7 @@ ROOT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "ch
 
 GROUPS = {
     "Procedures": ("Config", "Session", "dynamic", "less", "compare", "plan"),
+    "An index": ("Index", "Ranking"),
     "The bandit": (
         *("select", "Selection", "ClusterUCB", "FullScoring"),
         *("linear_ucb", "LinearUCB", "Known", "RowUCB"),

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from clusterucb.cli.main import main
 from clusterucb.run.directory import RunDir
+from clusterucb.run.screening import Screening
 
 
 class Outcome(NamedTuple):
@@ -70,6 +71,11 @@ def read(path):
 
 def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def kept_out(folder):
+    """Id and reason of each row of the index that a run may not choose, as its report lists them."""
+    return Screening(read(RunDir(folder).contamination)).excluded
 
 
 def result(folder):

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from clusterucb.selection.selector import ClusterUCB as ClusterUCB
     from clusterucb.selection.selector import FullScoring as FullScoring
     from clusterucb.selection.selector import RowUCB as RowUCB
+    from clusterucb.steps.query import Index as Index
+    from clusterucb.steps.query import Ranking as Ranking
     from clusterucb.steps.reselection import Reselection as Reselection
     from clusterucb.studies.compare.compare import compare as compare
     from clusterucb.studies.plan.plan import plan as plan
@@ -56,6 +58,7 @@ _HOMES = {
     "Featurizer": "gradients.featurizer",
     "FullScoring": "selection.selector",
     "Grid": "studies.simulate.grid",
+    "Index": "steps.query",
     "Known": "selection.known",
     "LinearUCB": "selection.linear_ucb",
     "Outcome": "studies.simulate.simulate",
@@ -63,6 +66,7 @@ _HOMES = {
     "Problem": "studies.simulate.simulate",
     "Rademacher": "gradients.projection",
     "Random": "selection.policies",
+    "Ranking": "steps.query",
     "Reselection": "steps.reselection",
     "RowUCB": "selection.selector",
     "Selection": "selection.bandit",

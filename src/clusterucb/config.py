@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain, pairwise
@@ -266,8 +267,15 @@ class Config(Common):
     """Number of a repetition: other draws and training, with the same adapter, warmup, features, clusters."""
     pool: Names
     """Rows to choose from: .jsonl, .json, .parquet files (also .gz) or `hub:org/name[:config][:split]`."""
-    target: Names
-    """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k."""
+    index: str | None = None
+    """An index to begin at, whose checkpoint, features and clusters serve any target: a folder of `index`,
+    another run's directory, or `hub:org/name`."""
+    target: list[str] = []
+    """A few rows of the task to get better at, in the pool's formats; or benchmarks by name, as gsm8k.
+    Several tasks are kept apart by names: `law=law.jsonl art=art.jsonl`."""
+    target_shares: Weights = []
+    """Shares of the selected rows, one for each of several targets, by the order of their names; by default
+    all have the same."""
     subtask: str | None = None
     """The column that groups the target's rows into subtasks; without it they are one."""
     target_rows: Positive | None = None
@@ -297,6 +305,7 @@ class Config(Common):
             )
         self._check_features()
         self._check_aim()
+        self._check_targets()
         self._check_shard()
 
     @property
@@ -319,15 +328,29 @@ class Config(Common):
     def _check_aim(self) -> None:
         """Refuse an aim whose influence cannot be added up as the method, or the keep rule, adds it."""
         aim, keep, less = self.selection.aim, self.selection.keep, self.method == "less"
-        if aim == "round_robin" and self.method == "dynamic" and keep not in ("now", "static"):
+        if self.in_turns and self.method == "dynamic" and keep not in ("now", "static"):
             raise ConfigError(
-                f"aim round_robin with keep {keep}: rows taken in turn have no one influence to add up; "
-                "use --keep now or static, or --aim nearest"
+                f"keep {keep}: rows taken in turn, by aim round_robin or for several targets, have no one "
+                "influence to add up; use --keep now or static"
             )
         if less and (aim == "subspace" or (aim == "round_robin" and self.bandit != "none")):
             raise ConfigError(
                 f"aim {aim}: method less with bandit {self.bandit} adds influence up over checkpoints; use "
                 "--aim nearest, --method dynamic or, with round_robin, --bandit none"
+            )
+
+    def _check_targets(self) -> None:
+        """Refuse targets of which some have no name, shares that are not theirs, and aims of one target."""
+        names, shares = {name for name, _ in self.targets}, self.target_shares
+        if len(names) > 1 and self.selection.aim != "mean":
+            raise ConfigError(
+                f"aim {self.selection.aim}: several targets are kept apart by the mean of the rows of each; "
+                "use --aim mean, or make a run for each"
+            )
+        if shares and (len(shares) != len(names) or "" in names or not all(shares)):
+            raise ConfigError(
+                f"target_shares {', '.join(map(str, shares))}: expected a number above 0 for each of several "
+                "targets, as in --target law=law.jsonl art=art.jsonl --target-shares 2,1"
             )
 
     def _check_shard(self) -> None:
@@ -342,6 +365,30 @@ class Config(Common):
         if found and self.training.shard == "fsdp":
             raise ConfigError(f"shard fsdp: does not go with {found[0]}; leave one of the two out")
 
+    @property
+    def targets(self) -> list[tuple[str, str]]:
+        """Name and file, or benchmark, of each part of the target; the name is "" where there is one task.
+
+        Raises:
+            ConfigError: some have a name and others have none.
+        """
+        found = [_named(value) for value in self.target]
+        if len({bool(name) for name, _ in found}) > 1:
+            raise ConfigError(
+                f"target {' '.join(self.target)}: some have a name (NAME=FILE), some none; name all, or none"
+            )
+        return found
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether rows are taken in turn, of those that were drawn: by target rows, or several targets."""
+        return self.selection.aim == "round_robin" or len({name for name, _ in self.targets}) > 1
+
+    @property
+    def without_target(self) -> Config:
+        """What an index of these settings is made with."""
+        return self.with_settings({**_OF_A_RUN, "index": None})
+
     def with_settings(self, given: Mapping[str, Any]) -> Config:
         """These settings with others, by their names, put over them.
 
@@ -350,18 +397,23 @@ class Config(Common):
         """
         return Config.model_validate(_put_over(self.model_dump(), given))
 
-    def filled(self, decided: Config) -> Config:
-        """These settings, with what is `auto` in them as it was `decided`."""
-        left = (setting for setting in settings() if setting.auto and setting.of(self) is None)
+    def filled(self, decided: Config, index: bool = False) -> Config:
+        """These settings, with what is `auto` in them as it was `decided`; or that of an index alone."""
+        left = (
+            setting
+            for setting in settings()
+            if setting.auto and setting.of(self) is None and (setting.of_an_index or not index)
+        )
         return self.with_settings({setting.name: setting.of(decided) for setting in left})
 
     def with_absolute_paths(self) -> Config:
         """The same settings, valid from any working directory."""
 
         def absolute(rows: list[str]) -> list[str]:
-            return [name if name in BENCHMARKS else _absolute(name) for name in rows]
+            parts = map(_named, rows)
+            return [f"{name}{'=' * bool(name)}{_absolute(path)}" for name, path in parts]
 
-        single = ("model", "adapter", "data_dir")
+        single = ("model", "adapter", "data_dir", "index")
         found: dict[str, Any] = {name: _absolute(path) for name in single if (path := getattr(self, name))}
         found["out"] = os.path.normpath(Path(self.out).absolute())
         found["pool"] = [*map(_absolute, self.pool)]
@@ -375,7 +427,16 @@ class Config(Common):
 
 def _absolute(path: str) -> str:
     """A path that exists, without the working directory; anything else, such as a hub id, as it is."""
-    return os.path.normpath(Path(path).absolute()) if Path(path).exists() else path
+    there = path not in BENCHMARKS and Path(path).exists()
+    return os.path.normpath(Path(path).absolute()) if there else path
+
+
+def _named(value: str) -> tuple[str, str]:
+    """`NAME=FILE` as both; a file whose own name is like that has no name."""
+    name, equals, path = value.partition("=")
+    if not equals or not re.fullmatch(r"[\w.-]+", name) or Path(value).exists():
+        return "", value
+    return name, path
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Common)
@@ -391,6 +452,11 @@ class Setting(NamedTuple):
     required: bool
     help: str
     auto: bool = False
+
+    @property
+    def of_an_index(self) -> bool:
+        """Whether features of pool rows depend on it."""
+        return self.name in _OF_AN_INDEX or self.section in ("lora", "warmup")
 
     def of(self, config: Common) -> Any:
         """Its value in some settings."""
@@ -509,7 +575,7 @@ def _one_line(error: ValidationError, origin: str) -> str:
     return f"{origin}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-_MAY_DIFFER = ("data_dir", "shard", "device", "batch_tokens", "micro_batch")
+_MAY_DIFFER = ("data_dir", "shard", "device", "batch_tokens", "micro_batch", "index")
 
 
 def reconcile(saved: Config, given: Config, where: str) -> None:
@@ -521,9 +587,51 @@ def reconcile(saved: Config, given: Config, where: str) -> None:
     for setting in settings():
         if setting.section == "evaluation" or setting.name in _MAY_DIFFER:
             continue  # what was made of them is in the run directory, or is the same but for rounding
-        old, new = setting.of(saved), setting.of(given)
-        if old != new and not (setting.auto and new is None):
-            raise ConfigError(
-                f"{setting.name}: this run directory was made with {old!r} ({where}), now it is {new!r}; "
-                f"use another --out, or leave --{setting.name.replace('_', '-')} as it was"
-            )
+        _refuse_other(setting, saved, given, f"this run directory was made with {{}} ({where})", "--out")
+
+
+def reconcile_index(made: Config, given: Config, where: str) -> None:
+    """Refuse settings under which a run would have made another index than this, as `reconcile` does.
+
+    Model and pool may lie elsewhere by now: what is in them is compared when they are read.
+    """
+    needless = set() if given.method in ("dynamic", "less") else {"method", "features"}
+    for setting in settings():
+        if setting.of_an_index and setting.name not in needless:
+            _refuse_other(setting, made, given, f"the index was made with {{}} ({where})", "--index")
+
+
+_OF_AN_INDEX = {"adapter", "chat", "seed", "load_in", "method", "less_warmup", "less_checkpoints", "features"}
+_OF_AN_INDEX |= {"gradient_length", "train_length", "formula", "projection", "dim", "store_dtype"}
+_OF_A_RUN: dict[str, Any] = {
+    "target": [],
+    "subtask": None,
+    "target_rows": None,
+    "target_shares": [],
+    "holdout": [],
+    "repeat": 0,
+    "tasks": [],
+}
+
+
+def load_index(folder: Path, options: Mapping[str, Any] | None = None) -> Config:
+    """The settings that an index, or the index of a run, was made with, and of a run there those given alone.
+
+    Raises:
+        ConfigError: there is no index.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"--index {folder}: no config.yaml there; expected a folder of `clusterucb index`, or a run's"
+        )
+    return load(path, {**_OF_A_RUN, "out": str(folder), "index": None, **(options or {})})
+
+
+def _refuse_other(setting: Setting, saved: Config, given: Config, was: str, another: str) -> None:
+    old, new = setting.of(saved), setting.of(given)
+    if old != new and not (setting.auto and new is None):
+        raise ConfigError(
+            f"{setting.name}: {was.format(repr(old))}, now it is {new!r}; "
+            f"use another {another}, or leave --{setting.name.replace('_', '-')} as it was"
+        )

@@ -38,12 +38,13 @@ def process(*arguments, **environment):
 
 def test_there_is_a_command_for_each_step(commands):
     others = {"evaluate", "prepare", "compare", "simulate", "plan", "doctor", "presets", "report", "export"}
+    others |= {"index", "query"}
     assert set(commands) == STEPS | others
 
 
 def test_every_step_takes_every_setting_as_an_option(commands):
     flags = {f"--{setting.name.replace('_', '-')}" for setting in all_settings()}
-    for name in STEPS:
+    for name in STEPS | {"index", "query"}:
         known = {flag for parameter in commands[name].params for flag in parameter.opts}
         assert flags <= known, name
 

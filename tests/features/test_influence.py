@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
-from clusterucb.features.influence import influence, stored_influence
+from clusterucb.features.influence import Picked, influence, stored_influence
 from clusterucb.features.scores import LiveInfluence, ScoreLog
 
 DIM = 64
@@ -148,3 +148,13 @@ class TestScoreLog:
                 for one in (log, other):
                     assert one.known(np.array([4])).tolist() == [0.5]
                     assert one.known(np.array([4, 5])) is None
+
+
+@given(st.sets(st.integers(0, 19)), st.integers(0, 22), st.integers(0, 22))
+def test_rows_that_are_left_out_are_in_no_run_of_the_others(left_out, start, stop):
+    features = random_features(20)
+    places = np.array(sorted({*range(20)} - left_out), np.int64)
+    picked = Picked(features, places)
+    assert (len(picked), picked.shape) == (len(places), (len(places), DIM))
+    np.testing.assert_array_equal(picked[start:stop], features[places][start:stop])
+    np.testing.assert_array_equal(np.asarray(picked), features[places])

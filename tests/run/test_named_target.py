@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from task_helpers import write_all
 
 from builders import sentence
-from cli_helpers import clusterucb, done, lines, options, read
+from cli_helpers import clusterucb, done, kept_out, lines, options, read, result
 from clusterucb.config import load
 from clusterucb.run.session import Session
 from clusterucb.sources.conversion import prepare
@@ -91,7 +91,7 @@ def targets(name, settings):
 
 def test_the_targets_own_rows_are_kept_out_of_the_pool_with_the_reason(finished, named_settings):
     numbers = [int(question.id.rsplit("/")[-1]) for question in targets("gsm8k", named_settings)]
-    assert lines(finished / "pool/excluded.jsonl") == [
+    assert kept_out(finished) == [
         {
             "id": f"gsm8k.jsonl:{number + 1}",
             "reason": f"nearly repeats gsm8k/train/{number} of the target: 100% of its words in order",
@@ -101,7 +101,7 @@ def test_the_targets_own_rows_are_kept_out_of_the_pool_with_the_reason(finished,
 
 
 def test_no_period_selects_or_draws_a_row_of_the_target(finished):
-    unwanted = {row["id"] for row in lines(finished / "pool/excluded.jsonl")}
+    unwanted = {row["id"] for row in kept_out(finished)}
     assert len(unwanted) == 4
     for n in (1, 2, 3):
         selected = {row["id"] for row in lines(finished / f"rounds/{n}/selected.ids.jsonl")}
@@ -117,6 +117,15 @@ def test_rows_kept_out_do_not_count_in_the_shares(finished):
     assert [len(lines(finished / f"rounds/{n}/selected.jsonl")) for n in (1, 2, 3)] == [6, 6, 6]
 
 
+@pytest.mark.whole
+def test_over_an_index_it_keeps_the_same_rows_out_and_ends_the_same(finished, named_settings, tmp_path):
+    """Though the index has all rows."""
+    own = {name: named_settings[name] for name in ("target", "target_rows", "data_dir")}
+    done("index", *options({**named_settings, **dict.fromkeys(own)}, out=tmp_path / "index"))
+    done("run", "--index", tmp_path / "index", *options(own, out=tmp_path / "run"))
+    assert result(tmp_path / "run") == result(finished)
+
+
 def test_the_run_keeps_the_target_as_a_file_of_its_own(finished, named_settings):
     expected = [question.to_row() for question in targets("gsm8k", named_settings)]
     assert lines(finished / "target/gsm8k.jsonl") == expected
@@ -125,15 +134,13 @@ def test_the_run_keeps_the_target_as_a_file_of_its_own(finished, named_settings)
 
 def test_the_adapter_says_which_questions_it_was_selected_for(finished, named_settings):
     digests = [question.digest for question in targets("gsm8k", named_settings)]
-    for name in ("warmup", "adapter"):
-        assert read(finished / name / "checkpoint.json")["target_questions"] == digests
+    assert read(finished / "adapter" / "checkpoint.json")["target_questions"] == digests
+    assert "target_questions" not in read(finished / "warmup" / "checkpoint.json")  # which serves any target
 
 
-def test_the_digests_are_those_by_which_an_evaluation_knows_its_questions(settings):
+def test_the_digests_are_those_by_which_an_evaluation_knows_its_questions(session, settings):
     """HumanEval has one split, so its evaluation leaves the target's problems out."""
-    changes = {"target": "humaneval", "target_rows": 3}
-    done("warmup", *options(settings, **changes))
-    found = read(f"{settings['out']}/warmup/checkpoint.json")["target_questions"]
+    found = session("humaneval", target_rows=3).inputs.target_questions
     asked = {q.digest: q.id for q in TASKS["humaneval"].questions(Path(settings["data_dir"]), 0)}
     assert [asked[digest] for digest in found] == [
         row["id"] for row in lines(f"{settings['out']}/target/humaneval.jsonl")
@@ -231,7 +238,7 @@ def test_what_a_failed_beginning_left_is_made_again(settings):
     assert (out / "pool").exists()
     done("warmup", *options(settings, target_rows=6))
     assert len(lines(out / "target/gsm8k.jsonl")) == 6
-    assert len(lines(out / "pool/excluded.jsonl")) == 6
+    assert len(kept_out(out)) == 6
 
 
 def test_a_runs_settings_draw_its_target_again(finished, tmp_path):

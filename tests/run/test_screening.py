@@ -9,9 +9,11 @@ import pytest
 from task_helpers import install
 
 from builders import sentence
-from cli_helpers import clusterucb, done, lines, options, read
+from cli_helpers import clusterucb, done, kept_out, options, read
+from clusterucb.config import load
 from clusterucb.evaluation import benchmarks
 from clusterucb.run import screening
+from clusterucb.run.session import Session
 from clusterucb.steps import evaluate as steps
 from file_helpers import write
 
@@ -83,7 +85,12 @@ def contamination(settings):
 
 
 def excluded(settings):
-    return {row["id"]: row["reason"] for row in lines(f"{settings['out']}/pool/excluded.jsonl")}
+    return {row["id"]: row["reason"] for row in kept_out(settings["out"])}
+
+
+def chosen_from(settings):
+    """The pool rows that the run may select."""
+    return Session(load(Path(settings["out"]) / "config.yaml")).inputs.pooled.rows.tolist()
 
 
 # --- Questions of the evaluation
@@ -102,7 +109,8 @@ def test_rows_that_hold_a_question_are_reported_and_kept_out_on_demand(begin, se
     }
     assert excluded(settings) == (reasons if kept_out else {})
     usable = [*range(40), *([] if kept_out else [40, 41]), 42]
-    assert np.load(f"{settings['out']}/pool/rows.npy").tolist() == usable
+    assert chosen_from(settings) == usable
+    assert np.load(f"{settings['out']}/pool/rows.npy").tolist() == [*range(43)]  # those of the index
     said = "are kept out" if kept_out else "are in use; --decontaminate keeps them out"
     assert f"training must not see (gsm8k 2) {said}; each is in " in outcome.err
 
@@ -245,11 +253,13 @@ def test_a_clean_pool_is_not_told_and_may_not_change(begin, settings):
     assert said.startswith(f"{settings['out']}/contamination.json was made with pool '")
 
 
-def test_tokens_made_with_other_rows_kept_out_are_refused(begin, settings, data):
+def test_directions_for_other_rows_kept_out_are_refused(begin, settings, data):
+    """As rows of a run are numbered without these."""
     assert begin("--decontaminate").status == 0
+    done("gradients", "--out", settings["out"])
     Path(settings["out"], "contamination.json").unlink()
     said = clusterucb("gradients", "--out", settings["out"], "--tasks", "gsm8k").complaint
-    assert said.startswith(f"{settings['out']}/pool was made with rows kept out '")
+    assert said.startswith(f"{settings['out']}/directions/1.safetensors was made with rows kept out '")
 
 
 def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(

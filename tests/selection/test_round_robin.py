@@ -1,6 +1,7 @@
 """Turns against the plainest way to take them."""
 
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 from hypothesis import given
@@ -9,31 +10,35 @@ from hypothesis import strategies as st
 from clusterucb.selection.round_robin import round_robin
 
 
-def slow_round_robin(similarities, count):
-    """Each target row looks through the whole pool at each turn."""
-    order, turn = [], 0
+def slow_round_robin(similarities, count, shares):
+    """Each taker looks through the whole pool at each turn."""
+    order = []
     while len(order) < count:
-        left = [row for row in range(similarities.shape[1]) if row not in [taken for taken, _ in order]]
-        best = max(left, key=lambda row: (similarities[turn, row], -row))
-        order.append((best, similarities[turn, best]))
-        turn = (turn + 1) % len(similarities)
+        have = Counter(taker for *_, taker in order)
+        taker = min(range(len(shares)), key=lambda t: ((have[t] + 1) / shares[t], t))
+        left = set(range(similarities.shape[1])) - {row for row, *_ in order}
+        best = max(left, key=lambda row: (similarities[taker, row], -row))
+        order.append((best, similarities[taker, best], taker))
     return order
 
 
 @st.composite
 def problems(draw):
-    """Similarities with many ties, cut into blocks anywhere, and how many rows to take."""
+    """Similarities with many ties, cut into blocks anywhere, how many rows to take, and shares."""
     targets, rows = draw(st.integers(1, 5)), draw(st.integers(1, 25))
     flat = draw(st.lists(st.integers(-3, 3), min_size=targets * rows, max_size=targets * rows))
     cuts = sorted(draw(st.sets(st.integers(1, rows), max_size=6)) - {rows})
-    return np.array(flat, np.float32).reshape(targets, rows), cuts, draw(st.integers(1, rows))
+    shares = draw(st.lists(st.sampled_from([1.0, 2.0, 0.5]), min_size=targets, max_size=targets))
+    return np.array(flat, np.float32).reshape(targets, rows), cuts, draw(st.integers(1, rows)), shares
 
 
 @given(problems())
 def test_each_in_turn_takes_its_most_similar_row_that_is_left(problem):
-    similarities, cuts, count = problem
-    taken, found = round_robin(np.split(similarities, cuts, axis=1), count)
-    assert list(zip(taken.tolist(), found.tolist(), strict=True)) == slow_round_robin(similarities, count)
+    similarities, cuts, count, shares = problem
+    blocks = np.split(similarities, cuts, axis=1)
+    for given_shares, meant in (((), [1.0] * len(similarities)), (shares, shares)):
+        taken = (column.tolist() for column in round_robin(blocks, count, given_shares))
+        assert list(zip(*taken, strict=True)) == slow_round_robin(similarities, count, meant)
 
 
 def test_memory_holds_the_best_rows_only():
@@ -45,7 +50,7 @@ def test_memory_holds_the_best_rows_only():
             yield rng.random((20, 2_000), np.float32)
 
     tracemalloc.start()
-    taken, _ = round_robin(blocks(), 100)
+    taken = round_robin(blocks(), 100).rows
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(set(taken.tolist())) == 100

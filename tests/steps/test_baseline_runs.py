@@ -12,7 +12,7 @@ from test_bm25 import slow_scores
 from test_rds import slow_representation
 
 from builders import build_model
-from cli_helpers import clusterucb, done, lines, options, read
+from cli_helpers import clusterucb, done, kept_out, lines, options, read
 from clusterucb.config import load
 from clusterucb.data.words import plain_words
 from clusterucb.run.session import Session
@@ -123,12 +123,14 @@ def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_setting
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"messages": [\n')
     given = options(run_settings, method=method, pool=[str(pool)], out=tmp_path / "run", top_p=1.0)
     outcome = done("select", *given, "--decontaminate")
-    assert "3 of 13 pool rows cannot be used" in outcome.err
+    assert "2 of 13 pool rows cannot be used" in outcome.err
+    assert "(holdout 1) are kept out" in outcome.err
     kept = [entry["id"] for entry in lines(tmp_path / "run/rounds/1/selected.ids.jsonl")]
-    excluded = {entry["id"]: entry["reason"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
-    assert excluded.keys() == {"pool.jsonl:5", "pool.jsonl:8", "pool.jsonl:13"}
-    assert excluded["pool.jsonl:13"].startswith("unfinished JSON at column 15")
-    assert f"does not fit into {LENGTH}" in excluded["pool.jsonl:5"]
+    unusable = {entry["id"]: entry["reason"] for entry in lines(tmp_path / "run/pool/excluded.jsonl")}
+    assert unusable.keys() == {"pool.jsonl:5", "pool.jsonl:13"}
+    assert unusable["pool.jsonl:13"].startswith("unfinished JSON at column 15")
+    assert f"does not fit into {LENGTH}" in unusable["pool.jsonl:5"]
+    assert [row["id"] for row in kept_out(tmp_path / "run")] == ["pool.jsonl:8"]
     assert kept == [f"pool.jsonl:{i}" for i in range(1, 13) if i not in (5, 8)]
 
 

@@ -70,11 +70,20 @@ class _Call:
                     "time"
                 )
             path = Path(self.options["out"]) / saved
+            if "index" in self.options and not path.exists():
+                return self.from_index(self.options["index"])
             return load(path if path.exists() else None, given)
-        folder = Path(self.file).parent
-        own = Path(self.file).name == "comparison.yaml" or (folder / "pool").is_dir()
-        moved = {"out": str(folder)} if own else {}  # an output directory, perhaps moved
-        return load(self.file, {**moved, **given})
+        file = Path(self.file) / saved if Path(self.file).is_dir() else Path(self.file)
+        own = file.name == "comparison.yaml" or (file.parent / "pool").is_dir()
+        moved = {"out": str(file.parent)} if own else {}  # an output directory, perhaps moved
+        return load(file, {**moved, **given})
+
+    def from_index(self, index: str) -> Config:
+        """The settings that an index was made with, with the options over them."""
+        from clusterucb.config import load_index
+        from clusterucb.data.hub import index_folder
+
+        return load_index(index_folder(index), self._given)
 
     @property
     def _given(self) -> Mapping[str, Any]:
@@ -224,6 +233,41 @@ def _run(call: _Call, time: _Time = None, cost: _Share = None) -> None:
             show(session, summary)
 
 
+def _index(call: _Call) -> Path:
+    """What needs no target: a warmup, features of all rows, clusters. Runs with any target begin there."""
+    config = call.config().without_target.with_absolute_paths()
+
+    quiet_libraries()
+    from clusterucb.recipes import index
+
+    index(config, call.screen, call.world)
+    return Path(config.out)
+
+
+def _query(
+    call: _Call,
+    top: Annotated[str | None, option("How many rows (default: the share that is selected)", "N")] = None,
+    as_lines: Annotated[bool, option("Print every row as a line of JSON.", None, "--jsonl")] = False,
+) -> None:
+    """An index's best rows for one target or many, by what is stored: in seconds, nothing is trained."""
+    count, folder = _positive("--top", top), call.file or call.options.get("out")
+    if folder is None:
+        raise ConfigError("which index? give its folder, as in `clusterucb query INDEX --target FILE`")
+    config = call.from_index(folder)
+
+    quiet_libraries()
+    from clusterucb.cli.tables import show_ranking
+    from clusterucb.steps.query import Index
+
+    for found in Index(config, call.screen).rank(config.target, int(count or 0), config.subtask).values():
+        if as_lines:
+            for name, score, near in zip(found.ids, found.scores.tolist(), found.nearest, strict=True):
+                row = {"target": found.target, "id": name, "score": score, "nearest": near}
+                typer.echo(json.dumps(row, ensure_ascii=False))
+        elif not call.screen.quiet:
+            show_ranking(found)
+
+
 def _warmup(call: _Call) -> Path:
     """Train the adapter on random pool rows: a few steps, or for less some epochs."""
     with call.session() as session:
@@ -334,7 +378,7 @@ def _compare(
     """Several methods, several times each, over one warmup and its features: one table."""
     from clusterucb.run.presets import DEFAULT, presets_named, repetitions
 
-    if mixed := {"method", "bandit", "features", "perplexity", "repeat"} & call.options.keys():
+    if mixed := {"method", "bandit", "features", "perplexity", "repeat", "index"} & call.options.keys():
         raise ConfigError(f"--{min(mixed)} is set by compare itself; give --methods and --seeds")
     names = [method.name for method in presets_named(methods or DEFAULT)]
     times = repetitions(seeds or 3)
@@ -368,11 +412,14 @@ def _plan(
     ] = False,
     time: _Time = None,
     cost: _Share = None,
+    targets: Annotated[
+        str | None, option("What so many targets take, too: over one index, or each alone.", "N")
+    ] = None,
     as_json: Annotated[bool, option("Print the plan as JSON.", None, "--json")] = False,
 ) -> None:
     """What a run with these settings would cost in gradients, tokens, time and disk; nothing is run."""
     speed = _positive("--tokens-per-second", tokens_per_second)
-    seconds = _positive("--probe-seconds", probe_seconds)
+    seconds, many = _positive("--probe-seconds", probe_seconds), _positive("--targets", targets)
     config = call.config()
 
     quiet_libraries()
@@ -387,6 +434,7 @@ def _plan(
         tokens_per_second=speed,
         probe_seconds=seconds or PROBE_SECONDS,
         limit=Limit.read(time, cost, call.options),
+        targets=int(many or 0),
         screen=call.screen,
     )
     if as_json:
@@ -443,6 +491,8 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "run": _Command(_run),
+    "index": _Command(_index),
+    "query": _Command(_query, alone=lambda _options: True),
     "warmup": _Command(_warmup),
     "gradients": _Command(_gradients),
     "cluster": _Command(_cluster),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from clusterucb.cli.tables import evaluated_on, print_table, say
-from clusterucb.report.bill import in_words, instead
+from clusterucb.report.bill import in_words, instead, taken
 from clusterucb.report.section import number, percent, seconds, with_error
 from clusterucb.studies.simulate.outcomes import SETTING, label
 from clusterucb.studies.simulate.truth import MEASURES
@@ -126,6 +126,11 @@ def _plan_remarks(plan: dict[str, Any]) -> Iterator[str]:
     for said in plan["remarks"]:
         yield f"note: {said}"
     yield from in_words(plan["bill"])
+    if many := plan.get("targets"):
+        yield (
+            f"{many['targets']} targets over one index (`clusterucb index`, then --index): "
+            f"{taken(many['over_one_index'])}; each with its own: {taken(many['alone'])}."
+        )
     speed = plan["speed"]
     if plan["exact"]:
         yield "Counts are exact; tokens marked ~ are those of as many rows drawn at random, on average."

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from clusterucb.run.session import Session
     from clusterucb.sources.conversion import Report
     from clusterucb.sources.source import Source
+    from clusterucb.steps.query import Ranking
 
 _WIDEST = 240
 """Characters of a table in a file, which has no width of its own."""
+_RANKED = 10
+"""Rows of a ranking that are shown; all are in its lines of JSON."""
 
 
 def print_table(
@@ -143,6 +146,14 @@ def _moved(result: dict[str, Any]) -> str:
         f"The loss on {evaluated_on(result)} {'fell' if change < 0 else 'rose'} from {base['loss']:.4f} to "
         f"{adapter['loss']:.4f}, row by row by {with_error(abs(change), error)}."
     )
+
+
+def show_ranking(found: Ranking, console: Console | None = None) -> None:
+    """Print an index's best rows for one target."""
+    shown = range(min(_RANKED, len(found.rows)))
+    rows = ([found.ids[i], f"{found.scores[i]:.4f}", found.nearest[i]] for i in shown)
+    title = f"Best of {len(found.rows)} rows for {found.target or 'the target'}"
+    print_table(console or Console(), title, ["row", "score", "nearest"], rows, words=["nearest"])
 
 
 def show_benchmarks(results: dict[str, Any], console: Console | None = None) -> None:

@@ -94,6 +94,10 @@ class Pool:
         """The row's `dataset` column, or its file's name without suffixes."""
         return self.sources[int(self.source_codes[i])]
 
+    def file(self, i: int) -> int:
+        """The number of the file that row `i` is in, from 0."""
+        return int(np.searchsorted(self._ends, i, side="right"))
+
     def records(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Every row with all its columns, and how to name it in a message."""
         return chain.from_iterable(lines.records() for lines in self._files)
@@ -119,7 +123,7 @@ class Pool:
     def _locate(self, i: int) -> tuple[Lines, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of a pool of {len(self)}")
-        file = int(np.searchsorted(self._ends, i, side="right"))
+        file = self.file(i)
         lines = self._files[file]
         return lines, int(i - self._ends[file] + len(lines))
 

@@ -25,25 +25,46 @@ class Target:
 
     rows: list[Row]
     subtasks: list[str]
-    """Sorted, each with at least one row."""
+    """Sorted, each with at least one row; with the task's name in front where there are several."""
     codes: npt.NDArray[np.int64]
     fingerprint: str
     """Sha256 of names, raw lines and the subtask column's name, in hex."""
+    tasks: list[str]
+    """Names of the tasks that are kept apart, sorted; [""] where there is one."""
+    task_codes: npt.NDArray[np.int64]
+    """The task of each subtask."""
 
     @classmethod
-    def read(cls, paths: str | Path | Sequence[str | Path], subtask: str | None = None) -> Target:
+    def read(
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        subtask: str | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Target:
         """Read files or hub data sets as `Pool.read` does; `subtask` names the column to group by.
 
+        `tasks` are the names of the tasks that the files are of, where several are kept apart.
         Raises InputError as `Pool.read` does, for a row that it refuses, as each of the few counts, and for
         one that lacks the subtask column.
         """
-        pool = Pool.read(paths)
+        pool, named = Pool.read(paths), any(tasks or ())
         if pool.refused:
             raise InputError(f"{pool.refused[0].where}: {pool.refused[0].reason}")
-        groups = [_group(record, subtask, where) for record, where in pool.records()]
-        subtasks, codes = np.unique(groups, return_inverse=True)
-        digest = hashlib.sha256(f"{pool.fingerprint} {subtask!r}".encode()).hexdigest()
-        return cls(list(pool), [str(name) for name in subtasks], codes.astype(np.int64), digest)
+        groups = [
+            (tasks[pool.file(i)] if tasks else "", _group(record, subtask, where))
+            for i, (record, where) in enumerate(pool.records())
+        ]
+        pairs = sorted(set(groups))
+        known, task_codes = np.unique([task for task, _ in pairs], return_inverse=True)
+        told = f"{pool.fingerprint} {subtask!r}" + (f" {tasks}" if named else "")
+        return cls(
+            list(pool),
+            [_called(task, name) for task, name in pairs],
+            np.array([pairs.index(group) for group in groups], np.int64),
+            hashlib.sha256(told.encode()).hexdigest(),
+            known.tolist(),
+            task_codes.astype(np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,6 +100,12 @@ def overlap(a: TextRows, b: TextRows) -> list[tuple[str, str]]:
 
 def _text(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
     return [(message.role, message.content.strip()) for message in messages]
+
+
+def _called(task: str, subtask: str) -> str:
+    return (
+        "/".join(part for part in (task, subtask) if part and not (task and part == ONE_GROUP)) or ONE_GROUP
+    )
 
 
 def _group(record: dict[str, Any], column: str | None, where: str) -> str:

@@ -79,18 +79,23 @@ class Tokens:
 
 
 class FittedTokens(Sequence[Encoded]):
-    """`tokens` with every row cut to `length`; all rows must fit."""
+    """`tokens`, or those at some `places`, (N,), with every row cut to `length`; all rows must fit."""
 
-    def __init__(self, tokens: Tokens, length: int) -> None:
-        self._tokens, self._length = tokens, length
-        self.lengths: npt.NDArray[np.int64] = np.minimum(tokens.lengths, length)
+    def __init__(self, tokens: Tokens, length: int, places: npt.NDArray[np.int64] | None = None) -> None:
+        self._tokens, self._length, self._places = tokens, length, places
+        lengths = np.minimum(tokens.lengths, length)
+        self.lengths: npt.NDArray[np.int64] = lengths if places is None else lengths[places]
         """At most so many tokens has each row, (N,)."""
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self.lengths)
+
+    def at(self, places: npt.NDArray[np.int64]) -> FittedTokens:
+        """The rows at these places alone."""
+        return FittedTokens(self._tokens, self._length, places)
 
     def __getitem__(self, index: int) -> Encoded:  # type: ignore[override]
-        row = fit(self._tokens[index], self._length)
+        row = fit(self._tokens[index if self._places is None else int(self._places[index])], self._length)
         if isinstance(row, str):
             raise ValueError(f"row {index}: {row}")
         return row

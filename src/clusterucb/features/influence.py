@@ -155,6 +155,32 @@ def stored_influence(
     return np.concatenate([found for _, found in world.share(blocks, scores, each=64)])
 
 
+class Picked:
+    """Some rows of a store, (n, d), read as runs of it: for few that are left out.
+
+    Args:
+        store: of all rows.
+        places: of the rows, ascending, (n,).
+    """
+
+    def __init__(self, store: Vectors, places: NDArray[np.int64]) -> None:
+        self._store, self._places = store, places
+        self.shape = (len(places), store.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """A run of rows, (B, d)."""
+        places = self._places[rows]
+        first = int(places[0]) if len(places) else 0
+        return self._store[first : int(places[-1]) + 1 if len(places) else 0][places - first]
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows at once, for stores that are small."""
+        return np.asarray(self[:], dtype)
+
+
 class EndToEnd:
     """Features of several checkpoints laid end to end, (N, C d): as one store is read, so are they.
 

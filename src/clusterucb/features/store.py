@@ -136,6 +136,17 @@ class FeatureWriter:
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
+    def adopt(self, store: FeatureStore, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Take `rows` (B,) over from their `places` in a store of the same kind, byte for byte."""
+        if self._world.leads:
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                stored = store.features.stored(slice(place, place + 1))
+                _pwrite(self._features, stored.tobytes(), row * stored.size)
+                _pwrite(self._losses, store.losses[place].tobytes(), row * 4)
+            self._pending.append(rows)
+            self.flush()
+        self.done = self._world.lead(self._finished)
+
     def flush(self) -> None:
         """Force what was written to disk, then mark it as finished."""
         os.fsync(self._features)
@@ -173,12 +184,16 @@ class StoredFeatures:
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
         """A run of rows, (B, d): float16 if they are kept so, else float32."""
+        return self._encoding.decode(self.stored(rows), self.shape[1])
+
+    def stored(self, rows: slice) -> NDArray[np.uint8]:
+        """The bytes of a run of rows, (B, width)."""
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise IndexError(f"features[::{step}]: only runs of rows can be read")
         count = max(0, stop - start)
         stored = np.fromfile(self._file, np.uint8, count * self._width, offset=start * self._width)
-        return self._encoding.decode(stored.reshape(count, self._width), self.shape[1])
+        return stored.reshape(count, self._width)
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
         """All rows at once, for stores that are small."""

@@ -17,7 +17,7 @@ def in_words(bill: Bill) -> Iterator[str]:
     parts = ", ".join(f"{name} {passes(part)}" for name, part in bill["parts"].items() if part["passes"])
     full = bill["score_all"]
     share = f", {percent(bill['passes'] / full['passes'])} of what scoring all rows takes" if full else ""
-    yield f"In all {_taken(bill)}{share}: {parts}."
+    yield f"In all {taken(bill)}{share}: {parts}."
     yield from instead(bill)
 
 
@@ -25,9 +25,9 @@ def instead(bill: Bill) -> Iterator[str]:
     """What scoring all rows and what training alone would take, and what a pass is."""
     if full := bill["score_all"]:
         times = f"{full['times']} times" if full["times"] > 1 else "once"
-        yield f"Scoring all rows at every selection ({times}) instead: {_taken(full, 'about ')}."
+        yield f"Scoring all rows at every selection ({times}) instead: {taken(full, 'about ')}."
     if trained := bill["train_only"]:
-        yield f"Training for as many steps on any rows, without selecting: {_taken(trained, 'about ')}."
+        yield f"Training for as many steps on any rows, without selecting: {taken(trained, 'about ')}."
     one = bill["one_pass"]
     yield (
         f"One pass over the pool is the gradients of its {commas(one['rows'])} rows, {commas(one['tokens'])} "
@@ -43,6 +43,7 @@ def passes(spent: Bill | None) -> str:
     return f"{found:.2f}" if found < 10 else f"{found:,.1f}"
 
 
-def _taken(spent: Bill, about: str = "") -> str:
+def taken(spent: Bill, about: str = "") -> str:
+    """Passes and, where it is known, time; `about` that where it is an estimate."""
     told = "" if spent["seconds"] is None else f", {about}{seconds(spent['seconds'])}"
     return f"{passes(spent)} passes over the pool{told}"

@@ -23,11 +23,13 @@ from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Row, parse_messages
 from clusterucb.data.target import Target
 from clusterucb.errors import ClusterUCBError, InputError
+from clusterucb.features.influence import Picked, Vectors
 from clusterucb.features.store import FeatureStore
 from clusterucb.run.costs import Cost, recorded_costs
 from clusterucb.run.directory import RunDir
 from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import Round, Scored, read_round, read_scored, read_sidecar
+from clusterucb.run.screening import Screening
 from clusterucb.runtime.files import read_json
 from clusterucb.tasks import TASKS
 
@@ -92,8 +94,8 @@ class RunData:
         self.method = method_of(self.config)
         self.settings = self.dir.config.read_text(encoding="utf-8")
         self.counts = _read(self.dir.pool / "manifest.json", read_json)
-        self.usable = int(self.counts["usable"]) if self.counts else 0
         self.contamination = _read(self.dir.contamination, read_json)
+        self.usable = len(self._places) if self.counts else 0
         self.evaluation = _read(self.dir.evaluation, read_json)
         self.benchmarks = _read(self.dir.benchmarks / "results.json", read_json)
         summary = _read(self.dir.summary, read_json) or {}
@@ -121,7 +123,12 @@ class RunData:
         if self.counts is None:
             return []
         with (self.dir.pool / "excluded.jsonl").open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            return [*map(json.loads, lines), *self._screening.excluded]
+
+    @cached_property
+    def _screening(self) -> Screening:
+        """The rows that are kept out of the run, though its index has them."""
+        return Screening(self.contamination or {"hits": []})
 
     @cached_property
     def periods(self) -> dict[int, Json]:
@@ -160,7 +167,7 @@ class RunData:
     def clusters(self) -> NDArray[np.int64] | None:
         """The cluster of each usable row, (N,), where there is a bandit."""
         arrays = _read(self.dir.clusters, load_file) if self.method.budgeted else None
-        return arrays["labels"] if arrays else None
+        return arrays["labels"][self._chosen_from] if arrays else None
 
     def in_clusters(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of these usable rows each cluster has, (K,); where there are clusters."""
@@ -180,8 +187,13 @@ class RunData:
 
     @cached_property
     def store(self) -> FeatureStore | None:
-        """Features of the usable rows at the first checkpoint."""
+        """Features of the index's rows at the first checkpoint."""
         return _read(self.dir.features, FeatureStore)
+
+    @property
+    def features(self) -> Vectors | None:
+        """Of the usable rows, (N, d)."""
+        return Picked(self.store.features, self._chosen_from) if self.store else None
 
     @cached_property
     def directions(self) -> NDArray[np.float32] | None:
@@ -192,11 +204,11 @@ class RunData:
     @cached_property
     def subtasks(self) -> list[str]:
         """Names of what has directions; none if the target's rows cannot be read any more."""
-        target = self.config.target
+        tasks, target = zip(*self.config.targets, strict=True)
         named = target[0] in TASKS
         files = [str(self.dir.target / f"{name}.jsonl") for name in target] if named else target
         try:
-            found = Target.read(files, "subtask" if named else self.config.subtask)
+            found = Target.read(files, "subtask" if named else self.config.subtask, tasks)
             of_rows = self.config.selection.aim in ("nearest", "round_robin")
             return [row.id for row in found] if of_rows else found.subtasks
         except ClusterUCBError:
@@ -220,10 +232,20 @@ class RunData:
         return "the pool's files have changed since the run read them" if changed else None
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        """The pool row of each usable row, (N,)."""
+    def _every(self) -> NDArray[np.int64]:
+        """The pool row of each row of the index."""
         found: NDArray[np.int64] = np.load(self.dir.pool / "rows.npy")
         return found
+
+    @cached_property
+    def _chosen_from(self) -> NDArray[np.int64]:
+        """The place of each usable row in the index, (N,)."""
+        return np.flatnonzero(~np.isin(self._every, [*self._screening.kept_out]))
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """The pool row of each usable row, (N,)."""
+        return self._every[self._chosen_from]
 
     @cached_property
     def sources(self) -> tuple[list[str], NDArray[np.int32]] | None:

@@ -21,9 +21,9 @@ COLUMNS = 4
 
 def why(run: RunData) -> Section:
     """The section."""
-    if not run.method.takes_gradients or run.store is None or run.directions is None:
+    if not run.method.takes_gradients or run.features is None or run.directions is None:
         return Section()
-    found = map_features(run.store.features, run.directions, run.selected)
+    found = map_features(run.features, run.directions, run.selected)
     figures = {"map": map_figure(run, found)}
     drawn = [found for found in run.rounds if len(found.scored.arms) and run.clusters is not None]
     if drawn:

@@ -1,7 +1,7 @@
 """A run directory: where each artifact lives, and who may write.
 
-One process at a time owns it. Knows paths, not contents. Some of a run's artifacts may lie in another folder,
-where several runs share them; `elsewhere.json` then names it, and the paths here are those.
+One process at a time owns it. Knows paths, not contents. What has no target in it may lie in an index that
+other runs begin at, too; `elsewhere.json` then names its folders, and the paths here are those.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from clusterucb.errors import BusyError
 from clusterucb.runtime.files import read_json, storage_errors, write_json
 
 ELSEWHERE = "elsewhere.json"
+INDEX = ("pool", "checkpoints", "features", "clusters")
+"""The groups of artifacts that have no target in them: an index."""
 
 
 class RunDir:
     """Paths of a run's artifacts.
 
     config.yaml           the settings, replayable
-    elsewhere.json        folders of other runs that hold some of what is listed here
+    elsewhere.json        the index's folders, if the run has begun at one
     target/, holdout/     the rows of these, where they are a benchmark's
     contamination.json    pool rows that nearly repeat what training must not see
     began.json            when the run began, if the chat template writes the date
@@ -44,27 +46,34 @@ class RunDir:
     evaluation.json, summary.json, report.html
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, elsewhere: Mapping[str, Path] | None = None) -> None:
         self.path = Path(path)
-        self._elsewhere = _elsewhere(self.path)
+        self._elsewhere = _elsewhere(self.path) if elsewhere is None else elsewhere
         self.config = self.path / "config.yaml"
-        self.target = self._in("inputs") / "target"
-        self.holdout = self._in("inputs") / "holdout"
-        self.contamination = self._in("inputs") / "contamination.json"
+        self.target = self._in("task") / "target"
+        self.holdout = self._in("task") / "holdout"
+        self.contamination = self._in("task") / "contamination.json"
         self.began = self._in("pool") / "began.json"
         self.initial = self._in("pool") / "initial"
         self.pool = self._in("pool") / "pool"
         self.warmup = self.checkpoint(1)
         self.features = self.features_at(1)
-        self.clusters = self._in("clusters") / "clusters.safetensors"
+        self.own_clusters = self.path / "clusters.safetensors"
         self.training = self.path / "training"
         self.adapter = self.path / "adapter"
         self.benchmarks = self.path / "benchmarks"
-        self.base_answers = self._in("base_answers") / "benchmarks"
+        self.base_answers = self._in("task") / "benchmarks"
         self.evaluation = self.path / "evaluation.json"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.memory = self.path / "memory.json"
+
+    @property
+    def clusters(self) -> Path:
+        """The run's own where it has some, as it asked for another number than the index has."""
+        return (
+            self.own_clusters if self.own_clusters.exists() else self._in("clusters") / "clusters.safetensors"
+        )
 
     def checkpoint(self, number: int) -> Path:
         """The folder of warmup checkpoint `number`, from 1."""
@@ -79,8 +88,8 @@ class RunDir:
 
         Runs of earlier versions have them beside the features.
         """
-        before = self.features_at(number) / "directions.safetensors"
-        return before if before.exists() else self._in("directions") / "directions" / f"{number}.safetensors"
+        before = self.path / numbered("features", number) / "directions.safetensors"
+        return before if before.exists() else self.path / "directions" / f"{number}.safetensors"
 
     def round(self, number: int) -> Path:
         """The folder of selection `number`, from 1."""
@@ -90,15 +99,27 @@ class RunDir:
         """The loss on held-out rows after training period `number`, from 1."""
         return self.path / "periods" / f"{number}.json"
 
-    def share(self, elsewhere: Mapping[str, Path]) -> RunDir:
-        """This directory from now on, with groups of artifacts in folders that other runs use, too.
+    def remedy(self, artifact: Path) -> str:
+        """What to do where it does not fit: nothing is deleted in an index that is not the run's own."""
+        return "" if self.path in artifact.parents else "name another --index, or none"
 
-        A group is what a path above is `_in`: inputs, pool, checkpoints, features, directions, clusters,
-        first_round or base_answers.
+    @property
+    def index(self) -> dict[str, Path]:
+        """The folder of each group that has no target in it."""
+        return {group: self._in(group) for group in INDEX}
+
+    def over(self, elsewhere: Mapping[str, Path]) -> RunDir:
+        """This run, with groups of artifacts in folders that others use, too.
+
+        A group is what a path above is `_in`: one of `INDEX`; in a comparison also task and first_round.
         """
-        relative = {name: os.path.relpath(folder, self.path) for name, folder in elsewhere.items()}
-        write_json(self.path / ELSEWHERE, relative)
-        return RunDir(self.path)
+        return RunDir(self.path, {**self._elsewhere, **elsewhere})
+
+    def keep_elsewhere(self) -> None:
+        """Write down where these are, so that they are found when all has moved together."""
+        relative = {name: os.path.relpath(folder, self.path) for name, folder in self._elsewhere.items()}
+        if self._elsewhere and relative != _written(self.path):
+            write_json(self.path / ELSEWHERE, relative)
 
     def _in(self, group: str) -> Path:
         return self._elsewhere.get(group, self.path)
@@ -137,6 +158,9 @@ def numbered(name: str, number: int, between: str = "-") -> str:
 
 def _elsewhere(path: Path) -> dict[str, Path]:
     """The folder of each group that is not in the run directory itself."""
+    return {group: Path(os.path.normpath(path / folder)) for group, folder in _written(path).items()}
+
+
+def _written(path: Path) -> dict[str, str]:
     file = path / ELSEWHERE
-    found = read_json(file) if file.exists() else {}
-    return {group: Path(os.path.normpath(path / folder)) for group, folder in found.items()}
+    return read_json(file) if file.exists() else {}

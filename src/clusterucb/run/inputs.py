@@ -58,16 +58,30 @@ class Pooled:
         pool: where they come from.
         rows: the pool row of each usable row, (N,).
         tokens: of each usable row, cut to the gradient length.
-        lengths: tokens of each, (N,).
+        training: the same, cut for training.
+        places: of each in the index, (N,), where rows of it are left out.
     """
 
     pool: Pool
     rows: NDArray[np.int64]
-    tokens: Sequence[Encoded]
-    lengths: NDArray[np.int64]
+    tokens: FittedTokens
+    training: FittedTokens
+    places: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each, as its gradient sees them, (N,)."""
+        return self.tokens.lengths
+
+    def without(self, kept_out: Mapping[int, str]) -> Pooled:
+        """All of them but these pool rows, in a numbering of their own."""
+        places = np.flatnonzero(~np.isin(self.rows, [*kept_out]))
+        if len(places) == len(self):
+            return self
+        return Pooled(self.pool, self.rows[places], self.tokens.at(places), self.training.at(places), places)
 
     def describe(self, row: int) -> str:
         """The id of a usable row."""
@@ -96,11 +110,13 @@ class Targeted:
         ids: of the rows.
         tokens: of each row, cut to the target length.
         codes: subtask of each row, (n,).
+        apart: there are several tasks, whose directions have norm 1, so that their scores are alike.
     """
 
     ids: Sequence[str]
     tokens: Sequence[Encoded]
     codes: NDArray[np.int64]
+    apart: bool = False
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -123,7 +139,9 @@ class Targeted:
             name = self.ids.__getitem__
             codes = self.codes if aim == "mean" else np.arange(len(self.ids))
             rows = target_directions(featurize, self.tokens, codes, batch_tokens, name, advance, world)
-            found = rows if aim == "mean" else aimed(aim, rows, self.codes)
+        if self.apart:
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        found = rows if aim == "mean" else aimed(aim, rows, self.codes)
         tokens, seconds = int(self.lengths.sum()), time.monotonic() - started
         return found, Cost(tokens=tokens, target_gradients=len(self.ids), seconds=seconds)
 
@@ -160,10 +178,13 @@ class Inputs:
     def target(self) -> Target:
         """The task's rows, checked; none of them may be held out."""
         config = self.config
-        names = [name for name in config.target if name in TASKS]
+        if not config.target:
+            raise ConfigError("'target' is missing; give --target or set it in the configuration")
+        tasks, paths = zip(*config.targets, strict=True)
+        names = [path for path in paths if path in TASKS]
         if not names:
-            return Target.read(config.target, config.subtask)
-        if len(names) < len(config.target) or config.subtask:
+            return Target.read(paths, config.subtask, tasks)
+        if len(names) < len(paths) or config.subtask:
             raise ConfigError(
                 f"target {' '.join(config.target)}: benchmarks have subtasks of their own, so neither "
                 "files nor --subtask go with them; make two runs"
@@ -172,12 +193,17 @@ class Inputs:
         def drawn(name: str) -> Sequence[Question]:
             return TASKS[name].targets(config.data_folder, config.target_rows, config.seed)
 
-        return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask")
+        return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask", tasks)
+
+    @property
+    def own_target(self) -> bool:
+        """Whether the target is of the person's own rows, and not of benchmarks."""
+        return not any(path in TASKS for _, path in self.config.targets)
 
     @cached_property
     def target_questions(self) -> list[str]:
         """Digests of the benchmark questions in the target, which no evaluation may ask."""
-        rows = (json.loads(row.raw) for row in self.target) if self.config.target[0] in TASKS else ()
+        rows = () if self.own_target else (json.loads(row.raw) for row in self.target)
         return [row["digest"] for row in rows]
 
     @cached_property
@@ -231,17 +257,18 @@ class Inputs:
         Until the run has its settings, what a beginning with others has left is dropped; a run that is warmed
         up or has selected keeps it, though its settings were removed.
         """
-        begun = (self._settled, self.dir.warmup, self.dir.round(1))
+        own = self.dir.path
+        begun = [sign for sign in (self._settled, self.dir.warmup, self.dir.round(1)) if own in sign.parents]
 
         def act() -> None:
-            settled = any(sign.exists() for sign in begun)
-            if path.exists() and not settled and (not made_with or told(path) != made_with):
+            kept = any(sign.exists() for sign in begun) or own not in path.parents
+            if path.exists() and not kept and (not made_with or told(path) != made_with):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             made(path, make, read, made_with)
 
         self.world.once(path, act)
         if made_with:
-            check_made_with(told(path), made_with, str(path))
+            check_made_with(told(path), made_with, str(path), self.dir.remedy(path))
         return read(path)
 
     @cached_property
@@ -300,18 +327,28 @@ class Inputs:
     @cached_property
     def tokens_made_with(self) -> dict[str, object]:
         """What the pool's tokens depend on."""
+        return {"pool": self.pool.fingerprint, **self.read_with}
+
+    @cached_property
+    def read_with(self) -> dict[str, object]:
+        """What the tokens of any row depend on."""
         return {
-            "pool": self.pool.fingerprint,
-            "rows kept out": self.screening.fingerprint,
             "tokenizer and chat": fingerprint(self.tokenizer, self.chat),
             "gradient_length": self.config.gradients.gradient_length,
             "train_length": self.config.training.train_length,
         }
 
-    @cached_property
+    @property
     def counts(self) -> dict[str, int]:
         """Rows of the pool: `rows` in all, `usable` and `excluded`."""
-        folder = self.dir.pool
+        usable = len(self.pooled)
+        rows = int(read_json(self.dir.pool / "manifest.json")["rows"])
+        return {"rows": rows, "usable": usable, "excluded": rows - usable}
+
+    @cached_property
+    def every(self) -> Pooled:
+        """All rows that can be used, whatever the target."""
+        folder, settings = self.dir.pool, self.config
         self._made(folder, self._tokenise, Tokens.open, self.tokens_made_with)
         manifest = read_json(folder / "manifest.json")
         if manifest["excluded"]:
@@ -323,24 +360,34 @@ class Inputs:
             raise InputError(
                 f"no row of the pool can be used; the reasons are in {folder / 'excluded.jsonl'}"
             )
-        return manifest
+        tokens, rows = Tokens.open(folder), np.load(folder / "rows.npy")
+        lengths = (settings.gradients.gradient_length, settings.training.train_length)
+        gradient, training = (FittedTokens(tokens, length) for length in lengths)
+        return Pooled(self.pool, rows, gradient, training)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """Those that the run chooses from: none that nearly repeats what training must not see."""
+        found = self.every.without(self.screening.kept_out) if self.config.target else self.every
+        if not len(found):
+            raise InputError(f"no row of the pool is left; the reasons are in {self.dir.contamination}")
+        return found
 
     def _tokenise(self, part: Path) -> None:
         """Write the tokens of the usable rows, and the others with their reasons."""
         usable: list[int] = []
         refused = self.pool.refused
         excluded: list[dict[str, object]] = [{"id": row.id, "reason": row.reason} for row in refused]
-        kept_out = self.screening.kept_out
-        Tokens.write(part, self.usable_rows(range(len(self.pool)), kept_out, usable, excluded))
+        Tokens.write(part, self.usable_rows(range(len(self.pool)), usable, excluded))
         np.save(part / "rows.npy", np.array(usable, np.int64))
         write_lines(part / "excluded.jsonl", excluded)
+        write_lines(part / "ids.jsonl", ({"id": self.pool.id(number)} for number in usable))
         counts = {"rows": len(usable) + len(excluded), "usable": len(usable), "excluded": len(excluded)}
         write_json(part / "manifest.json", {**counts, "made_with": self.tokens_made_with})
 
     def usable_rows(
         self,
         rows: Sequence[int],
-        kept_out: Mapping[int, str],
         usable: list[int],
         excluded: list[dict[str, object]],
     ) -> Iterator[Encoded]:
@@ -348,7 +395,6 @@ class Inputs:
 
         Args:
             rows: by their numbers.
-            kept_out: rows that are not used for another reason, which is given.
             usable: gets the numbers of the rows that come out.
             excluded: gets the ids of the others, with the reason.
         """
@@ -358,7 +404,7 @@ class Inputs:
                 row = self.pool[number]
                 try:
                     encoded = encode(row.messages, self.tokenizer, self.chat, row.id)
-                    short = kept_out.get(number) or fit(encoded, min(gradient, training))
+                    short = fit(encoded, min(gradient, training))
                 except InputError as error:
                     short = str(error).removeprefix(f"{row.id}: ")
                 if isinstance(short, str):
@@ -369,22 +415,10 @@ class Inputs:
                     yield longest if isinstance(longest, Encoded) else short
                 advance(1, row.id)
 
-    @cached_property
-    def _tokens(self) -> Tokens:
-        """Tokens of the usable rows, made at the first use."""
-        assert self.counts["usable"]
-        return Tokens.open(self.dir.pool)
-
-    @cached_property
-    def pooled(self) -> Pooled:
-        """The usable rows, cut for gradients."""
-        fitted = FittedTokens(self._tokens, self.config.gradients.gradient_length)
-        return Pooled(self.pool, np.load(self.dir.pool / "rows.npy"), fitted, fitted.lengths)
-
-    @cached_property
+    @property
     def training_tokens(self) -> FittedTokens:
-        """The usable rows, cut for training."""
-        return FittedTokens(self._tokens, self.config.training.train_length)
+        """The rows that the run chooses from, cut for training."""
+        return self.pooled.training
 
     @cached_property
     def targeted(self) -> Targeted:
@@ -395,13 +429,14 @@ class Inputs:
                 self.target, self.config.gradients.target_length, "--target-length", ends=self.learns_ends
             ),
             self.target.codes,
+            len(self.target.tasks) > 1,
         )
 
     @property
     def learns_ends(self) -> bool:
         """Whether the end tokens of the target's answers are labels."""
         wanted = self.config.gradients.target_end
-        return wanted == "learn" or (wanted == "auto" and self.config.target[0] not in TASKS)
+        return wanted == "learn" or (wanted == "auto" and self.own_target)
 
     @cached_property
     def evaluation_tokens(self) -> Sequence[Encoded]:
@@ -420,8 +455,8 @@ class Inputs:
 
     @property
     def job(self) -> Job:
-        """What settings are decided by; all usable rows are tokenised for it."""
-        return job_of(self.config, self.training_tokens.lengths, len(self.training_tokens), self.world.size)
+        """What settings are decided by, the same for all targets; all usable rows are tokenised for it."""
+        return job_of(self.config, self.every.training.lengths, len(self.every), self.world.size)
 
     @cached_property
     def model(self) -> PeftModel:
@@ -458,15 +493,20 @@ class Inputs:
                 f"and there are rows with token {largest}; give the model the tokenizer that it was made with"
             )
 
+    @property
+    def given(self) -> list[Sequence[Encoded]]:
+        """All rows that the model is given, each as long as it ever is."""
+        task = [self.targeted.tokens, self.evaluation_tokens] if self.config.target else []
+        return [self.pooled.tokens, self.training_tokens, *task]
+
     def _longest(self) -> int:
-        """Tokens of the longest row that the model is given."""
-        pool = max(self.pooled.lengths.max(), self.training_tokens.lengths.max())
-        return int(max(pool, self.targeted.lengths.max(), *map(len, self.evaluation_tokens)))
+        """Tokens of the longest of them."""
+        known = (rows.lengths if isinstance(rows, FittedTokens) else map(len, rows) for rows in self.given)
+        return int(max(map(max, known)))
 
     def _largest_id(self) -> int:
-        """The largest token id in any row that the model is given."""
-        every = (self.pooled.tokens, self.training_tokens, self.targeted.tokens, self.evaluation_tokens)
-        return max(int(row.ids.max()) for rows in every for row in rows)
+        """The largest token id in any of them."""
+        return max(int(row.ids.max()) for rows in self.given for row in rows)
 
     def load_model(self) -> PeftModel:
         """Load it now, if that is not done yet."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clusterucb.config import Config
+from clusterucb.errors import ConfigError
 from clusterucb.selection.budget import Budget
 
 BASELINES = ("random", "bm25", "rds", "loss")
@@ -79,6 +80,11 @@ def budget_of(config: Config) -> Budget:
     chosen = config.selection
     if not method_of(config).budgeted:
         return Budget(1.0, top_p=chosen.top_p)
+    if config.in_turns and chosen.cap < chosen.top_p:
+        raise ConfigError(
+            f"budget {chosen.cap} is below top_p {chosen.top_p}: only rows that were drawn are taken in "
+            "turn; raise budget or lower top_p"
+        )
     return Budget(chosen.cap, chosen.csp, chosen.top_p, by_row=chosen.by_row)
 
 

@@ -2,7 +2,8 @@
 
 selected.jsonl         the chosen input lines, byte for byte, in pool order
 selected.ids.jsonl     id, score, cluster, source and round of each, in the same order; `drawn: false` where
-                       the score is what was expected of a row that was not drawn
+                       the score is what was expected of a row that was not drawn; `target` is the task that
+                       it is for, where several are kept apart
 draws.jsonl            every draw of the bandit: step, arm, rows, scores
 scores.jsonl           influence as it was computed, by which a killed selection goes on
 selection.safetensors  the same as exact arrays, by which a resumed run goes on
@@ -89,15 +90,18 @@ def write_round(
     sources = [pool.source(row) for row in chosen.tolist()]
     pool.write(chosen.tolist(), folder / "selected.jsonl")
     drawn = np.isin(selection.rows, selection.drawn).tolist()
+    targets = [{"target": name} for name in selection.targets] or [{}] * len(chosen)
     sidecar = zip(
-        chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, strict=True
+        *(chosen.tolist(), selection.scores.tolist(), selection.clusters.tolist(), sources, drawn, targets),
+        strict=True,
     )
     write_lines(
         folder / "selected.ids.jsonl",
         (
             {"id": pool.id(row), "score": score, "cluster": cluster, "source": source, "round": number}
             | ({} if known else {"drawn": False})
-            for row, score, cluster, source, known in sidecar
+            | target
+            for row, score, cluster, source, known, target in sidecar
         ),
     )
     write_lines(
@@ -126,6 +130,7 @@ def write_round(
         "threshold": selection.threshold,
         "mean_influence": float(selection.scores.mean()),
         "sources": dict(Counter(sources).most_common()),
+        **({"targets": dict(Counter(selection.targets))} if selection.targets else {}),
         **_expectation(selection, len(drawn) - sum(drawn)),
         "cost": cost.to_json(),
     }

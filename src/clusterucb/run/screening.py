@@ -52,6 +52,11 @@ class Screening:
         return sum(not hit["kept_out"] for hit in self.content["hits"])
 
     @property
+    def excluded(self) -> list[dict[str, str]]:
+        """Id and reason of each that is kept out."""
+        return [{"id": hit["id"], "reason": _reason(hit)} for hit in self.content["hits"] if hit["kept_out"]]
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the rows that are kept out."""
         return hashlib.sha256(json.dumps(sorted(self.kept_out)).encode()).hexdigest()[:16]
@@ -73,7 +78,7 @@ def screened(
     Raises:
         InputError: a target row of the person's own is a question of the evaluation.
     """
-    own_target = not set(config.target) <= set(TASKS)
+    own_target = not any(path in TASKS for _, path in config.targets)
     unseen = [_unseen("target", target, config.decontaminate or not own_target)]
     if holdout is not None:
         unseen.append(_unseen("holdout", holdout, config.decontaminate))

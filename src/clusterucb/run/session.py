@@ -24,8 +24,8 @@ from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import Projection, projection
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
-from clusterucb.run.index import Index
-from clusterucb.run.inputs import Inputs
+from clusterucb.run.index import RunIndex, begun_at
+from clusterucb.run.inputs import Inputs, Pooled
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.sizing import DRAWS, Decided, Job, decide, is_open, lines, rows_kept
 from clusterucb.runtime.devices import is_gpu
@@ -37,6 +37,7 @@ from clusterucb.selection.budget import Budget
 from clusterucb.selection.linear_ucb import LinearUCB
 from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import RowPolicy, named_policy
+from clusterucb.selection.turns import Turns
 from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.finetune import check_reporter, rows_of_each
 from clusterucb.training.model import check_quantisation, pick_device
@@ -82,16 +83,16 @@ class Session:
         world: World = ALONE,
         inputs: Inputs | None = None,
     ) -> None:
-        self.config = config.with_absolute_paths()
+        self.dir, self.config = begun_at(config.with_absolute_paths())
         self.method = method_of(self.config)
         self.screen = screen or Screen(quiet=True)
-        self.dir = RunDir(self.config.out)
         sharded = world.size > 1 and self.config.training.shard == "fsdp"
         self.world = world.in_step() if sharded else world
         self.inputs = inputs or Inputs(self.config, self.dir, self.screen, self.world)
         self._shares_inputs = inputs is not None
-        self._settled = False
+        self._settled, self._asked = False, self.config
         self.decided: list[Decided] = []  # of what was auto
+        self.grown_from: RunDir | None = None  # the index whose place this one is to take
 
     @contextmanager
     def owned(self) -> Iterator[Session]:
@@ -132,6 +133,7 @@ class Session:
         if not is_open(self.config):
             return
         job = job or self.inputs.job
+        self._asked = self.config
         config, self.decided = decide(self.config, job)
         self._take(config)
         if not self._shares_inputs:
@@ -149,19 +151,25 @@ class Session:
 
     @contextmanager
     def store(
-        self, part: Path, dim: int, made_with: Mapping[str, object], title: str, dtype: str = ""
+        self,
+        pooled: Pooled,
+        part: Path,
+        dim: int,
+        made_with: Mapping[str, object],
+        title: str,
+        dtype: str = "",
     ) -> Iterator[tuple[FeatureWriter, Callable[[int, int], None]]]:
-        """What fills a folder with vectors (N, dim) of all usable rows, and what shows how far it is.
+        """What fills a folder with vectors (N, dim) of rows, and what shows how far it is.
 
         Args:
+            pooled: the rows.
             part: the folder; a killed command goes on with what is there.
             dim: of a vector.
             made_with: fingerprints of all that they depend on.
             title: of the progress bar.
             dtype: how they are kept; as the settings say, if it is empty.
         """
-        pooled, dtype = self.inputs.pooled, dtype or self.config.gradients.store_dtype
-        world = self.world.at("gradients")
+        world, dtype = self.world.at("gradients"), dtype or self.config.gradients.store_dtype
         with FeatureWriter(part, len(pooled), dim, made_with, dtype, world) as writer:
             done = int(writer.done.sum())
             with self.screen.track(title, len(pooled), "rows", done) as advance:
@@ -181,14 +189,18 @@ class Session:
 
     def check_inputs(self) -> None:
         """Read pool, target and held-out rows, refuse settings that cannot hold, decide what is `auto`."""
-        self.check_settings()
-        self.check_plan(len(self.inputs.pool))
+        self.check_pool()
         self.inputs.read()
         self.decide()
 
+    def check_pool(self) -> None:
+        """Read the pool, and refuse settings that cannot hold for it."""
+        self.check_settings()
+        self.check_plan(len(self.inputs.pool))
+
     def check_settings(self) -> None:
         """Refuse settings that cannot hold whatever the inputs are."""
-        budget_of(self._drawing(1_000_000))
+        budget_of(self._for_rows(1_000_000))
         named_policy_of(self.config)
         require_backend(self.config.clustering.kmeans_backend)
         check_settings(self.config)
@@ -199,17 +211,16 @@ class Session:
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""
-        config = self._drawing(rows)
+        config = self._for_rows(rows)
         budget = budget_of(config)
         budget.keep(rows)
         budget.spend(rows)
         if self.method.budgeted:
             budget.check_clusters(config.clustering.k, rows)
 
-    def _drawing(self, rows: int) -> Config:
+    def _for_rows(self, rows: int) -> Config:
         """The settings as they would be for so many rows, as far as that is all that they depend on."""
-        known = Job(rows, tokens=0, width=1, layers=1, family="")
-        return decide(self.config, known, (rows_kept, *DRAWS))[0]
+        return decide(self.config, Job.of_rows(rows), (rows_kept, *DRAWS))[0]
 
     def begin(self) -> None:
         """Load the model and make the settings the run's: all have held for the inputs."""
@@ -222,13 +233,19 @@ class Session:
         """Publish the settings, at the first use of the model."""
 
         def keep() -> None:
+            self.dir.keep_elsewhere()
             if not self.dir.config.exists():
                 with publish(self.dir.config) as part:
-                    part.write_text(self.config.to_yaml(), encoding="utf-8")
+                    part.write_text(self.lasting.to_yaml(), encoding="utf-8")
 
         if not self._settled:
             self.world.once(self.dir.config, keep)
             self._settled = True
+
+    @property
+    def lasting(self) -> Config:
+        """The settings as they are kept; of an index, what each run decides for itself stays `auto`."""
+        return self.config if self.config.target else self._asked.filled(self.config, index=True)
 
     @property
     def model(self) -> PeftModel:
@@ -239,9 +256,20 @@ class Session:
         return model
 
     @property
-    def index(self) -> Index:
+    def index(self) -> RunIndex:
         """What is kept of the pool: checkpoints, features of all rows, clusters."""
-        return Index(self.dir, self.planned_with, self.config.gradients.store_dtype, self.method.budgeted)
+        store_dtype = self.config.gradients.store_dtype
+        return RunIndex(self.dir, self.planned_with, store_dtype, lambda: self.inputs.pooled)
+
+    @cached_property
+    def turns(self) -> Turns | None:
+        """Who takes rows in turn, if any do: targets that are kept apart, or every target row."""
+        if not self.config.in_turns:
+            return None
+        if self.config.selection.aim == "round_robin":
+            return Turns()
+        target = self.inputs.target
+        return Turns(target.tasks, target.task_codes, self.config.target_shares)
 
     @property
     def budget(self) -> Budget:
@@ -280,7 +308,7 @@ class Session:
         device = pick_device(self.config.device)
         if not is_gpu(device) or self.inputs.sharded:
             return USUAL_TOKENS
-        space, pooled = self.room.at(GRADIENTS, device), self.inputs.pooled
+        space, pooled = self.room.at(GRADIENTS, device), self.inputs.every
         if known := self.world.lead(lambda: space.fit.planned):
             return known
         longest = np.argsort(-pooled.lengths, kind="stable")[:MOST_ROWS].tolist()
@@ -303,7 +331,12 @@ class Session:
     @property
     def planned_with(self) -> dict[str, object]:
         """What features of pool rows depend on, as far as it is known without loading the model."""
-        known = self.inputs.tokens_made_with
+        return {**self.inputs.tokens_made_with, **self.taken_with}
+
+    @property
+    def taken_with(self) -> dict[str, object]:
+        """The same, whatever the pool."""
+        known = self.inputs.read_with
         if self.method.hidden:
             sketch = {"dim": self.config.gradients.dim} if self.method.features == "head" else {}
             return {"features": self.method.features, **known, **sketch}
@@ -312,12 +345,18 @@ class Session:
     @property
     def made_with(self) -> dict[str, object]:
         """The same, with the model."""
-        return {**self.planned_with, "model": fingerprint_base(self.model)}
+        return {**self.planned_with, "model": self.made_with_model}
+
+    @property
+    def made_with_model(self) -> str:
+        """Fingerprint of the base's weights."""
+        return fingerprint_base(self.model)
 
     @property
     def aimed_with(self) -> dict[str, object]:
         """What the target's directions depend on besides."""
         target: dict[str, object] = {"target": self.inputs.target.fingerprint}
+        target["rows kept out"] = self.inputs.screening.fingerprint
         if not self.inputs.learns_ends:
             target["target_end"] = "leave"
         if self.config.selection.aim != "mean":
@@ -335,6 +374,6 @@ class Session:
 def named_policy_of(config: Config) -> Policy | RowPolicy:
     """The policy that the settings name. Raises ConfigError if there is none of its name."""
     chosen = config.selection
-    stop = chosen.auto_change if chosen.budget is None else 0.0
+    stop = chosen.auto_change if chosen.budget is None and not config.in_turns else 0.0
     rounds = chosen.rounds or LinearUCB.rounds  # any, as long as only the name is looked at
     return named_policy(chosen.policy, beta=chosen.beta, ucb_p=chosen.ucb_p, rounds=rounds, stop=stop)

@@ -50,6 +50,11 @@ class Job(NamedTuple):
     processes: int = 1
     adapter: tuple[int, int] | None = None
 
+    @classmethod
+    def of_rows(cls, rows: int) -> Job:
+        """For what depends on the number of rows alone."""
+        return cls(rows, tokens=0, width=1, layers=1, family="")
+
 
 Decide = Callable[[Config, Job], Any]
 

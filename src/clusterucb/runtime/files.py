@@ -135,13 +135,15 @@ def _appear(path: Path, part: Path, files: Iterable[Path]) -> None:
     part.replace(path)
 
 
-def check_made_with(found: Mapping[str, object], expected: Mapping[str, object], what: str) -> None:
-    """Raise MismatchError naming both values where an artifact was made with something else."""
+def check_made_with(
+    found: Mapping[str, object], expected: Mapping[str, object], what: str, remedy: str = ""
+) -> None:
+    """Raise MismatchError naming both values where an artifact was made with something else, and a remedy."""
     for key, value in expected.items():
         if found.get(key) != value:
             raise MismatchError(
                 f"{what} was made with {key} {found.get(key)!r}, this run has {value!r}; "
-                f"use another run directory, or delete {what} to make it again"
+                + (remedy or f"use another run directory, or delete {what} to make it again")
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,7 @@ class Selection:
     cold: int  # how many of the first draws were the cold start
     expected_change: float | None = None  # share of `rows` that scoring all would replace, if estimated
     learned: Scores | None = None  # float64[N], influence of all rows, known or expected, if it is
+    targets: Sequence[str] = ()  # the task that took each of `rows`, where several are kept apart
 
     @property
     def spent(self) -> int:

@@ -104,7 +104,7 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     """
     targets, target_cost = represent_target(session, session.world.at("select"))
     made_with = {**session.inputs.tokens_made_with, "model": fingerprint_base(session.model)}
-    store = represent_pool(session, part / "hidden", made_with)
+    store = represent_pool(session, session.inputs.pooled, part / "hidden", made_with)
     nearest = np.empty(len(store))
     with session.step("select", len(store), "rows", title="similarities") as step:
 
@@ -116,7 +116,7 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
                 step.advance(block.shape[1])
 
         count = session.budget.keep(len(store))
-        rows, scores = in_turns(blocks(), count)
+        rows, scores, _ = in_turns(blocks(), count)
         cost = target_cost + Cost.from_json(store.manifest["cost"]) + step.cost()
     return replace(_top(session, nearest), rows=rows, scores=scores), cost
 

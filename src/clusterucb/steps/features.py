@@ -1,4 +1,4 @@
-"""Features of all rows, the target's directions beside them, and the rows' clusters."""
+"""Features of all rows, the rows' clusters, and the target's directions, at the checkpoints of the index."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
+from clusterucb.run.index import check_model
 from clusterucb.run.session import Session
 from clusterucb.runtime.devices import is_gpu, room_for
-from clusterucb.runtime.files import made, write_json
+from clusterucb.runtime.files import made, read_json, write_json
+from clusterucb.steps.growth import take_over
 from clusterucb.steps.hidden import hidden_directions, take_hidden
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.model import pick_device
@@ -48,7 +50,7 @@ def features(session: Session, number: int = 1) -> FeatureStore:
             take_hidden(session, part, made_with)
         else:
             title = f"gradients at {checkpoint.folder.name}"
-            take_gradients(session, part, checkpoint.moments, made_with, title)
+            take_gradients(session, part, checkpoint.moments, made_with, title, number)
 
     path, world = session.dir.features_at(number), session.world.at("gradients")
     made(path, take, FeatureStore, resume=True, world=world)
@@ -56,7 +58,12 @@ def features(session: Session, number: int = 1) -> FeatureStore:
 
 
 def take_gradients(
-    session: Session, part: Path, moments: Moments, made_with: Mapping[str, object], title: str
+    session: Session,
+    part: Path,
+    moments: Moments,
+    made_with: Mapping[str, object],
+    title: str,
+    number: int = 1,
 ) -> None:
     """Write a feature of every usable row's gradient, at the model as it is now.
 
@@ -66,15 +73,18 @@ def take_gradients(
         moments: Adam's, there.
         made_with: fingerprints of all that the features depend on.
         title: of the progress bar.
+        number: of the warmup checkpoint.
     """
-    pooled, settings = session.inputs.pooled, session.config.gradients
+    pooled, settings = session.inputs.every, session.config.gradients
     featurize = Featurizer(session.model, session.projection, moments, settings.formula, session.room)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         return one_ahead(featurize, pooled.tokens, batches, pooled.describe)
 
-    with session.store(part, settings.dim, made_with, title) as (writer, advance):
-        writer.fill(micro_batches(pooled.lengths, session.batch_tokens), compute, advance)
+    with session.store(pooled, part, settings.dim, made_with, title) as (writer, advance):
+        rows = take_over(session, writer, number)
+        batches = micro_batches(pooled.lengths[rows], session.batch_tokens)
+        writer.fill([rows[batch] for batch in batches], compute, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, gradients=1).to_json()})
 
 
@@ -85,6 +95,7 @@ def directions(session: Session, number: int = 1) -> Directions:
     beside, world = session.dir.features_at(number), session.world.at("gradients")
 
     def aim(part: Path) -> None:
+        check_model(checkpoint.folder, session.made_with_model)
         load_adapter(session.model, checkpoint.folder)
         found = hidden_directions(session, beside) if session.method.hidden else session.directions(world)
         if session.world.leads:
@@ -109,9 +120,10 @@ def read_directions(path: Path) -> Directions:
 def cluster(session: Session) -> Clusters:
     """Spherical k-means over the features: the bandit's arms."""
     session.refuse_unless(session.method.budgeted, "cluster", "as without a bandit no clusters are needed")
-    session.decide()  # a run directory of an earlier version leaves k open
+    session.decide()  # k
     rows, settings = session.index.store().features, session.config.clustering
-    k = settings.k
+    k, path = settings.k, clusters_of(session)
+    about = path.with_suffix(".json")
 
     def group(part: Path) -> None:
         device = pick_device(session.config.device)
@@ -131,8 +143,22 @@ def cluster(session: Session) -> Clusters:
             )
             session.budget.cold_draws(found.sizes.tolist())
             if session.world.leads:
-                facts = {"k": k, "objective": found.objective, "cost": step.cost(len(rows)).to_json()}
-                write_json(session.dir.clusters.with_suffix(".json"), facts)
+                facts = {"k": k, "centre": settings.centre, "objective": found.objective}
+                write_json(about, {**facts, "cost": step.cost(len(rows)).to_json()})
                 found.save(part)
 
-    return made(session.dir.clusters, group, Clusters.load, world=session.world.at("cluster"))
+    return made(path, group, Clusters.load, world=session.world.at("cluster"))
+
+
+def clusters_of(session: Session) -> Path:
+    """The file of the run's clusters: the index's, if those are as many, centred alike, or its own.
+
+    In an index that the settings name none are made.
+    """
+    session.decide()
+    path, wanted = session.dir.clusters, session.config.clustering
+    if not path.exists():
+        return path if session.config.index is None else session.dir.own_clusters
+    told = read_json(path.with_suffix(".json"))
+    alike = (told["k"], told.get("centre", False)) == (wanted.k, wanted.centre)
+    return path if alike else session.dir.own_clusters

@@ -27,9 +27,11 @@ from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.batches import Batch, micro_batches
 from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
+from clusterucb.run.inputs import Pooled
 from clusterucb.run.session import Session
 from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.processes import World
+from clusterucb.steps.growth import take_over
 
 Compute = Callable[[PeftModel, Batch], NDArray[np.float32]]
 """Of a micro-batch, (B, H)."""
@@ -49,15 +51,40 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
         part: the store's folder; a killed command goes on with what is there.
         made_with: fingerprints of all that they depend on.
     """
+    if session.grown_from:
+        _take_more(session, part, made_with, np.load(session.grown_from.features / MEAN))
+        return
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, as_they_are, made_with, *_features(session))
+        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, *_features(session))
         mean = _mean(pool.features)
         if session.world.leads:
             np.save(part / MEAN, mean)
         _write_centred(session, pool, mean, part, made_with)
     if session.world.leads and as_they_are.exists():  # large, and of no use any more
         shutil.rmtree(as_they_are)
+
+
+def _take_more(
+    session: Session, part: Path, made_with: Mapping[str, object], mean: NDArray[np.float64]
+) -> None:
+    """The same for an index that grows: with the old mean, of the rows that it did not have."""
+    every = session.inputs.every
+    represent = partial(forward, _features(session)[0], session.model, room=session.room)
+
+    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+        for rows in batches:
+            tokens, describe = every.batch(rows)
+            states = centred(represent(tokens, describe).astype(np.float16), mean, describe)
+            yield states.astype(np.float16), np.full(len(rows), np.nan)
+
+    if session.world.leads:
+        np.save(part / MEAN, mean)
+    with session.store(every, part, len(mean), made_with, "hidden states of the pool") as (writer, advance):
+        rows = take_over(session, writer, 1)
+        batches = micro_batches(every.lengths[rows], session.batch_tokens)
+        writer.fill([rows[batch] for batch in batches], compute, advance)
+        writer.finish({"cost": every.cost(writer.seconds, forwards=1).to_json()})
 
 
 def _write_centred(
@@ -67,14 +94,16 @@ def _write_centred(
     part: Path,
     made_with: Mapping[str, object],
 ) -> None:
+    every = session.inputs.every
+
     def compute(blocks: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for block in blocks:
-            names = [session.inputs.pooled.describe(row) for row in block.tolist()]
+            names = [every.describe(row) for row in block.tolist()]
             found = centred(pool.features[block[0] : block[-1] + 1], mean, names.__getitem__)
             yield found.astype(np.float16), np.full(len(block), np.nan)
 
     blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
-    with session.store(part, len(mean), made_with, "centre the hidden states") as (writer, advance):
+    with session.store(every, part, len(mean), made_with, "centre the hidden states") as (writer, advance):
         writer.fill(blocks, compute, advance)
         writer.finish({"cost": pool.manifest["cost"]})
 
@@ -85,10 +114,14 @@ def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.floa
     They are those of the aim. Where that is the mean over a subtask's rows, a feature's influence is its mean
     cosine to a subtask's rows, the largest over subtasks: an estimate of the influence by gradients.
     """
-    target = session.inputs.targeted
+    codes, (found, cost) = session.inputs.targeted.codes, hidden_rows(session, features)
+    return aimed(session.config.selection.aim, found, codes), cost
+
+
+def hidden_rows(session: Session, features: Path) -> tuple[NDArray[np.float64], Cost]:
+    """The same for each target row, (n, H)."""
     states, cost = represent_target(session, session.world.at("gradients"), _features(session)[0])
-    found = centred(states, np.load(features / MEAN), target.ids.__getitem__)
-    return aimed(session.config.selection.aim, found, target.codes), cost
+    return centred(states, np.load(features / MEAN), session.inputs.targeted.ids.__getitem__), cost
 
 
 def centred(
@@ -145,20 +178,21 @@ def represent_target(
 
 def represent_pool(
     session: Session,
+    pooled: Pooled,
     folder: Path,
     made_with: Mapping[str, object],
     compute: Compute = representations,
     width: int | None = None,
 ) -> FeatureStore:
-    """Of all usable rows, (N, width), in a store with which a killed command goes on; it has no losses."""
-    pooled, width = session.inputs.pooled, width or hidden_size(session.model)
+    """Of these rows, (N, width), in a store with which a killed command goes on; it has no losses."""
+    width, title = width or hidden_size(session.model), "hidden states of the pool"
     represent = partial(forward, compute, session.model, room=session.room)
 
     def each(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
-    with session.store(folder, width, made_with, "hidden states of the pool", "float16") as (writer, advance):
+    with session.store(pooled, folder, width, made_with, title, "float16") as (writer, advance):
         writer.fill(micro_batches(pooled.lengths, session.batch_tokens), each, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

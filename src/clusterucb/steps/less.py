@@ -43,12 +43,12 @@ def fresh_beside_stored(session: Session) -> tuple[Fresh, NDArray[np.float64]]:
     Also the directions, (S, d), by which the first checkpoint's features tell of a row before it is drawn, as
     if it had them at every checkpoint.
     """
-    first, pooled, shares = session.index.store(), session.inputs.pooled, weights(session)
+    first, pooled, shares = session.index.features(), session.inputs.pooled, weights(session)
     aims, costs = zip(*(directions(session, number) for number in session.method.numbers), strict=True)
     later = [_Live.read(session, number) for number in session.method.numbers[1:]]
 
     def features(rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        found = [np.concatenate([first.features[row : row + 1] for row in rows.tolist()])]
+        found = [np.concatenate([first[row : row + 1] for row in rows.tolist()])]
         for at in later:
             at.go()
             found.append(pooled.features(at.featurize, rows))

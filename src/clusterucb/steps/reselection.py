@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw, Selection
 from clusterucb.selection.keep import Keep, kept
 from clusterucb.selection.known import Known
-from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import Selector
+from clusterucb.selection.turns import Turns
 from clusterucb.training.adapter import fingerprint_tensors
 
 
@@ -71,7 +72,7 @@ class Drawing:
         screen: where progress is shown.
         world: processes that draw together.
         keep: the keep rule.
-        turns: whether directions take drawn rows in turn.
+        turns: who takes drawn rows in turn, if any do; the features of these are then in the round's folder.
     """
 
     pooled: Pooled
@@ -81,7 +82,7 @@ class Drawing:
     screen: Screen
     world: World = ALONE
     keep: Keep = "now"
-    turns: bool = False
+    turns: Turns | None = None
 
     def __call__(
         self,
@@ -116,21 +117,19 @@ class Drawing:
         times = fresh.gradients
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
         if self.turns:
-            selection = self._in_turns(part, selection, fresh.aim)
+            selection = self._in_turns(self.turns, part, selection, fresh.aim)
         before = [] if self.keep == "now" else [*map(read_earlier, earlier)]
         selection = kept(self.keep, selection, self.selector.clusters, before)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
 
-    def _in_turns(self, part: Path, selection: Selection, aim: Aimed) -> Selection:
-        """The rows that directions take in turn of those that were drawn, whose features are in `part`."""
+    def _in_turns(self, turns: Turns, part: Path, selection: Selection, aim: Aimed) -> Selection:
+        """The rows that are taken in turn of those that were drawn, whose features are in `part`."""
         self.world.gather(None)  # all have written theirs
         drawn = np.sort(selection.drawn)
         found = np.empty((aim.shape[0], len(drawn)), np.float32)
         for rows, features in DrawnFeatures(part).blocks():
             found[:, np.searchsorted(drawn, rows)] = similarities(features, aim)
-        places, scores = in_turns([found], len(selection.rows))
-        rows = drawn[places]
-        return replace(selection, rows=rows, scores=scores, clusters=self.selector.clusters[rows])
+        return turns.select(selection, drawn, [found], self.selector.clusters)
 
 
 @dataclass
@@ -190,6 +189,7 @@ class Reselection:
         first: the folder of round 1, where it is another than `folder/1`.
         screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
+        turns: who takes the rows in turn, if any do.
         world: processes that select together, each with the same model, or with its part of a sharded one.
         room: what has fitted into memory so far.
     """
@@ -208,6 +208,7 @@ class Reselection:
     first: Path | None = None
     screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
+    turns: Turns | None = None
     world: World = ALONE
     room: Room = field(default_factory=Room)
 
@@ -232,30 +233,37 @@ class Reselection:
         )
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
         featurize = Featurizer(model, self.projection, moments, self.formula, self.room)
-        first, turns = self.first or self.folder / "1", self.aim == "round_robin"
+        first = self.first or self.folder / "1"
         rounds = [first, *(self.folder / str(number) for number in range(2, period))] if period > 1 else []
         earlier = [folder for folder in rounds if folder.exists()]
         known = known_to(self.selector, self.knowledge, aim, earlier)
-        remember = known is not None or turns
-        with DrawnWriter(part, self.projection.dim, world.rank) if remember else nullcontext() as writer:
+        live = Fresh(partial(self.pooled.features, featurize), aim, weights, cost)
+        drawing = Drawing(
+            pooled=self.pooled,
+            selector=self.selector,
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+            screen=self.screen,
+            world=world,
+            keep=self.keep,
+            turns=self.turns,
+        )
+        remember = known is not None or self.turns is not None
+        with remembered(live, part, world) if remember else nullcontext(live) as fresh:
+            drawing(part, period, fresh, known, earlier)
 
-            def features(rows: NDArray[np.int64]) -> NDArray[np.float16]:
-                found = self.pooled.features(featurize, rows)
-                if writer:
-                    writer.add(rows, found)
-                return found
 
-            draw = Drawing(
-                self.pooled,
-                self.selector,
-                self.batch_tokens,
-                self.seed,
-                self.screen,
-                world,
-                self.keep,
-                turns,
-            )
-            draw(part, period, Fresh(features, aim, weights, cost), known, earlier)
+@contextmanager
+def remembered(fresh: Fresh, part: Path, world: World) -> Iterator[Fresh]:
+    """The same features, which are kept in a round's folder as they are computed."""
+    with DrawnWriter(part, fresh.aim.shape[1], world.rank) as writer:
+
+        def features(rows: NDArray[np.int64]) -> NDArray[Any]:
+            found = fresh.features(rows)
+            writer.add(rows, found.astype(np.float16, copy=False))
+            return found
+
+        yield replace(fresh, features=features)
 
 
 def known_to(

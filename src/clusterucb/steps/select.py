@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,12 @@ from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
 from clusterucb.selection.keep import Keep, kept
-from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import ClusterUCB, FullScoring, RowPolicy, RowUCB, Selector
 from clusterucb.steps.baselines import SCORES, select_by_scores
-from clusterucb.steps.features import directions
+from clusterucb.steps.features import clusters_of, directions
 from clusterucb.steps.hidden import BLOCK
 from clusterucb.steps.less import fresh_beside_stored, weights
-from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to
+from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to, remembered
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
@@ -57,7 +56,7 @@ def select(session: Session) -> Round:
 def rank(session: Session) -> Round:
     """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
     numbers, world, clusters = session.method.numbers, session.world.at("select"), labels(session)
-    rows = EndToEnd([session.index.store(number).features for number in numbers])
+    rows = EndToEnd([session.index.features(number) for number in numbers])
     found = [directions(session, number)[0] for number in numbers]
     aim = found[0] if isinstance(found[0], Subspace) else weighted_directions(found, weights(session))
 
@@ -65,10 +64,9 @@ def rank(session: Session) -> Round:
         started = time.monotonic()
         keep = FullScoring(clusters, session.budget.top_p)
         selection = keep(lambda _every: stored_influence(rows, aim, world=world))
-        if session.config.selection.aim == "round_robin":
+        if turns := session.turns:
             blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
-            taken, scores = in_turns(blocks, len(selection.rows))
-            selection = replace(selection, rows=taken, scores=scores, clusters=clusters[taken])
+            selection = turns.select(selection, np.arange(len(rows)), blocks, clusters)
         selection = kept(keep_rule(session), selection, clusters, ())
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
@@ -85,8 +83,10 @@ def draw(session: Session) -> Round:
         chooser, tokens = selector(session), session.batch_tokens
         fresh, combined = fresh_beside_stored(session)
         known = known_to(chooser, knowledge(session), combined)
-        drawing = Drawing(session.inputs.pooled, chooser, tokens, session.repeat_seed, session.screen, world)
-        drawing(part, 1, fresh, known)
+        pooled, seed, screen = session.inputs.pooled, session.repeat_seed, session.screen
+        drawing = Drawing(pooled, chooser, tokens, seed, screen, world, turns=session.turns)
+        with remembered(fresh, part, world) if session.turns else nullcontext(fresh) as kept_too:
+            drawing(part, 1, kept_too, known)
 
     return made(session.dir.round(1), drawn, read_round, resume=True, world=world)
 
@@ -117,7 +117,7 @@ def go_to(session: Session, checkpoint: Path) -> None:
 def check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
     store = session.index.store()
-    session.index.check(store, model=session.made_with["model"])
+    session.index.check(store, model=session.made_with_model)
 
 
 def keep_rule(session: Session) -> Keep:
@@ -127,7 +127,9 @@ def keep_rule(session: Session) -> Keep:
 
 def labels(session: Session) -> NDArray[np.int64]:
     """The cluster of each usable row, (N,); zeros where no bandit needs clusters."""
-    return session.index.labels(len(session.inputs.pooled))
+    if not session.method.budgeted:
+        return np.zeros(len(session.inputs.pooled), np.int64)
+    return session.index.labels(clusters_of(session))
 
 
 def selector(session: Session) -> Selector:
@@ -169,6 +171,7 @@ def reselection(
         first=session.dir.round(1) if folder == session.dir.path / "rounds" else None,
         screen=session.screen,
         spent=spent,
+        turns=session.turns,
         world=session.world.at("select"),
         room=session.room,
     )
@@ -178,7 +181,7 @@ def knowledge(session: Session) -> Knowledge | None:
     """What the stored features tell of rows before they are drawn; nothing where all are scored."""
     if not session.method.budgeted:
         return None
-    features = session.index.store().features
+    features = session.index.features()
     if not session.method.hidden:
         return Knowledge(features)
     return Knowledge(features, stored_influence(features, directions(session)[0]))

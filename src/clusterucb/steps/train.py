@@ -19,6 +19,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.gradients.adam import Moments
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import needed
+from clusterucb.run.inputs import Pooled
 from clusterucb.run.methods import method_of
 from clusterucb.run.rounds import read_round
 from clusterucb.run.session import Session
@@ -40,14 +41,14 @@ def warmup(session: Session) -> None:
     if _trained(session, session.dir.checkpoint(epochs), states):
         return
     session.decide()
-    total, seed = len(session.inputs.training_tokens), session.config.seed
-    rows = random_rows(total, warmup_rows(session.config, total), seed)
+    every, seed = session.inputs.every, session.config.seed
+    rows = random_rows(len(every), warmup_rows(session.config, len(every)), seed)
     _check_schedule(session, len(rows))
     session.begin()
     clock = training_clock(states, session.world)
     keep = PartEnds(optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock))
-    dataset = SwappableRows(session.inputs.training_tokens, rows)
-    train_from_initial(session, "warm up", dataset, states, epochs, clock, seed, (keep,))
+    dataset = SwappableRows(every.training, rows)
+    train_from_initial(session, "warm up", every, dataset, states, epochs, clock, seed, (keep,))
     session.world.lead(lambda: shutil.rmtree(states))
 
 
@@ -135,12 +136,14 @@ def _train_periods(
     """All periods under one schedule."""
     settings = session.config.training
     epochs, seed = settings.periods * settings.epochs_per_period, session.repeat_seed
-    return train_from_initial(session, "train", dataset, states, epochs, clock, seed, callbacks)
+    pooled = session.inputs.pooled
+    return train_from_initial(session, "train", pooled, dataset, states, epochs, clock, seed, callbacks)
 
 
 def train_from_initial(
     session: Session,
     label: str,
+    pooled: Pooled,
     dataset: SwappableRows,
     states: Path,
     epochs: int,
@@ -163,7 +166,7 @@ def train_from_initial(
             callbacks=callbacks,
             clock=clock,
             advance=step.advance,
-            describe=lambda place: session.inputs.pooled.describe(dataset.row(place)),
+            describe=lambda place: pooled.describe(dataset.row(place)),
             world=step.world,
             room=session.room,
         )
@@ -183,18 +186,14 @@ class _Keep:
             return
         before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
         seconds = max(0.0, self.clock.seconds - sum(cost["seconds"] for cost in before))
-        cost = _cost(self.session, self.rows, seconds)
+        cost = _cost(self.session.inputs.every, self.rows, seconds)
         publish_checkpoint(self.session, folder, moments(), cost, learning_rate=rate)
 
 
-def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: Cost, **facts: float) -> None:
+def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: Cost, **facts: object) -> None:
     """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
     model, weights = session.model, adapter_weights(session.model)
-    known = {
-        "made_with": session.made_with,
-        "cost": cost.to_json(),
-        "target_questions": session.inputs.target_questions,
-    }
+    known = {"made_with": session.made_with, "cost": cost.to_json()}
     with publish_folder(folder, world=session.world) as part:
         if session.world.leads:
             save_adapter(model, part, weights)
@@ -212,13 +211,14 @@ def _publish_trained(
 ) -> None:
     """Publish an adapter with what training on these rows has cost; drop the trainer's states."""
     trained = np.tile(np.concatenate(periods), session.config.training.epochs_per_period)
-    publish_checkpoint(session, folder, moments, _cost(session, trained, seconds))
+    asked, cost = session.inputs.target_questions, _cost(session.inputs.pooled, trained, seconds)
+    publish_checkpoint(session, folder, moments, cost, target_questions=asked)
     session.world.lead(lambda: shutil.rmtree(states))
 
 
-def _cost(session: Session, rows: NDArray[np.int64], seconds: float) -> Cost:
+def _cost(pooled: Pooled, rows: NDArray[np.int64], seconds: float) -> Cost:
     """Of training on these rows."""
-    return Cost(len(rows), int(session.inputs.training_tokens.lengths[rows].sum()), seconds=seconds)
+    return Cost(len(rows), int(pooled.training.lengths[rows].sum()), seconds=seconds)
 
 
 def _trained(session: Session, folder: Path, states: Path) -> bool:

@@ -1,11 +1,15 @@
-"""Runs of a comparison keep what they have in common in one folder, which each of them names."""
+"""Runs of a comparison begin at one index, beside which is what goes with the target alone."""
+
+from types import SimpleNamespace
 
 import pytest
 from compare_helpers import CONFIG, cell, write
 
+from clusterucb.steps.features import clusters_of
+
 COMMON = {"inputs", "pool", "base answers"}
 CHECKPOINTS = {"checkpoints"}
-FEATURES = {"checkpoints", "features", "directions"}
+FEATURES = {"checkpoints", "features"}
 CLUSTERS = {"clusters"}
 FIRST = {"first round"}
 
@@ -18,7 +22,6 @@ def groups(run):
         "base answers": run.base_answers,
         "checkpoints": tuple(map(run.checkpoint, (1, 2, 3))),
         "features": tuple(map(run.features_at, (1, 2, 3))),
-        "directions": tuple(map(run.directions_at, (1, 2, 3))),
         "clusters": run.clusters,
         "first round": run.round(1),
     }
@@ -28,18 +31,18 @@ def groups(run):
     ("mine", "theirs", "shared"),
     [
         ("clusterucb", "clusterucb", FEATURES | CLUSTERS | FIRST),
-        ("clusterucb", "dynamic", FEATURES),
-        ("linear_ucb", "clusterucb", FEATURES),  # whose clusters are not centred
+        ("clusterucb", "dynamic", FEATURES | CLUSTERS),
+        ("linear_ucb", "clusterucb", FEATURES | CLUSTERS),
         ("dynamic", "dynamic", FEATURES | CLUSTERS | FIRST),
         ("clusterucb_hidden", "clusterucb", CHECKPOINTS),
         ("linear_ucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
         ("cluster_less", "landmarks", FEATURES | CLUSTERS),
         ("clusterucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
-        ("clusterucb@0.1", "clusterucb", FEATURES),
-        ("linear_ucb@0.1", "clusterucb@0.1", FEATURES),
+        ("clusterucb@0.1", "clusterucb", FEATURES | CLUSTERS),
+        ("linear_ucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS),
         ("linear_ucb@0.1", "linear_ucb@0.1", FEATURES | CLUSTERS | FIRST),
         ("clusterucb@0.1", "clusterucb@0.1", FEATURES | CLUSTERS | FIRST),
-        ("less", "less_clusterucb", FEATURES),
+        ("less", "less_clusterucb", FEATURES | CLUSTERS),
         ("less", "less", FEATURES | CLUSTERS | FIRST),
         ("less_clusterucb", "less_clusterucb", FEATURES | CLUSTERS),
         ("dynamic", "less", set()),
@@ -63,15 +66,20 @@ def test_a_run_shares_what_it_would_make_alike_and_nothing_else(tmp_path, mine, 
         )
 
 
-def test_clusters_are_shared_only_where_their_number_is_the_same(tmp_path):
-    """Where the budget is left to the program it is another row by row, and so may be k."""
-    ours = CONFIG.with_settings({"budget": "auto"})
-    runs = {name: cell(tmp_path, name) for name in ("clusterucb", "dynamic", "linear_ucb")}
-    for one in runs.values():
+def test_clusters_are_shared_only_where_number_and_centre_are_the_same(tmp_path):
+    """Those that are there are the first run's."""
+    ours, places = CONFIG.with_settings({"k": 4}), []
+    for name, k in (("clusterucb", 4), ("clusterucb", 4), ("clusterucb@0.1", 3), ("linear_ucb", 4)):
+        one = cell(tmp_path, name)
         one.share(ours)
-    places = {name: one.run.clusters for name, one in runs.items()}
-    assert places["clusterucb"] == places["dynamic"] != places["linear_ucb"]
-    assert runs["clusterucb"].run.features == runs["linear_ucb"].run.features
+        config = one.config(ours.with_settings({"k": k}))
+        session = SimpleNamespace(dir=one.run, config=config, decide=lambda: None)
+        places.append(clusters_of(session).relative_to(tmp_path))
+        if len(places) == 1:
+            write(tmp_path / places[0], "")
+            write(tmp_path / places[0].with_suffix(".json"), '{"k": 4, "centre": false}')
+    first, second, *others = (place.parts[0] for place in places)
+    assert (first, second, *others) == ("shared", "shared", "clusterucb@0.1", "linear_ucb")
 
 
 def test_a_run_finds_them_when_the_comparison_has_moved(tmp_path):

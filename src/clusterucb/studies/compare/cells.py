@@ -46,29 +46,23 @@ class Cell:
         return self.preset.config(config, self.repeat, self.run.path)
 
     def share(self, config: Config) -> None:
-        """Have the run keep in `shared/` what others of the comparison would make the same.
+        """Have the run begin at the comparison's index, `shared/`, which the first that needs a part makes.
 
-        Runs of one kind of features share checkpoints and features, and clusters where they are centred alike
-        and the budget, by which their number goes, is the same; left to the program, it is another row by
-        row. A first selection that does not depend on the repetition is the first one's.
+        It has checkpoints of each kind of warmup, features of each kind, and their clusters, as the first run
+        that clusters them asks for; one that asks for others has its own (`clusters_of`). Beside them is what
+        goes with the target alone. A first selection that does not depend on the repetition is the first's.
         """
-        if self.run.config.exists():  # begun already, here or by an earlier version
+        if self.run.config.exists():  # begun already
             return
         own = self.config(config)
         shared, method = self.out / SHARED, method_of(own)
-        kind = shared / (f"{method.name}-{method.features}" if method.hidden else method.name)
-        clusters = kind / ("centred" if own.clustering.centre else "raw")
-        if own.selection.budget is None and own.selection.by_row:
-            clusters /= "budget-auto"
-        elif self.preset.budget is not None:
-            clusters /= f"budget-{self.preset.budget:g}"
-        elsewhere = {"inputs": shared, "pool": shared, "base_answers": shared}
+        elsewhere = {"task": shared, "pool": shared}
         if method.takes_gradients:
-            elsewhere |= {"checkpoints": shared / method.name, "clusters": clusters}
-            elsewhere |= dict.fromkeys(("features", "directions"), kind)
+            kind = shared / (f"{method.name}-{method.features}" if method.hidden else method.name)
+            elsewhere |= {"checkpoints": shared / method.name, "features": kind, "clusters": kind}
         if self.repeat and not draws_first(own):
             elsewhere["first_round"] = Cell(self.out, self.preset, 0).run.path
-        self.run.share(elsewhere)
+        self.run.over(elsewhere).keep_elsewhere()
 
     @property
     def state(self) -> str:

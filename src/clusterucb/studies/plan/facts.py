@@ -107,8 +107,7 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
     usable: list[int] = []
     excluded: list[dict[str, object]] = []
     screening = None if quick else session.inputs.screening
-    kept_out = screening.kept_out if screening else {}
-    lengths = _lengths(list(session.inputs.usable_rows(chosen, kept_out, usable, excluded)))
+    lengths = _lengths(list(session.inputs.usable_rows(chosen, usable, excluded)))
     if not usable:
         raise InputError(f"no row of the pool can be used: {excluded[0]['id']}: {excluded[0]['reason']}")
     rows = max(1, round(total * len(usable) / len(chosen)))

@@ -17,6 +17,7 @@ from clusterucb.runtime.screen import Screen
 from clusterucb.studies.plan.choice import Limit, choose
 from clusterucb.studies.plan.outlook import PROBE_SECONDS, Outlook, look
 from clusterucb.studies.plan.spending import Planned, kept_before
+from clusterucb.studies.plan.targets import for_targets
 
 
 def plan(
@@ -26,6 +27,7 @@ def plan(
     tokens_per_second: float | None = None,
     probe_seconds: float = PROBE_SECONDS,
     limit: Limit | None = None,
+    targets: int = 0,
     screen: Screen | None = None,
 ) -> dict[str, Any]:
     """What a run with these settings would cost; nothing is written into its directory.
@@ -36,12 +38,14 @@ def plan(
         tokens_per_second: of gradients, on the machine that the run is for; measured on this one without it.
         probe_seconds: how long the speed is measured.
         limit: what the run may take; the settings are made cheaper until it does not take more.
+        targets: tell, too, what so many of them take, one run each.
         screen: where progress is shown.
 
     Returns:
         What is `auto` as it is `decided` for the job; `steps`, `total` and `bill` as a run's summary.json has
         them, with the disk that they leave; the same totals for every method that the settings allow
-        (`methods`); remarks; and with a limit what was `chosen`. Docs: docs/plan.md.
+        (`methods`); remarks; with a limit what was `chosen`, and what several `targets` take. Docs:
+        docs/plan.md.
 
     Raises:
         ClusterUCBError: what the run itself would refuse.
@@ -53,11 +57,15 @@ def plan(
         tokens_per_second=tokens_per_second,
         probe_seconds=probe_seconds,
     )
-    if limit is None:
-        return _planned(found, found.config, config)
-    choice = choose(found, limit)
-    chosen = {"settings": dict(choice.changes), "told": [*choice.told(limit)]}
-    return {**_planned(found, choice.config, config.with_settings(choice.changes)), "chosen": chosen}
+    more: dict[str, Any] = {}
+    settled, asked = found.config, config
+    if limit is not None:
+        choice = choose(found, limit)
+        settled, asked = choice.config, config.with_settings(choice.changes)
+        more["chosen"] = {"settings": dict(choice.changes), "told": [*choice.told(limit)]}
+    if targets:
+        more["targets"] = for_targets(found, settled, targets)
+    return {**_planned(found, settled, asked), **more}
 
 
 def _planned(found: Outlook, config: Config, asked: Config) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The best rows of a store for any number of targets, in one pass over it.
+
+One thread reads the next rows while the others multiply. A row's score is that of `influence`, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clusterucb.features.influence import Vectors
+from clusterucb.selection.share import top
+
+BLOCK = 1024
+"""Rows read at once."""
+
+
+def scores_of_all(
+    features: Vectors,
+    directions: NDArray[np.floating],
+    owners: NDArray[np.int64],
+    advance: Callable[[int], object] = lambda _rows: None,
+) -> NDArray[np.float32]:
+    """Score of every row for every target, (T, N): the largest over the target's directions.
+
+    Args:
+        features: (N, d).
+        directions: of all targets, (S, d).
+        owners: the target of each direction, ascending from 0, each with one at least, (S,).
+        advance: told the number of rows after each block.
+    """
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    found = np.empty((len(starts), len(features)), np.float32)
+    to_all = torch.from_numpy(np.ascontiguousarray(directions.T, np.float32))  # (d, S)
+    room = torch.empty(BLOCK, features.shape[1])  # used again: fresh memory would cost more than the products
+    for at, block in _read_ahead(features):
+        products = room[: len(block)].copy_(torch.from_numpy(block)) @ to_all  # (B, S)
+        found[:, at : at + len(block)] = np.maximum.reduceat(products.numpy(), starts, axis=1).T
+        advance(len(block))
+    return found
+
+
+def _read_ahead(features: Vectors) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Runs of rows and where they begin; the next is read meanwhile."""
+    starts = range(0, len(features), BLOCK)
+    with ThreadPoolExecutor(1) as reader:
+        read = [reader.submit(features.__getitem__, slice(at, at + BLOCK)) for at in starts[:1]]
+        for at in starts:
+            block = read.pop().result()
+            read.append(reader.submit(features.__getitem__, slice(at + BLOCK, at + 2 * BLOCK)))
+            yield at, block
+
+
+def best_first(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The `count` best of N rows, (count,), by falling score, of equal ones the lower row first."""
+    rows = top(scores, count)
+    return rows[np.argsort(-scores[rows], kind="stable")]
+
+
+def nearest(features: Vectors, rows: NDArray[np.int64], targets: NDArray[np.floating]) -> NDArray[np.int64]:
+    """For each of `rows`, (n,), the most like of the target's, which have directions (T, d), (n,)."""
+    found = (features[row : row + 1].astype(np.float64) @ targets.T for row in rows.tolist())
+    return np.array([products.argmax() for products in found], np.int64)
