@@ -176,7 +176,8 @@ def test_what_does_not_fit_an_index_is_refused_with_both_values(index, run_setti
             f"{name}: the index was made with {was} ({index}/config.yaml), now it is {now}; "
         )
     said = clusterucb("select", "--index", index, *target, "--pool", run_settings["pool"][0]).complaint
-    assert said.startswith(f"{index}/features was made with pool '")
+    assert said.startswith(f"{index}/pool was made with pool '")
+    assert said.endswith("; name another --index, or none")
     assert not (tmp_path / "run/config.yaml").exists()
 
 

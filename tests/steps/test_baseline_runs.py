@@ -79,7 +79,8 @@ def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_run):
     pool = [slow_representation(session.model, row) for row in session.inputs.pooled.tokens]
     target = [slow_representation(session.model, row) for row in session.inputs.targeted.tokens]
     similarities = np.array(target) @ np.array(pool).T
-    expected = dict(zip(*round_robin([similarities], 10), strict=True))
+    taken = round_robin([similarities], 10)
+    expected = dict(zip(taken.rows, taken.similarities, strict=True))
     arrays = selection(finished.folder)
     assert arrays["rows"].tolist() == sorted(expected)
     np.testing.assert_allclose(arrays["scores"], [expected[row] for row in sorted(expected)], atol=1e-3)

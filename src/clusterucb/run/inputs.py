@@ -264,7 +264,7 @@ class Inputs:
             kept = any(sign.exists() for sign in begun) or own not in path.parents
             if path.exists() and not kept and (not made_with or told(path) != made_with):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            made(path, make, read, made_with)
+            made(path, make, read)
 
         self.world.once(path, act)
         if made_with:

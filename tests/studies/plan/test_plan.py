@@ -1,6 +1,7 @@
 """A plan against what runs of every method then spent."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from clusterucb.studies.plan import facts as facts_module
 from clusterucb.studies.plan.facts import model_sizes, read_facts
 from clusterucb.studies.plan.plan import plan
 from clusterucb.studies.plan.spending import planned_steps
-from clusterucb.studies.plan.targets import for_targets
 
 COUNTS = ("rows", "pool_gradients", "target_gradients", "pool_forwards")
 SPEED = 1000.0
@@ -222,18 +222,21 @@ def test_a_pool_that_no_row_can_be_used_of_is_refused_with_a_reason(settings, tm
     assert complaint.startswith("no row of the pool can be used: pool-a.jsonl:1: answer of ")
 
 
-def test_many_targets_take_one_index_and_so_often_the_rest(planned, spent):
-    """Counted by runs: five over one index, each with its own first part left out."""
-    found, summary = for_targets(planned, 5), read(spent["clusterucb"] / "summary.json")
-    index = sum(summary["steps"][name]["pool_gradients"] for name in ("warmup", "gradients", "cluster"))
-    total = summary["total"]["pool_gradients"]
-    assert found["index"]["pool_gradients"] == index == 100
-    assert found["over_one_index"]["pool_gradients"] == index + 5 * (total - index)
-    assert found["alone"]["pool_gradients"] == 5 * total
+def test_many_targets_take_one_index_and_so_often_the_rest(config, planned):
+    """Five over one index, each with its own first part left out."""
+    found = plan(config, tokens_per_second=SPEED, targets=5)["targets"]
+    steps, tokens = planned["steps"], planned["bill"]["one_pass"]["tokens"]
+    index = sum(steps[name]["tokens"] for name in ("warmup", "gradients", "cluster")) / tokens
+    total = planned["bill"]["passes"]
+    assert found["index"]["passes"] == pytest.approx(index, abs=1e-4)
+    assert found["over_one_index"]["passes"] == pytest.approx(index + 5 * (total - index), abs=1e-3)
+    assert found["alone"]["passes"] == pytest.approx(5 * total, abs=1e-3)
+    assert found["alone"]["seconds"] == pytest.approx(5 * planned["bill"]["seconds"], abs=1e-2)
 
 
 def test_the_command_tells_of_many_targets(settings, tmp_path):
     given = options(settings, out=tmp_path / "run")
     shown = clusterucb("plan", *given, "--tokens-per-second", "1e3", "--targets", "5").out
-    assert "5 targets over one index (`clusterucb index`, then --index): 200 gradients' worth" in shown
-    assert "each with its own: 600, time" in shown
+    words = " ".join(shown.split())
+    for told in (r"5 targets over one index \(`clusterucb index`, then --index\)", "each with its own"):
+        assert re.search(told + r": \d+\.\d+ passes over the pool, ", words), words
