@@ -105,7 +105,7 @@ def pools(data_folder, tmp_path):
     return tmp_path / "before.jsonl", tmp_path / "after.jsonl"
 
 
-@pytest.mark.parametrize("features", ["gradients", "hidden"])
+@pytest.mark.parametrize("features", ["gradients", "hidden", "head"])
 def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, features, monkeypatch):
     out, (before, after) = tmp_path / "index", pools
     own = options(without(run_settings, *OWN, "pool"), out=out, features=features)

@@ -60,6 +60,29 @@ def test_under_a_budget_of_less_drawn_rows_are_taken_in_turn(finished_run, targe
     assert Counter(row["target"] for row in selected(out, 1)) == {"art": 5, "law": 5}
 
 
+def test_a_row_policy_keeps_for_targets_only_what_it_drew(finished_run, targets, tmp_path):
+    """It ends early by default, and keeps what it expects much of, undrawn; here it does neither."""
+    index, out = finished_run("linear_ucb_hidden").folder, tmp_path / "run"
+    done("select", "--index", index, "--target", *targets, "--out", out, "--budget", "auto")
+    rows, summary = selected(out, 1), read(out / "rounds/1/summary.json")
+    assert Counter(row["target"] for row in rows) == {"art": 5, "law": 5}
+    assert not any("drawn" in row for row in rows)
+    assert summary["drawn"] == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--aim", "nearest"], "aim nearest: several targets are kept apart by the mean of the rows of each"),
+        (["--keep", "sum"], "keep sum: rows taken in turn, by aim round_robin or for several targets"),
+        (["--policy", "linear_ucb", "--budget", 0.05], "budget 0.05 is below top_p 0.1: only rows that were"),
+    ],
+)
+def test_what_has_no_meaning_for_several_is_refused(finished_run, targets, tmp_path, given, said):
+    index = ["--index", finished_run("clusterucb").folder, "--out", tmp_path / "run"]
+    assert clusterucb("select", *index, "--target", *targets, *given).complaint.startswith(said)
+
+
 def test_names_that_do_not_fit_are_refused(finished_run, targets, tmp_path):
     index = ["--index", finished_run("clusterucb").folder, "--out", tmp_path / "run"]
     _, path = targets[0].split("=")
