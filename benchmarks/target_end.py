@@ -99,7 +99,7 @@ def sessions(data: StudyData, options: argparse.Namespace, screen: Screen) -> It
                 if not run.config.exists():
                     inputs = options.out / target / "inputs"
                     groups = dict.fromkeys(("pool", "checkpoints", "features"), shared)
-                    run.share({**groups, "inputs": inputs, **first})
+                    run.over({**groups, "task": inputs, **first}).keep_elsewhere()
                 files = {
                     "pool": [str(path) for path in data.pool.values()],
                     "target": [str(data.targets[target])],

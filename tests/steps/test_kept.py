@@ -16,6 +16,7 @@ from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.directory import RunDir
 from clusterucb.run.session import Session
 from clusterucb.selection.bandit import Selection
+from clusterucb.selection.turns import Turns
 from clusterucb.steps.features import directions
 from clusterucb.steps.reselection import Drawing
 from clusterucb.training.adapter import load_adapter
@@ -74,7 +75,7 @@ def test_where_runs_share_the_first_round_it_is_remembered_too(going_on, finishe
     own = going_on("clusterucb", "select", "train", keep="sum", repeat=1)
 
     def elsewhere(folder):
-        RunDir(folder).share({"first_round": own})
+        RunDir(folder).over({"first_round": own}).keep_elsewhere()
 
     found = going_on("clusterucb", "train", prepare=elsewhere, keep="sum", repeat="01")
     assert not (found / "rounds/1").exists()
@@ -184,7 +185,7 @@ def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
                 writer.add(rows, features[rows])
     nothing = np.empty(0)
     before = Selection(drawn[:8], nothing, nothing, drawn, nothing, nothing, 0)
-    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None, turns=True)
+    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None, turns=Turns())
     found = drawing._in_turns(tmp_path, before, target)
     products = np.full((3, 40), -np.inf, np.float32)
     products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from clusterucb.config import Config, load
+from clusterucb.config import Config, load, settings
 from clusterucb.errors import ConfigError
 from clusterucb.report.bill import passes
 from clusterucb.report.section import seconds
@@ -160,8 +160,9 @@ class Choice:
 
 
 def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
-    """The settings as they are, then ever cheaper ones; settings that are `kept` do not change."""
+    """The settings as they are, then ever cheaper ones; those that are `kept` do not change, nor an index's."""
     config, rows = found.config, found.facts.rows
+    kept = {*kept, *(setting.name for setting in settings() if config.index and setting.of_an_index)}
     changes: dict[str, Any] = {}
     lost: list[str] = []
     bill = found.bill(config, found.steps(config))
@@ -169,7 +170,7 @@ def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
     yield Choice(config, {}, (), bill, full)
     for step, loss in STEPS:
         change = step(config, rows)
-        if not change or set(change) & set(kept) or not (changed := _holding(config, change, rows)):
+        if not change or set(change) & kept or not (changed := _holding(config, change, rows)):
             continue
         cheaper = found.bill(changed, found.steps(changed))
         if cheaper["passes"] < bill["passes"]:
