@@ -160,7 +160,7 @@ class Choice:
 
 
 def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
-    """The settings as they are, then ever cheaper ones; those that are `kept` do not change, nor an index's."""
+    """The settings as they are, then ever cheaper ones; what is `kept` does not change, nor an index's."""
     config, rows = found.config, found.facts.rows
     kept = {*kept, *(setting.name for setting in settings() if config.index and setting.of_an_index)}
     changes: dict[str, Any] = {}
