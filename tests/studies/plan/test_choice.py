@@ -29,38 +29,43 @@ def found(config):
     return look(config, Screen(quiet=True), tokens_per_second=SPEED)
 
 
-def test_plans_get_cheaper_one_setting_at_a_time_and_say_what_is_lost(found, config):
-    tried = [*plans(found, config)]
+def of(found, changes):
+    """The same with some settings changed."""
+    return replace(found, config=found.config.with_settings(changes))
+
+
+def test_plans_get_cheaper_one_setting_at_a_time_and_say_what_is_lost(found):
+    tried = [*plans(found)]
     assert [len(plan.gives_up) for plan in tried] == [*range(len(tried))]
     costs = [plan.bill["seconds"] for plan in tried]
     assert costs == sorted(costs, reverse=True)
     assert list(tried[-1].changes) == ["warmup_steps", "budget", "features", "periods", "epochs_per_period"]
-    assert tried[-1].config == config.with_settings(tried[-1].changes)
+    assert tried[-1].config == found.config.with_settings(tried[-1].changes)
 
 
-def test_the_first_plan_that_fits_is_chosen_by_seconds_and_by_share(found, config):
-    tried = [*plans(found, config)]
+def test_the_first_plan_that_fits_is_chosen_by_seconds_and_by_share(found):
+    tried = [*plans(found)]
     for plan in tried:
         fitting = next(other for other in tried if other.bill["seconds"] <= plan.bill["seconds"])
-        assert choose(found, config, Limit("", "seconds", plan.bill["seconds"])) == fitting
+        assert choose(found, Limit("", "seconds", plan.bill["seconds"])) == fitting
         share = plan.bill["passes"] / plan.full
-        assert choose(found, config, Limit("", "share", share + 1e-9)).bill["passes"] <= plan.bill["passes"]
-    assert choose(found, config, Limit("", "seconds", 1e9)).config == config
+        assert choose(found, Limit("", "share", share + 1e-9)).bill["passes"] <= plan.bill["passes"]
+    assert choose(found, Limit("", "seconds", 1e9)).config == found.config
 
 
-def test_two_processes_take_half_the_time(found, config):
+def test_two_processes_take_half_the_time(found):
     together = replace(found, speed=found.speed.by(2))
-    (alone, *_), (shared, *_) = plans(found, config), plans(together, config)
+    (alone, *_), (shared, *_) = plans(found), plans(together)
     assert shared.bill["seconds"] == pytest.approx(alone.bill["seconds"] / 2, rel=1e-3)
     assert shared.bill["passes"] == alone.bill["passes"]
 
 
-def test_what_a_person_has_set_is_kept(found, config):
-    cheapest = [*plans(found, config, {"budget", "periods"})][-1].config
+def test_what_a_person_has_set_is_kept(found):
+    cheapest = [*plans(found, {"budget", "periods"})][-1].config
     assert (cheapest.selection.budget, cheapest.training.periods) == (0.2, 3)
     assert cheapest.clustering.features == "hidden"
-    dear = config.with_settings({"budget": 1.0})  # which hidden states would make dearer
-    assert [*plans(found, dear, {"budget"})][-1].config.clustering.features == "gradients"
+    dear = of(found, {"budget": 1.0})  # which hidden states would make dearer
+    assert [*plans(dear, {"budget"})][-1].config.clustering.features == "gradients"
 
 
 @pytest.mark.parametrize(
@@ -73,26 +78,26 @@ def test_what_a_person_has_set_is_kept(found, config):
         {"method": "bm25"},
     ],
 )
-def test_every_plan_holds_for_its_rows(found, config, changes):
-    tried = [*plans(found, config.with_settings(changes))]
+def test_every_plan_holds_for_its_rows(found, changes):
+    tried = [*plans(of(found, changes))]
     for plan in tried:
         found.steps(plan.config)
         assert plan.config.selection.budget is None or changes.get("budget") is None
     assert tried[-1].bill["seconds"] < tried[0].bill["seconds"]
 
 
-def test_no_plan_that_fits_names_the_nearest(found, config):
-    cheapest = [*plans(found, config)][-1]
+def test_no_plan_that_fits_names_the_nearest(found):
+    cheapest = [*plans(found)][-1]
     with pytest.raises(
         ConfigError, match=r"--time 1s: no plan fits; the nearest takes about .*periods 1"
     ) as told:
-        choose(found, config, Limit("--time 1s", "seconds", 1.0))
+        choose(found, Limit("--time 1s", "seconds", 1.0))
     assert cheapest.takes(Limit("", "seconds", 1.0)) in str(told.value)
 
 
-def test_a_share_of_nothing_is_refused(found, config):
+def test_a_share_of_nothing_is_refused(found):
     with pytest.raises(ConfigError, match=r"--cost 0.4: method bm25 takes no gradients"):
-        choose(found, config.with_settings({"method": "bm25"}), Limit("--cost 0.4", "share", 0.4))
+        choose(of(found, {"method": "bm25"}), Limit("--cost 0.4", "share", 0.4))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +148,9 @@ def test_a_run_keeps_its_choice_and_does_not_choose_again(settings, tmp_path, mo
     assert other.startswith("periods: this run directory was made with 3")
 
 
-def test_a_plan_within_a_time_says_what_it_gives_up(settings):
-    given = options(settings, warmup_steps=None)
-    shown = done("plan", *given, "--cost", "0.5", "--tokens-per-second", "1000").out
+def test_a_plan_within_a_share_says_what_it_gives_up(settings, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(load(None, {**settings, "warmup_steps": 30}).to_yaml())
+    shown = done("plan", file, "--cost", "0.5", "--tokens-per-second", "1000").out
     assert "--cost 0.5: " in shown
     assert "it gives up: " in shown
