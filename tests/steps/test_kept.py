@@ -185,8 +185,8 @@ def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
                 writer.add(rows, features[rows])
     nothing = np.empty(0)
     before = Selection(drawn[:8], nothing, nothing, drawn, nothing, nothing, 0)
-    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None, turns=Turns())
-    found = drawing._in_turns(tmp_path, before, target)
+    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None)
+    found = drawing._in_turns(Turns(), tmp_path, before, target)
     products = np.full((3, 40), -np.inf, np.float32)
     products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)
     assert found.rows.tolist() == slow_turns(products, 8)
@@ -239,7 +239,7 @@ def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"aim": "round_robin", "keep": "sum"}, "aim round_robin with keep sum"),
+        ({"aim": "round_robin", "keep": "sum"}, "keep sum: rows taken in turn, by aim round_robin or"),
         ({"aim": "subspace", "method": "less"}, "aim subspace: method less"),
         ({"aim": "round_robin", "method": "less"}, "aim round_robin: method less with bandit clusterucb"),
     ],
