@@ -4,9 +4,13 @@ import json
 
 import pytest
 from safetensors.numpy import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
+import clusterucb as package
+from builders import build_tokenizer
 from cli_helpers import clusterucb, done, lines, options
 from clusterucb.config import load, settings
+from clusterucb.errors import ConfigError
 
 OF_A_RUN = {"out", "index", "target", "holdout", "decontaminate"}
 
@@ -82,3 +86,28 @@ def test_a_run_whose_clusters_are_others_has_its_own(index, task, tmp_path, own,
     done("cluster", *over)
     assert len(load_file(out / "clusters.safetensors")["centroids"]) == k
     assert len(load_file(index / "clusters.safetensors")["centroids"]) == 10
+
+
+def test_a_query_keeps_as_many_rows_as_a_run_and_reads_no_pool(index, shared_settings, monkeypatch):
+    """Nor does it leave anything in the index."""
+    before = {path: path.stat().st_mtime_ns for path in index.rglob("*")}
+    monkeypatch.setattr("clusterucb.run.inputs.Inputs.pool", property(lambda _: pytest.fail("the pool")))
+    found = package.Index.open(index).query(shared_settings["target"])
+    assert len(found.rows) == 12  # floor(0.125 * 100)
+    assert {path: path.stat().st_mtime_ns for path in index.rglob("*")} == before
+
+
+def test_a_model_of_few_positions_is_asked_of_the_rows_that_it_is_given(given, shared_settings, tmp_path):
+    """An index's are the pool's, a query's the target's."""
+    config = GPT2Config(vocab_size=320, n_positions=100, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    own = {"model": tmp_path / "model", "target_modules": "c_attn", "features": "gradients"}
+    done("index", *options({**given, **own}, train_length=200, out=tmp_path / "index"))
+    target = shared_settings["target"]
+    assert len(package.Index.open(tmp_path / "index").query(target, 5).ids) == 5
+    row = lines(target[0])[0]
+    row["messages"][0]["content"] *= 50
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match="there are rows of"):
+        package.Index.open(tmp_path / "index").query(tmp_path / "long.jsonl", 5)
