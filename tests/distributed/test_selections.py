@@ -7,6 +7,7 @@ import pytest
 from ranks import SMALL
 from safetensors.numpy import load_file
 
+from cli_helpers import options
 from clusterucb.features.drawn import DrawnFeatures
 from clusterucb.training.moments import load_moments
 
@@ -110,3 +111,22 @@ def test_processes_train_as_one_does_to_rounding(ranks, shared_settings, tmp_pat
             for key, weights in expected.items():
                 assert found[key] == pytest.approx(weights, abs=1e-6), key
                 assert tuple(moments.square[key].shape) == weights.shape
+
+
+def test_over_an_index_several_targets_take_the_rows_that_they_take_of_one_process(
+    ranks, shared_settings, data_folder, tmp_path
+):
+    """And an index grows to the same."""
+    own = {"target": None, "subtask": None, "holdout": None, "features": "hidden", "policy": "linear_ucb"}
+    ranks.end(["index", *options({**shared_settings, **SMALL, **own}, out=tmp_path / "index")], 1)
+    task = ["--target", *(f"{name}={data_folder / name}.jsonl" for name in ("target", "holdout"))]
+    found = []
+    for processes in (1, 2):
+        out, grown = tmp_path / f"run-{processes}", tmp_path / f"grown-{processes}"
+        ranks.end(["select", "--index", tmp_path / "index", *task, "--out", out], processes)
+        shutil.copytree(tmp_path / "index", grown)
+        ranks.end(["index", grown, "--pool", data_folder / "pool-b.jsonl"], processes)
+        files = [out / "rounds/1" / name for name in ("selection.safetensors", "selected.ids.jsonl")]
+        files += [grown / "features/features.f16", grown / "clusters.safetensors"]
+        found.append([file.read_bytes() for file in files])
+    assert found[0] == found[1]
