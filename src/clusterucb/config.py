@@ -631,7 +631,8 @@ def load_index(folder: Path, options: Mapping[str, Any] | None = None) -> Config
 def _refuse_other(setting: Setting, saved: Config, given: Config, was: str, another: str) -> None:
     old, new = setting.of(saved), setting.of(given)
     if old != new and not (setting.auto and new is None):
+        before = "auto" if setting.auto and old is None else repr(old)
         raise ConfigError(
-            f"{setting.name}: {was.format(repr(old))}, now it is {new!r}; "
+            f"{setting.name}: {was.format(before)}, now it is {new!r}; "
             f"use another {another}, or leave --{setting.name.replace('_', '-')} as it was"
         )

@@ -52,6 +52,8 @@ def test_an_index_decides_what_it_needs_and_leaves_the_rest_open(index):
     before = (index / "config.yaml").read_bytes()
     done("index", "--out", index)
     assert (index / "config.yaml").read_bytes() == before
+    said = clusterucb("index", "--out", index, "--k", 7).complaint
+    assert said.startswith(f"k: this run directory was made with auto ({index}/config.yaml), now it is 7; ")
 
 
 def test_a_run_over_it_decides_and_selects_as_one_of_its_own(index, given, task, tmp_path):
