@@ -68,7 +68,7 @@ def test_a_run_over_an_index_is_bit_for_bit_the_run_of_its_own(
     alone, out, before = finished_run(name), tmp_path / "run", tree(index)
     monkeypatch.setattr("clusterucb.steps.features.take_gradients", lambda *_: pytest.fail("a gradient"))
     monkeypatch.setattr("clusterucb.run.inputs.Inputs.usable_rows", lambda *_: pytest.fail("tokenised"))
-    own = {key: alone.settings[key] for key in (*OWN, "policy") if key in alone.settings}
+    own = {key: alone.settings[key] for key in (*OWN, "policy", "centre") if key in alone.settings}
     done("run", "--index", index, *options(own, out=out))
     assert result(out) == result(alone.folder)
     assert tree(index) == before
