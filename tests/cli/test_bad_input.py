@@ -204,6 +204,14 @@ def test_what_was_wrong_can_be_put_right_in_the_same_run_directory(complaint, se
     assert "k: this run directory was made with 5" in complaint(k=101)
 
 
+@pytest.mark.parametrize(("model", "targets"), [("dynamic", ["q_proj"]), ("positions", ["c_attn"])])
+def test_lengths_that_are_lowered_as_told_are_taken(complaint, settings, bad, model, targets):
+    changes = {"model": str(bad / model), "target_modules": targets}
+    lowered = dict.fromkeys(("gradient_length", "target_length", "train_length"), 32)
+    assert "--train-length to 32" in complaint(**changes)
+    done("warmup", *options(settings, **changes, **lowered))
+
+
 def test_no_run_directory():
     assert "which run directory? give --out DIR" in clusterucb("run").complaint
 
