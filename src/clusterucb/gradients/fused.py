@@ -71,7 +71,7 @@ def fused_sketch(
     runs = -(-tiles // run)
     sums = gradients.new_empty(runs, rows, dim)
     lift, floor, eps = (adam.lift[name], adam.floor[name], adam.eps) if adam else (gradients, gradients, 0.0)
-    with torch.cuda.device_of(gradients):  # type: ignore[no-untyped-call]  # Triton asks the current device
+    with torch.cuda.device_of(gradients):  # type: ignore[no-untyped-call]  # Triton's is the current one
         sketch_kernel[(rows, runs)](
             gradients.contiguous(), lift, floor, *tables, sums, size, tiles, run, eps, adam is not None, dim,
             num_warps=max(1, min(16, dim // 512)),
