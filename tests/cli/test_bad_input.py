@@ -268,7 +268,7 @@ def test_a_step_before_its_time_names_the_step_to_run(finished_run, tmp_path, na
 
 
 def test_a_cold_start_that_the_budget_cannot_pay_is_refused_before_training(settings):
-    said = clusterucb("run", *options(settings, csp=0.3, budget=0.3, k=30)).complaint
+    said = clusterucb("run", *options(settings, csp=0.3, budget=0.3, k=30, centre=False)).complaint
     assert "is 30 of 100 rows, but the cold start takes " in said
     assert not (Path(settings["out"]) / "rounds").exists()
 

@@ -114,8 +114,8 @@ def examine(config: Config, screen: Screen | None = None) -> Examined:
         try:
             exact = _featurizer(config.model_copy(update={"dtype": "float32"}))
             found["cosines"]["in float32"] = _cosine(alone, _alone(exact, some))
-        except torch.OutOfMemoryError:
-            screen.say("in float32 the model does not fit: its features are not compared")
+        except InputError as error:
+            screen.say(f"its features are not compared in float32: {error}")
     begins = max(_begins(row, tokenizer.bos_token_id) for row in sample)
     text = _pieces(tokenizer, sample[0])
     return Examined(**found, text=text, begins=begins, rows=rows, gradients=rows and _gradients(config, rows))
