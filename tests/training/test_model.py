@@ -157,7 +157,8 @@ class TestAdapter:
             del layer.self_attn.q_proj
         assert absent_targets(fused, Lora()) == ["q_proj"]
         assert {
-            name.split(".")[-3] for name in trainable_parameters(attach_adapter(fused, Lora(), seed=0))
+            name.split(".")[-3]
+            for name in trainable_parameters(attach_adapter(fused, Lora(rank=8, alpha=32), seed=0))
         } == {
             "k_proj",
             "v_proj",
