@@ -105,7 +105,7 @@ def examine(config: Config, screen: Screen | None = None) -> Examined:
     encoded = [*_encoded(named, tokenizer, chat)]
     sample, some = _fitted(encoded, config.gradients.gradient_length), _fitted(encoded, TOKENS)[:ROWS]
     if not some:
-        others = f", nor can the {len(named) - 1} others that were looked at" if named[1:] else ""
+        others = f", nor any other of the {len(named)} looked at" if named[1:] else ""
         raise InputError(f"{named[0][0]}: cannot be used{others}; expected answers to learn from")
     screen.say(f"load {config.model}")
     alone, found = _looked_at(config, sample, some)
