@@ -152,7 +152,7 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
         file, quiet, log = (given.pop(key) for key in ("config", "quiet", "json_log"))
         others = {parameter.name: given.pop(parameter.name) for parameter in own}
         preset = given.pop("preset", None)
-        options = {key: value for key, value in given.items() if value not in (None, [], False)}
+        options = {key: value for key, value in given.items() if value not in (None, [])}
         alone = command.alone(options)
         if alone and not leads():
             return

@@ -30,7 +30,9 @@ from clusterucb.gradients.batches import USUAL_TOKENS
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import kernel, projection
+from clusterucb.run.inputs import job_of
 from clusterucb.run.methods import budget_of, method_of
+from clusterucb.run.sizing import decide
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import load_model, load_tokenizer
@@ -107,6 +109,8 @@ def examine(config: Config, screen: Screen | None = None) -> Examined:
     if not some:
         others = f", nor any other of the {len(named)} looked at" if named[1:] else ""
         raise InputError(f"{named[0][0]}: cannot be used{others}; expected answers to learn from")
+    lengths = np.array([min(len(row), config.training.train_length) for row in sample])
+    config, _ = decide(config, job_of(config, lengths, rows or len(sample)))
     screen.say(f"load {config.model}")
     alone, found = _looked_at(config, sample, some)
     if found["dtype"] != "float32":
