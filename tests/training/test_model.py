@@ -51,9 +51,7 @@ class TestAdapter:
         model, other = moved(adapted(seed=1)).eval(), adapted(seed=2)
         save_adapter(model, tmp_path / "adapter")
         load_adapter(other, tmp_path / "adapter")
-        again = attach_adapter(
-            base(), Lora(rank=16, alpha=16), seed=9, adapter=str(tmp_path / "adapter")
-        )  # goes on
+        again = attach_adapter(base(), Lora(rank=16, alpha=16), 9, str(tmp_path / "adapter"))  # goes on
         assert same(weights(other), weights(model))
         assert same(weights(again), weights(model))
         assert same(read_adapter(tmp_path / "adapter"), trainable_parameters(model))
