@@ -47,7 +47,7 @@ from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gr
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
 from clusterucb.runtime.devices import passes_of, wait_for
 from clusterucb.training.adapter import attach_adapter
-from clusterucb.training.model import allow_tf32, load_model, pick_device, pick_dtype
+from clusterucb.training.model import load_model, pick_device, pick_dtype
 
 PUBLISHED_BLOCK = 8
 SHAPES = {
@@ -121,7 +121,6 @@ def _model(options: argparse.Namespace, device: torch.device) -> PeftModel:
 
 def random_model(shape: LlamaConfig, lora: Lora, device: torch.device, dtype: torch.dtype) -> PeftModel:
     """A model with random weights and an adapter, on its device, with what a run sets when it loads one."""
-    allow_tf32(device, dtype)
     with torch.device(device):
         base: nn.Module = AutoModelForCausalLM.from_config(shape, dtype=dtype)
     return attach_adapter(base.requires_grad_(False), lora, seed=0)

@@ -115,7 +115,7 @@ def features(_: Path) -> Found:
     layers = min(32, int((torch.cuda.mem_get_info()[0] - OTHER_BYTES) / LAYER_BYTES)) if GPU else 2
     shape = LlamaConfig(num_hidden_layers=layers) if GPU else SHAPES["tiny"]
     dtype = torch.bfloat16 if GPU else torch.float32
-    model = random_model(shape, Lora(rank=128 if GPU else 8), DEVICE, dtype)
+    model = random_model(shape, Lora(rank=128 if GPU else 8, alpha=512 if GPU else 32), DEVICE, dtype)
     featurize = Featurizer(model, CountSketch(0, 8192 if GPU else 512), made_up_moments(model))
     peak, rows, checks = product_speed(DEVICE, dtype, 8192 if GPU else 512), [], []
     for count, tokens in ((8, 512), (32, 128), (64, 64), (1, 512)):
@@ -166,7 +166,7 @@ def _measured(featurize: Any, count: int, tokens: int, peak: float) -> tuple[Fou
 def kmeans(_: Path) -> Found:
     """Iterations against the products that bound them."""
     from clusterucb.features.kmeans import spherical_kmeans
-    from features import wait
+    from clusterucb.runtime.devices import wait_for
 
     n, d, iterations = (100_000, 8192, 5) if GPU else (2_000, 512, 5)
     k, rng = int(n**0.5), np.random.default_rng(0)
@@ -179,10 +179,10 @@ def kmeans(_: Path) -> Found:
     block, centroids = torch.randn(1000, d, device=DEVICE), torch.randn(d, k, device=DEVICE)
     best = float("inf")
     for _ in range(10):
-        wait(DEVICE)
+        wait_for(DEVICE)
         started = time.perf_counter()
         block @ centroids
-        wait(DEVICE)
+        wait_for(DEVICE)
         best = min(best, time.perf_counter() - started)
     bound = best * n / len(block)
     cells = {"rows": n, "dimensions": d, "k": k, "s an assignment": f"{seconds:.3f}"}

@@ -259,7 +259,7 @@ class AtWarmup:
         """What is computed of micro-batches, in the order of the rows, (1, d) each."""
         lengths = np.array([len(row.ids) for row in rows], np.int64)
         found: dict[int, Floats] = {}
-        for batch in micro_batches(lengths, self.session.config.gradients.batch_tokens):
+        for batch in micro_batches(lengths, self.session.batch_tokens):
             found |= dict(zip(batch.tolist(), compute([rows[i] for i in batch.tolist()]), strict=True))
         return (found[i][None] for i in range(len(rows)))
 
@@ -269,7 +269,7 @@ class AtWarmup:
         folder = session.dir.path / "adapters" / f"{features}-{aim}"
         train_on(session, rows, folder)
         load_adapter(session.model, folder)
-        found = losses(session.model, session.inputs.evaluation_tokens, session.config.gradients.batch_tokens)
+        found = losses(session.model, session.inputs.evaluation_tokens, session.batch_tokens)
         return {"loss": float(found.mean()), "losses": found.tolist(), "rows": rows.tolist()}
 
     def _selected(self, features: str, aim: Aim) -> NDArray[np.int64]:

@@ -204,6 +204,14 @@ def test_what_was_wrong_can_be_put_right_in_the_same_run_directory(complaint, se
     assert "k: this run directory was made with 5" in complaint(k=101)
 
 
+@pytest.mark.parametrize(("model", "targets"), [("dynamic", ["q_proj"]), ("positions", ["c_attn"])])
+def test_lengths_that_are_lowered_as_told_are_taken(complaint, settings, bad, model, targets):
+    changes = {"model": str(bad / model), "target_modules": targets}
+    lowered = dict.fromkeys(("gradient_length", "target_length", "train_length"), 32)
+    assert "--train-length to 32" in complaint(**changes)
+    done("warmup", *options(settings, **changes, **lowered))
+
+
 def test_no_run_directory():
     assert "which run directory? give --out DIR" in clusterucb("run").complaint
 
@@ -260,7 +268,7 @@ def test_a_step_before_its_time_names_the_step_to_run(finished_run, tmp_path, na
 
 
 def test_a_cold_start_that_the_budget_cannot_pay_is_refused_before_training(settings):
-    said = clusterucb("run", *options(settings, csp=0.3, budget=0.3, k=30)).complaint
+    said = clusterucb("run", *options(settings, csp=0.3, budget=0.3, k=30, centre=False)).complaint
     assert "is 30 of 100 rows, but the cold start takes " in said
     assert not (Path(settings["out"]) / "rounds").exists()
 

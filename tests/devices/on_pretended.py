@@ -18,6 +18,7 @@ from clusterucb.evaluation.loss import losses
 from clusterucb.features.hidden import representations
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.gradients.adam import Moments
+from clusterucb.gradients.anatomy import examine
 from clusterucb.gradients.batches import collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer, one_ahead, target_directions
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
@@ -180,10 +181,10 @@ def test_an_adapter_over_two_devices_is_refused():
 class Watched(CountSketch):
     """A projection that notes how kernels compute while gradients are projected, on the way back."""
 
-    def add_to(self, out, name, gradients):
+    def add_to(self, out, name, gradients, adam=None):
         how = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
         self._tables.setdefault("seen", set()).add(how)
-        super().add_to(out, name, gradients)
+        super().add_to(out, name, gradients, adam)
 
     def __eq__(self, _other):
         return False
@@ -257,10 +258,12 @@ def test_a_whole_run_selects_what_it_does_on_the_cpu(settings, tmp_path):
 def test_gradients_with_activations_computed_again_are_the_cpus():
     def by_rows(model, batch):
         found = {}
-        row_gradients(model, adapter_layers(model), batch, lambda name, g: found.update({name: g.cpu()}))
+        layers = adapter_layers(model)
+        row_gradients(model, layers, batch, lambda name, g: found.update({name: g.cpu()}), axes)
         return found
 
     model = adapter().eval()
+    axes = examine(model, adapter_layers(model)).axes
     expected = by_rows(model, collate(BATCH))
     with PretendedGPUs(2):
         model = model.to("gpu:1")

@@ -22,7 +22,7 @@ MOMENTS = {  # by `shard`: the rank that dies, the newest artifact there is then
         (1, "features", {"where": "clusterucb.features.kmeans:_Rows.assign", "call": 2}),
         (1, "rounds/1", {"where": "torch:save", "path": "rng_state_1.pth"}),
         (1, "rounds/1", {"where": SCORED, "call": 2}),
-        (0, "rounds/1", {"where": SCORED, "call": 3}),
+        (0, "rounds/1", {"where": SCORED, "call": 1}),
         (1, "rounds/2", {"where": "torch.optim:AdamW.step", "call": 2}),
         (0, "adapter", {"where": "clusterucb.evaluation.loss:row_losses", "call": 2}),
     ],

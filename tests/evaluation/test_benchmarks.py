@@ -57,7 +57,7 @@ def contents(out):
     found = {
         str(path.relative_to(out)): path.read_bytes()
         for path in (out / "benchmarks").rglob("*")
-        if path.is_file() and path.name != "results.json"
+        if path.is_file() and path.name not in ("results.json", "cost.json")
     }
     results = read(out / "benchmarks/results.json")
     results.pop("seconds")
@@ -153,8 +153,8 @@ def test_stopped_at_any_publication_it_goes_on_and_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         times = publishing(patch)
         _, whole = ask(out="whole", eval_batch=1)
-    assert (len(whole.prompts), len(times)) == (6, 11)
-    for moment in range(1, 12):
+    assert (len(whole.prompts), len(times)) == (6, 13)
+    for moment in range(1, 14):
         first = FakeEngine(guess)
         with monkeypatch.context() as patch:
             publishing(patch, moment, when)
@@ -301,3 +301,18 @@ def test_pass_at_k_needs_k_programs(data, tmp_path):
         module.check_settings(common(data, tmp_path, tasks, samples=1))
     with pytest.raises(ConfigError, match="samples is 9: pass@10 needs at least 10; raise --samples"):
         module.check_settings(common(data, tmp_path, ["humaneval"], samples=9))
+
+
+def test_what_asking_took_is_kept_whatever_stopped_it(ask, tmp_path, one_by_one, monkeypatch):
+    """By the tokens of the prompts; a chunk that was answered before a kill counts with its own seconds."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    with monkeypatch.context() as patch:
+        publishing(patch, 2, "after")
+        with pytest.raises(KeyboardInterrupt):
+            ask(engine=FakeEngine(guess), eval_batch=1)
+    ask(eval_batch=1)
+    costs = [read(path)["cost"] for path in sorted((tmp_path / "out/benchmarks").rglob("cost.json"))]
+    assert [cost["rows"] for cost in costs] == [3, 3]
+    assert costs[0]["tokens"] == costs[1]["tokens"] > 3
+    assert [cost["seconds"] for cost in costs] == [3.0, 3.0]

@@ -69,7 +69,7 @@ def alike(n, score=0.0, **shares):
         (lambda: Known(np.zeros(1), np.full((1, 2), np.inf), np.zeros(1, int)), r"row 0 has a number"),
         (lambda: RowUCB(ZEROS)(len), r"RowUCB: needs features of all rows; give what is known"),
         (lambda: ClusterUCB(ZEROS, draw_order="stale")(len), r"ClusterUCB: needs estimates of all rows"),
-        (lambda: named_policy("linear_usb"), r"must be one of .*linear_ucb; did you mean 'linear_ucb'\?"),
+        (lambda: named_policy("linear_usb"), r"must be one of .*landmarks; did you mean 'linear_ucb'\?"),
         (lambda: LinearUCB(beta=-1), r"LinearUCB\(beta=-1\): must be a finite number, 0 or more"),
         (lambda: LinearUCB(rounds=0), r"LinearUCB\(rounds=0\): must be at least 1"),
         (lambda: LinearUCB(stop=1), r"LinearUCB\(stop=1\): must be at least 0 and below 1"),

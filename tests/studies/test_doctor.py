@@ -1,5 +1,8 @@
 """`clusterucb doctor` tells sound features from unsound ones, and what a run would be up against."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -15,7 +18,8 @@ def rows_of(shown):
 
 def test_sound_model_passes_and_one_screen_says_what_was_found(model_folder, data_folder):
     outcome = done(
-        "doctor", "--model", model_folder, "--pool", data_folder / "pool-a.jsonl", "--dtype", "bfloat16"
+        *("doctor", "--model", model_folder, "--pool", data_folder / "pool-a.jsonl", "--dtype", "bfloat16"),
+        *("--features", "gradients", "--budget", 0.2, "--top-p", 0.1),
     )
     found = rows_of(outcome.out)
     assert list(found) == ["padded", "beside a row 20 times longer", "in float32"]
@@ -56,13 +60,12 @@ doctor_load = doctor.load_model
 @pytest.mark.parametrize(
     ("change", "unsound"),
     [
-        (lambda hidden: hidden + hidden.mean((0, 1), keepdim=True), "padded"),  # rows mix
         (lambda hidden: hidden / hidden.shape[1], "beside a row 20 times longer"),  # padding counts
         (lambda hidden: hidden * torch.tensor(1 + hidden.element_size()), "in float32"),  # as does the type
     ],
-    ids=["rows mix", "padding counts", "the type counts"],
+    ids=["padding counts", "the type counts"],
 )
-def test_features_that_depend_on_anything_but_the_row_end_with_status_1(
+def test_features_that_depend_on_padding_or_rounding_end_with_status_1(
     model_folder, monkeypatch, change, unsound
 ):
     monkeypatch.setattr(doctor, "load_model", broken(change))
@@ -72,16 +75,21 @@ def test_features_that_depend_on_anything_but_the_row_end_with_status_1(
     assert "not to be trusted" in outcome.out
 
 
-def test_double_begin_tokens_are_counted_and_told(model_folder, monkeypatch):
+def templated(monkeypatch, before):
+    """Let the tokenizer's template begin with something more."""
     load = doctor.load_tokenizer
 
-    def with_begin(config):
+    def changed(config):
         tokenizer = load(config)
         tokenizer.bos_token = "<|endoftext|>"
-        tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + tokenizer.chat_template
+        tokenizer.chat_template = before + tokenizer.chat_template
         return tokenizer
 
-    monkeypatch.setattr(doctor, "load_tokenizer", with_begin)
+    monkeypatch.setattr(doctor, "load_tokenizer", changed)
+
+
+def test_double_begin_tokens_are_counted_and_told(model_folder, monkeypatch):
+    templated(monkeypatch, "{{ bos_token }}{{ bos_token }}")
     assert "begin tokens before a row: 2; use" in done("doctor", "--model", model_folder).out
 
 
@@ -96,8 +104,35 @@ def test_what_is_missing_is_told_in_one_line(given, said):
     assert clusterucb("doctor", *given).complaint.startswith(said)
 
 
-def test_a_pool_without_labels_is_told_in_one_line(model_folder, tmp_path):
-    pool = tmp_path / "pool.jsonl"
-    pool.write_text('{"prompt": "one two", "completion": ""}\n')
+def test_a_row_that_the_chat_format_refuses_costs_one_row_and_a_pool_of_them_one_line(
+    model_folder, monkeypatch, tmp_path
+):
+    templated(monkeypatch, "{% if messages[0].content == 'bad' %}{{ raise_exception('bad') }}{% endif %}")
+    pool, rows = (
+        tmp_path / "pool.jsonl",
+        [{"prompt": text, "completion": "three"} for text in ("bad", "good")],
+    )
+    pool.write_text(json.dumps(rows[0]) + "\n")
     said = clusterucb("doctor", "--model", model_folder, "--pool", pool).complaint
-    assert "pool.jsonl:1" in said or "pool.jsonl, line 1" in said
+    assert said == "pool.jsonl:1: cannot be used; expected answers to learn from"
+    pool.write_text("\n".join(map(json.dumps, [rows[0], *[rows[1]] * 9])))
+    assert "of the 10 rows" in done("doctor", "--model", model_folder, "--pool", pool).out
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_what_fits_is_told(model_folder, monkeypatch):
+    run = doctor.Featurizer._batch
+
+    def batch(self, rows, describe):
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError
+        return run(self, rows, describe)
+
+    monkeypatch.setattr(doctor.Featurizer, "_batch", batch)
+    shown = done("doctor", "--model", model_folder, "--dtype", "float32", "--batch-tokens", 91 * 16)
+    assert re.search(r"^[45] rows of \d+ tokens went at once", shown.out, re.M)
+
+
+def test_rows_that_are_mixed_are_refused(model_folder, monkeypatch):
+    mixed = broken(lambda hidden: hidden + hidden.mean((0, 1), keepdim=True))
+    monkeypatch.setattr(doctor, "load_model", mixed)
+    assert "no axis is that of rows" in clusterucb("doctor", "--model", model_folder).complaint

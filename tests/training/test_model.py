@@ -51,7 +51,7 @@ class TestAdapter:
         model, other = moved(adapted(seed=1)).eval(), adapted(seed=2)
         save_adapter(model, tmp_path / "adapter")
         load_adapter(other, tmp_path / "adapter")
-        again = attach_adapter(base(), Lora(rank=16), seed=9, adapter=str(tmp_path / "adapter"))  # goes on
+        again = attach_adapter(base(), Lora(rank=16, alpha=16), 9, str(tmp_path / "adapter"))  # goes on
         assert same(weights(other), weights(model))
         assert same(weights(again), weights(model))
         assert same(read_adapter(tmp_path / "adapter"), trainable_parameters(model))
@@ -150,14 +150,15 @@ class TestAdapter:
 
     def test_target_modules_that_match_in_part_are_refused_unless_they_are_the_default(self):
         with pytest.raises(ConfigError, match=r"q_proj v_porj: this model has no v_porj; its linear layers"):
-            attach_adapter(base(), Lora(target_modules=["q_proj", "v_porj"]), seed=0)
+            attach_adapter(base(), Lora(rank=4, alpha=8, target_modules=["q_proj", "v_porj"]), seed=0)
         fused = base()
         for layer in fused.model.layers:
             layer.self_attn.qkv_proj = layer.self_attn.q_proj
             del layer.self_attn.q_proj
         assert absent_targets(fused, Lora()) == ["q_proj"]
         assert {
-            name.split(".")[-3] for name in trainable_parameters(attach_adapter(fused, Lora(), seed=0))
+            name.split(".")[-3]
+            for name in trainable_parameters(attach_adapter(fused, Lora(rank=8, alpha=32), seed=0))
         } == {
             "k_proj",
             "v_proj",
@@ -167,7 +168,7 @@ class TestAdapter:
     def test_target_modules_that_match_nothing_name_the_models_layers(self):
         layers = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
         with pytest.raises(ConfigError, match=rf"^target_modules query w1: .*{layers}.*all-linear"):
-            attach_adapter(base(), Lora(target_modules=["query", "w1"]), seed=0)
+            attach_adapter(base(), Lora(rank=4, alpha=8, target_modules=["query", "w1"]), seed=0)
 
     def test_all_linear_means_all_but_the_head_and_nothing_else_is_trained(self):
         names = trainable_parameters(adapted(target_modules=["all-linear"]))
@@ -194,7 +195,7 @@ class TestPartsThatNoTextReaches:
 
     def test_the_default_target_modules_leave_them_out_and_say_so(self, multimodal):
         said = []
-        model = attach_adapter(multimodal, Lora(rank=4), seed=0, say=said.append)
+        model = attach_adapter(multimodal, Lora(rank=4, alpha=8), seed=0, say=said.append)
         names = adapter_layers(model)
         assert {name.split(".")[-3] for name in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
         assert all("language_model" in name for name in names)
@@ -203,13 +204,13 @@ class TestPartsThatNoTextReaches:
 
     @pytest.mark.parametrize("names", [["q_proj", "v_proj"], ["all-linear"], ["fc1", "q_proj"]])
     def test_named_they_are_refused_with_the_option_that_leaves_them_out(self, multimodal, names):
-        model = attach_adapter(multimodal, Lora(rank=4, target_modules=names), seed=0)
+        model = attach_adapter(multimodal, Lora(rank=4, alpha=8, target_modules=names), seed=0)
         with pytest.raises(ConfigError, match=r"in vision_tower.*--exclude-modules vision_tower"):
             examine(model, adapter_layers(model))
 
     @pytest.mark.parametrize("out", [["vision_tower"], ["model.vision_tower"], ["self_attn", "encoder"]])
     def test_what_is_excluded_has_no_adapter(self, multimodal, out):
-        lora = Lora(rank=4, target_modules=["q_proj", "v_proj", "up_proj"], exclude_modules=out)
+        lora = Lora(rank=4, alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], exclude_modules=out)
         names = adapter_layers(attach_adapter(multimodal, lora, seed=0))
         assert not any(f".{part.split('.')[-1]}." in name for name in names for part in out)
         assert any("up_proj" in name for name in names)
@@ -224,7 +225,7 @@ class TestPartsThatNoTextReaches:
         routed = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mlp_only_layers": [0]}
         model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, **routed, **heads))
-        lora = Lora(rank=4, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
+        lora = Lora(rank=4, alpha=8, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
         words = r"target_modules q_proj .*: some stand for .*down_proj, .*gate_up_proj in this model, experts"
         with pytest.raises(ConfigError, match=words):
             attach_adapter(model, lora, seed=0)

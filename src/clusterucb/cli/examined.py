@@ -41,7 +41,7 @@ def _examined(found: Examined) -> Iterator[str]:
         total, free = found.memory
         yield f"memory: {decimal(total)}" + (f", {decimal(free)} free beside the model" if free else "")
     count, length = found.batch
-    yield f"{count} rows of {length} tokens fit at once; one of mean length takes {found.a_row:.3g} s"
+    yield f"{count} rows of {length} tokens went at once; one of mean length takes {found.a_row:.3g} s"
     if found.gradients:
         yield (
             f"a run takes {found.gradients:,} gradients of the {found.rows:,} rows: "

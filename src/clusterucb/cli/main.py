@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.markup import escape
 
-from clusterucb.cli.options import Quiet, argument, option, parameters, refuse_gone, repeat_list_options
+from clusterucb.cli.options import (
+    Quiet,
+    argument,
+    is_given,
+    option,
+    parameters,
+    refuse_gone,
+    repeat_list_options,
+)
 from clusterucb.cli.simulate import simulate
 from clusterucb.errors import ClusterUCBError, ConfigError
 from clusterucb.runtime.processes import ALONE, World, joined, leads
@@ -161,7 +169,7 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
         file, quiet, log = (given.pop(key) for key in ("config", "quiet", "json_log"))
         others = {parameter.name: given.pop(parameter.name) for parameter in own}
         preset = given.pop("preset", None)
-        options = {key: value for key, value in given.items() if value not in (None, [])}
+        options = {key: value for key, value in given.items() if is_given(key, value)}
         alone = command.alone(options)
         if alone and not leads():
             return

@@ -99,6 +99,19 @@ def _shown(default: Any) -> str:
     return " ".join(default) if isinstance(default, list) else str(default)
 
 
+def is_given(name: str, value: Any) -> bool:
+    """Whether a setting was given: False says so only of what is on unless it is switched off."""
+    return value not in (None, [], False) or (value is False and name in _switched_off())
+
+
+@cache
+def _switched_off() -> set[str]:
+    """The settings that are on by default."""
+    from clusterucb.config import settings
+
+    return {setting.name for setting in settings() if setting.default is True}
+
+
 @cache
 def _lists() -> set[str]:
     """The settings that take several values."""

@@ -229,6 +229,9 @@ class Benchmarks:
             write_lines(part / _SAMPLES, self._asked(sheet, who, part), ascii=True)
             write_lines(part / "documents.jsonl", sheet.documents, ascii=True)
             write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
+            seconds = sum(map(_spent, part.glob("chunk-*.jsonl")))
+            cost = {"rows": len(sheet.documents), "tokens": int(sheet.lengths.sum()), "seconds": seconds}
+            write_json(part / "cost.json", {"cost": cost})
 
     def _cut(self, sheet: _Sheet) -> int:
         """Prompts that are too long for the model; the harness drops their beginning."""
@@ -247,10 +250,13 @@ class Benchmarks:
             for number, (places, _) in enumerate(sheet.chunks):
                 path = part / f"chunk-{number:05d}.jsonl"
                 if not path.exists():
+                    started = time.monotonic()
                     found = self._chunk(sheet, who, number)
+                    took = {"seconds": round(time.monotonic() - started, 3)}
                     with publish(path) as unfinished:
-                        write_lines(unfinished, found, ascii=True)
-                samples |= zip(places.tolist(), read_lines(path), strict=True)
+                        write_lines(unfinished, [*found, took], ascii=True)
+                answers = (line for line in read_lines(path) if "id" in line)  # all but the last
+                samples |= zip(places.tolist(), answers, strict=True)
                 so_far = np.mean([answered[shown] for answered in samples.values()])
                 advance(len(places), f"{shown} {so_far:.3f}")
         return [samples[place] for place in range(len(sheet.documents))]
@@ -299,6 +305,12 @@ class Benchmarks:
             "answers": {who: os.path.relpath(folder, self.folder) for who, folder in folders.items()},
             **({"sandbox": protections()} if sheet.task.name == "humaneval" else {}),
         }
+
+
+def _spent(chunk: Path) -> float:
+    """Seconds that a chunk's answers took, its last line; 0 where an earlier version wrote it."""
+    *_, last = read_lines(chunk)
+    return float(last.get("seconds", 0.0))
 
 
 def _answered(sheet: _Sheet, document: Document, responses: Sequence[Any]) -> Answered:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from clusterucb.errors import ConfigError, reason
-from clusterucb.runtime.devices import passes_of
+from clusterucb.runtime.devices import is_out_of_memory, passes_of
 from clusterucb.runtime.sharding import is_sharded, reshard
 
 ROWS, TOKENS = 2, 7
@@ -228,7 +228,7 @@ def _told(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if is_sharded(model) or isinstance(error, torch.OutOfMemoryError):
+        if is_sharded(model) or is_out_of_memory(error):
             raise
         names = {id(module): name.removeprefix("base_model.model.") for name, module in model.named_modules()}
         callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))

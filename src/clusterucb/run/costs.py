@@ -78,11 +78,20 @@ def recorded_files(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[s
         found[f"select {number}"] = [run.round(number) / "summary.json"]
     found["train"] = [run.adapter / "checkpoint.json"]
     found["evaluate"] = [*sorted(run.period(1).parent.glob("*.json")), run.evaluation]
+    found["benchmarks"] = _asked(run)
     there = {step: [file for file in files if file.exists()] for step, files in found.items()}
     return {step: files for step, files in there.items() if files}
 
 
-_PARTS = {"warmup": "warmup", "train": "training", "evaluate": "evaluation"}
+def _asked(run: RunDir) -> list[Path]:
+    """What base and adapter took to answer the benchmarks last asked, by the tokens of the prompts."""
+    results = run.benchmarks / "results.json"
+    found = read_json(results)["benchmarks"].values() if results.exists() else ()
+    folders = (folder for each in found for folder in each.get("answers", {}).values())
+    return [results.parent / folder / "cost.json" for folder in folders]
+
+
+_PARTS = {"warmup": "warmup", "train": "training", "evaluate": "evaluation", "benchmarks": "evaluation"}
 
 
 def part_of(step: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,16 +22,17 @@ from peft import PeftModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clusterucb.config import Config
-from clusterucb.data.chat import Encoded, chat_format, encode, fit
+from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fit
 from clusterucb.data.pool import Pool
 from clusterucb.data.rows import Message
-from clusterucb.errors import InputError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.gradients.batches import USUAL_TOKENS
-from clusterucb.gradients.featurizer import Featurizer, Found
+from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.gradients.projection import kernel, projection
+from clusterucb.run.inputs import job_of
 from clusterucb.run.methods import budget_of, method_of
-from clusterucb.runtime.memory import Describe
+from clusterucb.run.sizing import decide
 from clusterucb.runtime.screen import Screen
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import load_model, load_tokenizer
@@ -67,10 +69,10 @@ class Examined:
         attention: names of the operations that attention ran by; empty where it is plain products.
         fused: whether one kernel maps and sketches.
         memory: bytes of the device, and of a GPU those that are free beside the model; None if unknown.
-        batch: rows of the largest micro-batch that fitted, and tokens of its longest.
+        batch: rows of a micro-batch that fitted, and tokens of each.
         a_row: seconds of a row of mean length.
         rows: of the pool; None without one.
-        gradients: of a run of these settings that its method takes in all.
+        gradients: of pool rows, that a run of these settings takes in all.
     """
 
     cosines: dict[str, float]
@@ -102,10 +104,13 @@ def examine(config: Config, screen: Screen | None = None) -> Examined:
     tokenizer = load_tokenizer(config)
     chat = chat_format(config.chat, tokenizer)
     rows, named = _conversations(config)
-    encoded = [encode(messages, tokenizer, chat, name) for name, messages in named]
+    encoded = [*_encoded(named, tokenizer, chat)]
     sample, some = _fitted(encoded, config.gradients.gradient_length), _fitted(encoded, TOKENS)[:ROWS]
     if not some:
-        raise InputError(f"{named[0][0]}: {fit(encoded[0], TOKENS)}, as in all {len(named)} rows looked at")
+        others = f", nor any other of the {len(named)} looked at" if named[1:] else ""
+        raise InputError(f"{named[0][0]}: cannot be used{others}; expected answers to learn from")
+    lengths = np.array([min(len(row), config.training.train_length) for row in sample])
+    config, _ = decide(config, job_of(config, lengths, rows or len(sample)))
     screen.say(f"load {config.model}")
     alone, found = _looked_at(config, sample, some)
     if found["dtype"] != "float32":
@@ -113,8 +118,8 @@ def examine(config: Config, screen: Screen | None = None) -> Examined:
         try:
             exact = _featurizer(config.model_copy(update={"dtype": "float32"}))
             found["cosines"]["in float32"] = _cosine(alone, _alone(exact, some))
-        except torch.OutOfMemoryError:
-            screen.say("in float32 the model does not fit: its features are not compared")
+        except InputError as error:
+            screen.say(f"its features are not compared in float32: {error}")
     begins = max(_begins(row, tokenizer.bos_token_id) for row in sample)
     text = _pieces(tokenizer, sample[0])
     return Examined(**found, text=text, begins=begins, rows=rows, gradients=rows and _gradients(config, rows))
@@ -128,6 +133,15 @@ def _conversations(config: Config) -> tuple[int | None, list[tuple[str, Sequence
     pool = Pool.read(config.pool)
     places = np.unique(np.linspace(0, len(pool) - 1, SAMPLE).astype(np.int64)).tolist()
     return len(pool), [(pool.id(place), pool[place].messages) for place in places]
+
+
+def _encoded(
+    named: Sequence[tuple[str, Sequence[Message]]], tokenizer: Any, chat: ChatFormat
+) -> Iterator[Encoded]:
+    """Tokens of the rows that the chat format takes."""
+    for name, messages in named:
+        with suppress(InputError):  # a run lists such a row and goes on
+            yield encode(messages, tokenizer, chat, name)
 
 
 def _fitted(encoded: Rows, length: int) -> Rows:
@@ -158,18 +172,7 @@ def _looked_at(config: Config, sample: Rows, some: Rows) -> tuple[NDArray[np.flo
     }
 
 
-class _Watched(Featurizer):
-    """Keeps the sizes of the micro-batches that fitted."""
-
-    fitted = 0
-
-    def _batch(self, rows: Sequence[Encoded], describe: Describe) -> Callable[[], Found]:
-        begun = super()._batch(rows, describe)
-        self.fitted = max(self.fitted, len(rows))
-        return begun
-
-
-def _featurizer(config: Config) -> _Watched:
+def _featurizer(config: Config) -> Featurizer:
     """With an adapter as a warmup leaves it: no matrix of it is zero, so each has a gradient."""
     model: PeftModel = attach_adapter(load_model(config), config.lora, config.seed, config.adapter)
     generator = torch.Generator().manual_seed(config.seed)
@@ -178,7 +181,7 @@ def _featurizer(config: Config) -> _Watched:
             if not parameter.any():
                 parameter.copy_(1e-3 * torch.randn(parameter.shape, generator=generator))
     gradients = config.gradients
-    return _Watched(model, projection(gradients.projection, gradients.dim, config.seed))
+    return Featurizer(model, projection(gradients.projection, gradients.dim, config.seed))
 
 
 def _alone(featurize: Featurizer, some: Rows) -> NDArray[np.float16]:
@@ -222,7 +225,7 @@ def _memory(device: torch.device) -> tuple[int, int | None] | None:
     return None
 
 
-def _speed(featurize: _Watched, sample: Rows, most: int) -> tuple[float, tuple[int, int]]:
+def _speed(featurize: Featurizer, sample: Rows, most: int) -> tuple[float, tuple[int, int]]:
     """Seconds of a row of mean length, and the largest micro-batch that fitted: its rows, and their tokens.
 
     A GPU gets a full one of the longest rows, twice, as the first makes its kernels; else one is made of as
@@ -235,11 +238,16 @@ def _speed(featurize: _Watched, sample: Rows, most: int) -> tuple[float, tuple[i
         featurize([longest] * rows)
         return (time.monotonic() - started) / rows
 
+    sizes: list[int] = []  # of the micro-batches, halves where memory ran out; the last one fitted
+
+    def note(_: Any, __: Any, given: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(given["input_ids"]))
+
+    featurize.model.register_forward_pre_hook(note, with_kwargs=True)
     a_row, full = timed(1), max(1, most // len(longest))
     rows = full if featurize.device.type == "cuda" else max(1, min(full, int(SECONDS / a_row)))
-    featurize.fitted = 0
     spent = min(timed(rows), timed(rows)) if featurize.device.type == "cuda" else timed(rows)
-    return spent * float(np.mean(lengths)) / len(longest), (featurize.fitted, len(longest))
+    return spent * float(np.mean(lengths)) / len(longest), (sizes[-1], len(longest))
 
 
 def _begins(row: Encoded, begin: int | None) -> int:
@@ -254,11 +262,13 @@ def _pieces(tokenizer: Any, row: Encoded) -> list[tuple[str, bool]]:
     return [(tokenizer.decode(row.ids[a:b]), bool(row.labels[a])) for a, b in pairwise(edges)]
 
 
-def _gradients(config: Config, rows: int) -> int:
-    """Of the pool, that a run takes."""
-    method, drawn = method_of(config), budget_of(config).spend(rows)
-    if not method.takes_gradients:
-        return 0
+def _gradients(config: Config, rows: int) -> int | None:
+    """Of the pool, that a run takes; None where it would refuse so few rows."""
+    method = method_of(config)
     fresh = 0 if method.ranks_stored else max(1, method.checkpoints - method.stored)
     fresh += len(method.rounds(config.training.periods)) - 1
-    return (0 if method.hidden else method.stored * rows) + fresh * drawn
+    try:
+        drawn = budget_of(config).spend(rows)
+    except ConfigError:
+        return None
+    return method.takes_gradients * (fresh * drawn + (not method.hidden) * method.stored * rows)

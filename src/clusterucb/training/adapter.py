@@ -162,7 +162,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     start = str(settings.get("init_lora_weights")).lower()
     if name := next((name for name in _CHANGE_THE_BASE if start.startswith(name)), None):
         raise InputError(
-            f"{folder}: init_lora_weights is {start}, so loading it changes the base, by numbers that "
+            f"{folder}: init_lora_weights is {start}, so loading it changes the base, by numbers that may "
             f"differ between processes; convert {name} to plain LoRA where it was trained, by peft's "
             "save_pretrained(FOLDER, path_initial_model_for_weight_conversion=ADAPTER_BEFORE_TRAINING)"
         )

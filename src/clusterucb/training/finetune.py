@@ -153,6 +153,7 @@ def finetune(
     advice = "go on with this run directory on another --device, or lower --rank in a new one"
     with room_for("Adam's moments", advice), passes_of(model), world.watching():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    world.gather(None)  # the trainers of all have looked into `folder` for the last time
     moments = moments_of(trainer.optimizer, model)
     model.zero_grad(set_to_none=True)
     return moments
