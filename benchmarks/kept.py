@@ -160,7 +160,7 @@ class Study:
         with session.owned():
             summary = procedure(session)
         evaluation = read_json(cell.run.evaluation)["adapter"]
-        cost = summary["gradient_equivalents"] / summary["rows"]
+        cost = sum(summary["bill"]["parts"][part]["passes"] for part in ("warmup", "selecting"))
         sources = [chosen["sources"] for chosen in summary["selected"]]
         return {"loss": evaluation["loss"], "losses": evaluation["losses"], "cost": cost, "sources": sources}
 
