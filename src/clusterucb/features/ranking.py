@@ -1,13 +1,13 @@
 """The best rows of a store for any number of targets, in one pass over it.
 
-One thread reads the next rows while the others multiply. A row's score is that of `influence`, in float32.
+Each thread reads and multiplies rows of its own. A row's score is that of `influence`, in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from queue import Queue
 
 import numpy as np
 import torch
@@ -37,23 +37,25 @@ def scores_of_all(
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     found = np.empty((len(starts), len(features)), np.float32)
     to_all = torch.from_numpy(np.ascontiguousarray(directions.T, np.float32))  # (d, S)
-    room = torch.empty(BLOCK, features.shape[1])  # used again: fresh memory would cost more than the products
-    for at, block in _read_ahead(features):
-        products = room[: len(block)].copy_(torch.from_numpy(block)) @ to_all  # (B, S)
-        found[:, at : at + len(block)] = np.maximum.reduceat(products.numpy(), starts, axis=1).T
-        advance(len(block))
+    threads = torch.get_num_threads()
+    rooms = Queue[torch.Tensor]()  # used again: fresh memory would cost more than the products
+    for _ in range(threads):
+        rooms.put(torch.empty(BLOCK, features.shape[1]))
+
+    def block(at: int) -> int:
+        read, room = features[at : at + BLOCK], rooms.get()
+        products = room[: len(read)].copy_(torch.from_numpy(read)) @ to_all  # (B, S)
+        found[:, at : at + len(read)] = np.maximum.reduceat(products.numpy(), starts, axis=1).T
+        rooms.put(room)
+        return len(read)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for rows in pool.map(block, range(0, len(features), BLOCK)):
+                advance(rows)
+    finally:
+        torch.set_num_threads(threads)
     return found
-
-
-def _read_ahead(features: Vectors) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Runs of rows and where they begin; the next is read meanwhile."""
-    starts = range(0, len(features), BLOCK)
-    with ThreadPoolExecutor(1) as reader:
-        read = [reader.submit(features.__getitem__, slice(at, at + BLOCK)) for at in starts[:1]]
-        for at in starts:
-            block = read.pop().result()
-            read.append(reader.submit(features.__getitem__, slice(at + BLOCK, at + 2 * BLOCK)))
-            yield at, block
 
 
 def best_first(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
