@@ -14,6 +14,7 @@ from clusterucb.runtime.devices import is_out_of_memory, room_for, rounded_to
 HERE = Path(__file__).parent
 
 
+@pytest.mark.whole
 def test_all_that_runs_on_a_device_does_on_pretended_ones():
     paths = [*sys.path, str(HERE), str(HERE.parent / "evaluation")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "on_pretended.py")]
