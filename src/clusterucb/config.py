@@ -380,6 +380,11 @@ class Config(Common):
         return found
 
     @property
+    def own_target(self) -> bool:
+        """Whether the target is of the person's own rows, and not of benchmarks."""
+        return not any(path in BENCHMARKS for _, path in self.targets)
+
+    @property
     def in_turns(self) -> bool:
         """Whether rows are taken in turn, of those that were drawn: by target rows, or several targets."""
         return self.selection.aim == "round_robin" or len({name for name, _ in self.targets}) > 1

@@ -195,15 +195,10 @@ class Inputs:
 
         return Target.read([self._drawn(self.dir.target, name, drawn) for name in names], "subtask", tasks)
 
-    @property
-    def own_target(self) -> bool:
-        """Whether the target is of the person's own rows, and not of benchmarks."""
-        return not any(path in TASKS for _, path in self.config.targets)
-
     @cached_property
     def target_questions(self) -> list[str]:
         """Digests of the benchmark questions in the target, which no evaluation may ask."""
-        rows = () if self.own_target else (json.loads(row.raw) for row in self.target)
+        rows = () if self.config.own_target else (json.loads(row.raw) for row in self.target)
         return [row["digest"] for row in rows]
 
     @cached_property
@@ -436,7 +431,7 @@ class Inputs:
     def learns_ends(self) -> bool:
         """Whether the end tokens of the target's answers are labels."""
         wanted = self.config.gradients.target_end
-        return wanted == "learn" or (wanted == "auto" and self.own_target)
+        return wanted == "learn" or (wanted == "auto" and self.config.own_target)
 
     @cached_property
     def evaluation_tokens(self) -> Sequence[Encoded]:

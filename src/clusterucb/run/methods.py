@@ -11,9 +11,6 @@ from clusterucb.config import Config
 from clusterucb.errors import ConfigError
 from clusterucb.selection.budget import Budget
 
-BASELINES = ("random", "bm25", "rds", "loss")
-"""Methods that take no gradient, and so need no checkpoint: they rank all rows, by scores of their own."""
-
 
 @dataclass(frozen=True)
 class Method:

@@ -25,6 +25,9 @@ NOISE = 2.0
 """Times the best influence that chance gives: what the best row must have."""
 OWN, TASK_SHARE = 2 / 3, 0.01
 """See `own_influence`; and the share of the pool from which on there is something to say."""
+ONE_SELECTION = (
+    "where the pool has the task itself, one selection was better than one a period; try --method less"
+)
 SLOW = 0.02
 """Of the base's loss: a fall that is sure but smaller says that training has hardly begun."""
 
@@ -96,10 +99,7 @@ def task_in_pool(of: Before) -> str | None:
     if not (of.repeats and of.reselects):
         return None
     rows = "1 pool row nearly repeats" if of.repeats == 1 else f"{of.repeats:,} pool rows nearly repeat"
-    return (
-        f"{rows} rows of the task: where the pool has the task itself, one selection was better than one a "
-        f"period; try --method less"
-    )
+    return f"{rows} rows of the task: {ONE_SELECTION}"
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def task_found(of: After) -> str | None:
     if not (of.whole and of.reselects and of.own >= TASK_SHARE):
         return None
     return (
-        f"about {of.own:.0%} of the pool is as influential as the target's own rows are on each other: where "
-        f"the pool has the task itself, one selection was better than one a period; try --method less"
+        f"about {of.own:.0%} of the pool is as influential as the target's own rows are on each other: "
+        f"{ONE_SELECTION}"
     )
 
 

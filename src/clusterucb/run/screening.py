@@ -28,7 +28,6 @@ from clusterucb.errors import InputError
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.tasks import TASKS
 from clusterucb.tasks.chosen import chosen
 from clusterucb.tasks.task import Task
 
@@ -78,8 +77,7 @@ def screened(
     Raises:
         InputError: a target row of the person's own is a question of the evaluation.
     """
-    own_target = not any(path in TASKS for _, path in config.targets)
-    unseen = [_unseen("target", target, config.decontaminate or not own_target)]
+    unseen = [_unseen("target", target, config.decontaminate or not config.own_target)]
     if holdout is not None:
         unseen.append(_unseen("holdout", holdout, config.decontaminate))
     questions = {
@@ -89,7 +87,7 @@ def screened(
     if questions:
         index = ProbeIndex(chain.from_iterable(questions.values()))
         unseen.append(_Unseen("evaluation", index, {}, config.decontaminate))
-        if own_target:
+        if config.own_target:
             _refuse_asked(target, index)
     rows = {"target": len(target), **({"holdout": len(holdout)} if holdout else {})}
     return {
