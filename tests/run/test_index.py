@@ -306,7 +306,10 @@ def test_methods_without_gradients_begin_at_any_index(index, finished_run, tmp_p
 
 def test_a_plan_and_a_report_look_at_the_index(index, run_settings, tmp_path):
     given = ["--index", index, *options({name: run_settings[name] for name in OWN}, out=tmp_path / "run")]
-    assert "100 usable rows" in done("plan", *given, "--tokens-per-second", "1e3").out
+    planned = done("plan", *given, "--tokens-per-second", "1e3").out
+    assert "100 usable rows" in planned
+    for step in ("warmup", "gradients", "cluster"):
+        assert f"{step}, in the index" in planned
     done("select", *given)
     page = Path(done("report", tmp_path / "run").out.strip()).read_text()
     assert "Map of the rows" in page
