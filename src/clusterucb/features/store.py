@@ -2,9 +2,11 @@
 
 Rows are written in any order, by any number of processes and attempts. Neither side uses a memory map: a
 full disk is then an error with a name, not a killed process, and what was read is no part of this process's
-memory. A row counts as finished only after its bytes were forced to disk. Each process has a file of such
-marks of its own, as two that write one block of a file on a network may lose each other's; a row is finished
-that any of them marks.
+memory. A large store is read past the system's cache (runtime/reading.py).
+
+A row counts as finished only after its bytes were forced to disk. Each process has a file of such marks of
+its own, as two that write one block of a file on a network may lose each other's; a row is finished that any
+of them marks.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from clusterucb.errors import MismatchError
 from clusterucb.features.encoding import ENCODINGS, Encoding
 from clusterucb.runtime.files import check_made_with, read_json, write_json
 from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.reading import reader
 
 FLUSH_SECONDS = 2.0
 
@@ -177,7 +180,7 @@ class StoredFeatures:
 
     def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding) -> None:
         self.shape = (rows, dim)
-        self._file, self._encoding, self._width = file, encoding, encoding.width(dim)
+        self._read, self._encoding, self._width = reader(file), encoding, encoding.width(dim)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -192,8 +195,7 @@ class StoredFeatures:
         if step != 1:
             raise IndexError(f"features[::{step}]: only runs of rows can be read")
         count = max(0, stop - start)
-        stored = np.fromfile(self._file, np.uint8, count * self._width, offset=start * self._width)
-        return stored.reshape(count, self._width)
+        return self._read(start * self._width, count * self._width).reshape(count, self._width)
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
         """All rows at once, for stores that are small."""

@@ -14,6 +14,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.run.directory import RunDir
 from clusterucb.run.index import begun_at
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import publish, publish_folder, told
+from clusterucb.runtime.files import made, publish, told
 from clusterucb.runtime.processes import World
 from clusterucb.runtime.screen import Screen
 
@@ -81,12 +82,9 @@ def _copy_checkpoints(session: Session, old: RunDir) -> None:
     folders = {old.initial: session.dir.initial}
     folders |= {old.checkpoint(n): session.dir.checkpoint(n) for n in session.method.numbers}
     for there, here in folders.items():
-        if not here.exists():
-            with publish_folder(here) as part:
-                shutil.copytree(there, part, dirs_exist_ok=True)
-    if old.began.exists() and not session.dir.began.exists():
-        with publish(session.dir.began) as part:
-            shutil.copyfile(old.began, part)
+        made(here, partial(shutil.copytree, there, dirs_exist_ok=True), Path.exists)
+    if old.began.exists():
+        made(session.dir.began, partial(shutil.copyfile, old.began), Path.exists)
 
 
 def _move(session: Session, place: Path) -> None:
