@@ -2,11 +2,9 @@
 
 Rows are written in any order, by any number of processes and attempts. Neither side uses a memory map: a
 full disk is then an error with a name, not a killed process, and what was read is no part of this process's
-memory. A large store is read past the system's cache (runtime/reading.py).
-
-A row counts as finished only after its bytes were forced to disk. Each process has a file of such marks of
-its own, as two that write one block of a file on a network may lose each other's; a row is finished that any
-of them marks.
+memory. A row counts as finished only after its bytes were forced to disk. Each process has a file of such
+marks of its own, as two that write one block of a file on a network may lose each other's; a row is finished
+that any of them marks.
 """
 
 from __future__ import annotations
@@ -176,11 +174,25 @@ class FeatureWriter:
 
 
 class StoredFeatures:
-    """The rows of a finished store, (N, d), read and decoded when they are asked for; nothing is kept."""
+    """The rows of a finished store, (N, d), read and decoded when they are asked for; nothing is kept.
 
-    def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding) -> None:
+    Args:
+        file: of all rows.
+        rows: N.
+        dim: d.
+        encoding: how a row is kept.
+        once: all rows are read one time, by several threads (runtime/reading.py).
+    """
+
+    def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding, *, once: bool = False) -> None:
         self.shape = (rows, dim)
-        self._read, self._encoding, self._width = reader(file), encoding, encoding.width(dim)
+        self._file, self._read = file, reader(file, once=once)
+        self._encoding, self._width = encoding, encoding.width(dim)
+
+    @property
+    def in_one_pass(self) -> StoredFeatures:
+        """The same for who reads all rows one time, by several threads."""
+        return StoredFeatures(self._file, *self.shape, self._encoding, once=True)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -1,7 +1,7 @@
-"""Pieces of a file: by the system's cache or, of a file that the cache would not hold, past it.
+"""Pieces of a file: by the system's cache or, of a large file that is read once, past it.
 
-Past it a byte is copied once less, and what the cache has of other files stays there. Linux has that, on most
-file systems.
+Past it a byte is copied once less, and what the cache has of other files stays there; but nothing is read
+ahead, so several threads should read. Linux has that, on most file systems.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Read = Callable[[int, int], NDArray[np.uint8]]
 """`read(start, size)`: so many bytes from a place on, (size,), fewer where the file ends."""
 
 
-def reader(file: Path) -> Read:
-    """What reads pieces of a file, from any thread."""
+def reader(file: Path, *, once: bool = False) -> Read:
+    """What reads pieces of a file, from any thread; `once` if each is wanted a single time."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    large = file.stat().st_size > LARGE * memory
+    large = once and file.stat().st_size > LARGE * memory
     return partial(_past_cache if large and _can_pass_cache(file) else _by_cache, file)
 
 
