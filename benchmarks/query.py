@@ -34,7 +34,7 @@ def write_store(file: Path, rows: int, dim: int) -> StoredFeatures:
         for start in range(0, rows, len(data)):
             out.write(data[: rows - start].data)
         os.fsync(out.fileno())
-    return StoredFeatures(file, rows, dim, ENCODINGS["float16"])
+    return StoredFeatures(file, rows, dim, ENCODINGS["float16"], once=True)
 
 
 def seconds(file: Path, work: Callable[[], object]) -> tuple[float, float]:

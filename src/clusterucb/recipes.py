@@ -14,7 +14,7 @@ from clusterucb.runtime.screen import Screen
 from clusterucb.steps.card import write_card
 from clusterucb.steps.evaluate import benchmark, evaluate
 from clusterucb.steps.features import cluster, features, gradients
-from clusterucb.steps.growth import growing, has_other_pool, restore
+from clusterucb.steps.growth import indexing
 from clusterucb.steps.select import select
 from clusterucb.steps.summary import remark, summarise
 from clusterucb.steps.train import train, warmup
@@ -28,27 +28,22 @@ def procedure(session: Session) -> dict[str, Any]:
     return {"dynamic": dynamic, "less": less}.get(session.method.name, baseline)(session)
 
 
-def index(config: Config, screen: Screen | None = None, world: World = ALONE) -> None:
+def index(
+    config: Config, screen: Screen | None = None, world: World = ALONE, old: Path | None = None
+) -> None:
     """What a run knows before it has a target: runs with any begin here (`--index`), without a gradient more.
 
-    One that is there, of another pool, becomes this one's, by the gradients of new rows alone. Interrupted at
-    any point, the same call goes on.
+    One that is there, of another pool, becomes this one's, by the gradients of new rows alone; where there is
+    none, one in the folder `old` is grown from so. Interrupted at any point, the same call goes on.
     """
-    config = config.without_target.with_absolute_paths()
-    world.lead(lambda: restore(Path(config.out)))
-    session = Session(config, screen, world)
-    with growing(session) if has_other_pool(session) else session.owned() as session:
-        _index(session)
-
-
-def _index(session: Session) -> None:
-    session.check_pool()
-    warmup(session)
-    for number in range(1, session.method.stored + 1):
-        features(session, number)
-    if session.method.budgeted:
-        cluster(session)
-    write_card(session)
+    with indexing(config.without_target.with_absolute_paths(), old, screen, world) as session:
+        session.check_pool()
+        warmup(session)
+        for number in range(1, session.method.stored + 1):
+            features(session, number)
+        if session.method.budgeted:
+            cluster(session)
+        write_card(session)
 
 
 def dynamic(session: Session) -> dict[str, Any]:

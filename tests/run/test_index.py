@@ -129,6 +129,54 @@ def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, fea
     assert said.startswith("dim: this run directory was made with 256")
 
 
+@pytest.mark.parametrize("features", ["gradients", "hidden"])
+def test_an_index_grows_into_another_place_and_stays_as_it_is(
+    run_settings, pools, tmp_path, features, monkeypatch
+):
+    """The new one is that which the old one would have become, to the byte, also after a kill."""
+    out, old, (before, after) = tmp_path / "new", tmp_path / "old", pools
+    own = options(without(run_settings, *OWN, "pool"), out=old, features=features)
+    done("index", *own, "--pool", before)
+    there, seen = tree(old), count_rows(monkeypatch)
+    with monkeypatch.context() as killed:
+        killed.setattr("clusterucb.recipes.cluster", lambda _: raise_interrupt())
+        assert clusterucb("index", old, "--pool", after, "--out", out).status == 130
+    assert not (out / "config.yaml").exists()
+    done("index", old, "--pool", after, "--out", out)
+    assert (sum(seen), tree(old)) == (7, there)
+    done("index", old, "--pool", after, "--out", out)  # it is there
+    grown = package.Index.open(out)
+    assert (grown.config.out, grown.config.pool) == (str(out), [str(after)])
+    done("index", old, "--pool", after)
+    assert sum(seen) == 14
+    assert sorted(path.name for path in tmp_path.glob("*") if path.is_dir()) == ["new", "old"]
+    for name in (
+        "features/features.f16",
+        "clusters.safetensors",
+        "pool/ids.jsonl",
+        "warmup/moments.safetensors",
+    ):
+        assert (out / name).read_bytes() == (old / name).read_bytes()
+
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+
+def test_growing_refuses_what_would_mix_or_lose(index, finished_run, run_settings, pools, tmp_path):
+    """Another setting, an index that is not finished, and the place of a run."""
+    given = ["--pool", pools[1], "--out", tmp_path / "new"]
+    said = clusterucb("index", index, *given, "--dim", 64).complaint
+    assert said.startswith("dim: the index was made with 256 (")
+    half = shutil.copytree(index, tmp_path / "half", ignore=shutil.ignore_patterns("features"))
+    assert "has no features yet; finish it" in clusterucb("index", half, *given).complaint
+    assert not (tmp_path / "new/config.yaml").exists()
+    run = shutil.copytree(finished_run("clusterucb").folder, tmp_path / "run")
+    said = clusterucb("index", run, "--pool", pools[1]).complaint
+    assert said.startswith("target: this run directory was made with ")
+    assert (run / "adapter").exists()
+
+
 def stored(folder):
     return np.asarray(FeatureStore(folder / "features").features).astype(np.float32)
 
@@ -145,17 +193,20 @@ def count_rows(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("aside", ["none", "moved", "left"])
 def test_a_kill_while_an_index_takes_the_place_of_another_loses_neither(
     run_settings, pools, tmp_path, aside, monkeypatch
 ):
     out, (before, after) = tmp_path / "index", pools
     done("index", *options(without(run_settings, *OWN, "pool"), out=out), "--pool", before)
-    monkeypatch.setattr("clusterucb.steps.growth._swap", lambda *_: None)
+    monkeypatch.setattr("clusterucb.steps.growth._move", lambda *_: None)
     done("index", out, "--pool", after)
     monkeypatch.undo()
-    if aside:
+    if aside == "moved":
         out.rename(tmp_path / "index.old")
+    elif aside == "left":
+        (tmp_path / "index.old").mkdir()
+        (tmp_path / "index.old/config.yaml").write_text("not yet gone")
     seen = count_rows(monkeypatch)
     done("index", "--out", out, "--pool", after, *options(without(run_settings, *OWN, "pool")))
     assert sum(seen) == 0
@@ -255,7 +306,10 @@ def test_methods_without_gradients_begin_at_any_index(index, finished_run, tmp_p
 
 def test_a_plan_and_a_report_look_at_the_index(index, run_settings, tmp_path):
     given = ["--index", index, *options({name: run_settings[name] for name in OWN}, out=tmp_path / "run")]
-    assert "100 usable rows" in done("plan", *given, "--tokens-per-second", "1e3").out
+    planned = done("plan", *given, "--tokens-per-second", "1e3").out
+    assert "100 usable rows" in planned
+    for step in ("warmup", "gradients", "cluster"):
+        assert f"{step}, in the index" in planned
     done("select", *given)
     page = Path(done("report", tmp_path / "run").out.strip()).read_text()
     assert "Map of the rows" in page

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import clusterucb as package
 from builders import build_model, build_tokenizer, write_rows
 from cli_helpers import clusterucb, done, lines, read
 from clusterucb.errors import InputError, MismatchError
-from clusterucb.features.ranking import scores_of_all
+from clusterucb.features import ranking
+from clusterucb.features.ranking import best_first, scores_of_all
 from clusterucb.features.store import FeatureStore
 
 RNG = np.random.default_rng(0)
@@ -26,6 +28,30 @@ def test_every_row_has_its_best_score_for_every_target(rows):
     products = directions @ features.T.astype(np.float64)
     expected = [products[owners == target].max(0) for target in range(3)]
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("directions", [1, 5, 16, 100])
+def test_a_row_has_the_same_score_to_the_bit_wherever_it_lies(directions, monkeypatch):
+    """Whatever the blocks and threads: so equal rows rank by their place, and rows of zeros have 0."""
+    of_each, known = RNG.integers(0, 37, 700), RNG.standard_normal((37, 1000)).astype(np.float16)
+    known[0], known[1] = 0, np.nextafter(known[2], np.float16(0))  # as near to another as rows can be
+    aims, owners = RNG.standard_normal((directions, 1000)), np.arange(directions) // 2
+    found = scores_of_all(known[of_each], aims, owners)
+    alone = scores_of_all(known, aims, owners)
+    np.testing.assert_array_equal(found, alone[:, of_each])
+    assert (alone[:, 0] == 0).all()
+    for block, threads in ((96, 1), (256, 3)):
+        monkeypatch.setattr(ranking, "BLOCK", block)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            np.testing.assert_array_equal(scores_of_all(known[of_each], aims, owners), found)
+        finally:
+            torch.set_num_threads(before)
+    for scores in found:
+        expected = sorted(range(700), key=lambda row: (-scores[row], row))
+        assert best_first(scores, 60).tolist() == expected[:60]
+        assert best_first(scores, 700).tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["clusterucb", "less", "clusterucb_hidden"])

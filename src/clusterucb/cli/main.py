@@ -243,13 +243,13 @@ def _run(call: _Call, time: _Time = None, cost: _Share = None) -> None:
 
 def _index(call: _Call) -> Path:
     """What needs no target: a warmup, features of all rows, clusters. Runs with any target begin there."""
-    config = call.config().without_target.with_absolute_paths()
+    config = call.config()
 
     quiet_libraries()
     from clusterucb.recipes import index
 
-    index(config, call.screen, call.world)
-    return Path(config.out)
+    index(config, call.screen, call.world, old=Path(call.file) if call.file else None)
+    return Path(config.with_absolute_paths().out)
 
 
 def _query(

@@ -110,7 +110,10 @@ def show_plan(plan: dict[str, Any], console: Console | None = None) -> None:
 def _spent(what: str, costs: dict[str, Any], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows."""
     headings = [what, *(name.replace("_", " ") for name in counts), "time", "disk"]
-    return headings, [[name, *_cost(cost, counts)] for name, cost in costs.items()]
+    return headings, [
+        [f"{name}, in the index" if cost.get("in_index") else name, *_cost(cost, counts)]
+        for name, cost in costs.items()
+    ]
 
 
 def _cost(cost: dict[str, Any], counts: Sequence[str]) -> Iterator[str]:

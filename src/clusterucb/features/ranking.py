@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from clusterucb.features.influence import Vectors
 from clusterucb.selection.share import top
 
-BLOCK = 1024
-"""Rows read at once."""
+BLOCK = 128
+"""Rows read at once: in float32 they are no more than a core keeps at hand."""
+COLUMNS = 16
+"""Directions come in so many, as products do in a core."""
 
 
 def scores_of_all(
@@ -28,6 +30,8 @@ def scores_of_all(
 ) -> NDArray[np.float32]:
     """Score of every row for every target, (T, N): the largest over the target's directions.
 
+    All products have one shape, so that a row's scores do not depend on where it lies.
+
     Args:
         features: (N, d).
         directions: of all targets, (S, d).
@@ -36,21 +40,23 @@ def scores_of_all(
     """
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     found = np.empty((len(starts), len(features)), np.float32)
-    to_all = torch.from_numpy(np.ascontiguousarray(directions.T, np.float32))  # (d, S)
+    to_all = torch.zeros(features.shape[1], -(-len(directions) // COLUMNS) * COLUMNS)  # (d, S and some 0)
+    to_all[:, : len(directions)] = torch.from_numpy(directions.T)
     threads = torch.get_num_threads()
     rooms = Queue[torch.Tensor]()  # used again: fresh memory would cost more than the products
-    for _ in range(threads):
-        rooms.put(torch.empty(BLOCK, features.shape[1]))
+    for _ in range(threads + 1):  # one waits for the disk
+        rooms.put(torch.zeros(BLOCK, features.shape[1]))
 
     def block(at: int) -> int:
         read, room = features[at : at + BLOCK], rooms.get()
-        products = room[: len(read)].copy_(torch.from_numpy(read)) @ to_all  # (B, S)
-        found[:, at : at + len(read)] = np.maximum.reduceat(products.numpy(), starts, axis=1).T
+        room[: len(read)] = torch.from_numpy(read)
+        products = (room @ to_all).numpy()[: len(read), : len(directions)]  # (B, S)
+        found[:, at : at + len(read)] = np.maximum.reduceat(products, starts, axis=1).T
         rooms.put(room)
         return len(read)
 
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads + 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for rows in pool.map(block, range(0, len(features), BLOCK)):
                 advance(rows)
     finally:

@@ -23,6 +23,7 @@ from clusterucb.errors import MismatchError
 from clusterucb.features.encoding import ENCODINGS, Encoding
 from clusterucb.runtime.files import check_made_with, read_json, write_json
 from clusterucb.runtime.processes import ALONE, World
+from clusterucb.runtime.reading import reader
 
 FLUSH_SECONDS = 2.0
 
@@ -173,11 +174,25 @@ class FeatureWriter:
 
 
 class StoredFeatures:
-    """The rows of a finished store, (N, d), read and decoded when they are asked for; nothing is kept."""
+    """The rows of a finished store, (N, d), read and decoded when they are asked for; nothing is kept.
 
-    def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding) -> None:
+    Args:
+        file: of all rows.
+        rows: N.
+        dim: d.
+        encoding: how a row is kept.
+        once: all rows are read one time, by several threads (runtime/reading.py).
+    """
+
+    def __init__(self, file: Path, rows: int, dim: int, encoding: Encoding, *, once: bool = False) -> None:
         self.shape = (rows, dim)
-        self._file, self._encoding, self._width = file, encoding, encoding.width(dim)
+        self._file, self._read = file, reader(file, once=once)
+        self._encoding, self._width = encoding, encoding.width(dim)
+
+    @property
+    def in_one_pass(self) -> StoredFeatures:
+        """The same for who reads all rows one time, by several threads."""
+        return StoredFeatures(self._file, *self.shape, self._encoding, once=True)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -192,8 +207,7 @@ class StoredFeatures:
         if step != 1:
             raise IndexError(f"features[::{step}]: only runs of rows can be read")
         count = max(0, stop - start)
-        stored = np.fromfile(self._file, np.uint8, count * self._width, offset=start * self._width)
-        return stored.reshape(count, self._width)
+        return self._read(start * self._width, count * self._width).reshape(count, self._width)
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
         """All rows at once, for stores that are small."""

@@ -92,7 +92,7 @@ class Session:
         self._shares_inputs = inputs is not None
         self._settled, self._asked = False, self.config
         self.decided: list[Decided] = []  # of what was auto
-        self.grown_from: RunDir | None = None  # the index whose place this one is to take
+        self.grown_from: RunDir | None = None  # the index that this one takes over from
 
     @contextmanager
     def owned(self) -> Iterator[Session]:

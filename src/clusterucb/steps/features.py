@@ -17,6 +17,7 @@ from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
 from clusterucb.run.costs import Cost
+from clusterucb.run.directory import RunDir
 from clusterucb.run.index import check_model
 from clusterucb.run.session import Session
 from clusterucb.runtime.devices import is_gpu, room_for
@@ -156,9 +157,14 @@ def clusters_of(session: Session) -> Path:
     In an index that the settings name none are made.
     """
     session.decide()
-    path, wanted = session.dir.clusters, session.config.clustering
-    if not path.exists():
-        return path if session.config.index is None else session.dir.own_clusters
-    told = read_json(path.with_suffix(".json"))
-    alike = (told["k"], told.get("centre", False)) == (wanted.k, wanted.centre)
-    return path if alike else session.dir.own_clusters
+    wanted, told = session.config.clustering, clusters_told(session.dir)
+    fits = session.config.index is None if told is None else told == (wanted.k, wanted.centre)
+    return session.dir.clusters if fits else session.dir.own_clusters
+
+
+def clusters_told(run: RunDir) -> tuple[int, bool] | None:
+    """How many clusters there are, and whether they are centred; None where there are none yet."""
+    if not run.clusters.exists():
+        return None
+    told = read_json(run.clusters.with_suffix(".json"))
+    return told["k"], told.get("centre", False)

@@ -1,10 +1,11 @@
-"""An index of a pool that has changed since: what is known of the rows that stayed is taken over.
+"""An index of a pool that is not that of another: what is known there of the same rows is taken over.
 
 A row's feature depends on the checkpoint and on its own tokens alone. So rows with the same tokens keep it,
 byte for byte, the new ones alone are gone through, and those that left drop out. The checkpoint stays, and so
 does the mean that is taken from hidden states; clusters are made anew.
 
-The index is made beside the old one, and takes its place when it is whole.
+The index is made beside its place, which it takes when it is whole: from an index that was there before, or
+from one elsewhere, which stays as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +25,56 @@ from clusterucb.data.chat import Encoded
 from clusterucb.data.tokens import FittedTokens, Tokens
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.run.directory import RunDir
+from clusterucb.run.index import begun_at
 from clusterucb.run.session import Session
-from clusterucb.runtime.files import publish, publish_folder, told
-
-
-def has_other_pool(session: Session) -> bool:
-    """Whether the index that is there is of another pool than the session's."""
-    there = session.dir.pool
-    return there.exists() and told(there)["pool"] != session.inputs.pool.fingerprint
-
-
-def restore(out: Path) -> None:
-    """Put an index back that a kill has left aside."""
-    if not out.exists() and _aside(out).exists():
-        _aside(out).rename(out)
+from clusterucb.runtime.files import made, publish, told
+from clusterucb.runtime.processes import World
+from clusterucb.runtime.screen import Screen
 
 
 @contextmanager
-def growing(before: Session) -> Iterator[Session]:
-    """A session beside the one of an index, in whose place it comes when the block ends well.
+def indexing(config: Config, old: Path | None, screen: Screen | None, world: World) -> Iterator[Session]:
+    """A session that makes an index of the settings' pool, which grows where there is one to grow from.
+
+    That is the one of another pool at its place or, if there is none, the one in the folder `old`.
 
     Raises:
-        BusyError: another process holds it.
-        ConfigError: another setting than the pool has changed too.
+        BusyError: another process holds the place.
+        ConfigError: either was made with other settings, or the one to grow from is not finished.
     """
-    old, given = before.dir, before.config
-    saved = load(old.config, {"out": given.out, "pool": given.pool})
-    reconcile(saved, given, str(old.config))
-    config = given.filled(saved)
-    new = config.model_copy(update={"out": f"{config.out}.part"})
-    session = Session(new, before.screen, before.world)
-    session.inputs.pool, session.grown_from = before.inputs.pool, old
-    with ExitStack() as held:
-        before.world.lead(lambda: held.enter_context(old.owned()))
+    place = Path(config.out)
+    world.lead(lambda: _tidy(place))
+    session = Session(config, screen, world)
+    if (source := _source(session, old)) is None:
         with session.owned():
-            before.world.lead(lambda: _copy_checkpoints(session, old))
             yield session
-        before.world.lead(lambda: _swap(session.dir, config))
+        return
+    there, config = begun_at(session.config.with_settings({"index": str(source)}))
+    beside = Session(config.with_settings({"index": None, "out": f"{place}.part"}), screen, world)
+    beside.inputs.pool, beside.grown_from = session.inputs.pool, there
+    with ExitStack() as held:
+        world.lead(lambda: held.enter_context(session.dir.owned()))
+        with beside.owned():
+            world.lead(lambda: _copy_checkpoints(beside, there))
+            yield beside
+        world.lead(lambda: _move(beside, place))
+
+
+def _source(session: Session, old: Path | None) -> Path | None:
+    """The folder of the index to grow from, if there is one."""
+    here, given = session.dir, session.config
+    if not here.pool.exists():
+        return old if old and RunDir(old).pool.exists() else None
+    if told(here.pool)["pool"] == session.inputs.pool.fingerprint:
+        return None
+    reconcile(load(here.config, {"out": given.out, "pool": given.pool}), given, str(here.config))
+    return here.path
+
+
+def _tidy(place: Path) -> None:
+    """What a kill has left aside becomes the index again, unless the new one is there."""
+    if _aside(place).exists():
+        shutil.rmtree(_aside(place)) if place.exists() else _aside(place).rename(place)
 
 
 def _copy_checkpoints(session: Session, old: RunDir) -> None:
@@ -67,29 +82,26 @@ def _copy_checkpoints(session: Session, old: RunDir) -> None:
     folders = {old.initial: session.dir.initial}
     folders |= {old.checkpoint(n): session.dir.checkpoint(n) for n in session.method.numbers}
     for there, here in folders.items():
-        if not here.exists():
-            with publish_folder(here) as part:
-                shutil.copytree(there, part, dirs_exist_ok=True)
-    if old.began.exists() and not session.dir.began.exists():
-        with publish(session.dir.began) as part:
-            shutil.copyfile(old.began, part)
+        made(here, partial(shutil.copytree, there, dirs_exist_ok=True), Path.exists)
+    if old.began.exists():
+        made(session.dir.began, partial(shutil.copyfile, old.began), Path.exists)
 
 
-def _swap(new: RunDir, config: Config) -> None:
-    out = Path(config.out)
-    with publish(new.config) as part:
-        part.write_text(config.to_yaml(), encoding="utf-8")
-    out.rename(_aside(out))
-    new.path.rename(out)
-    shutil.rmtree(_aside(out))
+def _move(session: Session, place: Path) -> None:
+    """Give an index that is whole its place."""
+    with publish(session.dir.config) as part:
+        part.write_text(session.lasting.with_settings({"out": str(place)}).to_yaml(), encoding="utf-8")
+    place.rename(_aside(place))
+    session.dir.path.rename(place)
+    shutil.rmtree(_aside(place))
 
 
-def _aside(out: Path) -> Path:
-    return out.with_name(f"{out.name}.old")
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.old")
 
 
 def take_over(session: Session, writer: FeatureWriter, number: int) -> NDArray[np.int64]:
-    """The rows whose features are to be computed: all, or those that an index which grows has not stored.
+    """The rows whose features are to be computed: all, or those that the index it grows from has not stored.
 
     What it has stored of the others, at warmup checkpoint `number`, is written.
     """

@@ -130,7 +130,7 @@ class Index:
             session = self._session([*target], subtask, Path(scratch))
             aimed, rows = session.inputs.target, self._directions(session)
         index = self._stored(session)
-        features = EndToEnd([index.store(number).features for number in _numbers(session)])
+        features = EndToEnd([index.store(number).features.in_one_pass for number in _numbers(session)])
         means = [rows[aimed.codes == code].mean(0) for code in range(len(aimed.subtasks))]
         with self._screen.track("rank", len(features), "rows") as advance:
             scores = scores_of_all(features, np.stack(means), aimed.task_codes, advance)

@@ -78,7 +78,7 @@ def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: 
     return Before(
         steps=optimizer_steps(budget.keep(rows), settings.periods * settings.epochs_per_period, settings),
         rate=settings.lr,
-        warmup=method.checkpoints * warmup_rows(config, rows) / rows,
+        warmup=0.0 if config.index else method.checkpoints * warmup_rows(config, rows) / rows,
         saved=saved,
         target_rows=target_rows,
         held_out=held_out,

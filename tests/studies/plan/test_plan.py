@@ -234,6 +234,49 @@ def test_many_targets_take_one_index_and_so_often_the_rest(config, planned):
     assert found["alone"]["seconds"] == pytest.approx(5 * planned["bill"]["seconds"], abs=1e-2)
 
 
+@pytest.fixture(scope="module")
+def over_index(config, spent):
+    """A plan of a run that begins at what another has left, with clusters as published."""
+    settings = {"index": str(spent["clusterucb"]), "centre": False}
+    return plan(config.with_settings(settings), tokens_per_second=SPEED, targets=5)
+
+
+@pytest.mark.whole
+def test_a_run_over_an_index_is_planned_without_what_is_there(over_index, planned, facts):
+    """Of its own it has the target's directions, and all that comes after."""
+    ours, alone = over_index["steps"], planned["steps"]
+    assert [name for name, step in ours.items() if step["in_index"]] == ["warmup", "gradients", "cluster"]
+    target = {"tokens": int(facts.target_lengths.sum()), "target_gradients": len(facts.target_lengths)}
+    for name in ("warmup", "gradients", "cluster"):
+        counts = dict.fromkeys((*COUNTS, "tokens"), 0) | (target if name == "gradients" else {})
+        assert {key: ours[name][key] for key in counts} == counts, name
+    assert {name: step for name, step in ours.items() if not step["in_index"]} == {
+        name: step for name, step in alone.items() if name.split()[0] in ("select", "train", "evaluate")
+    }
+    assert (ours["warmup"]["disk"], over_index["disk"]["pool"]) == (0, 0)
+    index = sum(alone[name]["tokens"] - ours[name]["tokens"] for name in ("warmup", "gradients"))
+    passes = planned["bill"]["passes"] - index / planned["bill"]["one_pass"]["tokens"]
+    assert over_index["total"]["passes"] == pytest.approx(passes, abs=1e-3)
+    assert over_index["bill"]["score_all"]["times"] == planned["bill"]["score_all"]["times"] - 1
+    many = over_index["targets"]
+    assert many["over_one_index"]["passes"] == pytest.approx(5 * passes, rel=0.1)
+    assert many["alone"]["passes"] == pytest.approx(5 * planned["bill"]["passes"], abs=1e-3)
+
+
+@pytest.mark.whole
+def test_only_what_fits_is_taken_from_an_index(over_index, planned, config, spent):
+    """A method with another warmup or other features has its own, and so have other clusters."""
+    ours, alone = over_index["methods"], planned["methods"]
+    for name in ("less", "clusterucb_hidden", "random"):
+        assert ours[name]["passes"] == alone[name]["passes"]
+    for name in ("dynamic", "linear_ucb"):
+        assert ours[name]["pool_gradients"] == alone[name]["pool_gradients"] - 100
+    other = {"index": str(spent["clusterucb"]), "centre": False, "k": 4}
+    steps = plan(config.with_settings(other), tokens_per_second=SPEED)["steps"]
+    assert (steps["gradients"]["in_index"], steps["cluster"]["in_index"]) == (True, False)
+    assert steps["cluster"]["rows"] == 100
+
+
 def test_the_command_tells_of_many_targets(settings, tmp_path):
     given = options(settings, out=tmp_path / "run")
     shown = clusterucb("plan", *given, "--tokens-per-second", "1e3", "--targets", "5").out

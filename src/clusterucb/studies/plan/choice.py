@@ -197,13 +197,12 @@ def choose(found: Outlook, limit: Limit) -> Choice:
     Raises:
         ConfigError: none is; the nearest is named.
     """
-    config = found.config
-    if limit.unit == "share" and not method_of(config).full(config.training.periods):
-        raise ConfigError(
-            f"{limit.said}: method {config.method} takes no gradients, so there is no cost of scoring all "
-            f"rows; leave --cost out, or give --time"
-        )
     tried = [*plans(found, limit.kept)]
+    if limit.unit == "share" and not tried[0].full:
+        raise ConfigError(
+            f"{limit.said}: method {found.config.method} takes no gradients, so there is no cost of scoring "
+            f"all rows; leave --cost out, or give --time"
+        )
     for plan in tried:
         if plan.spends(limit) <= limit.most:
             return plan

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.config import Config
+from clusterucb.config import Config, reconcile_index
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import InputError
+from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.head import sides
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.costs import Work
 from clusterucb.run.inputs import job_of
 from clusterucb.run.session import Session
 from clusterucb.run.sizing import Job
+from clusterucb.steps.features import clusters_told
 from clusterucb.training.adapter import attach_adapter, read_adapter_shapes
 from clusterucb.training.model import empty_model
 
@@ -63,11 +64,23 @@ class Facts:
     sizes: Sizes
     job: Job  # what settings are decided by
     repeats: int = 0  # pool rows in use that nearly repeat a row of the task; 0 where nobody looked
+    index: Config | None = None  # settings that fit the index that the run begins at, if it does
+    clusters: tuple[int, bool] | None = None  # of that index, if it has some: how many, and whether centred
 
     @property
     def exact(self) -> bool:
         """Whether all rows were tokenised."""
         return len(self.numbers) == self.rows
+
+    def in_index(self, config: Config) -> bool:
+        """Whether there is an index with the checkpoints and features of a run with these settings."""
+        if self.index is None:
+            return False
+        try:
+            reconcile_index(self.index, config, "")
+        except ConfigError:
+            return False
+        return True
 
     def work(self, times: int) -> Work:
         """What a bill asks, of a method that scores everything so many times."""
@@ -127,6 +140,8 @@ def read_facts(session: Session, *, quick: bool = False) -> Facts:
         sizes=model_sizes(session.config),
         job=job,
         repeats=screening.of_the_task if screening else 0,
+        index=session.config if session.config.index else None,
+        clusters=clusters_told(session.dir),
     )
 
 

@@ -57,7 +57,10 @@ class Outlook:
 
     def bill(self, config: Config, steps: Mapping[str, Planned]) -> dict[str, Any]:
         """Of all steps."""
-        times = method_of(config).full(config.training.periods)
+        method = method_of(config)
+        times = method.full(config.training.periods)
+        if self.facts.in_index(config) and not method.hidden:
+            times -= method.stored  # as often they are there
         costs: dict[str, Cost] = {name: step.cost for name, step in steps.items()}
         return bill(costs, self.facts.work(times))
 

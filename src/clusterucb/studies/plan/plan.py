@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ def _planned(found: Outlook, config: Config, asked: Config) -> dict[str, Any]:
     """What `plan` returns of settings that are decided, and of those asked for as other methods have them."""
     facts, method, steps = found.facts, method_of(config), found.steps(config)
     others = {name: other for name in PRESETS if (other := _as(name, asked, facts.job)) is not None}
-    disk = kept_before(facts)
     return {
         "method": method.name,
         "bandit": method.bandit,
@@ -81,24 +79,30 @@ def _planned(found: Outlook, config: Config, asked: Config) -> dict[str, Any]:
         "exact": facts.exact,
         "decided": [one._asdict() for one in found.decided],
         "steps": {name: _step(found, step, config) for name, step in steps.items()},
-        "total": _total(found, config, disk),
+        "total": _total(found, config),
         "bill": found.bill(config, steps),
         "remarks": found.remarks(config),
-        "methods": {name: _total(found, other, disk) for name, other in others.items()},
-        "disk": {**disk, "while training": 2 * facts.sizes.checkpoint},
+        "methods": {name: _total(found, other) for name, other in others.items()},
+        "disk": {**kept_before(config, facts), "while training": 2 * facts.sizes.checkpoint},
         "speed": asdict(found.speed),
     }
 
 
 def _step(found: Outlook, step: Planned, config: Config) -> dict[str, Any]:
     unknown = {"seconds": None} if found.seconds(step, config) is None else {}
-    return {**step.cost.to_json(), **unknown, "expected": step.expected, "disk": step.disk}
+    return {
+        **step.cost.to_json(),
+        **unknown,
+        "expected": step.expected,
+        "disk": step.disk,
+        "in_index": step.in_index,
+    }
 
 
-def _total(found: Outlook, config: Config, before: Mapping[str, int]) -> dict[str, Any]:
+def _total(found: Outlook, config: Config) -> dict[str, Any]:
     """The sum; steps of unknown time are left out of its seconds."""
     steps = found.steps(config)
-    disk = sum(before.values()) + sum(step.disk for step in steps.values())
+    disk = sum(kept_before(config, found.facts).values()) + sum(step.disk for step in steps.values())
     passes = found.bill(config, steps)["passes"]
     total = sum((step.cost for step in steps.values()), Cost())
     return {**total.to_json(), "passes": passes, "disk": disk}

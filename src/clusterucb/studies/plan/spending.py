@@ -29,17 +29,23 @@ class Planned:
     work: Work = "none"  # what its time goes into; `none` is over in a moment
     expected: bool = False  # its tokens are an expectation
     disk: int = 0  # bytes that it leaves, without files of a few kilobytes
+    in_index: bool = False  # what needs no target of it is in the index, and costs nothing
+
+
+_IN_INDEX = Planned(Cost(), in_index=True)
 
 
 def planned_steps(config: Config, facts: Facts) -> dict[str, Planned]:
     """Every step of a run, in order."""
-    steps = _Steps(config, facts, method_of(config))
+    steps = _Steps(config, facts, method_of(config), facts.in_index(config))
     selected = steps.by_gradients() if steps.method.takes_gradients else steps.by_scores()
     return {**dict(selected), "train": steps.train(), "evaluate": steps.evaluate()}
 
 
-def kept_before(facts: Facts) -> dict[str, int]:
+def kept_before(config: Config, facts: Facts) -> dict[str, int]:
     """Bytes that a run keeps besides its steps' results: the pool's tokens, the adapter before training."""
+    if facts.in_index(config):
+        return {"pool": 0, "initial": 0}
     lengths = (facts.gradient_lengths, facts.training_lengths)
     tokens = max(expected_tokens(seen, facts.rows) for seen in lengths)  # an int32 and a label each
     return {"pool": 5 * tokens + 16 * facts.rows, "initial": facts.sizes.adapter}
@@ -52,6 +58,7 @@ class _Steps:
     config: Config
     facts: Facts
     method: Method
+    indexed: bool  # it begins at an index
 
     def by_gradients(self) -> Iterator[tuple[str, Planned]]:
         """Of a method that takes gradients of pool rows."""
@@ -93,6 +100,8 @@ class _Steps:
 
     def _warmup(self) -> Planned:
         """Training on random rows; those that the seed draws, where their lengths are known."""
+        if self.indexed:
+            return _IN_INDEX
         facts, rows = self.facts, warmup_rows(self.config, self.facts.rows)
         tokens = expected_tokens(facts.training_lengths, rows)
         if facts.exact:
@@ -101,17 +110,20 @@ class _Steps:
 
     def _features(self) -> Planned:
         """Features of all rows, their losses and flags, and the target's directions, at one checkpoint."""
-        rows, dim, expected = self.facts.rows, self.facts.stored_dim(self.config), not self.facts.exact
+        rows, dim = 0 if self.indexed else self.facts.rows, self.facts.stored_dim(self.config)
         width = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
         tokens = expected_tokens(self.facts.gradient_lengths, rows)
-        disk = rows * width + self._directions(dim)
+        disk, expected = rows * width + self._directions(dim), bool(rows) and not self.facts.exact
         if not self.method.hidden:
-            return Planned(Cost(rows, tokens, rows) + self._target, "gradients", expected, disk)
-        tokens += self._target.tokens
-        return Planned(Cost(rows, tokens, pool_forwards=rows), "forward", expected, disk)
+            cost = Cost(rows, tokens, rows) + self._target
+            return Planned(cost, "gradients", expected, disk, self.indexed)
+        cost = Cost(rows, tokens + self._target.tokens, pool_forwards=rows)
+        return Planned(cost, "forward", expected, disk, self.indexed)
 
     def _cluster(self) -> Planned:
         rows, k = self.facts.rows, self.config.clustering.k
+        if self.indexed and self.facts.clusters == (k, self.config.clustering.centre):
+            return _IN_INDEX
         disk = 8 * rows + FLOAT * k * self.facts.stored_dim(self.config)
         return Planned(Cost(rows), "clustering", disk=disk)
 
