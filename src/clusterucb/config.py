@@ -259,8 +259,8 @@ class Common(_Strict):
 class Config(Common):
     """All settings of a run."""
 
-    method: Literal["dynamic", "less", "random", "bm25", "rds", "loss"] = "dynamic"
-    """How rows are selected: dynamic (in every period anew), less (once), or random, bm25, rds, loss."""
+    method: Literal["dynamic", "less", "random", "bm25", "rds", "head", "loss"] = "dynamic"
+    """How rows are selected: dynamic (in every period anew), less (once), or random, bm25, rds, head, loss."""
     bandit: Literal["clusterucb", "none"] = "clusterucb"
     """Whose gradients dynamic and less compute: a budgeted share (clusterucb) or all rows' (none)."""
     repeat: Annotated[int, Field(ge=0)] = 0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clusterucb.data.rows import Row
 from clusterucb.features.hidden import forward
-from clusterucb.features.influence import similarities
+from clusterucb.features.influence import influence, means, similarities
 from clusterucb.features.scores import ScoreLog
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.per_sample import row_losses
@@ -29,7 +29,7 @@ from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import FullScoring
 from clusterucb.steps.bm25 import bm25_scores
-from clusterucb.steps.hidden import BLOCK, represent_pool, represent_target
+from clusterucb.steps.hidden import BLOCK, centred, head_features, mean_of, represent_pool, represent_target
 from clusterucb.steps.reselection import keep_round
 from clusterucb.training.adapter import fingerprint_base, load_adapter
 
@@ -121,10 +121,26 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
     return replace(_top(session, nearest), rows=rows, scores=scores), cost
 
 
+def _head(session: Session, part: Path) -> tuple[Selection, Cost]:
+    """Mean likeness to the target's rows by gradients before the vocabulary head, centred as features are."""
+    compute, width = head_features(session)
+    targets, target_cost = represent_target(session, session.world.at("select"), compute)
+    made_with = {**session.inputs.tokens_made_with, "model": fingerprint_base(session.model)}
+    store = represent_pool(session, session.inputs.pooled, part / "hidden", made_with, compute, width)
+    mean = mean_of(store.features)
+    aim = means(centred(targets, mean), session.inputs.targeted.codes)
+    with session.step("select", len(store), "rows", title="similarities") as step:
+        blocks = (store.features[start : start + BLOCK] for start in range(0, len(store), BLOCK))
+        scores = np.concatenate([influence(centred(block, mean), aim) for block in blocks])
+        cost = target_cost + Cost.from_json(store.manifest["cost"]) + step.cost()
+    return _top(session, scores), cost
+
+
 SCORES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
     "random": _random,
     "bm25": _bm25,
     "rds": _rds,
+    "head": _head,
     "loss": _loss,
 }
 """The methods by name."""

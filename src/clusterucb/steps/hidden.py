@@ -57,7 +57,7 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
         pool = represent_pool(session, session.inputs.every, as_they_are, made_with, *_features(session))
-        mean = _mean(pool.features)
+        mean = mean_of(pool.features)
         if session.world.leads:
             np.save(part / MEAN, mean)
         _write_centred(session, pool, mean, part, made_with)
@@ -143,7 +143,7 @@ def centred(
     return found
 
 
-def _mean(rows: Vectors) -> NDArray[np.float64]:
+def mean_of(rows: Vectors) -> NDArray[np.float64]:
     """Over all rows, (H,)."""
     starts = range(0, len(rows), BLOCK)
     total = np.sum([rows[start : start + BLOCK].astype(np.float64).sum(0) for start in starts], axis=0)
@@ -153,10 +153,15 @@ def _mean(rows: Vectors) -> NDArray[np.float64]:
 
 def _features(session: Session) -> tuple[Compute, int]:
     """What is computed of a micro-batch where features are of a forward pass, and numbers of one."""
-    dim, model = session.config.gradients.dim, session.model
     if session.method.features == "head":
-        return partial(head_gradients, dim=dim, seed=session.config.seed), math.prod(sides(dim))
-    return partial(representations, depth=DEPTH), hidden_size(model)
+        return head_features(session)
+    return partial(representations, depth=DEPTH), hidden_size(session.model)
+
+
+def head_features(session: Session) -> tuple[Compute, int]:
+    """The same for gradients of a linear map before the vocabulary head."""
+    dim = session.config.gradients.dim
+    return partial(head_gradients, dim=dim, seed=session.config.seed), math.prod(sides(dim))
 
 
 def represent_target(
