@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,15 @@ from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.processes import World
 from clusterucb.steps.growth import take_over
 
-Compute = Callable[[PeftModel, Batch], NDArray[np.float32]]
-"""Of a micro-batch, (B, H)."""
+
+class Kind(NamedTuple):
+    """What a forward pass tells of a micro-batch, (B, width), and its name."""
+
+    compute: Callable[[PeftModel, Batch], NDArray[np.float32]]
+    width: int
+    name: str = "hidden states"
+
+
 DEPTH = 2 / 3
 """Share of the layers that the pass of hidden states as features goes through."""
 BLOCK = 1024
@@ -56,7 +64,7 @@ def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -
         return
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, *_features(session))
+        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, _features(session))
         mean = mean_of(pool.features)
         if session.world.leads:
             np.save(part / MEAN, mean)
@@ -69,8 +77,8 @@ def _take_more(
     session: Session, part: Path, made_with: Mapping[str, object], mean: NDArray[np.float64]
 ) -> None:
     """The same for an index that grows: with the old mean, of the rows that it did not have."""
-    every = session.inputs.every
-    represent = partial(forward, _features(session)[0], session.model, room=session.room)
+    every, kind = session.inputs.every, _features(session)
+    represent = partial(forward, kind.compute, session.model, room=session.room)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
@@ -80,7 +88,7 @@ def _take_more(
 
     if session.world.leads:
         np.save(part / MEAN, mean)
-    with session.store(every, part, len(mean), made_with, "hidden states of the pool") as (writer, advance):
+    with session.store(every, part, len(mean), made_with, f"{kind.name} of the pool") as (writer, advance):
         rows = take_over(session, writer, 1)
         batches = micro_batches(every.lengths[rows], session.batch_tokens)
         writer.fill([rows[batch] for batch in batches], compute, advance)
@@ -103,7 +111,10 @@ def _write_centred(
             yield found.astype(np.float16), np.full(len(block), np.nan)
 
     blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
-    with session.store(every, part, len(mean), made_with, "centre the hidden states") as (writer, advance):
+    with session.store(every, part, len(mean), made_with, f"centre {_features(session).name}") as (
+        writer,
+        advance,
+    ):
         writer.fill(blocks, compute, advance)
         writer.finish({"cost": pool.manifest["cost"]})
 
@@ -120,7 +131,7 @@ def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.floa
 
 def hidden_rows(session: Session, features: Path) -> tuple[NDArray[np.float64], Cost]:
     """The same for each target row, (n, H)."""
-    states, cost = represent_target(session, session.world.at("gradients"), _features(session)[0])
+    states, cost = represent_target(session, session.world.at("gradients"), _features(session))
     return centred(states, np.load(features / MEAN), session.inputs.targeted.ids.__getitem__), cost
 
 
@@ -137,7 +148,7 @@ def centred(
     if not norms.all():
         raise InputError(
             f"{describe(int(norms.argmin()))}: its features are the mean of the pool's, expected rows "
-            f"that differ; use --features gradients, or a pool of more rows"
+            f"that differ; use --method dynamic with --features gradients, or a pool of more rows"
         )
     found /= norms
     return found
@@ -151,29 +162,30 @@ def mean_of(rows: Vectors) -> NDArray[np.float64]:
     return mean
 
 
-def _features(session: Session) -> tuple[Compute, int]:
-    """What is computed of a micro-batch where features are of a forward pass, and numbers of one."""
-    if session.method.features == "head":
-        return head_features(session)
-    return partial(representations, depth=DEPTH), hidden_size(session.model)
+def _features(session: Session) -> Kind:
+    """Of the features that take no gradient."""
+    return of_head(session) if session.method.features == "head" else of_states(session, DEPTH)
 
 
-def head_features(session: Session) -> tuple[Compute, int]:
-    """The same for gradients of a linear map before the vocabulary head."""
-    dim = session.config.gradients.dim
-    return partial(head_gradients, dim=dim, seed=session.config.seed), math.prod(sides(dim))
+def of_states(session: Session, depth: float = 1.0) -> Kind:
+    """Hidden states at a share of the layers."""
+    return Kind(partial(representations, depth=depth), hidden_size(session.model))
 
 
-def represent_target(
-    session: Session, world: World, compute: Compute = representations
-) -> tuple[NDArray[np.float32], Cost]:
+def of_head(session: Session) -> Kind:
+    """Gradients of a linear map before the vocabulary head."""
+    dim, seed = session.config.gradients.dim, session.config.seed
+    return Kind(partial(head_gradients, dim=dim, seed=seed), math.prod(sides(dim)), "gradients of the head")
+
+
+def represent_target(session: Session, world: World, kind: Kind) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
     target, started = session.inputs.targeted, time.monotonic()
 
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
-        return forward(compute, session.model, rows, ids.__getitem__, session.room)
+        return forward(kind.compute, session.model, rows, ids.__getitem__, session.room)
 
     batches = micro_batches(target.lengths, session.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
@@ -186,18 +198,19 @@ def represent_pool(
     pooled: Pooled,
     folder: Path,
     made_with: Mapping[str, object],
-    compute: Compute = representations,
-    width: int | None = None,
+    kind: Kind,
 ) -> FeatureStore:
     """Of these rows, (N, width), in a store with which a killed command goes on; it has no losses."""
-    width, title = width or hidden_size(session.model), "hidden states of the pool"
-    represent = partial(forward, compute, session.model, room=session.room)
+    title, represent = (
+        f"{kind.name} of the pool",
+        partial(forward, kind.compute, session.model, room=session.room),
+    )
 
     def each(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
-    with session.store(pooled, folder, width, made_with, title, "float16") as (writer, advance):
+    with session.store(pooled, folder, kind.width, made_with, title, "float16") as (writer, advance):
         writer.fill(micro_batches(pooled.lengths, session.batch_tokens), each, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)
