@@ -227,7 +227,10 @@ def test_how_and_where_a_run_is_computed_may_change(change):
     [
         ({"load_in": "4bit"}, "load_in 4bit"),
         ({"features": "hidden"}, "features hidden"),
+        ({"features": "top"}, "features top"),
+        ({"features": "top", "method": "less"}, "features top"),
         ({"method": "rds"}, "method rds"),
+        ({"method": "head"}, "method head"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(other, name):

@@ -49,6 +49,7 @@ def test_each_method_is_these_settings(comparison):
         "less_clusterucb": "less clusterucb gradients ucb_beta highest",
         "less": "less none gradients ucb_beta highest",
         "rds": "rds clusterucb gradients ucb_beta highest",
+        "head": "head clusterucb gradients ucb_beta highest",
         "bm25": "bm25 clusterucb gradients ucb_beta highest",
         "loss_highest": "loss clusterucb gradients ucb_beta highest",
         "loss_lowest": "loss clusterucb gradients ucb_beta lowest",
