@@ -279,9 +279,7 @@ class AtWarmup:
         for rows, moments in zip(
             sides, (None if features == "plain" else checkpoint.moments, None), strict=True
         ):
-            featurize = Featurizer(session.model, session.projection, moments)
-            if features == "top":
-                featurize.layers = dict([*featurize.layers.items()][len(featurize.layers) // 2 :])
+            featurize = Featurizer(session.model, session.projection, moments, top=features == "top")
             yield self._each(rows, lambda batch, featurize=featurize: featurize(batch)[0])
 
     def _each(

@@ -161,7 +161,12 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"rounds": "0"}, "selection.rounds is '0'"),
         ({"method": "bm26"}, "method is 'bm26'"),
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
-        ({"features": "losses"}, "features is 'losses': input should be 'gradients', 'hidden' or 'head'"),
+        (
+            {"features": "losses"},
+            "features is 'losses': input should be 'gradients', 'top', 'hidden' or 'head'",
+        ),
+        ({"near_duplicates": "0"}, "selection.near_duplicates is '0': input should be greater than 0"),
+        ({"near_duplicates": "1.1"}, "selection.near_duplicates is '1.1'"),
         (
             {"less_weights": "-1,1,1,1"},
             "less.less_weights.0 is '-1': input should be greater than",

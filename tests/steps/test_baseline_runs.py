@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_bm25 import slow_scores
-from test_head import slow_gradient
 from test_rds import slow_representation
+from tiny_adapters import slow_head_gradient
 
 from builders import build_model
 from cli_helpers import clusterucb, done, kept_out, lines, options, read
@@ -96,7 +96,7 @@ def test_head_is_the_mean_cosine_of_centred_gradients_before_the_vocabulary_head
     left, right = (signs(16, 32, session.config.seed + i).double() for i in range(2))  # of 256 numbers
 
     def projected(row):
-        gradient = (left @ slow_gradient(session.model, row) @ right.T).flatten().numpy()
+        gradient = (left @ slow_head_gradient(session.model, row) @ right.T).flatten().numpy()
         return gradient / np.linalg.norm(gradient)
 
     sides = session.inputs.pooled.tokens, session.inputs.targeted.tokens

@@ -46,6 +46,12 @@ class Method:
         return self.features == "top"
 
     @property
+    def compares(self) -> str:
+        """What the features are of, in words."""
+        upper, head = "gradients of the upper layers", "gradients of the head"
+        return {"top": upper, "hidden": "hidden states", "head": head}.get(self.features, self.features)
+
+    @property
     def takes_gradients(self) -> bool:
         """Whether gradients of pool rows decide."""
         return self.checkpoints > 0
