@@ -54,69 +54,45 @@ MEAN = "mean.npy"
 def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -> None:
     """Write a feature of every usable row's hidden states, (N, H), at the model as it is now.
 
+    For an index that grows they are of the rows that it did not have, without the mean that it had.
+
     Args:
         session: whose model has the weights of the checkpoint.
         part: the store's folder; a killed command goes on with what is there.
         made_with: fingerprints of all that they depend on.
     """
-    if session.grown_from:
-        _take_more(session, part, made_with, np.load(session.grown_from.features / MEAN))
-        return
+    every, kind, old = session.inputs.every, _features(session), session.grown_from
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, _features(session))
-        mean = mean_of(pool.features)
+        if old is None:
+            pool = represent_pool(session, every, as_they_are, made_with, kind)
+            mean, title = mean_of(pool.features), f"centre {kind.name}"
+        else:
+            mean, title = np.load(old.features / MEAN), f"{kind.name} of the pool"
+
+        def uncentred(rows: NDArray[np.int64]) -> NDArray[np.float16]:
+            if old is None:
+                return pool.features[rows[0] : rows[-1] + 1]
+            return forward(kind.compute, session.model, *every.batch(rows), session.room).astype(np.float16)
+
+        def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+            for rows in batches:
+                names = [every.describe(row) for row in rows.tolist()]
+                found = centred(uncentred(rows), mean, names.__getitem__)
+                yield found.astype(np.float16), np.full(len(rows), np.nan)
+
         if session.world.leads:
             np.save(part / MEAN, mean)
-        _write_centred(session, pool, mean, part, made_with)
+        with session.store(every, part, len(mean), made_with, title) as (writer, advance):
+            rows = take_over(session, writer, 1)
+            blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
+            if old:
+                blocks = [rows[batch] for batch in micro_batches(every.lengths[rows], session.batch_tokens)]
+            writer.fill(blocks, compute, advance)
+            cost = every.cost(writer.seconds, forwards=1).to_json() if old else pool.manifest["cost"]
+            writer.finish({"cost": cost})
     if session.world.leads and as_they_are.exists():  # large, and of no use any more
         shutil.rmtree(as_they_are)
-
-
-def _take_more(
-    session: Session, part: Path, made_with: Mapping[str, object], mean: NDArray[np.float64]
-) -> None:
-    """The same for an index that grows: with the old mean, of the rows that it did not have."""
-    every, kind = session.inputs.every, _features(session)
-    represent = partial(forward, kind.compute, session.model, room=session.room)
-
-    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
-        for rows in batches:
-            tokens, describe = every.batch(rows)
-            states = centred(represent(tokens, describe).astype(np.float16), mean, describe)
-            yield states.astype(np.float16), np.full(len(rows), np.nan)
-
-    if session.world.leads:
-        np.save(part / MEAN, mean)
-    with session.store(every, part, len(mean), made_with, f"{kind.name} of the pool") as (writer, advance):
-        rows = take_over(session, writer, 1)
-        batches = micro_batches(every.lengths[rows], session.batch_tokens)
-        writer.fill([rows[batch] for batch in batches], compute, advance)
-        writer.finish({"cost": every.cost(writer.seconds, forwards=1).to_json()})
-
-
-def _write_centred(
-    session: Session,
-    pool: FeatureStore,
-    mean: NDArray[np.float64],
-    part: Path,
-    made_with: Mapping[str, object],
-) -> None:
-    every = session.inputs.every
-
-    def compute(blocks: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
-        for block in blocks:
-            names = [every.describe(row) for row in block.tolist()]
-            found = centred(pool.features[block[0] : block[-1] + 1], mean, names.__getitem__)
-            yield found.astype(np.float16), np.full(len(block), np.nan)
-
-    blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
-    with session.store(every, part, len(mean), made_with, f"centre {_features(session).name}") as (
-        writer,
-        advance,
-    ):
-        writer.fill(blocks, compute, advance)
-        writer.finish({"cost": pool.manifest["cost"]})
 
 
 def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32] | Subspace, Cost]:

@@ -216,12 +216,11 @@ class Reselection(Drawing):
         return made(self.folder / str(period), select, read_round, resume=True, world=self.world)
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
-        plain, featurize = (
-            Featurizer(model, self.projection, known, self.formula, self.room, self.top)
-            for known in (None, moments)
-        )
+        settings: dict[str, Any] = {"formula": self.formula, "room": self.room, "top": self.top}
+        plain = Featurizer(model, self.projection, **settings)
         aim, cost = self.targeted.directions(plain, self.batch_tokens, self.screen, world, self.aim)
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
+        featurize = Featurizer(model, self.projection, moments, **settings)
         first = self.first or self.folder / "1"
         rounds = [first, *(self.folder / str(number) for number in range(2, period))] if period > 1 else []
         earlier = [folder for folder in rounds if folder.exists()]
