@@ -93,7 +93,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         folder, name = options.study / "data", "object_counting.jsonl"
         pool = sorted((folder / "pool").glob("*.jsonl"))
         target, heldout = folder / "targets" / name, folder / "heldout" / name
-        yield "study", {**shared, "chat": "tulu", "pool": pool, "target": [target], "holdout": [heldout]}
+        yield "study", {**shared, "pool": pool, "target": [target], "holdout": [heldout]}
 
 
 def losses(out: Path, inputs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, np.ndarray]:

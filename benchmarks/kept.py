@@ -4,7 +4,7 @@
     python benchmarks/kept.py keep --out runs/kept --targets strategyqa       # one of them
 
 static   one selection at the warmup checkpoint by each pair of features and aim, trained on in every period
-keep     linear_ucb over hidden states, by each keep rule: whole runs of the program
+whole    whole runs of the program by each of METHODS, --seeds times, with all that they cost
 recall   what bandits find of the rows that gradients rank highest there, by clusters of gradients raw and
          centred, and by what is known of rows by hidden states and by the head's gradients
 
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from fidelity_data import StudyData, study_data, thinned
 from fidelity_pools import POOLS
+from fidelity_sources import demo_data
 from numpy.typing import NDArray
 
 from clusterucb.cli.main import quiet_libraries
@@ -68,6 +69,7 @@ TARGETS = {
     "humaneval": ("twelve", ["humaneval"]),  # near: functions of Python's library
     "german": ("twenty", ["german"]),  # far: other languages
     "several": ("twelve", ["gsm8k", "humaneval", "strategyqa"]),
+    "demo": ("demo", []),  # sums of GSM8K's kind, 40 in the pool
 }
 STATIC: tuple[tuple[str, Aim], ...] = (
     ("gradients", "mean"),
@@ -83,8 +85,25 @@ STATIC: tuple[tuple[str, Aim], ...] = (
     ("hidden", "round_robin"),
     ("plain", "mean"),
 )
-KEEP = ("now", "sum", "static", "once", "mean")
-HELD_OUT = 30
+LINEAR_UCB: Settings = {"features": "hidden", "policy": "linear_ucb"}
+METHODS = {
+    "rds": Preset("rds", {"method": "rds"}),
+    "head": Preset("head", {"method": "head"}),
+    "now": Preset("now", LINEAR_UCB),
+    "sum": Preset("sum", {**LINEAR_UCB, "keep": "sum"}),
+    "static": Preset("static", {**LINEAR_UCB, "keep": "static"}),
+    "static_head": Preset("static_head", {**LINEAR_UCB, "features": "head", "keep": "static"}),
+    "random": Preset("random", {"method": "random"}),
+    "less": Preset("less", {"method": "less", "bandit": "none"}),
+    "sum_head": Preset("sum_head", {**LINEAR_UCB, "features": "head", "keep": "sum"}),
+    "static_0.05": Preset("static_0.05", {**LINEAR_UCB, "keep": "static"}, 0.05),
+    "less_turns": Preset("less_turns", {"method": "less", "bandit": "none", "aim": "round_robin"}),
+    "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients"}),
+    "dynamic_sum": Preset("dynamic_sum", {"bandit": "none", "features": "gradients", "keep": "sum"}),
+    "once": Preset("once", {**LINEAR_UCB, "keep": "once"}),
+    "mean": Preset("mean", {**LINEAR_UCB, "keep": "mean"}),
+}
+HELD_OUT = 60
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,10 @@ class Study:
 
     def config(self, target: str, out: Path) -> Config:
         """Settings of a run for a target, with the first of its held-out rows."""
+        if target == "demo":
+            files = demo_data().make(self.out / "demo" / "data")
+            given = {**self.model, "pool": files.pool, "target": [files.target], "holdout": [files.heldout]}
+            return load(self.options.settings, {**given, "out": str(out)})
         pool, parts = TARGETS[target]
         data, held = self.data(pool), self.out / pool / "held" / f"{target}.jsonl"
         lines = [data.heldout[part].read_bytes().splitlines(keepends=True)[:HELD_OUT] for part in parts]
@@ -142,27 +165,35 @@ class Study:
                     "static", partial(rows.trained, features, aim), target=target, features=features, aim=aim
                 )
 
-    def keep(self) -> None:
+    def whole(self) -> None:
         """Whole runs."""
-        for rule, target in product(KEEP, self.options.targets):
-            self.once("keep", partial(self._run, rule, target), target=target, keep=rule)
+        for repeat, target in product(range(self.options.seeds), self.options.targets):
+            out = self.out / TARGETS[target][0] / "whole" / target
+            config = self.config(target, out)
+            inputs = Inputs(config, RunDir(out / "shared"), self.screen)
+            for name in self.options.methods:
+                cell = Cell(out, METHODS[name], repeat)
+                self.once(
+                    "whole",
+                    partial(self._run, cell, config, inputs),
+                    target=target,
+                    method=name,
+                    repeat=repeat,
+                )
 
-    def _run(self, rule: str, target: str) -> dict[str, Any]:
-        out = self.out / TARGETS[target][0] / "keep" / target
-        config = self.config(target, out)
-        settings: Settings = {"features": "hidden", "policy": "linear_ucb", "keep": rule}
-        cell, inputs = (
-            Cell(out, Preset(rule, settings), 0),
-            Inputs(config, RunDir(out / "shared"), self.screen),
-        )
+    def _run(self, cell: Cell, config: Config, inputs: Inputs) -> dict[str, Any]:
         cell.share(config)
         session = Session(cell.config(config), self.screen, inputs=inputs)
         with session.owned():
             summary = procedure(session)
-        evaluation = read_json(cell.run.evaluation)["adapter"]
-        cost = sum(summary["bill"]["parts"][part]["passes"] for part in ("warmup", "selecting"))
-        sources = [chosen["sources"] for chosen in summary["selected"]]
-        return {"loss": evaluation["loss"], "losses": evaluation["losses"], "cost": cost, "sources": sources}
+        evaluation, parts = read_json(cell.run.evaluation), summary["bill"]["parts"]
+        return {
+            "loss": evaluation["adapter"]["loss"],
+            "base": evaluation["base"]["loss"],
+            "losses": evaluation["adapter"]["losses"],
+            "cost": {part: parts[part]["passes"] for part in parts},
+            "sources": [chosen["sources"] for chosen in summary["selected"]],
+        }
 
     def recall(self) -> None:
         """Bandits over what the warmup checkpoint tells."""
@@ -248,9 +279,7 @@ class AtWarmup:
         for rows, moments in zip(
             sides, (None if features == "plain" else checkpoint.moments, None), strict=True
         ):
-            featurize = Featurizer(session.model, session.projection, moments)
-            if features == "top":
-                featurize.layers = dict([*featurize.layers.items()][len(featurize.layers) // 2 :])
+            featurize = Featurizer(session.model, session.projection, moments, top=features == "top")
             yield self._each(rows, lambda batch, featurize=featurize: featurize(batch)[0])
 
     def _each(
@@ -286,7 +315,7 @@ class AtWarmup:
 
 STAGES: dict[str, Callable[[Study], None]] = {
     "static": Study.static,
-    "keep": Study.keep,
+    "whole": Study.whole,
     "recall": Study.recall,
 }
 
@@ -301,6 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--model", help="instead of that in the settings")
     add("--settings", type=Path, default=Path(__file__).with_suffix(".yaml"), metavar="FILE")
     add("--targets", nargs="+", choices=TARGETS, default=[*TARGETS], metavar="NAME", help=", ".join(TARGETS))
+    add("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="NAME", help=", ".join(METHODS))
+    add("--seeds", type=int, default=3, help="repetitions of whole runs")
     add("--thin", type=int, default=5, help="every THIN-th row of a pool is taken")
     options = parser.parse_args(argv)
     quiet_libraries()

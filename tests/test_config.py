@@ -161,7 +161,12 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"rounds": "0"}, "selection.rounds is '0'"),
         ({"method": "bm26"}, "method is 'bm26'"),
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
-        ({"features": "losses"}, "features is 'losses': input should be 'gradients', 'hidden' or 'head'"),
+        (
+            {"features": "losses"},
+            "features is 'losses': input should be 'gradients', 'top', 'hidden' or 'head'",
+        ),
+        ({"near_duplicates": "0"}, "selection.near_duplicates is '0': input should be greater than 0"),
+        ({"near_duplicates": "1.1"}, "selection.near_duplicates is '1.1'"),
         (
             {"less_weights": "-1,1,1,1"},
             "less.less_weights.0 is '-1': input should be greater than",
@@ -227,7 +232,10 @@ def test_how_and_where_a_run_is_computed_may_change(change):
     [
         ({"load_in": "4bit"}, "load_in 4bit"),
         ({"features": "hidden"}, "features hidden"),
+        ({"features": "top"}, "features top"),
+        ({"features": "top", "method": "less"}, "features top"),
         ({"method": "rds"}, "method rds"),
+        ({"method": "head"}, "method head"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(other, name):

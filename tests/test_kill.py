@@ -243,16 +243,18 @@ def test_interrupted_in_every_step_it_says_how_to_go_on_and_does(dying):
     run.ends_the_same()
 
 
+PASSES = [
+    {"where": "os:pwrite", "call": 70, "torn": True},
+    {"where": FORWARD, "call": LOOKS + 3},
+    publication("hidden/manifest.json"),
+    writing("rounds/1.part/selected.jsonl"),
+    {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
+]
 BASELINES = {
     "random": [writing("rounds/1.part/selected.jsonl")],
     "bm25": [publication("rounds/1.part/summary.json", "after")],
-    "rds": [
-        {"where": "os:pwrite", "call": 70, "torn": True},
-        {"where": FORWARD, "call": LOOKS + 3},
-        publication("hidden/manifest.json"),
-        writing("rounds/1.part/selected.jsonl"),
-        {"where": "shutil:rmtree", "path": "rounds/1/hidden"},
-    ],
+    "rds": PASSES,
+    "head": PASSES,
     "loss_highest": [{"where": FORWARD, "call": LOOKS + 3}, {"where": FORWARD, "call": LOOKS + 3}],
 }
 

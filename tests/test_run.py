@@ -160,6 +160,7 @@ COUNTS = [  # rows drawn in each round, what is counted, and steps between warmu
     ("less_clusterucb", [20], (140, 18, 0), "gradients cluster"),
     ("less", [100], (300, 18, 0), "gradients gradients_2 gradients_3"),
     ("rds", [100], (0, 0, 100), ""),
+    ("head", [100], (0, 0, 100), ""),
     ("bm25", [100], (0, 0, 0), ""),
     ("loss_highest", [100], (0, 0, 100), ""),
     ("random", [100], (0, 0, 0), ""),

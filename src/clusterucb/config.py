@@ -103,9 +103,10 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
-    features: Auto[Literal["gradients", "hidden", "head"]] = AUTO
-    """What dynamic clusters: gradients of all rows or, by a forward pass of each, hidden states, or gradients
-    of a linear map before the vocabulary head (head); auto is hidden where the method leaves the choice."""
+    features: Auto[Literal["gradients", "top", "hidden", "head"]] = AUTO
+    """What rows are compared by, and dynamic clusters: gradients, or those of the upper half of the layers
+    (top); for the clusters, by a forward pass of each row, hidden states, or gradients of a linear map before
+    the vocabulary head (head). auto is hidden where the method leaves the choice, else gradients."""
     k: Auto[Positive] = AUTO
     """Clusters, the bandit's arms."""
     centre: bool = True
@@ -143,6 +144,9 @@ class Selecting(_Strict):
     keep: Literal["now", "sum", "mean", "once", "static"] = "now"
     """What dynamic trains on in a period: the best rows now, by the sum or moving mean of influence over the
     periods, rows trained on least often first (once), or those of the first period throughout (static)."""
+    near_duplicates: Fraction = 1.0
+    """The cosine of stored features above which a row gives way to the next best one if a better row is
+    selected; at 1 none does."""
     draw_batch: Auto[Positive] = AUTO
     """Rows drawn at once."""
     draw_batch_arms: Literal["one", "many"] = "one"
@@ -259,8 +263,8 @@ class Common(_Strict):
 class Config(Common):
     """All settings of a run."""
 
-    method: Literal["dynamic", "less", "random", "bm25", "rds", "loss"] = "dynamic"
-    """How rows are selected: dynamic (in every period anew), less (once), or random, bm25, rds, loss."""
+    method: Literal["dynamic", "less", "random", "bm25", "rds", "head", "loss"] = "dynamic"
+    """How rows are selected: dynamic (in every period anew), less (once), random, bm25, rds, head, loss."""
     bandit: Literal["clusterucb", "none"] = "clusterucb"
     """Whose gradients dynamic and less compute: a budgeted share (clusterucb) or all rows' (none)."""
     repeat: Annotated[int, Field(ge=0)] = 0
@@ -316,9 +320,8 @@ class Config(Common):
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
-        if self.clustering.features in ("gradients", AUTO) or self.method not in ("dynamic", "less"):
-            return
-        if self.method == "less" or self.bandit == "none":
+        forward = self.clustering.features in ("hidden", "head") and self.method in ("dynamic", "less")
+        if forward and (self.method == "less" or self.bandit == "none"):
             raise ConfigError(
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; use --features gradients, or --method dynamic with "
@@ -332,6 +335,11 @@ class Config(Common):
             raise ConfigError(
                 f"keep {keep}: rows taken in turn, by aim round_robin or for several targets, have no one "
                 "influence to add up; use --keep now or static"
+            )
+        if self.in_turns and (less or self.method == "dynamic") and self.selection.near_duplicates < 1:
+            raise ConfigError(
+                f"near_duplicates {self.selection.near_duplicates}: rows taken in turn, by aim round_robin "
+                "or for several targets, have no one order of best rows; use --near-duplicates 1"
             )
         if less and (aim == "subspace" or (aim == "round_robin" and self.bandit != "none")):
             raise ConfigError(
@@ -355,11 +363,12 @@ class Config(Common):
 
     def _check_shard(self) -> None:
         """Refuse what runs a part of the model only, or weights that cannot be cut."""
-        features = self.clustering.features
+        features, method = self.clustering.features, self.method
+        others = features not in ("gradients", AUTO)
         unfit = {
             f"load_in {self.load_in}": self.load_in != "dtype",
-            f"features {features}": features not in ("gradients", AUTO) and self.method == "dynamic",
-            "method rds": self.method == "rds",
+            f"features {features}": others and method in ("dynamic", "less"),
+            f"method {method}": method in ("rds", "head"),
         }
         found = [name for name, is_set in unfit.items() if is_set]
         if found and self.training.shard == "fsdp":

@@ -81,7 +81,7 @@ def less(session: Session) -> dict[str, Any]:
 
 
 def baseline(session: Session) -> dict[str, Any]:
-    """A selection without gradients (random, bm25, rds, loss), and then all that follows any selection."""
+    """A selection without gradients (random, bm25, rds, head, loss), and all that follows any selection."""
     session.check_inputs()
     remark(session)
     select(session)  # once, for all periods

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_adapters import adapter
+from tiny_adapters import adapter, slow_head_gradient
 
 from clusterucb.data.chat import Encoded
 from clusterucb.features.head import head_gradients, sides, signs
@@ -26,32 +26,18 @@ def rows():
     ]
 
 
-def slow_gradient(model, row):
-    """Of the row's loss, in a matrix that stands between the last hidden state and the head, (H, H)."""
-    model.eval()
-    ids = torch.from_numpy(row.ids.astype(np.int64))
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        hidden = model(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0]
-    between = torch.eye(hidden.shape[1], dtype=torch.float64, requires_grad=True)
-    logits = (hidden.double() @ between.T) @ head.weight.detach().double().T
-    wanted = torch.from_numpy(np.flatnonzero(row.labels[1:]))
-    loss = torch.nn.functional.cross_entropy(logits[wanted], ids[wanted + 1], reduction="sum")
-    return torch.autograd.grad(loss, between)[0]
-
-
 def test_it_is_the_projected_gradient_of_a_linear_map_before_the_head(model, rows):
     found = head_gradients(model, collate(rows), DIM, seed=5)
     assert found.shape == (4, 90)
     for row, vector in zip(rows, found, strict=True):
-        gradient = slow_gradient(model, row)
+        gradient = slow_head_gradient(model, row)
         left, right = (signs(size, 32, 5 + i).double() for i, size in enumerate(sides(DIM)))
         expected = (left @ gradient @ right.T).flatten()
         assert vector == pytest.approx((expected / expected.norm()).numpy(), abs=2e-5)
 
 
 def test_inner_products_are_those_of_the_whole_gradients_on_average(model, rows):
-    whole = torch.stack([slow_gradient(model, row).flatten() for row in rows])
+    whole = torch.stack([slow_head_gradient(model, row).flatten() for row in rows])
     whole = (whole / whole.norm(dim=1, keepdim=True)).numpy()
     found = [head_gradients(model, collate(rows), 256, seed) for seed in range(0, 120, 2)]
     mean = np.mean([f @ f.T for f in found], axis=0)

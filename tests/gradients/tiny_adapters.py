@@ -84,6 +84,20 @@ def slow_gradients(model, row):
     return dict(zip(parameters, gradients, strict=True))
 
 
+def slow_head_gradient(model, row):
+    """Of the row's loss, in a matrix that stands between the last hidden state and the head, (H, H)."""
+    model.eval()
+    ids = torch.from_numpy(row.ids.astype(np.int64))
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        hidden = model(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0]
+    between = torch.eye(hidden.shape[1], dtype=torch.float64, requires_grad=True)
+    logits = (hidden.double() @ between.T) @ head.weight.detach().double().T
+    wanted = torch.from_numpy(np.flatnonzero(row.labels[1:]))
+    loss = torch.nn.functional.cross_entropy(logits[wanted], ids[wanted + 1], reduction="sum")
+    return torch.autograd.grad(loss, between)[0]
+
+
 def flat(gradients):
     """One vector of a dict of gradients, by sorted name."""
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])

@@ -1,9 +1,11 @@
 """A bill: every token once, in the unit that is said, against what doing without would take."""
 
+from dataclasses import replace
+
 import pytest
 
 from clusterucb.report.bill import in_words
-from clusterucb.run.costs import Cost, Work, bill, selecting_passes
+from clusterucb.run.costs import Cost, Work, bill, gradient_share, selecting_passes
 from clusterucb.run.methods import Method
 
 JOB = Work(rows=100, tokens=1000, training_tokens=2000, target_tokens=50, times=3)
@@ -26,6 +28,16 @@ def test_all_parts_are_counted_and_a_forward_pass_is_a_third():
     )
     hidden = {"gradients": Cost(rows=100, tokens=1050, pool_forwards=100)}
     assert bill(hidden, JOB)["passes"] == pytest.approx(0.35, abs=1e-4)
+
+
+def test_gradients_of_the_upper_half_of_the_layers_take_three_quarters_wherever_they_are_taken():
+    top = Method("dynamic", 1, 1, "top", budgeted=True, reselects=True)
+    whole, found = bill(STEPS, JOB), bill(STEPS, replace(JOB, gradient=gradient_share(top)))
+    parts = {name: part["passes"] for name, part in whole["parts"].items()}
+    expected = {**parts, "selecting": 0.75 * parts["selecting"]}
+    assert {name: part["passes"] for name, part in found["parts"].items()} == pytest.approx(expected)
+    assert found["score_all"]["passes"] == pytest.approx(0.4 + 0.75 * 3 * 1.05 + 0.3 + 0.03, abs=1e-4)
+    assert found["train_only"] == whole["train_only"]
 
 
 def test_scoring_all_rows_takes_their_gradients_each_time_at_this_runs_speed():
@@ -61,6 +73,7 @@ def test_in_words_a_share_never_stands_without_what_it_is_of():
     [
         (Method("dynamic", 1, 1, budgeted=True, reselects=True), 1 + 3 * 0.2),
         (Method("dynamic", 1, 1, "hidden", budgeted=True, reselects=True), 1 / 3 + 4 * 0.2),
+        (Method("dynamic", 1, 1, "top", budgeted=True, reselects=True), 0.75 * (1 + 3 * 0.2)),
         (Method("less", 4, 1, budgeted=True), 1 + 3 * 0.2),
         (Method("less", 4, 4), 4),
         (Method("random"), 0),

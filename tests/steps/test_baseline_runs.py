@@ -10,16 +10,18 @@ import torch
 from safetensors.numpy import load_file
 from test_bm25 import slow_scores
 from test_rds import slow_representation
+from tiny_adapters import slow_head_gradient
 
 from builders import build_model
 from cli_helpers import clusterucb, done, kept_out, lines, options, read
 from clusterucb.config import load
 from clusterucb.data.words import plain_words
+from clusterucb.features.head import signs
 from clusterucb.run.session import Session
 from clusterucb.selection.round_robin import round_robin
 from forks import FORWARD, LOOKS
 
-NAMES = ("random", "bm25", "rds", "loss_highest", "loss_lowest")
+NAMES = ("random", "bm25", "rds", "head", "loss_highest", "loss_lowest")
 LENGTH = 40  # of what a gradient, and a baseline, sees of a row
 
 
@@ -87,10 +89,33 @@ def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_run):
     np.testing.assert_allclose(arrays["drawn_scores"], similarities.max(0)[arrays["drawn"]], atol=1e-3)
 
 
+def test_head_is_the_mean_cosine_of_centred_gradients_before_the_vocabulary_head(finished_run):
+    """At the base model, each row's by autograd alone; the largest of the two subtasks'."""
+    finished = finished_run("head")
+    session = session_of(finished)
+    left, right = (signs(16, 32, session.config.seed + i).double() for i in range(2))  # of 256 numbers
+
+    def projected(row):
+        gradient = (left @ slow_head_gradient(session.model, row) @ right.T).flatten().numpy()
+        return gradient / np.linalg.norm(gradient)
+
+    sides = session.inputs.pooled.tokens, session.inputs.targeted.tokens
+    pool, target = (np.stack([projected(row) for row in rows]) for rows in sides)
+    pool, target = pool - pool.mean(0), target - pool.mean(0)
+    cosines = pool @ target.T / np.outer(*(np.linalg.norm(side, axis=1) for side in (pool, target)))
+    codes = session.inputs.targeted.codes
+    expected = np.maximum(*(cosines[:, codes == code].mean(1) for code in (0, 1)))
+    arrays = selection(finished.folder)
+    np.testing.assert_allclose(arrays["drawn_scores"], expected[arrays["drawn"]], atol=2e-3)
+    assert set(np.argsort(-expected)[:8].tolist()) <= set(arrays["rows"].tolist())
+    assert arrays["rows"].tolist() == sorted(arrays["drawn"][:10].tolist())
+
+
 def test_tokens_are_those_of_forward_passes(finished_run):
     inputs = session_of(finished_run("rds")).inputs
     pool, target = int(inputs.pooled.lengths.sum()), int(inputs.targeted.lengths.sum())
-    expected = {"random": (0, 0), "bm25": (100, 0), "rds": (100, pool + target), "loss_lowest": (100, pool)}
+    expected = {"random": (0, 0), "bm25": (100, 0), "loss_lowest": (100, pool)}
+    expected |= dict.fromkeys(("rds", "head"), (100, pool + target))
     for name, counts in expected.items():
         cost = read(finished_run(name).folder / "summary.json")["steps"]["select 1"]
         assert (cost["rows"], cost["tokens"]) == counts
@@ -109,7 +134,7 @@ def test_random_numbers_decide_by_seed_and_repetition(finished_run, tmp_path):
     assert len(set(map(tuple, drawn))) == 3
 
 
-@pytest.mark.parametrize("method", ["random", "bm25", "rds", "loss"])
+@pytest.mark.parametrize("method", ["random", "bm25", "rds", "head", "loss"])
 def test_rows_that_cannot_be_used_or_are_kept_out_are_never_selected(run_settings, method, tmp_path):
     """One row has an answer that is too long, one repeats a held-out row, one line is no row; all others are.
 
@@ -168,7 +193,7 @@ def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("name", ["rds", "loss_highest"])
+@pytest.mark.parametrize("name", ["rds", "head", "loss_highest"])
 def test_what_an_interrupted_selection_has_of_another_model_is_refused(server, finished_run, tmp_path, name):
     finished = finished_run(name)
     copy = shutil.copytree(finished.settings["model"], tmp_path / "model")

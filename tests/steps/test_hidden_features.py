@@ -184,7 +184,7 @@ def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):
     said = clusterucb("run", *given).complaint
     assert said == (
         "pool.jsonl:1: its features are the mean of the pool's, expected rows that differ; use "
-        "--features gradients, or a pool of more rows"
+        "--method dynamic with --features gradients, or a pool of more rows"
     )
 
 

@@ -185,7 +185,7 @@ def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
                 writer.add(rows, features[rows])
     nothing = np.empty(0)
     before = Selection(drawn[:8], nothing, nothing, drawn, nothing, nothing, 0)
-    drawing = Drawing(None, SimpleNamespace(clusters=np.arange(40) % 5), 1, 0, None)
+    drawing = Drawing(pooled=None, selector=SimpleNamespace(clusters=np.arange(40) % 5))
     found = drawing._in_turns(Turns(), tmp_path, before, target)
     products = np.full((3, 40), -np.inf, np.float32)
     products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)

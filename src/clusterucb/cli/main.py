@@ -376,8 +376,8 @@ def _compare(
         str | None,
         option(
             "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
-            "cluster_less, landmarks, dynamic, less_clusterucb, less, rds, bm25, loss_highest, loss_lowest, "
-            "random; NAME@BUDGET has a budget of its own (default: "
+            "cluster_less, landmarks, dynamic, less_clusterucb, less, rds, head, bm25, loss_highest, "
+            "loss_lowest, random; NAME@BUDGET has a budget of its own (default: "
             "clusterucb,linear_ucb_hidden,dynamic,less,rds,bm25,random)"
         ),
     ] = None,

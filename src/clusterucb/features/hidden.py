@@ -22,7 +22,7 @@ from torch import nn
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.gradients.anatomy import check_steady, eval_mode
+from clusterucb.gradients.anatomy import check_steady, eval_mode, stacked_layers
 from clusterucb.gradients.batches import Batch, collate
 from clusterucb.runtime.memory import FORWARD, Describe, Room, Work, within_memory
 
@@ -80,7 +80,7 @@ def hidden_states(transformer: nn.Module, batch: Batch, depth: float = 1.0) -> t
     """Of every token at a share of the layers, (B, T, H)."""
     check_steady(transformer, batch.ids.shape[1])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
-    layers = _layers(transformer)
+    layers = stacked_layers(transformer)
     number = max(1, round(depth * len(layers)))
     if number >= len(layers):
         last: torch.Tensor = transformer(**inputs).last_hidden_state
@@ -94,13 +94,6 @@ def hidden_states(transformer: nn.Module, batch: Batch, depth: float = 1.0) -> t
     with layers[number - 1].register_forward_hook(stop), suppress(_ReachedError):
         transformer(**inputs)
     return found[0]
-
-
-def _layers(transformer: nn.Module) -> nn.ModuleList | tuple[()]:
-    """The model's layers, one after the other; none where they are not kept as a list."""
-    config: Any = transformer.config
-    lists = (module for module in transformer.modules() if isinstance(module, nn.ModuleList))
-    return next((layers for layers in lists if len(layers) == config.num_hidden_layers), ())
 
 
 def hidden_size(model: nn.Module) -> int:

@@ -181,6 +181,11 @@ class Picked:
         return np.asarray(self[:], dtype)
 
 
+def rows_of(features: Vectors, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Those of some rows, in any order, (n, d)."""
+    return np.concatenate([features[row : row + 1] for row in rows.tolist()])
+
+
 class EndToEnd:
     """Features of several checkpoints laid end to end, (N, C d): as one store is read, so are they.
 

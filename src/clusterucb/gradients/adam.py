@@ -18,8 +18,8 @@ with lift and floor known before any gradient is: three passes over it, or one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -56,6 +56,11 @@ class Moments:
                 f"Adam's moments of {odd[0]} have shape {found.get(odd[0], 'none')}, the adapter's parameter "
                 f"{wanted.get(odd[0], 'none')}: they belong to another adapter"
             )
+
+    def of(self, names: Iterable[str]) -> Moments:
+        """Those of some of the parameters."""
+        found = [(name, self.mean[name], self.square[name]) for name in names]
+        return replace(self, mean={n: m for n, m, _ in found}, square={n: v for n, _, v in found})
 
 
 @dataclass(frozen=True)

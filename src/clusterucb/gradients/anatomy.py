@@ -80,6 +80,14 @@ def idle_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
     return [name for name in layers if not given[name]]
 
 
+def stacked_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The model's layers, one after the other; none where they are not kept as a list."""
+    config: Any = model.config
+    number = config.get_text_config().num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(([*layers] for layers in lists if len(layers) == number), [])
+
+
 def steady_length(model: nn.Module) -> tuple[int, str] | None:
     """The tokens above which a row changes the positions of all rows beside it, and why; None if none does.
 

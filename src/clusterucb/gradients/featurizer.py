@@ -14,7 +14,7 @@ from clusterucb.errors import InputError
 from clusterucb.gradients.adam import AdamMap, Formula, Moments
 from clusterucb.gradients.anatomy import examine
 from clusterucb.gradients.batches import MOST_TOKENS, USUAL_TOKENS, collate, micro_batches
-from clusterucb.gradients.per_sample import adapter_layers, row_gradients
+from clusterucb.gradients.per_sample import adapter_layers, row_gradients, upper_half
 from clusterucb.gradients.projection import Projection
 from clusterucb.runtime.devices import room_for, to_host, wait_for
 from clusterucb.runtime.memory import GRADIENTS, Describe, Room, within_memory
@@ -32,6 +32,7 @@ class Featurizer:
         moments: Adam's, for pool rows; None takes the plain gradient, as for target rows.
         formula: of the Adam direction.
         room: what has fitted into memory so far.
+        top: gradients are of the adapters in the upper half of the model's layers, below which none is taken.
     """
 
     def __init__(
@@ -41,16 +42,18 @@ class Featurizer:
         moments: Moments | None = None,
         formula: Formula = "less",
         room: Room | None = None,
+        top: bool = False,
     ) -> None:
         self.model, self.projection = model, projection
-        self.layers = adapter_layers(model)
+        every = adapter_layers(model)
+        self.layers = upper_half(model, every) if top else every
         self.space = (room or Room()).at(GRADIENTS, self.device)
         self._axes = examine(model, self.layers).axes
         self.adam = None
         if moments is not None:
-            moments.check({name: layer.weight.shape for name, layer in self.layers.items()})
+            moments.check({name: layer.weight.shape for name, layer in every.items()})
             with room_for("Adam's moments", "use another --device, or a lower --rank"):
-                self.adam = AdamMap.of(moments, formula, self.device)
+                self.adam = AdamMap.of(moments.of(self.layers), formula, self.device)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from clusterucb.gradients.anatomy import (
     eval_mode,
     examine,
     inputs_need_gradients,
+    stacked_layers,
 )
 from clusterucb.gradients.batches import Batch
 from clusterucb.runtime.sharding import refuse_several_devices, reshard
@@ -93,6 +94,22 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
+def upper_half(model: nn.Module, layers: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
+    """Those of `adapter_layers(model)` in the upper half of the model's layers, of an odd number the larger.
+
+    Raises ConfigError where there are none.
+    """
+    stack = stacked_layers(model)
+    upper = {module for layer in stack[len(stack) // 2 :] for module in layer.modules()}
+    found = {name: layer for name, layer in layers.items() if layer in upper}
+    if not found:
+        raise ConfigError(
+            f"features top: no adapter is in the upper half of the model's {len(stack)} layers; use "
+            "--features gradients, or other --target-modules"
+        )
+    return found
+
+
 def row_losses(model: nn.Module, batch: Batch) -> NDArray[np.float64]:
     """Mean cross-entropy over the label tokens of each row, (B,), without gradients."""
     with torch.no_grad(), eval_mode(model):
@@ -113,7 +130,7 @@ def row_gradients(
 
     Args:
         model: a transformers causal LM with an adapter; run in eval mode, so without dropout.
-        layers: what `adapter_layers(model)` returned.
+        layers: what `adapter_layers(model)` returned, or some of them: the backward pass ends at the lowest.
         batch: B rows.
         consume: called once a layer, in the backward pass's order, with float32 (B, out, in).
         axes: of the layers, as `examine(model, layers)` found them; found anew without.
@@ -125,10 +142,12 @@ def row_gradients(
         ConfigError: a layer mixes rows, or takes no part (an adapter that is trainable and not active).
     """
     axes = axes or examine(model, layers).axes
+    linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+    others = {linear for linear in linears if linear.weight.requires_grad}.difference(layers.values())
     with (
         eval_mode(model),
-        inputs_need_gradients(model),
-        _frozen(layers.values()),
+        nullcontext() if others else inputs_need_gradients(model),
+        _frozen([*layers.values(), *others]),
         ExitStack() as stack,
     ):
         given = _given_to_adapters(model, stack)

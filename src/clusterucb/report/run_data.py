@@ -106,10 +106,10 @@ class RunData:
     @property
     def method_name(self) -> str:
         """The method as a person says it."""
-        bandit = " with the bandit" if self.method.budgeted else ""
-        of = {"hidden": "hidden states", "head": "the head's gradients"}.get(self.method.features)
-        features = f", clusters of {of}" if of else ""
-        return f"{self.method.name}{bandit}{features}"
+        method = self.method
+        bandit, what = (" with the bandit", "clusters") if method.budgeted else ("", "features")
+        features = f", {what} of {method.compares}" if method.features != "gradients" else ""
+        return f"{method.name}{bandit}{features}"
 
     @property
     def model_name(self) -> str:

@@ -21,6 +21,14 @@ By operations alone it would be a half, as frozen weights have no gradient; but 
 ways, attention's matrix is computed again, and Adam's direction and the projection wait for memory.
 """
 
+TOP_SHARE = 3 / 4
+"""What a gradient of the upper half of the layers takes: half of the way back is left out."""
+
+
+def gradient_share(method: Method) -> float:
+    """What one of a method's gradients takes, in gradients of all layers."""
+    return TOP_SHARE if method.top else 1.0
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -109,6 +117,7 @@ class Work:
         training_tokens: that training on all N sees.
         target_tokens: of the target's rows.
         times: how often scoring everything takes the gradients of all rows; 0 where a method takes none.
+        gradient: what one of them takes, in gradients of all layers.
     """
 
     rows: int
@@ -116,11 +125,14 @@ class Work:
     training_tokens: int
     target_tokens: int
     times: int
+    gradient: float = 1.0
 
     def passes(self, step: str, cost: Cost) -> float:
         """What a step is worth in passes; a token costs alike in a gradient and in training."""
-        forward_alone = cost.pool_forwards or part_of(step) == "evaluation"
-        return (FORWARD_SHARE if forward_alone else 1.0) * cost.tokens / self.tokens
+        part = part_of(step)
+        if cost.pool_forwards or part == "evaluation":
+            return FORWARD_SHARE * cost.tokens / self.tokens
+        return (self.gradient if part == "selecting" else 1.0) * cost.tokens / self.tokens
 
 
 def bill(steps: Mapping[str, Cost], work: Work) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def bill(steps: Mapping[str, Cost], work: Work) -> dict[str, Any]:
     scored = sum((cost for cost in steps.values() if cost.pool_gradients), Cost())
     tokens = work.times * (work.tokens + work.target_tokens)
     score_all = _spent(
-        passes - selecting[0] + tokens / work.tokens,
+        passes - selecting[0] + work.gradient * tokens / work.tokens,
         seconds - selecting[1] + tokens * scored.seconds / scored.tokens if scored.seconds else None,
     )
     tokens = round(trained.rows * work.training_tokens / work.rows)
@@ -163,4 +175,5 @@ def _spent(passes: float, seconds: float | None) -> dict[str, float | None]:
 def selecting_passes(method: Method, periods: int, share: float) -> float:
     """Passes over the pool that selecting takes, by rows, if a selection may look at a `share` of them."""
     fresh = periods - method.ranks_stored if method.reselects else method.checkpoints - method.stored
-    return method.stored * (FORWARD_SHARE if method.hidden else 1.0) + fresh * share
+    gradient = gradient_share(method)
+    return method.stored * (FORWARD_SHARE if method.hidden else gradient) + fresh * share * gradient

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from torch import nn
 
 from clusterucb.config import Config
 from clusterucb.data.chat import ChatFormat, Encoded, chat_format, encode, fingerprint, fit
@@ -30,10 +29,10 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.influence import Aim, Subspace, aimed
 from clusterucb.gradients.anatomy import Anatomy, examine
 from clusterucb.gradients.featurizer import Featurizer, target_directions
-from clusterucb.gradients.per_sample import adapter_layers
-from clusterucb.gradients.projection import Projection
+from clusterucb.gradients.per_sample import adapter_layers, upper_half
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
+from clusterucb.run.methods import method_of
 from clusterucb.run.screening import Screening, screened, unchecked
 from clusterucb.run.sizing import Job
 from clusterucb.runtime.devices import free_memory
@@ -125,16 +124,14 @@ class Targeted:
 
     def directions(
         self,
-        model: nn.Module,
-        projection: Projection,
+        featurize: Featurizer,
         batch_tokens: int,
         screen: Screen,
         world: World = ALONE,
         aim: Aim = "mean",
-        room: Room | None = None,
     ) -> tuple[NDArray[np.float32] | Subspace, Cost]:
         """What the aim compares rows with at the model's current weights, and its cost."""
-        started, featurize = time.monotonic(), Featurizer(model, projection, room=room)
+        started = time.monotonic()
         with screen.track("target directions", len(self.ids), "rows") as advance:
             name = self.ids.__getitem__
             codes = self.codes if aim == "mean" else np.arange(len(self.ids))
@@ -461,7 +458,10 @@ class Inputs:
         with torch.random.fork_rng(devices=[]):
             base = load_model(config, on_host=self.sharded)
             model = attach_adapter(base, config.lora, config.seed, config.adapter, self.screen.say)
-        self._check_model(examine(model, adapter_layers(model)))
+        layers = adapter_layers(model)
+        if method_of(config).top:
+            upper_half(model, layers)
+        self._check_model(examine(model, layers))
         self._made(self.dir.initial, lambda part: save_adapter(model, part), lambda path: path)
         if self.sharded:
             shard(model, pick_device(config.device))

@@ -20,7 +20,8 @@ class Method:
         name: as the setting `method` has it.
         checkpoints: epochs of the warmup, each with a checkpoint after it; 0 where no gradient is taken.
         stored: at so many of these, from the first on, features of all rows are kept.
-        features: what they are of: gradients or, by a forward pass each, hidden states or the head.
+        features: what they are of: gradients, those of the upper half of the layers (top) or, by a forward
+            pass each, hidden states or the head.
         budgeted: a bandit decides whose gradients are computed after that.
         reselects: rows are selected anew at the start of every period; otherwise once for all.
         static: they could be, but the first selection serves all periods.
@@ -37,7 +38,18 @@ class Method:
     @property
     def hidden(self) -> bool:
         """Whether the features take no gradient, and so are none that fresh ones could be compared with."""
-        return self.features != "gradients"
+        return self.features in ("hidden", "head")
+
+    @property
+    def top(self) -> bool:
+        """Whether gradients are of the upper half of the layers."""
+        return self.features == "top"
+
+    @property
+    def compares(self) -> str:
+        """What the features are of, in words."""
+        upper, head = "gradients of the upper layers", "gradients of the head"
+        return {"top": upper, "hidden": "hidden states", "head": head}.get(self.features, self.features)
 
     @property
     def takes_gradients(self) -> bool:
@@ -93,5 +105,5 @@ def method_of(config: Config) -> Method:
         return Method("dynamic", 1, 1, config.features, budgeted=bandit, reselects=True, static=static)
     if config.method == "less":
         epochs = config.less.less_checkpoints
-        return Method("less", epochs, 1 if bandit else epochs, budgeted=bandit)
+        return Method("less", epochs, 1 if bandit else epochs, config.features, budgeted=bandit)
     return Method(config.method)

@@ -92,6 +92,7 @@ _SETTINGS: dict[str, Settings] = {
     "less_clusterucb": {"method": "less", "centre": False},
     "less": {"method": "less", "bandit": "none"},
     "rds": {"method": "rds"},
+    "head": {"method": "head"},
     "bm25": {"method": "bm25"},
     "loss_highest": {"method": "loss"},
     "loss_lowest": {"method": "loss", "perplexity": "lowest"},

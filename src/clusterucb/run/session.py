@@ -19,6 +19,7 @@ from clusterucb.evaluation.benchmarks import check_settings
 from clusterucb.features.influence import Subspace
 from clusterucb.features.kmeans import require_backend
 from clusterucb.features.store import FeatureWriter
+from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import MOST_ROWS, USUAL_TOKENS
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.gradients.projection import Projection, projection
@@ -288,12 +289,15 @@ class Session:
         settings = self.config.gradients
         return projection(settings.projection, settings.dim, self.config.seed)
 
+    def featurizer(self, moments: Moments | None = None) -> Featurizer:
+        """What takes Adam's directions or, without moments, gradients, at the model as it is now."""
+        formula, top = self.config.gradients.formula, self.method.top
+        return Featurizer(self.model, self.projection, moments, formula, self.room, top)
+
     def directions(self, world: World) -> tuple[NDArray[np.float32] | Subspace, Cost]:
         """The target's directions at the model as it is now, and their cost."""
-        aim = self.config.selection.aim
-        return self.inputs.targeted.directions(
-            self.model, self.projection, self.batch_tokens, self.screen, world, aim, self.room
-        )
+        featurize, aim = self.featurizer(), self.config.selection.aim
+        return self.inputs.targeted.directions(featurize, self.batch_tokens, self.screen, world, aim)
 
     @property
     def room(self) -> Room:
@@ -312,8 +316,8 @@ class Session:
         if known := self.world.lead(lambda: space.fit.planned):
             return known
         longest = np.argsort(-pooled.lengths, kind="stable")[:MOST_ROWS].tolist()
-        featurize = Featurizer(self.model, self.projection, room=self.room)
-        return space.plan(min(self.world.gather(featurize.most_tokens([pooled.tokens[i] for i in longest]))))
+        most = self.featurizer().most_tokens([pooled.tokens[i] for i in longest])
+        return space.plan(min(self.world.gather(most)))
 
     def release_device(self) -> None:
         """Free the memory of model and projection; each is made again when it is asked for."""
@@ -336,11 +340,11 @@ class Session:
     @property
     def taken_with(self) -> dict[str, object]:
         """The same, whatever the pool."""
-        known = self.inputs.read_with
+        known, gradients, kind = self.inputs.read_with, self.config.gradients, self.method.features
         if self.method.hidden:
-            sketch = {"dim": self.config.gradients.dim} if self.method.features == "head" else {}
-            return {"features": self.method.features, **known, **sketch}
-        return {**known, "projection": str(self.projection), "formula": self.config.gradients.formula}
+            return {"features": kind, **known, **({"dim": gradients.dim} if kind == "head" else {})}
+        top = {"features": kind} if self.method.top else {}
+        return {**top, **known, "projection": str(self.projection), "formula": gradients.formula}
 
     @property
     def made_with(self) -> dict[str, object]:

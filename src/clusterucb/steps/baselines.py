@@ -1,4 +1,4 @@
-"""Selections to compare with, by scores that take no gradient: random rows, BM25, hidden states, losses.
+"""Selections to compare with, by scores that take no gradient: random, BM25, hidden states, the head, losses.
 
 Each method is a function from the session, and the folder in which a killed command finds what it had, to
 a selection and its cost.
@@ -11,25 +11,36 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.data.rows import Row
 from clusterucb.features.hidden import forward
-from clusterucb.features.influence import similarities
+from clusterucb.features.influence import influence, means, similarities
 from clusterucb.features.scores import ScoreLog
+from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.batches import micro_batches
 from clusterucb.gradients.per_sample import row_losses
 from clusterucb.run.costs import Cost
 from clusterucb.run.rounds import Round, read_round
-from clusterucb.run.session import Session
+from clusterucb.run.session import Session, Step
 from clusterucb.runtime.files import made
 from clusterucb.selection.bandit import Selection
 from clusterucb.selection.round_robin import in_turns
 from clusterucb.selection.selector import FullScoring
 from clusterucb.steps.bm25 import bm25_scores
-from clusterucb.steps.hidden import BLOCK, represent_pool, represent_target
+from clusterucb.steps.hidden import (
+    BLOCK,
+    Kind,
+    centred,
+    mean_of,
+    of_head,
+    of_states,
+    represent_pool,
+    represent_target,
+)
 from clusterucb.steps.reselection import keep_round
 from clusterucb.training.adapter import fingerprint_base, load_adapter
 
@@ -102,29 +113,61 @@ def _rds(session: Session, part: Path) -> tuple[Selection, Cost]:
 
     A kept row's score is its similarity to the target row that took it; all rows', to the nearest one.
     """
-    targets, target_cost = represent_target(session, session.world.at("select"))
-    made_with = {**session.inputs.tokens_made_with, "model": fingerprint_base(session.model)}
-    store = represent_pool(session, session.inputs.pooled, part / "hidden", made_with)
-    nearest = np.empty(len(store))
+    store, targets, cost = _represented(session, part, of_states(session))
+    nearest: list[NDArray[np.float32]] = []
     with session.step("select", len(store), "rows", title="similarities") as step:
 
-        def blocks() -> Iterator[NDArray[np.float32]]:
-            for start in range(0, len(store), BLOCK):
-                block = similarities(store.features[start : start + BLOCK], targets)  # (n, b)
-                nearest[start : start + BLOCK] = block.max(0)
-                yield block
-                step.advance(block.shape[1])
+        def similar() -> Iterator[NDArray[np.float32]]:
+            for _, block in _blocks(store, step):
+                found = similarities(block, targets)  # (n, b)
+                nearest.append(found.max(0))
+                yield found
 
-        count = session.budget.keep(len(store))
-        rows, scores, _ = in_turns(blocks(), count)
-        cost = target_cost + Cost.from_json(store.manifest["cost"]) + step.cost()
-    return replace(_top(session, nearest), rows=rows, scores=scores), cost
+        rows, scores, _ = in_turns(similar(), session.budget.keep(len(store)))
+        cost += step.cost()
+    return replace(_top(session, np.concatenate(nearest)), rows=rows, scores=scores), cost
+
+
+def _head(session: Session, part: Path) -> tuple[Selection, Cost]:
+    """Influence as it would be if a linear map before the vocabulary head were all that is trained.
+
+    Gradients are centred, as features of theirs are; a row's score is its mean cosine to the rows of a
+    subtask, the largest over subtasks.
+    """
+    pooled, target = session.inputs.pooled, session.inputs.targeted
+    store, gradients, cost = _represented(session, part, of_head(session))
+    mean = mean_of(store.features)
+    aim = means(centred(gradients, mean, target.ids.__getitem__), target.codes)
+    with session.step("select", len(store), "rows", title="similarities") as step:
+
+        def score(start: int, block: NDArray[Any]) -> NDArray[np.float64]:
+            return influence(centred(block, mean, lambda i: pooled.describe(start + i)), aim)
+
+        scores = np.concatenate([score(*found) for found in _blocks(store, step)])
+        return _top(session, scores), cost + step.cost()
+
+
+def _represented(session: Session, part: Path, kind: Kind) -> tuple[FeatureStore, NDArray[np.float32], Cost]:
+    """What a forward pass tells of the pool's rows, (N, H), and of the target's, (n, H), and its cost."""
+    targets, cost = represent_target(session, session.world.at("select"), kind)
+    made_with = {**session.inputs.tokens_made_with, "model": fingerprint_base(session.model)}
+    store = represent_pool(session, session.inputs.pooled, part / "hidden", made_with, kind)
+    return store, targets, cost + Cost.from_json(store.manifest["cost"])
+
+
+def _blocks(store: FeatureStore, step: Step) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The first row of each block, and what is stored of its rows, (b, H)."""
+    for start in range(0, len(store), BLOCK):
+        block = store.features[start : start + BLOCK]
+        yield start, block
+        step.advance(len(block))
 
 
 SCORES: dict[str, Callable[[Session, Path], tuple[Selection, Cost]]] = {
     "random": _random,
     "bm25": _bm25,
     "rds": _rds,
+    "head": _head,
     "loss": _loss,
 }
 """The methods by name."""

@@ -39,7 +39,7 @@ def write_card(session: Session) -> None:
     text = _CARD.format(
         version=__version__,
         commit=commit() or "unknown",
-        what="hidden states" if session.method.hidden else "gradients",
+        what=session.method.compares,
         rows=f"{len(store):,}",
         model=config.model,
         pool=", ".join(Path(path).name if Path(path).exists() else path for path in config.pool),

@@ -15,7 +15,7 @@ from clusterucb.features.kmeans import Clusters, spherical_kmeans
 from clusterucb.features.store import FeatureStore
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.batches import micro_batches
-from clusterucb.gradients.featurizer import Featurizer, Found, one_ahead
+from clusterucb.gradients.featurizer import Found, one_ahead
 from clusterucb.run.costs import Cost
 from clusterucb.run.directory import RunDir
 from clusterucb.run.index import check_model
@@ -76,13 +76,12 @@ def take_gradients(
         title: of the progress bar.
         number: of the warmup checkpoint.
     """
-    pooled, settings = session.inputs.every, session.config.gradients
-    featurize = Featurizer(session.model, session.projection, moments, settings.formula, session.room)
+    pooled, featurize = session.inputs.every, session.featurizer(moments)
 
     def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         return one_ahead(featurize, pooled.tokens, batches, pooled.describe)
 
-    with session.store(pooled, part, settings.dim, made_with, title) as (writer, advance):
+    with session.store(pooled, part, session.config.gradients.dim, made_with, title) as (writer, advance):
         rows = take_over(session, writer, number)
         batches = micro_batches(pooled.lengths[rows], session.batch_tokens)
         writer.fill([rows[batch] for batch in batches], compute, advance)

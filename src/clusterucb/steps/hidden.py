@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,15 @@ from clusterucb.runtime.memory import Describe
 from clusterucb.runtime.processes import World
 from clusterucb.steps.growth import take_over
 
-Compute = Callable[[PeftModel, Batch], NDArray[np.float32]]
-"""Of a micro-batch, (B, H)."""
+
+class Kind(NamedTuple):
+    """What a forward pass tells of a micro-batch, (B, width), and its name."""
+
+    compute: Callable[[PeftModel, Batch], NDArray[np.float32]]
+    width: int
+    name: str = "hidden states"
+
+
 DEPTH = 2 / 3
 """Share of the layers that the pass of hidden states as features goes through."""
 BLOCK = 1024
@@ -46,66 +54,45 @@ MEAN = "mean.npy"
 def take_hidden(session: Session, part: Path, made_with: Mapping[str, object]) -> None:
     """Write a feature of every usable row's hidden states, (N, H), at the model as it is now.
 
+    For an index that grows they are of the rows that it did not have, without the mean that it had.
+
     Args:
         session: whose model has the weights of the checkpoint.
         part: the store's folder; a killed command goes on with what is there.
         made_with: fingerprints of all that they depend on.
     """
-    if session.grown_from:
-        _take_more(session, part, made_with, np.load(session.grown_from.features / MEAN))
-        return
+    every, kind, old = session.inputs.every, _features(session), session.grown_from
     as_they_are = part / "uncentred"
     if not session.world.has(part / "manifest.json"):
-        pool = represent_pool(session, session.inputs.every, as_they_are, made_with, *_features(session))
-        mean = _mean(pool.features)
+        if old is None:
+            pool = represent_pool(session, every, as_they_are, made_with, kind)
+            mean, title = mean_of(pool.features), f"centre {kind.name}"
+        else:
+            mean, title = np.load(old.features / MEAN), f"{kind.name} of the pool"
+
+        def uncentred(rows: NDArray[np.int64]) -> NDArray[np.float16]:
+            if old is None:
+                return pool.features[rows[0] : rows[-1] + 1]
+            return forward(kind.compute, session.model, *every.batch(rows), session.room).astype(np.float16)
+
+        def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
+            for rows in batches:
+                names = [every.describe(row) for row in rows.tolist()]
+                found = centred(uncentred(rows), mean, names.__getitem__)
+                yield found.astype(np.float16), np.full(len(rows), np.nan)
+
         if session.world.leads:
             np.save(part / MEAN, mean)
-        _write_centred(session, pool, mean, part, made_with)
+        with session.store(every, part, len(mean), made_with, title) as (writer, advance):
+            rows = take_over(session, writer, 1)
+            blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
+            if old:
+                blocks = [rows[batch] for batch in micro_batches(every.lengths[rows], session.batch_tokens)]
+            writer.fill(blocks, compute, advance)
+            cost = every.cost(writer.seconds, forwards=1).to_json() if old else pool.manifest["cost"]
+            writer.finish({"cost": cost})
     if session.world.leads and as_they_are.exists():  # large, and of no use any more
         shutil.rmtree(as_they_are)
-
-
-def _take_more(
-    session: Session, part: Path, made_with: Mapping[str, object], mean: NDArray[np.float64]
-) -> None:
-    """The same for an index that grows: with the old mean, of the rows that it did not have."""
-    every = session.inputs.every
-    represent = partial(forward, _features(session)[0], session.model, room=session.room)
-
-    def compute(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
-        for rows in batches:
-            tokens, describe = every.batch(rows)
-            states = centred(represent(tokens, describe).astype(np.float16), mean, describe)
-            yield states.astype(np.float16), np.full(len(rows), np.nan)
-
-    if session.world.leads:
-        np.save(part / MEAN, mean)
-    with session.store(every, part, len(mean), made_with, "hidden states of the pool") as (writer, advance):
-        rows = take_over(session, writer, 1)
-        batches = micro_batches(every.lengths[rows], session.batch_tokens)
-        writer.fill([rows[batch] for batch in batches], compute, advance)
-        writer.finish({"cost": every.cost(writer.seconds, forwards=1).to_json()})
-
-
-def _write_centred(
-    session: Session,
-    pool: FeatureStore,
-    mean: NDArray[np.float64],
-    part: Path,
-    made_with: Mapping[str, object],
-) -> None:
-    every = session.inputs.every
-
-    def compute(blocks: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
-        for block in blocks:
-            names = [every.describe(row) for row in block.tolist()]
-            found = centred(pool.features[block[0] : block[-1] + 1], mean, names.__getitem__)
-            yield found.astype(np.float16), np.full(len(block), np.nan)
-
-    blocks = np.split(np.arange(len(pool)), range(BLOCK, len(pool), BLOCK))
-    with session.store(every, part, len(mean), made_with, "centre the hidden states") as (writer, advance):
-        writer.fill(blocks, compute, advance)
-        writer.finish({"cost": pool.manifest["cost"]})
 
 
 def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.float32] | Subspace, Cost]:
@@ -120,7 +107,7 @@ def hidden_directions(session: Session, features: Path) -> tuple[NDArray[np.floa
 
 def hidden_rows(session: Session, features: Path) -> tuple[NDArray[np.float64], Cost]:
     """The same for each target row, (n, H)."""
-    states, cost = represent_target(session, session.world.at("gradients"), _features(session)[0])
+    states, cost = represent_target(session, session.world.at("gradients"), _features(session))
     return centred(states, np.load(features / MEAN), session.inputs.targeted.ids.__getitem__), cost
 
 
@@ -137,13 +124,13 @@ def centred(
     if not norms.all():
         raise InputError(
             f"{describe(int(norms.argmin()))}: its features are the mean of the pool's, expected rows "
-            f"that differ; use --features gradients, or a pool of more rows"
+            f"that differ; use --method dynamic with --features gradients, or a pool of more rows"
         )
     found /= norms
     return found
 
 
-def _mean(rows: Vectors) -> NDArray[np.float64]:
+def mean_of(rows: Vectors) -> NDArray[np.float64]:
     """Over all rows, (H,)."""
     starts = range(0, len(rows), BLOCK)
     total = np.sum([rows[start : start + BLOCK].astype(np.float64).sum(0) for start in starts], axis=0)
@@ -151,24 +138,30 @@ def _mean(rows: Vectors) -> NDArray[np.float64]:
     return mean
 
 
-def _features(session: Session) -> tuple[Compute, int]:
-    """What is computed of a micro-batch where features are of a forward pass, and numbers of one."""
-    dim, model = session.config.gradients.dim, session.model
-    if session.method.features == "head":
-        return partial(head_gradients, dim=dim, seed=session.config.seed), math.prod(sides(dim))
-    return partial(representations, depth=DEPTH), hidden_size(model)
+def _features(session: Session) -> Kind:
+    """Of the features that take no gradient."""
+    return of_head(session) if session.method.features == "head" else of_states(session, DEPTH)
 
 
-def represent_target(
-    session: Session, world: World, compute: Compute = representations
-) -> tuple[NDArray[np.float32], Cost]:
+def of_states(session: Session, depth: float = 1.0) -> Kind:
+    """Hidden states at a share of the layers."""
+    return Kind(partial(representations, depth=depth), hidden_size(session.model))
+
+
+def of_head(session: Session) -> Kind:
+    """Gradients of a linear map before the vocabulary head."""
+    dim, seed = session.config.gradients.dim, session.config.seed
+    return Kind(partial(head_gradients, dim=dim, seed=seed), math.prod(sides(dim)), "gradients of the head")
+
+
+def represent_target(session: Session, world: World, kind: Kind) -> tuple[NDArray[np.float32], Cost]:
     """Of each target row, (n, H), and their cost."""
     target, started = session.inputs.targeted, time.monotonic()
 
     def represent(batch: NDArray[np.int64]) -> NDArray[np.float32]:
         numbers = batch.tolist()
         ids, rows = [target.ids[i] for i in numbers], [target.tokens[i] for i in numbers]
-        return forward(compute, session.model, rows, ids.__getitem__, session.room)
+        return forward(kind.compute, session.model, rows, ids.__getitem__, session.room)
 
     batches = micro_batches(target.lengths, session.batch_tokens)
     found = np.concatenate([states for _, states in world.share(batches, partial(map, represent), each=8)])
@@ -181,18 +174,19 @@ def represent_pool(
     pooled: Pooled,
     folder: Path,
     made_with: Mapping[str, object],
-    compute: Compute = representations,
-    width: int | None = None,
+    kind: Kind,
 ) -> FeatureStore:
     """Of these rows, (N, width), in a store with which a killed command goes on; it has no losses."""
-    width, title = width or hidden_size(session.model), "hidden states of the pool"
-    represent = partial(forward, compute, session.model, room=session.room)
+    title, represent = (
+        f"{kind.name} of the pool",
+        partial(forward, kind.compute, session.model, room=session.room),
+    )
 
     def each(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
             yield represent(*pooled.batch(rows)).astype(np.float16), np.full(len(rows), np.nan)
 
-    with session.store(pooled, folder, width, made_with, title, "float16") as (writer, advance):
+    with session.store(pooled, folder, kind.width, made_with, title, "float16") as (writer, advance):
         writer.fill(micro_batches(pooled.lengths, session.batch_tokens), each, advance)
         writer.finish({"cost": pooled.cost(writer.seconds, forwards=1).to_json()})
     return FeatureStore(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.features.influence import weighted_directions
+from clusterucb.features.influence import rows_of, weighted_directions
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import Checkpoint, needed
@@ -48,7 +48,7 @@ def fresh_beside_stored(session: Session) -> tuple[Fresh, NDArray[np.float64]]:
     later = [_Live.read(session, number) for number in session.method.numbers[1:]]
 
     def features(rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        found = [np.concatenate([first[row : row + 1] for row in rows.tolist()])]
+        found: list[NDArray[np.floating]] = [rows_of(first, rows)]
         for at in later:
             at.go()
             found.append(pooled.features(at.featurize, rows))
@@ -81,8 +81,8 @@ class _Live:
 
     @classmethod
     def read(cls, session: Session, number: int) -> _Live:
-        at, formula = session.index.checkpoint(number), session.config.gradients.formula
-        featurize = Featurizer(session.model, session.projection, at.moments, formula, session.room)
+        at = session.index.checkpoint(number)
+        featurize = session.featurizer(at.moments)
         adapter = {name: tensor.to(featurize.device) for name, tensor in read_adapter(at.folder).items()}
         return cls(at, adapter, featurize)
 

@@ -173,9 +173,9 @@ class Index:
     def _rows(self, session: Session, number: int) -> NDArray[np.float32]:
         if session.method.hidden:
             return hidden_rows(session, self.dir.features_at(number))[0].astype(np.float32)
-        target, room = session.inputs.targeted, session.room
-        each, tokens = replace(target, codes=np.arange(len(target.ids))), session.batch_tokens
-        found, _ = each.directions(session.model, session.projection, tokens, self._screen, room=room)
+        target = session.inputs.targeted
+        each = replace(target, codes=np.arange(len(target.ids)))
+        found, _ = each.directions(session.featurizer(), session.batch_tokens, self._screen)
         assert isinstance(found, np.ndarray)
         return found
 

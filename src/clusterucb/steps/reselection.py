@@ -34,7 +34,7 @@ from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.runtime.sharding import alike, whole_tensors
 from clusterucb.selection.bandit import Draw, Selection
-from clusterucb.selection.keep import Keep, kept
+from clusterucb.selection.keep import Apart, Keep, kept
 from clusterucb.selection.known import Known
 from clusterucb.selection.selector import Selector
 from clusterucb.selection.turns import Turns
@@ -60,7 +60,7 @@ class Fresh:
     gradients: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
     """Draws by fresh features, and writes the round.
 
@@ -70,21 +70,23 @@ class Drawing:
         batch_tokens: bound of a micro-batch.
         seed: each round draws by one of its own, made of this.
         screen: where progress is shown.
-        world: processes that draw together.
-        keep: the keep rule.
+        world: processes that draw together, each with the same model, or with its part of a sharded one.
+        keep: the keep rule, over the rounds that are there.
+        apart: by what near duplicates give way, if they do.
         turns: who takes drawn rows in turn, if any do; the features of these are then in the round's folder.
     """
 
     pooled: Pooled
     selector: Selector
-    batch_tokens: int
-    seed: int
-    screen: Screen
+    batch_tokens: int = 4096
+    seed: int = 0
+    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     world: World = ALONE
     keep: Keep = "now"
+    apart: Apart | None = None
     turns: Turns | None = None
 
-    def __call__(
+    def draw(
         self,
         part: Path,
         number: int,
@@ -119,7 +121,7 @@ class Drawing:
         if self.turns:
             selection = self._in_turns(self.turns, part, selection, fresh.aim)
         before = [] if self.keep == "now" else [*map(read_earlier, earlier)]
-        selection = kept(self.keep, selection, self.selector.clusters, before)
+        selection = kept(self.keep, selection, self.selector.clusters, before, self.apart)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
 
     def _in_turns(self, turns: Turns, part: Path, selection: Selection, aim: Aimed) -> Selection:
@@ -166,50 +168,36 @@ class _Shown:
         )
 
 
-@dataclass(frozen=True)
-class Reselection:
-    """Selects the rows of a period with the model as it is then.
+@dataclass(frozen=True, kw_only=True)
+class Reselection(Drawing):
+    """Draws the rows of a period with the model as it is then.
 
     Call it with (period, model, moments): a period whose round is in `folder` already is read, not
     computed; a selection that was killed goes on from the scores it had.
 
     Attributes:
-        pooled: rows to select from.
         targeted: rows to select for.
-        selector: `ClusterUCB` or `RowUCB` with its clusters and budget, or `FullScoring`.
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
-        seed: each round draws by one of its own, made of this.
         formula: of the Adam direction.
-        batch_tokens: bound of a micro-batch.
+        top: gradients are of the upper half of the layers.
         knowledge: of rows before they are drawn, for a selector that asks; it then keeps the features of
             drawn rows for later rounds.
         aim: what rows are compared with of the target.
-        keep: the keep rule, over the rounds that are there.
         first: the folder of round 1, where it is another than `folder/1`.
-        screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
-        turns: who takes the rows in turn, if any do.
-        world: processes that select together, each with the same model, or with its part of a sharded one.
         room: what has fitted into memory so far.
     """
 
-    pooled: Pooled
     targeted: Targeted
-    selector: Selector
     projection: Projection
     folder: Path
-    seed: int = 0
     formula: Formula = "less"
-    batch_tokens: int = 4096
+    top: bool = False
     knowledge: Knowledge | None = None
     aim: Aim = "mean"
-    keep: Keep = "now"
     first: Path | None = None
-    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
-    turns: Turns | None = None
-    world: World = ALONE
     room: Room = field(default_factory=Room)
 
     def __call__(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
@@ -228,29 +216,19 @@ class Reselection:
         return made(self.folder / str(period), select, read_round, resume=True, world=self.world)
 
     def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
-        aim, cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen, world, self.aim, self.room
-        )
+        settings: dict[str, Any] = {"formula": self.formula, "room": self.room, "top": self.top}
+        plain = Featurizer(model, self.projection, **settings)
+        aim, cost = self.targeted.directions(plain, self.batch_tokens, self.screen, world, self.aim)
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
-        featurize = Featurizer(model, self.projection, moments, self.formula, self.room)
+        featurize = Featurizer(model, self.projection, moments, **settings)
         first = self.first or self.folder / "1"
         rounds = [first, *(self.folder / str(number) for number in range(2, period))] if period > 1 else []
         earlier = [folder for folder in rounds if folder.exists()]
         known = known_to(self.selector, self.knowledge, aim, earlier)
         live = Fresh(partial(self.pooled.features, featurize), aim, weights, cost)
-        drawing = Drawing(
-            pooled=self.pooled,
-            selector=self.selector,
-            batch_tokens=self.batch_tokens,
-            seed=self.seed,
-            screen=self.screen,
-            world=world,
-            keep=self.keep,
-            turns=self.turns,
-        )
         remember = known is not None or self.turns is not None
         with remembered(live, part, world) if remember else nullcontext(live) as fresh:
-            drawing(part, period, fresh, known, earlier)
+            replace(self, world=world).draw(part, period, fresh, known, earlier)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.features.influence import (
     EndToEnd,
     Subspace,
+    rows_of,
     similarities,
     stored_influence,
     weighted_directions,
@@ -28,7 +30,7 @@ from clusterucb.run.index import Checkpoint
 from clusterucb.run.rounds import Round, read_round
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import made
-from clusterucb.selection.keep import Keep, kept
+from clusterucb.selection.keep import Apart, Keep, kept
 from clusterucb.selection.selector import ClusterUCB, FullScoring, RowPolicy, RowUCB, Selector
 from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import clusters_of, directions
@@ -56,7 +58,7 @@ def select(session: Session) -> Round:
 def rank(session: Session) -> Round:
     """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
     numbers, world, clusters = session.method.numbers, session.world.at("select"), labels(session)
-    rows = EndToEnd([session.index.features(number) for number in numbers])
+    rows = _stored(session)
     found = [directions(session, number)[0] for number in numbers]
     aim = found[0] if isinstance(found[0], Subspace) else weighted_directions(found, weights(session))
 
@@ -67,7 +69,7 @@ def rank(session: Session) -> Round:
         if turns := session.turns:
             blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
             selection = turns.select(selection, np.arange(len(rows)), blocks, clusters)
-        selection = kept(keep_rule(session), selection, clusters, ())
+        selection = kept(keep_rule(session), selection, clusters, (), apart(session))
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
@@ -80,13 +82,21 @@ def draw(session: Session) -> Round:
 
     def drawn(part: Path) -> None:
         check_features(session)
-        chooser, tokens = selector(session), session.batch_tokens
+        chooser = selector(session)
         fresh, combined = fresh_beside_stored(session)
         known = known_to(chooser, knowledge(session), combined)
-        pooled, seed, screen = session.inputs.pooled, session.repeat_seed, session.screen
-        drawing = Drawing(pooled, chooser, tokens, seed, screen, world, turns=session.turns)
+        drawing = Drawing(
+            pooled=session.inputs.pooled,
+            selector=chooser,
+            batch_tokens=session.batch_tokens,
+            seed=session.repeat_seed,
+            screen=session.screen,
+            world=world,
+            apart=apart(session),
+            turns=session.turns,
+        )
         with remembered(fresh, part, world) if session.turns else nullcontext(fresh) as kept_too:
-            drawing(part, 1, kept_too, known)
+            drawing.draw(part, 1, kept_too, known)
 
     return made(session.dir.round(1), drawn, read_round, resume=True, world=world)
 
@@ -123,6 +133,17 @@ def check_features(session: Session) -> None:
 def keep_rule(session: Session) -> Keep:
     """That of the settings, where rows are selected more than once."""
     return session.config.selection.keep if session.method.reselects else "now"
+
+
+def apart(session: Session) -> Apart | None:
+    """By what near duplicates give way, as the settings say: by what is stored of all rows."""
+    near = session.config.selection.near_duplicates
+    return Apart(near, partial(rows_of, _stored(session))) if near < 1 else None
+
+
+def _stored(session: Session) -> EndToEnd:
+    """Features of the rows to choose from, at the checkpoints where they are kept."""
+    return EndToEnd([session.index.features(number) for number in range(1, session.method.stored + 1)])
 
 
 def labels(session: Session) -> NDArray[np.int64]:
@@ -164,10 +185,12 @@ def reselection(
         folder=folder,
         seed=session.repeat_seed,
         formula=session.config.gradients.formula,
+        top=session.method.top,
         batch_tokens=session.batch_tokens,
         knowledge=knowledge(session),
         aim=session.config.selection.aim,
         keep=keep_rule(session),
+        apart=apart(session),
         first=session.dir.round(1) if folder == session.dir.path / "rounds" else None,
         screen=session.screen,
         spent=spent,

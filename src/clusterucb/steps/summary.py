@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
-from clusterucb.run.costs import Cost, Work, bill, recorded_costs, selecting_passes
+from clusterucb.run.costs import Cost, Work, bill, gradient_share, recorded_costs, selecting_passes
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, own_influence, remarks
 from clusterucb.run.rounds import read_round, read_scored
@@ -53,6 +53,7 @@ def _work(session: Session) -> Work:
         training_tokens=int(inputs.training_tokens.lengths.sum()),
         target_tokens=int(inputs.targeted.lengths.sum()),
         times=session.method.full(session.config.training.periods),
+        gradient=gradient_share(session.method),
     )
 
 
@@ -74,7 +75,7 @@ def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: 
     saved = None
     if method.budgeted:
         taken = selecting_passes(method, settings.periods, budget.spend(rows) / rows)
-        saved = method.full(settings.periods) - taken
+        saved = gradient_share(method) * method.full(settings.periods) - taken
     return Before(
         steps=optimizer_steps(budget.keep(rows), settings.periods * settings.epochs_per_period, settings),
         rate=settings.lr,

@@ -181,7 +181,8 @@ def _featurizer(config: Config) -> Featurizer:
             if not parameter.any():
                 parameter.copy_(1e-3 * torch.randn(parameter.shape, generator=generator))
     gradients = config.gradients
-    return Featurizer(model, projection(gradients.projection, gradients.dim, config.seed))
+    sketch = projection(gradients.projection, gradients.dim, config.seed)
+    return Featurizer(model, sketch, top=method_of(config).top)
 
 
 def _alone(featurize: Featurizer, some: Rows) -> NDArray[np.float16]:

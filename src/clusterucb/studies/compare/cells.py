@@ -58,7 +58,9 @@ class Cell:
         shared, method = self.out / SHARED, method_of(own)
         elsewhere = {"task": shared, "pool": shared}
         if method.takes_gradients:
-            kind = shared / (f"{method.name}-{method.features}" if method.hidden else method.name)
+            kind = shared / (
+                method.name if method.features == "gradients" else f"{method.name}-{method.features}"
+            )
             elsewhere |= {"checkpoints": shared / method.name, "features": kind, "clusters": kind}
         if self.repeat and not draws_first(own):
             elsewhere["first_round"] = Cell(self.out, self.preset, 0).run.path

@@ -82,11 +82,11 @@ class Facts:
             return False
         return True
 
-    def work(self, times: int) -> Work:
-        """What a bill asks, of a method that scores everything so many times."""
+    def work(self, times: int, gradient: float = 1.0) -> Work:
+        """What a bill asks, of a method that scores everything so many times, by gradients of this price."""
         every = (self.gradient_lengths, self.training_lengths)
         tokens, training = (expected_tokens(lengths, self.rows) for lengths in every)
-        return Work(self.rows, tokens, training, int(self.target_lengths.sum()), times)
+        return Work(self.rows, tokens, training, int(self.target_lengths.sum()), times, gradient)
 
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from clusterucb.config import Config
-from clusterucb.run.costs import Cost, bill
+from clusterucb.run.costs import bill, gradient_share
 from clusterucb.run.methods import method_of
 from clusterucb.run.remarks import BEFORE, remarks
 from clusterucb.run.session import Session
@@ -50,7 +50,8 @@ class Outlook:
         if step.work == "none":
             return 0.0
         if step.work != "clustering":
-            return step.cost.tokens / float(getattr(self.speed, step.work))
+            share = gradient_share(method_of(config)) if step.work == "gradients" else 1.0
+            return share * step.cost.tokens / float(getattr(self.speed, step.work))
         wider = self.facts.stored_dim(config) / self.facts.stored_dim(self.config)  # in a pair's time
         pairs = wider * config.clustering.k * self.facts.rows * config.clustering.iterations
         return pairs / self.speed.clustering if self.speed.clustering else None
@@ -61,8 +62,8 @@ class Outlook:
         times = method.full(config.training.periods)
         if self.facts.in_index(config) and not method.hidden:
             times -= method.stored  # as often they are there
-        costs: dict[str, Cost] = {name: step.cost for name, step in steps.items()}
-        return bill(costs, self.facts.work(times))
+        costs = {name: step.cost for name, step in steps.items()}
+        return bill(costs, self.facts.work(times, gradient_share(method)))
 
     def remarks(self, config: Config) -> list[str]:
         """What there is to say before a run with these settings."""

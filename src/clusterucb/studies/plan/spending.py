@@ -82,7 +82,7 @@ class _Steps:
         if method in ("random", "bm25"):
             yield "select 1", Planned(Cost(rows if method == "bm25" else 0))
             return
-        if method == "rds":
+        if method in ("rds", "head"):
             tokens += self._target.tokens
         yield "select 1", Planned(Cost(rows, tokens, pool_forwards=rows), "forward", not self.facts.exact)
 
