@@ -24,17 +24,10 @@ PROBE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Outlook:
-    """Facts of the inputs, and the speed of the machine, found with some settings.
+    """Facts of the inputs, and the speed of the machine, found with some settings."""
 
-    Attributes:
-        config: these settings, decided; others may differ in how rows are selected and trained on.
-        decided: what of them was `auto`.
-        facts: of the inputs.
-        speed: of the machine, which tells the seconds.
-    """
-
-    config: Config
-    decided: list[Decided]
+    config: Config  # these, decided; others may differ in how rows are selected and trained on
+    decided: list[Decided]  # what of them was `auto`
     facts: Facts
     speed: Speed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -61,11 +61,8 @@ class Speed:
 
     def by(self, processes: int) -> Speed:
         """Of so many such machines together; k-means, too, is shared."""
-        clustering = None if self.clustering is None else processes * self.clustering
-        gradients, training, forward = self.gradients, self.training, self.forward
-        return Speed(
-            processes * gradients, processes * training, processes * forward, clustering, self.measured
-        )
+        rates = {name: rate and processes * rate for name, rate in asdict(self).items() if name != "measured"}
+        return Speed(**rates, measured=self.measured)
 
 
 def probe(session: Session, facts: Facts, seconds: float) -> Speed:
