@@ -422,8 +422,8 @@ def _plan(
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
     from clusterucb.studies.plan.choice import Limit
-    from clusterucb.studies.plan.outlook import PROBE_SECONDS
     from clusterucb.studies.plan.plan import plan
+    from clusterucb.studies.plan.spending import PROBE_SECONDS
 
     found = plan(
         config,

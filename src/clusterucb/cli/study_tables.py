@@ -15,7 +15,7 @@ from clusterucb.report.bill import in_words, instead, taken
 from clusterucb.report.section import number, percent, seconds, with_error
 from clusterucb.studies.doctor import ENOUGH, Examined
 from clusterucb.studies.simulate.outcomes import SETTING, label
-from clusterucb.studies.simulate.truth import MEASURES
+from clusterucb.studies.simulate.simulate import MEASURES
 
 
 def show_comparison(result: dict[str, Any], console: Console | None = None) -> None:
@@ -51,8 +51,9 @@ def _cells(row: dict[str, Any], benchmarks: list[str], full: float) -> Iterator[
     for name in ("pool_gradients", "pool_forwards", "tokens"):
         yield f"{row['cost'][name]:,.0f}"
     yield f"{row['cost']['seconds']:,.1f}"
-    yield number(row["cost"]["passes"], ".2f")
-    yield percent(row["cost"]["passes"] / full)
+    taken = row["cost"].get("passes", math.nan)  # of runs of an earlier version
+    yield number(taken, ".2f")
+    yield percent(taken / full)
 
 
 def _estimate(found: dict[str, Any] | None, form: str = ".4f") -> str:

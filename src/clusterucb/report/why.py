@@ -34,7 +34,7 @@ def why(run: RunData) -> Section:
     if len(draws) > COLUMNS:
         draws = {"draws, all periods": np.sum([*draws.values()], axis=0)}
     facts = {"clusters": _clusters(run, [*draws.values()]), "draws": [*draws]}
-    return Section({**facts, "spent": [_spent(r) for r in drawn], "on_map": len(found.rows)}, figures)
+    return Section({**facts, "on_map": len(found.rows)}, figures)
 
 
 def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, Any]]:
@@ -61,14 +61,6 @@ def _influence(run: RunData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     scored[scored == 0] = np.nan
     mean = np.bincount(labels, first.scores, k) / scored
     return mean, np.sqrt(np.bincount(labels, (first.scores - mean[labels]) ** 2, k) / scored)
-
-
-def _spent(found: RoundData) -> dict[str, Any]:
-    """How many draws a selection took, and how far the last quarter after its cold start still paid."""
-    arms = found.scored.arms
-    late = -max(1, (len(arms) - found.cold) // 4)
-    facts = {"period": found.period, "drawn": len(arms), "cold": found.cold / len(arms)}
-    return {**facts, "clusters": len(np.unique(arms[late:])), "kept": found.kept[late:].mean()}
 
 
 class Course(NamedTuple):

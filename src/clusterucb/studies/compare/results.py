@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -37,25 +37,16 @@ class Estimate(TypedDict):
     over: str
 
 
-def spread(values: ArrayLike) -> Estimate:
-    """Mean and sample deviation over repetitions, (r,)."""
+def estimate(values: ArrayLike, over: Literal["repetitions", "rows"]) -> Estimate:
+    """Mean of (n,) over repetitions with their sample deviation, or over rows with its standard error."""
     numbers = pd.Series(values)
-    return _estimate(numbers.mean(), numbers.std(), "repetitions")
-
-
-def over_rows(values: ArrayLike) -> Estimate:
-    """Mean over rows, (n,), and its standard error."""
-    numbers = pd.Series(values)
-    return _estimate(numbers.mean(), numbers.sem(), "rows")
+    error = float(numbers.sem() if over == "rows" else numbers.std())
+    return {"mean": float(numbers.mean()), "error": None if math.isnan(error) else error, "over": over}
 
 
 def row_differences(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
     """Mean over rows of `ours` minus `theirs`, each (n,) or (n, repetitions), with its standard error."""
-    return over_rows(pd.DataFrame(ours).mean(axis=1) - pd.DataFrame(theirs).mean(axis=1))
-
-
-def _estimate(mean: float, error: float, over: str) -> Estimate:
-    return {"mean": float(mean), "error": None if math.isnan(error) else float(error), "over": over}
+    return estimate(pd.DataFrame(ours).mean(axis=1) - pd.DataFrame(theirs).mean(axis=1), "rows")
 
 
 @dataclass(frozen=True)
@@ -90,10 +81,10 @@ class _Finished:
 
     def recorded(self) -> Iterator[Path]:
         """The files in which it is written down what its steps took, of which runs may share some."""
-        config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
+        config = load(self.cell.run.config)
         method = method_of(config)
         rounds = method.rounds(config.training.periods)
-        yield from chain(*recorded_files(self.cell.run, method, rounds).values())
+        return chain(*recorded_files(self.cell.run, method, rounds).values())
 
     def scores(self, model: str) -> dict[str, Estimate]:
         """Results of benchmarks, if there are any; other questions are another benchmark."""
@@ -134,7 +125,8 @@ class _Row:
     def loss(self) -> Estimate:
         """Over repetitions, or over rows where there is one repetition."""
         losses = self.losses("adapter")
-        return spread(losses.mean()) if len(self.finished) > 1 else over_rows(losses.iloc[:, 0])
+        several = len(self.finished) > 1
+        return estimate(losses.mean(), "repetitions") if several else estimate(losses.iloc[:, 0], "rows")
 
     def against(self, other: _Row) -> dict[str, Any] | None:
         """The difference of the losses over the repetitions that both have; None without such."""
@@ -153,18 +145,13 @@ class _Row:
         runs = [run.scores("adapter") for run in self.finished]
         found = {name: [run[name] for run in runs if name in run] for name in dict.fromkeys(chain(*runs))}
         return {
-            name: spread([score["mean"] for score in scores]) if len(scores) > 1 else scores[0]
+            name: estimate([one["mean"] for one in scores], "repetitions") if scores[1:] else scores[0]
             for name, scores in found.items()
         }
 
 
 def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
-    """The content of comparison.json.
-
-    Args:
-        cells: all that were begun, in the order of the table.
-        config: the settings that they share.
-    """
+    """The content of comparison.json, of all cells that were begun with these settings, in their order."""
     cells = list(cells)
     methods = dict.fromkeys(cell.preset.name for cell in cells)
     rows = {name: _Row([cell for cell in cells if cell.preset.name == name]) for name in methods}
@@ -197,7 +184,7 @@ def _base(finished: Sequence[_Finished]) -> dict[str, Any]:
         return {"on": None, "rows": None, "base": None}
     first = finished[0]
     benchmarks = {name: found for run in reversed(finished) for name, found in run.scores("base").items()}
-    base = {"loss": over_rows(first.losses("base")), "benchmarks": benchmarks}
+    base = {"loss": estimate(first.losses("base"), "rows"), "benchmarks": benchmarks}
     return {"on": first.evaluation["on"], "rows": first.evaluation["rows"], "base": base}
 
 
@@ -227,7 +214,7 @@ def _line(cell: Cell) -> dict[str, Any]:
     if cell.state != "finished":
         return {**facts, "failure": cell.failure}
     run = _Finished(cell)
-    loss = over_rows(run.losses("adapter"))
+    loss = estimate(run.losses("adapter"), "rows")
     difference = row_differences(run.losses("adapter"), run.losses("base"))
     return {
         **facts,

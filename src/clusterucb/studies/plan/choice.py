@@ -21,7 +21,7 @@ from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.sizing import lines
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
-from clusterucb.studies.plan.outlook import Outlook, look
+from clusterucb.studies.plan.spending import Outlook, look
 
 WARMUP_SHARE, WARMUP_STEPS = 0.1, 4
 """Of the pool's rows that a short warmup trains on, and its fewest steps."""

@@ -15,8 +15,7 @@ from clusterucb.run.presets import PRESETS
 from clusterucb.run.sizing import Job, decide
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.plan.choice import Limit, choose
-from clusterucb.studies.plan.outlook import PROBE_SECONDS, Outlook, look
-from clusterucb.studies.plan.spending import Planned, kept_before
+from clusterucb.studies.plan.spending import PROBE_SECONDS, Outlook, Planned, kept_before, look
 
 _OF_AN_INDEX = ("warmup", "gradients", "cluster")
 

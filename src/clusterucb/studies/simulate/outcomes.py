@@ -16,8 +16,7 @@ import pandas as pd
 
 from clusterucb.report.page import environment
 from clusterucb.runtime.files import publish
-from clusterucb.studies.simulate.simulate import STALE, UNIFORM, Outcome
-from clusterucb.studies.simulate.truth import MEASURES
+from clusterucb.studies.simulate.simulate import MEASURES, STALE, UNIFORM, Outcome
 
 SETTING = ["problem", "k", "csp"]
 RUN = ["problem", "policy", "budget", "k", "csp", "seed"]
