@@ -101,13 +101,8 @@ class _Sheet:
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
 
-    @property
-    def tokens(self) -> int:
-        """Of the longest prompt and its answer."""
-        return self.longest(slice(None))
-
-    def longest(self, places: NDArray[np.int64] | slice) -> int:
-        """Tokens of the longest of some prompts and its answer."""
+    def longest(self, places: NDArray[np.int64] | slice = slice(None)) -> int:
+        """Tokens of the longest of some prompts, or of all, and its answer."""
         return int(self.lengths[places].max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
 
 
@@ -136,7 +131,7 @@ class Benchmarks:
         check_settings(self.config)
         started = time.monotonic()
         sheets = [self._sheet(name, *found) for name, found in chosen(self.config.evaluation.tasks).items()]
-        with self.engine.ready(max(sheet.tokens for sheet in sheets)):
+        with self.engine.ready(max(sheet.longest() for sheet in sheets)):
             folders = [[self._answers(sheet, who) for sheet in sheets] for who in MODELS]
         results = {
             "benchmarks": {
