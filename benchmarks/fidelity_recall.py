@@ -26,8 +26,7 @@ from clusterucb.runtime.screen import Screen
 from clusterucb.selection.policies import POLICIES, policy
 from clusterucb.selection.share import share
 from clusterucb.studies.simulate.grid import Grid
-from clusterucb.studies.simulate.simulate import Problem, simulate
-from clusterucb.studies.simulate.truth import Truth
+from clusterucb.studies.simulate.simulate import Problem, Truth, simulate
 
 MEASURES = ("recall", "captured", "advantage")
 STALE_FIRST = "stale first"

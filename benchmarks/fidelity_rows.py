@@ -37,7 +37,7 @@ from clusterucb.selection.linear_ucb import linear_ucb
 from clusterucb.selection.share import share
 from clusterucb.steps.reselection import round_seed
 from clusterucb.studies.simulate.grid import Grid
-from clusterucb.studies.simulate.truth import Truth
+from clusterucb.studies.simulate.simulate import Truth
 
 STALE_ORDER, LINEAR, MEMORY = "ucb_beta, stale order", "linear_ucb", "linear_ucb, memory"
 HIDDEN, LINEAR_HIDDEN = "ucb_beta, hidden", "linear_ucb, hidden"

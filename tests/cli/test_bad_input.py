@@ -212,10 +212,6 @@ def test_lengths_that_are_lowered_as_told_are_taken(complaint, settings, bad, mo
     done("warmup", *options(settings, **changes, **lowered))
 
 
-def test_no_run_directory():
-    assert "which run directory? give --out DIR" in clusterucb("run").complaint
-
-
 @pytest.mark.parametrize(
     ("option", "old", "new"),
     [("seed", 0, 7), ("top_p", 0.1, 0.05), ("policy", "'ucb_beta'", "random"), ("k", 5, 6)],

@@ -48,14 +48,6 @@ def test_a_difference_has_its_sign():
     assert row[3:] == ["-2.0 ± 1.0"] * 3
 
 
-@pytest.mark.parametrize("name", ["[red]", "[/]", "a[b]c", "[link=x]y[/link]"])
-def test_brackets_in_a_name_are_shown_as_they_are(name):
-    text = shown({name: result(left_out=["x"], metrics={name: next(iter(result()["metrics"].values()))})})
-    (row,) = (cells(line) for line in text.splitlines() if "14042" in line)
-    assert row[:2] == [f"{name}, 8-shot", name]
-    assert f"{name}: 1 question is left out, as it was in the target" in text
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_narrow_screen_loses_nothing(terminal):
     """A terminal folds the names; what goes to a file has no width."""

@@ -95,14 +95,6 @@ def test_help_shows_brackets_and_what_stands_for_a_value(monkeypatch):
         assert text in shown
 
 
-@pytest.mark.parametrize("given", [["--profile"], ["--profile=x"]])
-def test_an_option_that_is_gone_says_what_serves_now(given):
-    said = clusterucb("run", "--out", "none", *given).complaint
-    assert said.startswith("--profile is gone: ")
-    for word in ("summary.json", "torch.profiler"):
-        assert word in said
-
-
 def test_without_a_command_there_is_help():
     shown = clusterucb()
     assert "Usage: clusterucb" in shown.out + shown.err

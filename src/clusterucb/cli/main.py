@@ -30,7 +30,6 @@ from clusterucb.cli.options import (
     is_given,
     option,
     parameters,
-    refuse_gone,
     repeat_list_options,
 )
 from clusterucb.cli.simulate import simulate
@@ -45,21 +44,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a command with settings was called with.
+    """What a command with settings was called with."""
 
-    Attributes:
-        file: of settings.
-        options: settings that are given as options, over those of the preset, which are over the file's.
-        preset: the name of published settings.
-        screen: where progress is shown.
-        world: the processes that were called together.
-    """
-
-    file: str | None
-    options: Mapping[str, Any]
-    preset: str | None
+    file: str | None  # of settings
+    options: Mapping[str, Any]  # settings, over those of the preset, which are over the file's
+    preset: str | None  # the name of published settings
     screen: Screen
-    world: World
+    world: World  # the processes that were called together
 
     def tell(self, line: object) -> None:
         """Show a line on standard output."""
@@ -118,8 +109,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     named = next((argument for argument in arguments if not argument.startswith("-")), "")
     if named in _COMMANDS:
-        with _one_line_errors():
-            refuse_gone(arguments)
         arguments = repeat_list_options(arguments)
     completing = "_CLUSTERUCB_COMPLETE" in os.environ
     app = application(None if completing else named)
@@ -433,8 +422,8 @@ def _plan(
     quiet_libraries()
     from clusterucb.cli.study_tables import show_plan
     from clusterucb.studies.plan.choice import Limit
-    from clusterucb.studies.plan.outlook import PROBE_SECONDS
     from clusterucb.studies.plan.plan import plan
+    from clusterucb.studies.plan.spending import PROBE_SECONDS
 
     found = plan(
         config,
@@ -461,7 +450,7 @@ def _doctor(call: _Call) -> None:
     config = call.config() if call.file else load(None, {**unused, **call.options})
 
     quiet_libraries()
-    from clusterucb.cli.examined import show_examined
+    from clusterucb.cli.study_tables import show_examined
     from clusterucb.studies.doctor import examine
 
     found = examine(config, call.screen)
@@ -486,15 +475,12 @@ def _positive(flag: str, text: str | None) -> float | None:
 class _Command(NamedTuple):
     """A command with settings; its docstring is its help, its arguments but the first are options of its own.
 
-    Attributes:
-        function: does it, and returns the path of what it has made, if that is to be shown.
-        kind: the settings' class in config.py.
-        alone: whether rank 0 does it alone, of all processes that torchrun has started, with these options.
+    It returns the path of what it has made, if that is to be shown.
     """
 
     function: Callable[..., Path | None]
-    kind: str = "Config"
-    alone: Callable[[Mapping[str, Any]], bool] = lambda _options: False
+    kind: str = "Config"  # the settings' class in config.py
+    alone: Callable[[Mapping[str, Any]], bool] = lambda _options: False  # rank 0 of all processes does it
 
 
 _COMMANDS = {

@@ -1,7 +1,4 @@
-"""Options of the command line: one a setting, made from `config.settings()`, and what all commands share.
-
-An option that is gone ends in one line that says what serves now.
-"""
+"""Options of the command line: one a setting, made from `config.settings()`, and what all commands share."""
 
 from __future__ import annotations
 
@@ -13,16 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from clusterucb.errors import ConfigError
-
 if TYPE_CHECKING:
     from clusterucb.config import Setting
-
-GONE = {
-    "--profile": "it showed where a command's time went; each step's seconds are in summary.json, and "
-    "torch.profiler shows what is inside a step",
-}
-"""Options of before, with what to do instead."""
 
 _VALUES = {
     "model": "DIR|FILE|ID",
@@ -118,13 +107,6 @@ def _lists() -> set[str]:
     from clusterucb.config import settings
 
     return {setting.name for setting in settings() if "list[str]" in str(setting.annotation)}
-
-
-def refuse_gone(arguments: Iterable[str]) -> None:
-    """Raise ConfigError for an option of before, with what to do instead."""
-    for flag in (argument.partition("=")[0] for argument in arguments):
-        if flag in GONE:
-            raise ConfigError(f"{flag} is gone: {GONE[flag]}")
 
 
 def repeat_list_options(arguments: list[str]) -> list[str]:

@@ -72,8 +72,7 @@ def simulate(
     """Policies, budgets and clusters tried on stored features, without a model: what would a bandit find?"""
     if not (stores and out):
         raise ConfigError("simulate needs STORE... and --out DIR; see --help")
-    from clusterucb.studies.simulate.custom import named_policies
-    from clusterucb.studies.simulate.grid import Grid
+    from clusterucb.studies.simulate.grid import Grid, named_policies
 
     grid = Grid(
         budgets=_numbers("--budgets", budgets, float),
@@ -89,8 +88,7 @@ def simulate(
     from clusterucb.cli.study_tables import show_simulation
     from clusterucb.run.directory import RunDir
     from clusterucb.runtime.screen import Screen
-    from clusterucb.studies.simulate.outcomes import spreads, write_tables
-    from clusterucb.studies.simulate.plot import write_plot
+    from clusterucb.studies.simulate.outcomes import spreads, write_plot, write_tables
     from clusterucb.studies.simulate.simulate import simulate as run
     from clusterucb.studies.simulate.stores import read_problems
 

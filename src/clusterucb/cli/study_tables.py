@@ -1,4 +1,4 @@
-"""A comparison, a plan and a simulation as tables on the screen, and what their figures mean."""
+"""A comparison, a plan, a simulation and a look at a model as tables on the screen, and what they mean."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rich.filesize import decimal
 from clusterucb.cli.tables import evaluated_on, print_table, say
 from clusterucb.report.bill import in_words, instead, taken
 from clusterucb.report.section import number, percent, seconds, with_error
+from clusterucb.studies.doctor import ENOUGH, Examined
 from clusterucb.studies.simulate.outcomes import SETTING, label
-from clusterucb.studies.simulate.truth import MEASURES
+from clusterucb.studies.simulate.simulate import MEASURES
 
 
 def show_comparison(result: dict[str, Any], console: Console | None = None) -> None:
@@ -86,6 +87,8 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
         yield f"note on {', '.join(methods)}: {said}"
 
 
+_LONGEST = 80
+"""Characters of either end of a long piece of a row's text."""
 _COUNTS = ("rows", "tokens", "pool_gradients", "target_gradients", "pool_forwards")
 
 
@@ -183,3 +186,41 @@ def _policies(found: pd.DataFrame, budgets: Sequence[float]) -> Iterator[list[st
 
 def _percent(mean: float, deviation: float) -> str:
     return f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f"±{100 * deviation:.1f}")
+
+
+def show_examined(found: Examined, console: Console | None = None) -> None:
+    """Print what `examine` found, on one screen."""
+    console = console or Console()
+    rows = [[what, f"{cosine:.4f}", _verdict(cosine)] for what, cosine in found.cosines.items()]
+    title = f"Features of a row alone in {found.dtype} on {found.device}, against those of the same row"
+    print_table(console, title, ["", "least cosine", ""], rows, words=[""])
+    for line in _examined(found):
+        say(console, line)
+
+
+def _verdict(cosine: float) -> str:
+    return "" if cosine >= ENOUGH else f"below {ENOUGH}: not to be trusted"
+
+
+def _examined(found: Examined) -> Iterator[str]:
+    pieces = ((_shortened(piece), learnt) for piece, learnt in found.text)
+    text = "".join(f"[[{piece}]]" if learnt else piece for piece, learnt in pieces)
+    yield f"a row as the model reads it, with what is learnt in [[ ]]: {text!r}"
+    twice = "; use --chat tulu, or a chat template without one" if found.begins > 1 else ""
+    yield f"begin tokens before a row: {found.begins}{twice}"
+    attention, sketch = ", ".join(found.attention), "one kernel" if found.fused else "plain operations"
+    yield f"attention: {attention or 'plain operations'}; Adam's map and the sketch: {sketch}"
+    if found.memory:
+        total, free = found.memory
+        yield f"memory: {decimal(total)}" + (f", {decimal(free)} free beside the model" if free else "")
+    count, length = found.batch
+    yield f"{count} rows of {length} tokens went at once; one of mean length takes {found.a_row:.3g} s"
+    if found.gradients:
+        yield (
+            f"a run takes {found.gradients:,} gradients of the {found.rows:,} rows: "
+            f"{seconds(found.gradients * found.a_row)}, without training; clusterucb plan tells more"
+        )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 2 * _LONGEST else f"{text[:_LONGEST]} ... {text[-_LONGEST:]}"

@@ -43,11 +43,7 @@ def print_table(
     """Print a table whose first column is of words and whose others are of numbers, on the right.
 
     All cells are text, whatever brackets they hold. A terminal's width is kept; in a file nothing is folded.
-
-    Args:
-        words: columns of words besides the first; words fold.
-        whole: numbers do not fold, so that words have to.
-        total: the last row is set off.
+    `words` are columns of words besides the first; they fold, and they alone where numbers are to be `whole`.
     """
     table = Table(title=escape(title), title_justify="left")
     for heading in headings:

@@ -101,41 +101,23 @@ class _Sheet:
     chunks: Sequence[tuple[NDArray[np.int64], int]]
     """Places of the documents that are asked together, and how many at once."""
 
-    @property
-    def tokens(self) -> int:
-        """Of the longest prompt and its answer."""
-        return self.longest(slice(None))
-
-    def longest(self, places: NDArray[np.int64] | slice) -> int:
-        """Tokens of the longest of some prompts and its answer."""
+    def longest(self, places: NDArray[np.int64] | slice = slice(None)) -> int:
+        """Tokens of the longest of some prompts, or of all, and its answer."""
         return int(self.lengths[places].max()) + (self.variant.max_new_tokens or _CHOICE_TOKENS)
 
 
 @dataclass
 class Benchmarks:
-    """An evaluation of one adapter and its base.
-
-    Args:
-        config: which benchmarks, and how.
-        engine: what runs the two.
-        adapter: what the adapter's answers depend on, besides the base.
-        tokenizer: the model's.
-        chat: its format, the target's too.
-        folder: where the adapter's answers and the results go.
-        base_answers: where the base's answers go; other evaluations may have the same.
-        leave_out: digests of questions that the adapter was selected for.
-        screen: where progress is shown.
-        room: what has fitted into memory so far.
-    """
+    """An evaluation of one adapter and its base."""
 
     config: Common
     engine: Engine
-    adapter: str
+    adapter: str  # what the adapter's answers depend on, besides the base
     tokenizer: Any
-    chat: ChatFormat
-    folder: Path
-    base_answers: Path
-    leave_out: frozenset[str]
+    chat: ChatFormat  # the target's too
+    folder: Path  # where the adapter's answers and the results go
+    base_answers: Path  # where the base's answers go; other evaluations may have the same
+    leave_out: frozenset[str]  # digests of questions that the adapter was selected for
     screen: Screen
     room: Room = field(default_factory=Room)
 
@@ -149,7 +131,7 @@ class Benchmarks:
         check_settings(self.config)
         started = time.monotonic()
         sheets = [self._sheet(name, *found) for name, found in chosen(self.config.evaluation.tasks).items()]
-        with self.engine.ready(max(sheet.tokens for sheet in sheets)):
+        with self.engine.ready(max(sheet.longest() for sheet in sheets)):
             folders = [[self._answers(sheet, who) for sheet in sheets] for who in MODELS]
         results = {
             "benchmarks": {
@@ -165,7 +147,8 @@ class Benchmarks:
     def _made_with(self) -> dict[str, object]:
         settings = self.config.evaluation
         return {
-            **{who: self._model(who) for who in MODELS},
+            "base": self.engine.base,
+            "adapter": {**self.engine.base, "adapter": self.adapter},
             "chat": self.chat.name,
             "engine": settings.engine,
             "seed": self.config.seed,
@@ -173,11 +156,6 @@ class Benchmarks:
             "samples": settings.samples,
             "lm_eval": version("lm_eval"),
         }
-
-    def _model(self, who: str) -> dict[str, object]:
-        """What the answers of a model depend on besides what it is asked."""
-        own = {"adapter": self.adapter} if who == "adapter" else {}
-        return {**self.engine.base, **own}
 
     def _sheet(self, name: str, task: Task, variant: Variant) -> _Sheet:
         settings = self.config.evaluation
@@ -220,7 +198,8 @@ class Benchmarks:
             "engine": self.config.evaluation.engine,
             "lm_eval": version("lm_eval"),
             "tokenizer": fingerprint(self.tokenizer, self.chat),
-            **self._model(who),
+            **self.engine.base,
+            **({"adapter": self.adapter} if who == "adapter" else {}),
         }
 
     def _ask(self, sheet: _Sheet, who: str, folder: Path) -> None:
@@ -229,7 +208,7 @@ class Benchmarks:
             write_lines(part / _SAMPLES, self._asked(sheet, who, part), ascii=True)
             write_lines(part / "documents.jsonl", sheet.documents, ascii=True)
             write_json(part / "asked.json", {"cut": cut, "window": self.engine.window})
-            seconds = sum(map(_spent, part.glob("chunk-*.jsonl")))
+            seconds = sum([*read_lines(chunk)][-1]["seconds"] for chunk in part.glob("chunk-*.jsonl"))
             cost = {"rows": len(sheet.documents), "tokens": int(sheet.lengths.sum()), "seconds": seconds}
             write_json(part / "cost.json", {"cost": cost})
 
@@ -307,12 +286,6 @@ class Benchmarks:
         }
 
 
-def _spent(chunk: Path) -> float:
-    """Seconds that a chunk's answers took, its last line; 0 where an earlier version wrote it."""
-    *_, last = read_lines(chunk)
-    return float(last.get("seconds", 0.0))
-
-
 def _answered(sheet: _Sheet, document: Document, responses: Sequence[Any]) -> Answered:
     scores = score(sheet.task, sheet.variant, document, responses)
     return {"id": document["id"], "subtask": document["subtask"], "responses": responses, **scores}
@@ -326,13 +299,8 @@ def _chunks(
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]]) + variant.max_new_tokens
-        batch = settings.eval_batch or _batch(longest, settings.engine)
+        fitting = max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))
+        batch = settings.eval_batch or (_VLLM_BATCH if settings.engine == "vllm" else fitting)
         size = max(_SMALLEST_CHUNK, _CHUNK_BATCHES * batch) // variant.samples or 1
         yield order[start : start + size], batch
         start += size
-
-
-def _batch(longest: int, engine: str) -> int:
-    if engine == "vllm":
-        return _VLLM_BATCH
-    return max(1, min(_LARGEST_BATCH, _BATCH_TOKENS // longest))

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, set_seed
@@ -30,24 +30,6 @@ from clusterucb.training.adapter import fingerprint_base
 from clusterucb.training.model import model_source
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-class Engine(Protocol):
-    """A base and its adapter, to be asked; neither is loaded before it has to be."""
-
-    @property
-    def base(self) -> dict[str, object]:
-        """What the base's answers depend on."""
-
-    @property
-    def window(self) -> int:
-        """Tokens of prompt and answer that the model can hold."""
-
-    def ready(self, tokens: int) -> AbstractContextManager[None]:
-        """Where it is asked: for at most so many `tokens` at a time, prompt and answer."""
-
-    def asked(self, who: str, batch: int) -> AbstractContextManager[Any]:
-        """The harness's model object for `base` or `adapter`, that takes `batch` questions at once."""
 
 
 class HuggingFace:
@@ -64,7 +46,7 @@ class HuggingFace:
 
     @cached_property
     def base(self) -> dict[str, object]:
-        """Its weights and their type."""
+        """What the base's answers depend on: its weights and their type."""
         model = self._model()
         return {"model": fingerprint_base(model), "dtype": str(next(model.parameters()).dtype)}
 
@@ -74,12 +56,12 @@ class HuggingFace:
         return int(self._lm.max_length)
 
     def ready(self, tokens: int) -> AbstractContextManager[None]:
-        """It takes any number, and stays loaded."""
+        """Where it is asked: for any number of tokens at a time, prompt and answer; it stays loaded."""
         return nullcontext()
 
     @contextmanager
     def asked(self, who: str, batch: int) -> Iterator[Any]:
-        """The harness's model object, with the adapter on or off."""
+        """The harness's model object for `base` or `adapter`, that takes `batch` questions at once."""
         self._lm.batch_size_per_gpu = batch
         with self._model().disable_adapter() if who == "base" else nullcontext():
             yield self._lm
@@ -121,7 +103,7 @@ class VLLM:
 
     @contextmanager
     def ready(self, tokens: int) -> Iterator[None]:
-        """The engine holds all of the GPUs' memory, and is gone at the end."""
+        """For at most so many tokens; the engine holds all of the GPUs' memory, and is gone at the end."""
         self._tokens = tokens
         try:
             yield
@@ -208,6 +190,10 @@ def _fingerprint_files(model: str) -> str:
     files = [(path.name, path.stat()) for path in sorted(Path(model).glob("*")) if path.is_file()]
     facts = [model, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+Engine = HuggingFace | VLLM
+"""A base and its adapter, to be asked; neither is loaded before it has to be."""
 
 
 def require_harness(engine: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.report.bill import in_words
 from clusterucb.report.run_data import Json, RunData
-from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, seconds, with_error
+from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, with_error
 
 
 def quality(run: RunData) -> Section:
@@ -62,24 +62,7 @@ def _loss_figure(losses: Mapping[str, Json]) -> Figure:
 
 def cost(run: RunData) -> Section:
     """The section of what the run has cost, step by step."""
-    told = [*in_words(run.bill)] if run.bill else []
-    return Section({"told": told}, figures={"seconds": _seconds(run)} if run.total.seconds > 0 else {})
-
-
-def _seconds(run: RunData) -> Figure:
-    steps = [*run.steps.items()][::-1]
-    bars = {
-        "type": "bar",
-        "orientation": "h",
-        "x": [spent.seconds for _, spent in steps],
-        "y": [plotted(name) for name, _ in steps],
-        "marker": {"color": [COLOURS[0] if spent.pool_gradients else GREY for _, spent in steps]},
-        "text": [seconds(spent.seconds) for _, spent in steps],
-        "textposition": "auto",
-        "hovertemplate": "%{y}: %{text}<extra></extra>",
-    }
-    layout = {"height": 120 + 26 * len(steps), "xaxis": axis("seconds"), "yaxis": {"automargin": True}}
-    return Figure("Seconds of each step, as bars", [bars], layout=layout)
+    return Section({"told": [*in_words(run.bill)] if run.bill else []})
 
 
 def side_by_side(runs: Sequence[RunData]) -> Section:

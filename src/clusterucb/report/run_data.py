@@ -62,26 +62,9 @@ class RoundData(Round):
 
 
 class RunData:
-    """One run; what is large of it is read when it is first asked for.
+    """One run, by the `name` that the page calls it; what is large of it is read when it is first asked for.
 
-    Args:
-        path: the run directory.
-        name: how the page calls it; the directory's own name if none is given.
-        pool: the run's pool, if it is open already; otherwise its files are read, if they are there.
-
-    Attributes:
-        config, settings: as values, and as the YAML text that was saved.
-        method: that they name.
-        counts: rows of the pool, usable and excluded ones, and its fingerprint; None before it is read.
-        usable: rows that can be chosen, as far as they are known.
-        contamination: the content of contamination.json.
-        evaluation: that of evaluation.json, with which a run is finished.
-        benchmarks: that of benchmarks/results.json.
-        bill: what all of it took, against doing without; None before the run's end.
-        remarks: what was to be said of it then.
-
-    Raises:
-        InputError: no run is there.
+    Raises InputError where no run is. A `pool` that is open already is not read anew.
     """
 
     def __init__(self, path: str | Path, name: str | None = None, pool: Pool | None = None) -> None:
@@ -92,14 +75,14 @@ class RunData:
         self.name = name or self.path.name
         self.config = load(self.dir.config, {"out": str(path)})
         self.method = method_of(self.config)
-        self.settings = self.dir.config.read_text(encoding="utf-8")
-        self.counts = _read(self.dir.pool / "manifest.json", read_json)
+        self.settings = self.dir.config.read_text(encoding="utf-8")  # as YAML
+        self.counts = _read(self.dir.pool / "manifest.json", read_json)  # and the pool's fingerprint
         self.contamination = _read(self.dir.contamination, read_json)
-        self.usable = len(self._places) if self.counts else 0
-        self.evaluation = _read(self.dir.evaluation, read_json)
+        self.usable = len(self._places) if self.counts else 0  # rows that can be chosen
+        self.evaluation = _read(self.dir.evaluation, read_json)  # with which a run is finished
         self.benchmarks = _read(self.dir.benchmarks / "results.json", read_json)
         summary = _read(self.dir.summary, read_json) or {}
-        self.bill: Json | None = summary.get("bill")
+        self.bill: Json | None = summary.get("bill")  # None before the run's end
         self.remarks: list[str] = summary.get("remarks", [])
         self._pool = pool
 

@@ -1,4 +1,4 @@
-"""What was selected: by source and by cluster, and the rows themselves, to be read.
+"""What was selected: by source, and the rows themselves, to be read.
 
 The rows that carry text are the best of the selected ones, and the most and least influential of all that
 were scored, so that a page stays small whatever the size of the pool.
@@ -13,7 +13,7 @@ import numpy as np
 
 from clusterucb.data.rows import Row
 from clusterucb.report.run_data import RoundData, RunData
-from clusterucb.report.section import COLOURS, GREY, Figure, Section, axis, plotted, script_json, visible
+from clusterucb.report.section import Section, script_json, visible
 
 BEST = 300
 """Selected rows of one selection at most, the most influential."""
@@ -31,10 +31,8 @@ def selected(run: RunData, allowed: int = BYTES) -> Section:
     """The section; texts of rows may take `allowed` bytes."""
     if not run.rounds:
         return Section()
-    sources, clusters = _by_source(run), _by_cluster(run)
-    figures = {"sources": _source_figure(run)} if len(run.rounds) > 1 else {}
-    facts = {"distinct": len(np.unique(run.selected)), "sources": sources, "clusters": clusters}
-    return Section(facts, figures, _examples(run, allowed))
+    facts = {"distinct": len(np.unique(run.selected)), "sources": _by_source(run)}
+    return Section(facts, examples=_examples(run, allowed))
 
 
 def _by_source(run: RunData) -> list[dict[str, Any]]:
@@ -52,35 +50,6 @@ def _by_source(run: RunData) -> list[dict[str, Any]]:
         return {**own, "pool": pool[name] if pool else None, "lift": share / fair if fair else None}
 
     return [line(name) for name in dict.fromkeys([*total, *pool])]
-
-
-def _source_figure(run: RunData) -> Figure:
-    periods = [found.period for found in run.rounds]
-    per_round = [Counter(found.sources) for found in run.rounds]
-    names = [*run.selected_sources]
-    leading, others = names[: len(COLOURS)], names[len(COLOURS) :]
-
-    def bars(name: str, colour: str, of: list[str]) -> dict[str, Any]:
-        numbers = [sum(found[source] for source in of) for found in per_round]
-        return {"type": "bar", "name": plotted(name), "marker": {"color": colour}, "x": periods, "y": numbers}
-
-    traces = [bars(name, colour, [name]) for name, colour in zip(leading, COLOURS, strict=False)]
-    traces += [bars(f"{len(others)} other sources", GREY, others)] if others else []
-    layout = {"barmode": "stack", "height": 320, "yaxis": axis("rows selected")}
-    return Figure("Selected rows of each source, period by period, as stacked bars", traces, layout=layout)
-
-
-def _by_cluster(run: RunData) -> list[dict[str, Any]]:
-    """A line a cluster of which rows are selected."""
-    if run.clusters is None:
-        return []
-    per_round = np.stack([run.in_clusters(found.rows) for found in run.rounds])  # (rounds, K)
-    total = per_round.sum(0)
-    return [
-        {"cluster": c, "size": run.sizes[c], "rows": per_round[:, c].tolist(), "selected": total[c]}
-        for c in run.leading
-        if total[c]
-    ]
 
 
 def shown_rows(found: RoundData, rounds: int) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import shlex
@@ -10,6 +11,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from clusterucb.report.run_data import RoundData, RunData
@@ -50,18 +52,8 @@ def _shared(one: RoundData, other: RoundData) -> str:
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Spearman's, equal values sharing their mean rank; None for fewer than three rows or equal scores."""
-    if len(a) < 3:
-        return None
-    ranks = [_ranks(a), _ranks(b)]
-    if any(np.ptp(found) == 0 for found in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, places, equal = np.unique(values, return_inverse=True, return_counts=True)
-    found: NDArray[np.float64] = (np.cumsum(equal) - (equal - 1) / 2)[places]
-    return found
+    found = float(pd.DataFrame({"a": a, "b": b}).corr("spearman", min_periods=3).loc["a", "b"])
+    return None if math.isnan(found) else found
 
 
 def _versions() -> dict[str, str]:

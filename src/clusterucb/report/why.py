@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from clusterucb.report.feature_map import map_features, map_figure
@@ -34,41 +35,26 @@ def why(run: RunData) -> Section:
     if len(draws) > COLUMNS:
         draws = {"draws, all periods": np.sum([*draws.values()], axis=0)}
     facts = {"clusters": _clusters(run, [*draws.values()]), "draws": [*draws]}
-    return Section({**facts, "spent": [_spent(r) for r in drawn], "on_map": len(found.rows)}, figures)
+    return Section({**facts, "on_map": len(found.rows)}, figures)
 
 
 def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, Any]]:
     """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
     if run.clusters is None:
         return []
-    mean, spread = _influence(run)
-    facts = {"rows": run.sizes, "selected": run.in_clusters(run.selected), "mean": mean, "spread": spread}
+    facts = pd.DataFrame({"rows": run.sizes, "selected": run.in_clusters(run.selected)})  # by cluster
+    if run.rounds:
+        first = run.rounds[0].scored
+        scores = pd.Series(first.scores).groupby(run.clusters[first.rows])
+        facts["mean"], facts["spread"] = scores.mean(), scores.std(ddof=0)
+    else:
+        facts["mean"] = facts["spread"] = np.nan
 
     def line(cluster: int) -> dict[str, Any]:
         spent = [f"{commas(found[cluster])} ({found[cluster] / found.sum():.0%})" for found in draws]
-        return {"cluster": cluster, "draws": spent, **{name: of[cluster] for name, of in facts.items()}}
+        return {"cluster": cluster, "draws": spent, **facts.loc[cluster]}
 
     return [line(cluster) for cluster in run.leading]
-
-
-def _influence(run: RunData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of each cluster's scores in the first selection, (k,); NaN where it scored none."""
-    k = len(run.sizes)
-    if run.clusters is None or not run.rounds:
-        return np.full(k, np.nan), np.full(k, np.nan)
-    first = run.rounds[0].scored
-    labels, scored = run.clusters[first.rows], run.in_clusters(first.rows).astype(float)
-    scored[scored == 0] = np.nan
-    mean = np.bincount(labels, first.scores, k) / scored
-    return mean, np.sqrt(np.bincount(labels, (first.scores - mean[labels]) ** 2, k) / scored)
-
-
-def _spent(found: RoundData) -> dict[str, Any]:
-    """How many draws a selection took, and how far the last quarter after its cold start still paid."""
-    arms = found.scored.arms
-    late = -max(1, (len(arms) - found.cold) // 4)
-    facts = {"period": found.period, "drawn": len(arms), "cold": found.cold / len(arms)}
-    return {**facts, "clusters": len(np.unique(arms[late:])), "kept": found.kept[late:].mean()}
 
 
 class Course(NamedTuple):

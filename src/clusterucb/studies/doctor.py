@@ -60,33 +60,20 @@ Rows = list[Encoded]
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        cosines: least cosine of a row's feature with that of the row alone, by what was changed.
-        text: one row as the model reads it, in pieces, each with whether it is learnt.
-        begins: begin tokens at the beginning of each row, at most.
-        attention: names of the operations that attention ran by; empty where it is plain products.
-        fused: whether one kernel maps and sketches.
-        memory: bytes of the device, and of a GPU those that are free beside the model; None if unknown.
-        batch: rows of a micro-batch that fitted, and tokens of each.
-        a_row: seconds of a row of mean length.
-        rows: of the pool; None without one.
-        gradients: of pool rows, that a run of these settings takes in all.
-    """
-
-    cosines: dict[str, float]
-    text: list[tuple[str, bool]]
-    begins: int
-    attention: list[str]
+    cosines: dict[str, float]  # least one of a row's feature with that of the row alone, by what was changed
+    text: list[tuple[str, bool]]  # one row as the model reads it, in pieces, each with whether it is learnt
+    begins: int  # begin tokens at the beginning of each row, at most
+    attention: list[str]  # names of the operations that attention ran by; empty where it is plain products
     device: str
     dtype: str
-    fused: bool
-    memory: tuple[int, int | None] | None
-    batch: tuple[int, int]
-    a_row: float
-    rows: int | None
-    gradients: int | None
+    fused: bool  # whether one kernel maps and sketches
+    memory: tuple[int, int | None] | None  # bytes of the device, and of a GPU the free ones; None if unknown
+    batch: tuple[int, int]  # rows of a micro-batch that fitted, and tokens of each
+    a_row: float  # seconds of a row of mean length
+    rows: int | None  # of the pool; None without one
+    gradients: int | None  # of pool rows, that a run of these settings takes in all
 
     @property
     def sound(self) -> bool:

@@ -11,7 +11,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.plan import choice as module
 from clusterucb.studies.plan.choice import Limit, choose, plans
-from clusterucb.studies.plan.outlook import look
+from clusterucb.studies.plan.spending import look
 
 SPEED = 1000.0
 

@@ -8,7 +8,7 @@ import pytest
 from clusterucb.errors import ConfigError
 from clusterucb.selection.bandit import select
 from clusterucb.selection.policies import UCBBeta
-from clusterucb.studies.simulate.custom import named_policies
+from clusterucb.studies.simulate.grid import named_policies
 
 MODULE = """
 import numpy as np

@@ -168,16 +168,11 @@ def _storage_errors() -> Iterator[None]:
         raise StorageError(f"the folder for temporary files: {error}; make room, or set TMPDIR") from error
 
 
-def _environment() -> dict[str, str]:
-    """What Python needs to start, and one order of sets, so that a program has one verdict."""
-    # Some builds of Python find their own library by it; the child removes it before the program runs.
-    library = {name: path for name, path in os.environ.items() if name == "LD_LIBRARY_PATH"}
-    return {**library, "PYTHONHASHSEED": "0"}
-
-
 @contextmanager
 def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The started process and the pipe it answers through; dead at the end, with all of its group."""
+    # Some builds of Python find their own library by it; the child removes it before the program runs.
+    library = {name: path for name, path in os.environ.items() if name == "LD_LIBRARY_PATH"}
     channel, end = os.pipe()
     with io.FileIO(channel):
         with io.FileIO(end, "w"):
@@ -187,7 +182,10 @@ def _child(request: IO[bytes], folder: Path) -> Iterator[tuple[subprocess.Popen[
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env=_environment(),
+                env={
+                    **library,
+                    "PYTHONHASHSEED": "0",
+                },  # one order of sets: a program has one verdict
                 pass_fds=[end],
                 start_new_session=True,
             )

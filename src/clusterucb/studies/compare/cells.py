@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ class Cell:
         if self._failed.exists():
             return "failed"
         return "finished" if self.run.summary.exists() else "unfinished"
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """The content of a finished run's evaluation.json."""
+        return read_json(self.run.evaluation)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """That of its summary.json."""
+        return read_json(self.run.summary)
+
+    @property
+    def bill(self) -> dict[str, Any]:
+        """What it took in passes over the pool, and what doing without would; empty in a run of before."""
+        bill: dict[str, Any] = self.summary.get("bill", {})
+        return bill
+
+    def losses(self, model: str) -> list[float]:
+        """Of each held-out row, (n,), under `base` or `adapter`."""
+        losses: list[float] = self.evaluation[model]["losses"]
+        return losses
 
     @property
     def failure(self) -> str | None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -37,84 +37,45 @@ class Estimate(TypedDict):
     over: str
 
 
-def spread(values: ArrayLike) -> Estimate:
-    """Mean and sample deviation over repetitions, (r,)."""
+def estimate(values: ArrayLike, over: Literal["repetitions", "rows"]) -> Estimate:
+    """Mean of (n,) over repetitions with their sample deviation, or over rows with its standard error."""
     numbers = pd.Series(values)
-    return _estimate(numbers.mean(), numbers.std(), "repetitions")
-
-
-def over_rows(values: ArrayLike) -> Estimate:
-    """Mean over rows, (n,), and its standard error."""
-    numbers = pd.Series(values)
-    return _estimate(numbers.mean(), numbers.sem(), "rows")
+    error = float(numbers.sem() if over == "rows" else numbers.std())
+    return {"mean": float(numbers.mean()), "error": None if math.isnan(error) else error, "over": over}
 
 
 def row_differences(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
     """Mean over rows of `ours` minus `theirs`, each (n,) or (n, repetitions), with its standard error."""
-    return over_rows(pd.DataFrame(ours).mean(axis=1) - pd.DataFrame(theirs).mean(axis=1))
+    return estimate(pd.DataFrame(ours).mean(axis=1) - pd.DataFrame(theirs).mean(axis=1), "rows")
 
 
-def _estimate(mean: float, error: float, over: str) -> Estimate:
-    return {"mean": float(mean), "error": None if math.isnan(error) else float(error), "over": over}
+def _recorded(cell: Cell) -> Iterator[Path]:
+    """The files in which it is written down what a run's steps took, of which runs may share some."""
+    config = load(cell.run.config)
+    method = method_of(config)
+    return chain(*recorded_files(cell.run, method, method.rounds(config.training.periods)).values())
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A run that has ended well."""
-
-    cell: Cell
-
-    @cached_property
-    def evaluation(self) -> dict[str, Any]:
-        return read_json(self.cell.run.evaluation)
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        return read_json(self.cell.run.summary)
-
-    def losses(self, model: str) -> list[float]:
-        """Of each held-out row, (n,), under `base` or `adapter`."""
-        losses: list[float] = self.evaluation[model]["losses"]
-        return losses
-
-    @cached_property
-    def cost(self) -> Cost:
-        """Of all that it did, as if the run had been alone."""
-        return Cost.from_json(self.summary["total"])
-
-    @property
-    def bill(self) -> dict[str, Any]:
-        """The same in passes over the pool, and what doing without would take; empty in a run of before."""
-        bill: dict[str, Any] = self.summary.get("bill", {})
-        return bill
-
-    def recorded(self) -> Iterator[Path]:
-        """The files in which it is written down what its steps took, of which runs may share some."""
-        config = load(self.cell.run.config, {"out": str(self.cell.run.path)})
-        method = method_of(config)
-        rounds = method.rounds(config.training.periods)
-        yield from chain(*recorded_files(self.cell.run, method, rounds).values())
-
-    def scores(self, model: str) -> dict[str, Estimate]:
-        """Results of benchmarks, if there are any; other questions are another benchmark."""
-        path = self.cell.run.benchmarks / "results.json"
-        found = read_json(path)["benchmarks"] if path.exists() else {}
-        return {
-            f"{name} {metric} ({task['questions']} questions)": {
-                "mean": values[model]["value"],
-                "error": values[model]["standard_error"],
-                "over": "rows",
-            }
-            for name, task in found.items()
-            for metric, values in task["metrics"].items()
-        }
-
-
-def _together(runs: Iterable[_Finished]) -> Cost:
+def _together(finished: Iterable[Cell]) -> Cost:
     """What these runs took, with what they share counted once, be it one file or several links to it."""
-    paths = chain.from_iterable(run.recorded() for run in runs)
+    paths = chain.from_iterable(map(_recorded, finished))
     files = {(path.stat().st_dev, path.stat().st_ino): path for path in paths}
     return sum(map(Cost.recorded, files.values()), Cost())
+
+
+def _scores(cell: Cell, model: str) -> dict[str, Estimate]:
+    """Results of benchmarks, if there are any; other questions are another benchmark."""
+    path = cell.run.benchmarks / "results.json"
+    found = read_json(path)["benchmarks"] if path.exists() else {}
+    return {
+        f"{name} {metric} ({task['questions']} questions)": {
+            "mean": values[model]["value"],
+            "error": values[model]["standard_error"],
+            "over": "rows",
+        }
+        for name, task in found.items()
+        for metric, values in task["metrics"].items()
+    }
 
 
 @dataclass(frozen=True)
@@ -124,17 +85,18 @@ class _Row:
     cells: Sequence[Cell]
 
     @cached_property
-    def finished(self) -> list[_Finished]:
-        return [_Finished(cell) for cell in self.cells if cell.state == "finished"]
+    def finished(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.state == "finished"]
 
     def losses(self, model: str) -> pd.DataFrame:
         """A line a held-out row, a column a repetition."""
-        return pd.DataFrame({run.cell.repeat: run.losses(model) for run in self.finished})
+        return pd.DataFrame({cell.repeat: cell.losses(model) for cell in self.finished})
 
     def loss(self) -> Estimate:
         """Over repetitions, or over rows where there is one repetition."""
         losses = self.losses("adapter")
-        return spread(losses.mean()) if len(self.finished) > 1 else over_rows(losses.iloc[:, 0])
+        several = len(self.finished) > 1
+        return estimate(losses.mean(), "repetitions") if several else estimate(losses.iloc[:, 0], "rows")
 
     def against(self, other: _Row) -> dict[str, Any] | None:
         """The difference of the losses over the repetitions that both have; None without such."""
@@ -144,38 +106,34 @@ class _Row:
 
     def cost(self) -> dict[str, float]:
         """The mean cost of a run."""
-        costs = [{**asdict(run.cost), "passes": run.bill.get("passes")} for run in self.finished]
+        totals = [(Cost.from_json(cell.summary["total"]), cell.bill) for cell in self.finished]
+        costs = [{**cost.to_json(), "passes": bill.get("passes")} for cost, bill in totals]
         means: dict[str, float] = pd.DataFrame(costs, dtype=float).mean().dropna().to_dict()
         return means
 
     def benchmarks(self) -> dict[str, Estimate]:
         """The mean of each score over repetitions."""
-        runs = [run.scores("adapter") for run in self.finished]
+        runs = [_scores(cell, "adapter") for cell in self.finished]
         found = {name: [run[name] for run in runs if name in run] for name in dict.fromkeys(chain(*runs))}
         return {
-            name: spread([score["mean"] for score in scores]) if len(scores) > 1 else scores[0]
+            name: estimate([one["mean"] for one in scores], "repetitions") if scores[1:] else scores[0]
             for name, scores in found.items()
         }
 
 
 def compared(cells: Iterable[Cell], config: Config) -> dict[str, Any]:
-    """The content of comparison.json.
-
-    Args:
-        cells: all that were begun, in the order of the table.
-        config: the settings that they share.
-    """
+    """The content of comparison.json, of all cells that were begun with these settings, in their order."""
     cells = list(cells)
     methods = dict.fromkeys(cell.preset.name for cell in cells)
     rows = {name: _Row([cell for cell in cells if cell.preset.name == name]) for name in methods}
     done = [name for name, row in rows.items() if row.finished]
     reference = _REFERENCE if _REFERENCE in done else next(iter(done), None)
-    finished = [run for row in rows.values() for run in row.finished]
+    finished = [cell for row in rows.values() for cell in row.finished]
     return {
         **_base(finished),
         "reference": reference,
         "methods": {name: _method(name, rows, reference, config) for name in rows},
-        "bill": next((run.bill for run in finished if run.bill.get("score_all")), None),
+        "bill": next((cell.bill for cell in finished if cell.bill.get("score_all")), None),
         "remarks": _remarks(rows),
         "cells": [_line(cell) for cell in cells],
         "computed": _together(finished).to_json(),
@@ -191,13 +149,13 @@ def _remarks(rows: Mapping[str, _Row]) -> dict[str, list[str]]:
     return found
 
 
-def _base(finished: Sequence[_Finished]) -> dict[str, Any]:
+def _base(finished: Sequence[Cell]) -> dict[str, Any]:
     """The base model and what all are evaluated on; the first run tells, as it is the same for all."""
     if not finished:
         return {"on": None, "rows": None, "base": None}
     first = finished[0]
-    benchmarks = {name: found for run in reversed(finished) for name, found in run.scores("base").items()}
-    base = {"loss": over_rows(first.losses("base")), "benchmarks": benchmarks}
+    benchmarks = {name: found for cell in reversed(finished) for name, found in _scores(cell, "base").items()}
+    base = {"loss": estimate(first.losses("base"), "rows"), "benchmarks": benchmarks}
     return {"on": first.evaluation["on"], "rows": first.evaluation["rows"], "base": base}
 
 
@@ -226,17 +184,16 @@ def _line(cell: Cell) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": cell.preset.name, "repetition": cell.repeat, "state": cell.state}
     if cell.state != "finished":
         return {**facts, "failure": cell.failure}
-    run = _Finished(cell)
-    loss = over_rows(run.losses("adapter"))
-    difference = row_differences(run.losses("adapter"), run.losses("base"))
+    loss = estimate(cell.losses("adapter"), "rows")
+    difference = row_differences(cell.losses("adapter"), cell.losses("base"))
     return {
         **facts,
         "loss": loss["mean"],
         "standard_error": loss["error"],
         "against_base": difference["mean"],
         "against_base_error": difference["error"],
-        **{name: value for name, value in run.cost.to_json().items() if name != "rows"},
-        **{name: found["mean"] for name, found in run.scores("adapter").items()},
+        **{name: value for name, value in cell.summary["total"].items() if name != "rows"},
+        **{name: found["mean"] for name, found in _scores(cell, "adapter").items()},
     }
 
 

@@ -1,6 +1,6 @@
 """The plan that fits the time that a person has: settings made cheaper in a few steps, the least loss first.
 
-Only how much is looked at and trained changes (`STEPS`): what a run reads, and the method, stay. What a
+Only how much is looked at and trained changes: what a run reads, and the method, stay. What a
 person has set with an option stays, too.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,83 +21,40 @@ from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.sizing import lines
 from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Screen
-from clusterucb.studies.plan.outlook import Outlook, look
+from clusterucb.studies.plan.spending import Outlook, look
 
 WARMUP_SHARE, WARMUP_STEPS = 0.1, 4
 """Of the pool's rows that a short warmup trains on, and its fewest steps."""
+CHOSEN = {"warmup_steps", "features", "budget", "budget_cap", "periods", "epochs_per_period"}
+"""All settings that a step may change."""
 
 Settings = Mapping[str, Any]
-Change = Callable[[Config, int], Settings]
-"""From settings, and the number of usable rows, to what is set cheaper; nothing where it is as cheap."""
 
 
-def _shorter_warmup(config: Config, rows: int) -> Settings:
-    steps = max(WARMUP_STEPS, math.ceil(WARMUP_SHARE * rows / config.training.batch_size))
-    wanted = method_of(config).reselects and steps < config.warmup.warmup_steps
-    return {"warmup_steps": steps} if wanted else {}
-
-
-def _hidden(config: Config, _rows: int) -> Settings:
-    method = method_of(config)
-    wanted = method.reselects and method.budgeted and not method.hidden
-    return {"features": "hidden"} if wanted else {}
-
-
-def _budget(share: float) -> Change:
-    def change(config: Config, _rows: int) -> Settings:
-        name = "budget_cap" if config.selection.budget is None else "budget"
-        return {name: share} if method_of(config).budgeted and config.selection.cap > share else {}
-
-    return change
-
-
-def _one_epoch(config: Config, _rows: int) -> Settings:
-    return {"epochs_per_period": 1} if config.training.epochs_per_period > 1 else {}
-
-
-def _periods(count: int) -> Change:
-    return lambda config, _rows: {"periods": count} if config.training.periods > count else {}
-
-
-STEPS: Sequence[tuple[Change, str]] = (
-    (_shorter_warmup, "moments of Adam that a longer warmup settles"),
-    (_budget(0.1), "the best rows among those that only a larger budget looks at"),
-    (_hidden, "gradients of all rows: clusters are of hidden states, and period 1 has the budget, too"),
-    (_budget(0.05), "more of the best rows"),
-    (_periods(2), "selections in between, while the model changes"),
-    (_one_epoch, "training on the selected rows more than once a period"),
-    (_periods(1), "all selections but the first"),
-)
-"""What is made cheaper, in this order, and what is given up by it."""
-
-
-def _choosable(config: Config) -> Settings:
-    """All that a step may change."""
-    return {
-        "warmup_steps": config.warmup.warmup_steps,
-        "features": config.clustering.features,
-        "budget": config.selection.budget,
-        "budget_cap": config.selection.budget_cap,
-        "periods": config.training.periods,
-        "epochs_per_period": config.training.epochs_per_period,
-    }
+def _steps(config: Config, rows: int) -> Iterator[tuple[Settings, str]]:
+    """What is set cheaper, in this order, and what each gives up; a plan skips what saves nothing."""
+    budget = "budget_cap" if config.selection.budget is None else "budget"
+    warmup = max(WARMUP_STEPS, math.ceil(WARMUP_SHARE * rows / config.training.batch_size))
+    yield {"warmup_steps": warmup}, "moments of Adam that a longer warmup settles"
+    yield {budget: 0.1}, "the best rows among those that only a larger budget looks at"
+    yield (
+        {"features": "hidden"},
+        "gradients of all rows: clusters are of hidden states, and period 1 has the budget, too",
+    )
+    yield {budget: 0.05}, "more of the best rows"
+    yield {"periods": 2}, "selections in between, while the model changes"
+    yield {"epochs_per_period": 1}, "training on the selected rows more than once a period"
+    yield {"periods": 1}, "all selections but the first"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a run may take, warmup, training and losses included.
+    """What a run may take, warmup, training and losses included."""
 
-    Attributes:
-        said: as a person has said it.
-        unit: seconds, or a share of the passes that scoring all rows at every selection takes.
-        most: so much of it.
-        kept: settings that do not change.
-    """
-
-    said: str
-    unit: Literal["seconds", "share"]
+    said: str  # as a person has said it
+    unit: Literal["seconds", "share"]  # of the passes that scoring all rows at every selection takes
     most: float
-    kept: Collection[str] = ()
+    kept: Collection[str] = ()  # settings that do not change
 
     @classmethod
     def read(cls, time: str | None, cost: str | None, kept: Collection[str] = ()) -> Limit | None:
@@ -120,21 +77,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan: settings, how they differ from those that were asked for, and what they take.
-
-    Attributes:
-        config: all settings.
-        changes: those that were changed.
-        gives_up: what is lost by it.
-        bill: of a run.
-        full: passes that scoring all rows takes with the settings asked for; 0 where that is none.
-    """
+    """A plan: settings, how they differ from those that were asked for, and what they take."""
 
     config: Config
     changes: Settings
     gives_up: Sequence[str]
-    bill: Mapping[str, Any]
-    full: float
+    bill: Mapping[str, Any]  # of a run
+    full: float  # passes that scoring all rows takes with the settings asked for; 0 where that is none
 
     def spends(self, limit: Limit) -> float:
         """What it takes, in the limit's unit."""
@@ -168,9 +117,8 @@ def plans(found: Outlook, kept: Collection[str] = ()) -> Iterator[Choice]:
     bill = found.bill(config, found.steps(config))
     full = (bill["score_all"] or {"passes": 0.0})["passes"]
     yield Choice(config, {}, (), bill, full)
-    for step, loss in STEPS:
-        change = step(config, rows)
-        if not change or set(change) & kept or not (changed := _holding(config, change, rows)):
+    for change, loss in _steps(config, rows):
+        if set(change) & kept or not (changed := _holding(config, change, rows)):
             continue
         cheaper = found.bill(changed, found.steps(changed))
         if cheaper["passes"] < bill["passes"]:
@@ -225,8 +173,8 @@ def fit(config: Config, limit: Limit, screen: Screen, world: World = ALONE) -> C
     def act() -> Config:
         saved = RunDir(config.out).config
         if saved.exists():
-            earlier = _choosable(load(saved, {"out": config.out}))
-            return config.with_settings({name: earlier[name] for name in earlier if name not in limit.kept})
+            earlier, free = load(saved, {"out": config.out}), CHOSEN - {*limit.kept}
+            return config.with_settings({one.name: one.of(earlier) for one in settings() if one.name in free})
         given = 1.0 if limit.unit == "share" else None  # passes are the same at any speed
         found = look(config, screen, quick=True, tokens_per_second=given)
         choice = choose(replace(found, speed=found.speed.by(world.size)), limit)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from clusterucb.run.presets import PRESETS
 from clusterucb.run.sizing import Job, decide
 from clusterucb.runtime.screen import Screen
 from clusterucb.studies.plan.choice import Limit, choose
-from clusterucb.studies.plan.outlook import PROBE_SECONDS, Outlook, look
-from clusterucb.studies.plan.spending import Planned, kept_before
-from clusterucb.studies.plan.targets import for_targets
+from clusterucb.studies.plan.spending import PROBE_SECONDS, Outlook, Planned, kept_before, look
+
+_OF_AN_INDEX = ("warmup", "gradients", "cluster")
 
 
 def plan(
@@ -63,7 +64,7 @@ def plan(
         settled, asked = choice.config, config.with_settings(choice.changes)
         more["chosen"] = {"settings": dict(choice.changes), "told": [*choice.told(limit)]}
     if targets:
-        more["targets"] = for_targets(found, settled, targets)
+        more["targets"] = _for_targets(found, settled, targets)
     return {**_planned(found, settled, asked), **more}
 
 
@@ -114,3 +115,25 @@ def _as(name: str, config: Config, job: Job) -> Config | None:
         return decide(PRESETS[name].config(config, config.repeat, Path(config.out)), job)[0]
     except ConfigError:
         return None
+
+
+def _for_targets(found: Outlook, config: Config, targets: int) -> dict[str, Any]:
+    """Passes and seconds of `targets` runs: `over_one_index` is index + T each, `alone` T (index + each).
+
+    Where there is an index already, only what it lacks is counted in the first. Time for the gradients of
+    target rows at the index's checkpoints is counted with the index, though every target takes its own:
+    they are few.
+    """
+    without = replace(found, facts=replace(found.facts, index=None))
+    steps = found.steps(config)
+    shared = {name: step for name, step in steps.items() if name.split()[0] in _OF_AN_INDEX}
+
+    def spent(part: Mapping[str, Planned]) -> dict[str, float]:
+        bill = found.bill(config, part)
+        return {key: bill[key] for key in ("passes", "seconds")}
+
+    whole, index = spent(steps), spent(shared)
+    each = {key: whole[key] - index[key] for key in whole}
+    over = {key: index[key] + targets * each[key] for key in whole}
+    alone = {key: targets * amount for key, amount in spent(without.steps(config)).items()}
+    return {"targets": targets, "index": index, "each": each, "over_one_index": over, "alone": alone}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.costs import FORWARD_SHARE
 from clusterucb.run.session import Session
 from clusterucb.runtime.devices import is_gpu, passes_of, wait_for
-from clusterucb.studies.plan.facts import Facts, Lengths
+from clusterucb.studies.plan.facts import Facts
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import load_model, pick_device
 from clusterucb.training.passes import StepPasses
@@ -61,11 +61,8 @@ class Speed:
 
     def by(self, processes: int) -> Speed:
         """Of so many such machines together; k-means, too, is shared."""
-        clustering = None if self.clustering is None else processes * self.clustering
-        gradients, training, forward = self.gradients, self.training, self.forward
-        return Speed(
-            processes * gradients, processes * training, processes * forward, clustering, self.measured
-        )
+        rates = {name: rate and processes * rate for name, rate in asdict(self).items() if name != "measured"}
+        return Speed(**rates, measured=self.measured)
 
 
 def probe(session: Session, facts: Facts, seconds: float) -> Speed:
@@ -102,32 +99,26 @@ def _measurements(model: PeftModel, session: Session) -> dict[str, Callable[[Row
         model.zero_grad(set_to_none=True)
         model.eval()
 
-    def by_tokens(lengths: Lengths, tokens: int) -> Batches:
-        return micro_batches(lengths, min(tokens, usual))
-
-    def in_training(lengths: Lengths, tokens: int) -> Batches:
-        return micro_batches(lengths, min(tokens, usual), config.training.micro_batch)
-
-    length, measure = config.gradients.gradient_length, partial(_measure, featurize.device)
+    length, measure = config.gradients.gradient_length, partial(_measure, featurize.device, usual)
     return {
-        "gradients": partial(measure, featurize, by_tokens, length),
-        "training": partial(measure, training, in_training, config.training.train_length),
-        "forward": partial(measure, forward, by_tokens, length),
+        "gradients": partial(measure, featurize, length, None),
+        "training": partial(measure, training, config.training.train_length, config.training.micro_batch),
+        "forward": partial(measure, forward, length, None),
     }
 
 
 def _measure(
     device: torch.device,
+    usual: int,
     work: Callable[[Rows], object],
-    split: Callable[[Lengths, int], Batches],
     length: int,
+    most: int | None,
     rows: Rows,
     seconds: float,
 ) -> float:
-    """Tokens a second of `work` on `device`, on one micro-batch after the other.
+    """Tokens a second of `work` on `device`, on one micro-batch after the other, of `usual` tokens or fewer.
 
-    The first one only warms up, unless it has taken all of the time. Rows are cut to `length`; `split` makes
-    micro-batches of them, of so many tokens where it can choose.
+    The first one only warms up, unless it has taken all of the time. Rows are cut to `length`.
     """
     rows = [fitted for row in rows if isinstance(fitted := fit(row, length), Encoded)]
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -137,13 +128,16 @@ def _measure(
         wait_for(device)
         return int(lengths[batch].sum())
 
+    def batches(tokens: int) -> Batches:
+        return _mixed(micro_batches(lengths, min(tokens, usual), most))
+
     started = time.monotonic()
-    tokens = run(_mixed(split(lengths, FIRST_TOKENS))[0])  # makes tables, caches and kernels
+    tokens = run(batches(FIRST_TOKENS)[0])  # makes tables, caches and kernels
     spent = time.monotonic() - started
     if spent < seconds:
-        most = max(FIRST_TOKENS, int(tokens / spent * seconds / 4))
+        fitting = max(FIRST_TOKENS, int(tokens / spent * seconds / 4))
         started, tokens = time.monotonic(), 0
-        for batch in itertools.cycle(_mixed(split(lengths, most))):
+        for batch in itertools.cycle(batches(fitting)):
             tokens += run(batch)
             if (spent := time.monotonic() - started) >= seconds:
                 break

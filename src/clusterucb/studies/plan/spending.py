@@ -1,4 +1,4 @@
-"""What each step of a run will spend, by the same names as in summary.json.
+"""What each step of a run will spend, by the same names as in summary.json, at the speed of a machine.
 
 Exact where a step's rows are known before it runs. Which rows a selection takes is not: their tokens are then
 an expectation, those of as many rows drawn at random.
@@ -6,17 +6,27 @@ an expectation, those of as many rows drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
-from clusterucb.run.costs import Cost
+from clusterucb.run.costs import Cost, bill, gradient_share
 from clusterucb.run.directory import numbered
 from clusterucb.run.methods import Method, budget_of, method_of
+from clusterucb.run.remarks import BEFORE, remarks
+from clusterucb.run.session import Session
+from clusterucb.run.sizing import Decided
+from clusterucb.runtime.screen import Screen
+from clusterucb.steps.summary import before
 from clusterucb.steps.train import random_rows, warmup_rows
-from clusterucb.studies.plan.facts import FLOAT, Facts, expected_tokens
+from clusterucb.studies.plan.facts import FLOAT, Facts, expected_tokens, read_facts
+from clusterucb.studies.plan.probe import Speed, probe
+
+PROBE_SECONDS = 20.0
+"""How long the speed is measured."""
 
 Work = Literal["training", "gradients", "forward", "clustering", "none"]
 
@@ -144,3 +154,71 @@ class _Steps:
     def _directions(self, dim: int) -> int:
         of_rows = self.config.selection.aim in ("nearest", "round_robin")
         return FLOAT * (len(self.facts.target_lengths) if of_rows else self.facts.subtasks) * dim
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Facts of the inputs, and the speed of the machine, found with some settings."""
+
+    config: Config  # these, decided; others may differ in how rows are selected and trained on
+    decided: list[Decided]  # what of them was `auto`
+    facts: Facts
+    speed: Speed
+
+    def steps(self, config: Config) -> dict[str, Planned]:
+        """Every step of a run with these settings, its seconds in its cost; 0 where they are not known."""
+        return {
+            name: replace(step, cost=replace(step.cost, seconds=self.seconds(step, config) or 0.0))
+            for name, step in planned_steps(config, self.facts).items()
+        }
+
+    def seconds(self, step: Planned, config: Config) -> float | None:
+        """How long a step takes; None if the speed of its work is not known."""
+        if step.work == "none":
+            return 0.0
+        if step.work != "clustering":
+            share = gradient_share(method_of(config)) if step.work == "gradients" else 1.0
+            return share * step.cost.tokens / float(getattr(self.speed, step.work))
+        wider = self.facts.stored_dim(config) / self.facts.stored_dim(self.config)  # in a pair's time
+        pairs = wider * config.clustering.k * self.facts.rows * config.clustering.iterations
+        return pairs / self.speed.clustering if self.speed.clustering else None
+
+    def bill(self, config: Config, steps: Mapping[str, Planned]) -> dict[str, Any]:
+        """Of all steps."""
+        method = method_of(config)
+        times = method.full(config.training.periods)
+        if self.facts.in_index(config) and not method.hidden:
+            times -= method.stored  # as often they are there
+        costs = {name: step.cost for name, step in steps.items()}
+        return bill(costs, self.facts.work(times, gradient_share(method)))
+
+    def remarks(self, config: Config) -> list[str]:
+        """What there is to say before a run with these settings."""
+        facts = self.facts
+        held_out = len(facts.evaluated_lengths) if config.holdout else 0
+        target = len(facts.target_lengths)
+        return remarks(before(config, facts.rows, target, held_out, facts.repeats), BEFORE)
+
+
+def look(
+    config: Config,
+    screen: Screen,
+    *,
+    quick: bool = False,
+    tokens_per_second: float | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+) -> Outlook:
+    """Read a run's inputs as `plan` does, and measure the speed unless it is given."""
+    with TemporaryDirectory(prefix="clusterucb-plan-") as scratch:
+        there = config.with_absolute_paths().model_copy(update={"out": scratch})
+        bars = Screen(quiet=True)  # says nothing of a directory that is gone in a moment
+        bars.track = screen.track  # type: ignore[method-assign]
+        session = Session(there, bars)
+        facts = read_facts(session, quick=quick)
+        if tokens_per_second is None:
+            screen.say(f"load {config.model}")
+            speed = probe(session, facts, probe_seconds)
+        else:
+            speed = Speed.given(tokens_per_second)
+        settled = session.config.model_copy(update={"out": config.out})
+        return Outlook(settled, session.decided, facts, speed)

@@ -63,22 +63,18 @@ def read_problems(
                 f"{stores[0]}: has the target's directions in it; --target, --subtasks and"
                 " --clusters-target are for LESS's gradient files"
             )
-        return _own_problems(stores, clusters_from)
+        if len(clusters_from) > 1:
+            raise ConfigError("--clusters-from: given more than once; one store holds all rows of a pool")
+        fresh, stale = [_store(path) for path in stores], [_store(path) for path in clusters_from]
+        return [_problem(store, stale[0] if stale else None) for store in fresh]
     if len(theirs) < len(stores) + len(clusters_from):
         raise ConfigError(f"{theirs[0]}: LESS's gradients, beside a store of ours; give either kind alone")
     if target is None:
         raise ConfigError(f"{stores[0]}: LESS's gradients need --target, the folder of the task's gradients")
     if clusters_target and not clusters_from:
         raise ConfigError("--clusters-target: is the task at the checkpoint of --clusters-from; give both")
-    fresh = _less(stores, target, subtasks)
-    return [_problem(fresh, _less(clusters_from, clusters_target, subtasks) if clusters_from else None)]
-
-
-def _own_problems(stores: Sequence[Path], clusters_from: Sequence[Path]) -> list[Problem]:
-    if len(clusters_from) > 1:
-        raise ConfigError("--clusters-from: given more than once; one store holds all rows of a pool")
-    fresh, stale = [_store(path) for path in stores], [_store(path) for path in clusters_from]
-    return [_problem(store, stale[0] if stale else None) for store in fresh]
+    known = _less(clusters_from, clusters_target, subtasks) if clusters_from else None
+    return [_problem(_less(stores, target, subtasks), known)]
 
 
 def _features_folder(path: Path) -> Path | None:
