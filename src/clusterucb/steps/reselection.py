@@ -70,32 +70,42 @@ class Drawing:
         batch_tokens: bound of a micro-batch.
         seed: each round draws by one of its own, made of this.
         screen: where progress is shown.
-        world: processes that draw together.
+        world: processes that draw together, each with the same model, or with its part of a sharded one.
         keep: the keep rule.
-        turns: who takes drawn rows in turn, if any do; the features of these are then in the round's folder.
+        turns: who takes drawn rows in turn, if any do.
     """
 
     pooled: Pooled
     selector: Selector
-    batch_tokens: int
-    seed: int
-    screen: Screen
+    batch_tokens: int = 4096
+    seed: int = 0
+    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     world: World = ALONE
     keep: Keep = "now"
     turns: Turns | None = None
 
-    def __call__(
+    def draw(
         self,
         part: Path,
         number: int,
         fresh: Fresh,
         known: Known | None = None,
         earlier: Sequence[Path] = (),
+        *,
+        remember: bool = False,
     ) -> None:
         """Select, and write round `number` into `part`, where scores of a killed attempt are looked up first.
 
         `known` is what is known of the rows before they are drawn, `earlier` the folders of earlier rounds.
+        Features that are to be remembered, or that turns are taken by, are kept in the folder.
         """
+        kept_too = remember or self.turns is not None
+        with _remembered(fresh, part, self.world) if kept_too else nullcontext(fresh) as fresh:
+            self._draw(part, number, fresh, known, earlier)
+
+    def _draw(
+        self, part: Path, number: int, fresh: Fresh, known: Known | None, earlier: Sequence[Path]
+    ) -> None:
         draws: list[Draw] = []
         spend, title = self.selector.spend, f"select, round {number}"
         with (
@@ -166,50 +176,34 @@ class _Shown:
         )
 
 
-@dataclass(frozen=True)
-class Reselection:
+@dataclass(frozen=True, kw_only=True)
+class Reselection(Drawing):
     """Selects the rows of a period with the model as it is then.
 
     Call it with (period, model, moments): a period whose round is in `folder` already is read, not
     computed; a selection that was killed goes on from the scores it had.
 
     Attributes:
-        pooled: rows to select from.
         targeted: rows to select for.
-        selector: `ClusterUCB` or `RowUCB` with its clusters and budget, or `FullScoring`.
         projection: the one that the clusters' features were made with.
         folder: where round n becomes `folder/n`.
-        seed: each round draws by one of its own, made of this.
         formula: of the Adam direction.
-        batch_tokens: bound of a micro-batch.
         knowledge: of rows before they are drawn, for a selector that asks; it then keeps the features of
             drawn rows for later rounds.
         aim: what rows are compared with of the target.
-        keep: the keep rule, over the rounds that are there.
         first: the folder of round 1, where it is another than `folder/1`.
-        screen: where progress is shown.
         spent: told the seconds of each selection that was computed here.
-        turns: who takes the rows in turn, if any do.
-        world: processes that select together, each with the same model, or with its part of a sharded one.
         room: what has fitted into memory so far.
     """
 
-    pooled: Pooled
     targeted: Targeted
-    selector: Selector
     projection: Projection
     folder: Path
-    seed: int = 0
     formula: Formula = "less"
-    batch_tokens: int = 4096
     knowledge: Knowledge | None = None
     aim: Aim = "mean"
-    keep: Keep = "now"
     first: Path | None = None
-    screen: Screen = field(default_factory=lambda: Screen(quiet=True))
     spent: Callable[[float], None] = lambda _seconds: None
-    turns: Turns | None = None
-    world: World = ALONE
     room: Room = field(default_factory=Room)
 
     def __call__(self, period: int, model: nn.Module, moments: Callable[[], Moments]) -> NDArray[np.int64]:
@@ -222,39 +216,26 @@ class Reselection:
 
         def select(part: Path) -> None:
             started = time.monotonic()
-            self._select(period, model, moments(), part, alike(self.world, model))
+            replace(self, world=alike(self.world, model))._select(part, period, model, moments())
             self.spent(time.monotonic() - started)
 
         return made(self.folder / str(period), select, read_round, resume=True, world=self.world)
 
-    def _select(self, period: int, model: nn.Module, moments: Moments, part: Path, world: World) -> None:
+    def _select(self, part: Path, period: int, model: nn.Module, moments: Moments) -> None:
         aim, cost = self.targeted.directions(
-            model, self.projection, self.batch_tokens, self.screen, world, self.aim, self.room
+            model, self.projection, self.batch_tokens, self.screen, self.world, self.aim, self.room
         )
         weights = fingerprint_tensors(whole_tensors(trainable_parameters(model)))
         featurize = Featurizer(model, self.projection, moments, self.formula, self.room)
-        first = self.first or self.folder / "1"
-        rounds = [first, *(self.folder / str(number) for number in range(2, period))] if period > 1 else []
-        earlier = [folder for folder in rounds if folder.exists()]
+        rounds = [self.first or self.folder / "1", *(self.folder / str(n) for n in range(2, period))]
+        earlier = [folder for folder in rounds[: period - 1] if folder.exists()]
         known = known_to(self.selector, self.knowledge, aim, earlier)
-        live = Fresh(partial(self.pooled.features, featurize), aim, weights, cost)
-        drawing = Drawing(
-            pooled=self.pooled,
-            selector=self.selector,
-            batch_tokens=self.batch_tokens,
-            seed=self.seed,
-            screen=self.screen,
-            world=world,
-            keep=self.keep,
-            turns=self.turns,
-        )
-        remember = known is not None or self.turns is not None
-        with remembered(live, part, world) if remember else nullcontext(live) as fresh:
-            drawing(part, period, fresh, known, earlier)
+        fresh = Fresh(partial(self.pooled.features, featurize), aim, weights, cost)
+        self.draw(part, period, fresh, known, earlier, remember=known is not None)
 
 
 @contextmanager
-def remembered(fresh: Fresh, part: Path, world: World) -> Iterator[Fresh]:
+def _remembered(fresh: Fresh, part: Path, world: World) -> Iterator[Fresh]:
     """The same features, which are kept in a round's folder as they are computed."""
     with DrawnWriter(part, fresh.aim.shape[1], world.rank) as writer:
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from clusterucb.steps.baselines import SCORES, select_by_scores
 from clusterucb.steps.features import clusters_of, directions
 from clusterucb.steps.hidden import BLOCK
 from clusterucb.steps.less import fresh_beside_stored, weights
-from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to, remembered
+from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
@@ -84,9 +83,7 @@ def draw(session: Session) -> Round:
         fresh, combined = fresh_beside_stored(session)
         known = known_to(chooser, knowledge(session), combined)
         pooled, seed, screen = session.inputs.pooled, session.repeat_seed, session.screen
-        drawing = Drawing(pooled, chooser, tokens, seed, screen, world, turns=session.turns)
-        with remembered(fresh, part, world) if session.turns else nullcontext(fresh) as kept_too:
-            drawing(part, 1, kept_too, known)
+        Drawing(pooled, chooser, tokens, seed, screen, world, turns=session.turns).draw(part, 1, fresh, known)
 
     return made(session.dir.round(1), drawn, read_round, resume=True, world=world)
 
