@@ -12,7 +12,7 @@ from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.run.costs import Cost, Work, bill, recorded_costs, selecting_passes
 from clusterucb.run.methods import budget_of, method_of
-from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, own_influence, remarks
+from clusterucb.run.remarks import After, Before, chance_influence, own_influence
 from clusterucb.run.rounds import read_round, read_scored
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json, write_json
@@ -38,7 +38,7 @@ def _summarise(session: Session) -> dict[str, Any]:
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": sum(steps.values(), Cost()).to_json(),
         "bill": bill(steps, _work(session)),
-        "remarks": [*remarks(_before(session), BEFORE), *remarks(_after(session), AFTER)],
+        "remarks": [*_before(session).remarks(), *_after(session).remarks()],
     }
     write_json(run.summary, summary)
     session.screen.tell("summary", **summary)
@@ -58,7 +58,7 @@ def _work(session: Session) -> Work:
 
 def remark(session: Session) -> None:
     """Say what there is to say before anything is computed."""
-    for said in remarks(_before(session), BEFORE):
+    for said in _before(session).remarks():
         session.inputs.say_once(f"note: {said}")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from clusterucb.config import Config
 from clusterucb.run.costs import Cost, bill
 from clusterucb.run.methods import method_of
-from clusterucb.run.remarks import BEFORE, remarks
 from clusterucb.run.session import Session
 from clusterucb.run.sizing import Decided
 from clusterucb.runtime.screen import Screen
@@ -66,7 +65,7 @@ class Outlook:
         facts = self.facts
         held_out = len(facts.evaluated_lengths) if config.holdout else 0
         target = len(facts.target_lengths)
-        return remarks(before(config, facts.rows, target, held_out, facts.repeats), BEFORE)
+        return [*before(config, facts.rows, target, held_out, facts.repeats).remarks()]
 
 
 def look(
