@@ -28,7 +28,7 @@ from clusterucb.errors import InputError
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks import chosen
 from clusterucb.tasks.task import Task
 
 _CALLED = {"target": "the target", "holdout": "the held-out rows"}
