@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clusterucb.sources.oasst import FLAT_COLUMNS, TREE_COLUMNS, convert_oasst
-from clusterucb.sources.raw import TSV_COLUMNS
 from clusterucb.sources.sharegpt import convert_sharegpt
 from clusterucb.sources.single_turn import chain_of_thought, instruction, prompt, single_turn, worked_problem
-from clusterucb.sources.source import Source
+from clusterucb.sources.source import TSV_COLUMNS, Source
 
 _ALPACA = ("instruction", "input", "output")
 _PROMPT = ("inputs", "targets")
