@@ -45,12 +45,7 @@ from clusterucb.training.model import check_quantisation, pick_device
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work under one name: whose it is, how far it has come and what it takes.
-
-    Attributes:
-        world: the processes that do it, by its name in messages.
-        advance: `advance(amount, note)`: so much more is done.
-    """
+    """A piece of work under one name: whose it is, how far it has come (`advance(amount, note)`)."""
 
     world: World
     advance: Advance
@@ -159,15 +154,10 @@ class Session:
         title: str,
         dtype: str = "",
     ) -> Iterator[tuple[FeatureWriter, Callable[[int, int], None]]]:
-        """What fills a folder with vectors (N, dim) of rows, and what shows how far it is.
+        """What fills a folder with vectors (N, dim) of rows, and what shows under a title how far it is.
 
-        Args:
-            pooled: the rows.
-            part: the folder; a killed command goes on with what is there.
-            dim: of a vector.
-            made_with: fingerprints of all that they depend on.
-            title: of the progress bar.
-            dtype: how they are kept; as the settings say, if it is empty.
+        A killed command goes on with what is in the folder, if it was `made_with` the same. The vectors are
+        kept as the settings say, if no `dtype` is given.
         """
         world, dtype = self.world.at("gradients"), dtype or self.config.gradients.store_dtype
         with FeatureWriter(part, len(pooled), dim, made_with, dtype, world) as writer:
@@ -176,11 +166,7 @@ class Session:
                 yield writer, lambda new, row: advance(new, pooled.describe(row))
 
     def refuse_unless(self, wanted: bool, step: str, reason: str) -> None:
-        """Refuse a step that the method does not have.
-
-        Raises:
-            ConfigError: it is not `wanted`, for a reason.
-        """
+        """Raise ConfigError for a step that the method does not have, with the reason."""
         if not wanted:
             raise ConfigError(
                 f"method {self.method.name} has no step {step} with bandit {self.config.bandit}, {reason}: "

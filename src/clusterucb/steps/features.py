@@ -65,15 +65,10 @@ def take_gradients(
     title: str,
     number: int = 1,
 ) -> None:
-    """Write a feature of every usable row's gradient, at the model as it is now.
+    """Write a feature of every usable row's gradient, at the model as it is now, with Adam's moments there.
 
-    Args:
-        session: whose rows, projection and settings they are.
-        part: the store's folder; a killed command goes on with what is there.
-        moments: Adam's, there.
-        made_with: fingerprints of all that the features depend on.
-        title: of the progress bar.
-        number: of the warmup checkpoint.
+    A killed command goes on with what is in the folder, if it was `made_with` the same; `number` is that of the
+    warmup checkpoint.
     """
     pooled, settings = session.inputs.every, session.config.gradients
     featurize = Featurizer(session.model, session.projection, moments, settings.formula, session.room)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,8 @@ def _after(session: Session) -> After:
     """The losses row by row, and how the first selection's influence lies."""
     found = read_json(session.dir.evaluation)
     base, adapter = (np.array(found[name]["losses"]) for name in ("base", "adapter"))
-    earlier = [np.array(losses) for losses in _period_losses(session)]
+    ended = map(session.dir.period, range(1, session.config.training.periods))
+    earlier = [np.array(read_json(path)["losses"]) for path in ended if path.exists()]
     lowest = min(earlier, key=np.mean, default=adapter)
     return After(
         base=float(base.mean()),
@@ -100,12 +100,6 @@ def _after(session: Session) -> After:
         rise=(float((adapter - lowest).mean()), standard_error(adapter - lowest)),
         **(_influence(session) if session.method.takes_gradients and not session.method.hidden else {}),
     )
-
-
-def _period_losses(session: Session) -> Iterator[list[float]]:
-    for period in range(1, session.config.training.periods):
-        if (path := session.dir.period(period)).exists():  # not in a run of an earlier version
-            yield read_json(path)["losses"]
 
 
 def _influence(session: Session) -> dict[str, Any]:
