@@ -74,8 +74,7 @@ def screened(
 ) -> dict[str, Any]:
     """Look through the pool: the content of contamination.json.
 
-    Raises:
-        InputError: a target row of the person's own is a question of the evaluation.
+    Raises InputError if a target row of the person's own is a question of the evaluation.
     """
     unseen = [_unseen("target", target, config.decontaminate or not config.own_target)]
     if holdout is not None:

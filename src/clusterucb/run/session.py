@@ -56,9 +56,9 @@ class Step:
         """Since it began."""
         return time.monotonic() - self._started
 
-    def cost(self, rows: int = 0, tokens: int = 0, target_gradients: int = 0) -> Cost:
+    def cost(self, rows: int = 0, tokens: int = 0) -> Cost:
         """What was counted, in the time since the step began."""
-        return Cost(rows, tokens, target_gradients=target_gradients, seconds=self.seconds)
+        return Cost(rows, tokens, seconds=self.seconds)
 
 
 class Session:
@@ -93,9 +93,7 @@ class Session:
     def owned(self) -> Iterator[Session]:
         """Hold the run directory; of several processes rank 0 holds it for all.
 
-        Raises:
-            BusyError: another process holds it.
-            ConfigError: it was made with other settings.
+        Raises BusyError if another process holds it, ConfigError if it was made with other settings.
         """
         self.world.check_device(self.config.device)
         with ExitStack() as held, storage_errors(self.dir.path):
@@ -117,11 +115,7 @@ class Session:
     def decide(self, job: Job | None = None) -> None:
         """Decide what is `auto`: as the run directory has it, or for the job, which is then told once.
 
-        Args:
-            job: what is known of it, if not by the inputs.
-
-        Raises:
-            ConfigError: what was given contradicts what follows from the rest.
+        Raises ConfigError if what was given contradicts what follows from the rest.
         """
         if is_open(self.config) and (saved := self._saved()):
             self._take(self.config.filled(saved))
@@ -136,12 +130,9 @@ class Session:
                 self.screen.say(line)
 
     @contextmanager
-    def step(self, name: str, total: int, unit: str, *, title: str = "", done: int = 0) -> Iterator[Step]:
-        """Do `total` units of work under `name`, of which `done` are there already.
-
-        The bar has the `title`, or the name.
-        """
-        with self.screen.track(title or name, total, unit, done) as advance:
+    def step(self, name: str, total: int, unit: str, *, title: str = "") -> Iterator[Step]:
+        """Do `total` units of work under `name`; the bar has the `title`, or the name."""
+        with self.screen.track(title or name, total, unit) as advance:
             yield Step(self.world.at(name), advance)
 
     @contextmanager

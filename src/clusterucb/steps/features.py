@@ -67,8 +67,8 @@ def take_gradients(
 ) -> None:
     """Write a feature of every usable row's gradient, at the model as it is now, with Adam's moments there.
 
-    A killed command goes on with what is in the folder, if it was `made_with` the same; `number` is that of the
-    warmup checkpoint.
+    A killed command goes on with what is in the folder, if it was `made_with` the same. Warmup checkpoint
+    `number` is where an index that has grown has its old rows' features.
     """
     pooled, settings = session.inputs.every, session.config.gradients
     featurize = Featurizer(session.model, session.projection, moments, settings.formula, session.room)
