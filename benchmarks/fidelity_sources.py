@@ -27,8 +27,7 @@ import numpy as np
 from clusterucb.data.rows import Row, parse_messages
 from clusterucb.errors import InputError
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.sources.raw import open_raw, raw_rows
-from clusterucb.sources.source import Conversation
+from clusterucb.sources.source import Conversation, open_raw, raw_rows
 from clusterucb.tasks import TASKS
 from clusterucb.tasks.task import Question
 

@@ -8,13 +8,10 @@ policy and features are the method that was best where it was measured (docs/fid
 
 from __future__ import annotations
 
-import ast
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -52,7 +49,7 @@ Weights = Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_split)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Lora(_Strict):
@@ -378,8 +375,7 @@ class Config(Common):
     def targets(self) -> list[tuple[str, str]]:
         """Name and file, or benchmark, of each part of the target; the name is "" where there is one task.
 
-        Raises:
-            ConfigError: some have a name and others have none.
+        Raises ConfigError where some have a name and others have none.
         """
         found = [_named(value) for value in self.target]
         if len({bool(name) for name, _ in found}) > 1:
@@ -404,11 +400,7 @@ class Config(Common):
         return self.with_settings({**_OF_A_RUN, "index": None})
 
     def with_settings(self, given: Mapping[str, Any]) -> Config:
-        """These settings with others, by their names, put over them.
-
-        Raises:
-            ConfigError: they contradict each other.
-        """
+        """These settings with others, by names, put over them. Raises ConfigError if they are at odds."""
         return Config.model_validate(_put_over(self.model_dump(), given))
 
     def filled(self, decided: Config, index: bool = False) -> Config:
@@ -479,14 +471,14 @@ class Setting(NamedTuple):
 
 def settings(kind: type[Common] = Config) -> Iterator[Setting]:
     """Every leaf setting of `kind`; names are unique over all sections."""
-    texts = _help_texts()
     for name, info in kind.model_fields.items():
         section = _fields(info)
         for leaf, field in (section or {name: info}).items():
             where = name if section else None
             auto = _READS_AUTO in field.metadata
             default = "auto" if auto else field.default
-            yield Setting(leaf, where, field.annotation, default, field.is_required(), texts[leaf], auto)
+            about = field.description or ""
+            yield Setting(leaf, where, field.annotation, default, field.is_required(), about, auto)
 
 
 def _fields(info: FieldInfo) -> dict[str, FieldInfo]:
@@ -498,8 +490,7 @@ def _fields(info: FieldInfo) -> dict[str, FieldInfo]:
 def load(path: str | Path | None, options: Mapping[str, Any] | None = None) -> Config:
     """A run's configuration from a YAML file, with options (by leaf name) put over it.
 
-    Raises:
-        ConfigError: unreadable YAML, an unknown key (names the nearest), a value out of range.
+    Raises ConfigError for unreadable YAML, an unknown key (names the nearest), a value out of range.
     """
     return load_as(Config, path, options)
 
@@ -534,19 +525,6 @@ def _put_over(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             room = tree.setdefault(setting.section, {}) if setting.section else tree
             room[setting.name] = given[setting.name]
     return tree
-
-
-@cache
-def _help_texts() -> dict[str, str]:
-    """The docstring under each field; pydantic would read this file once a class, which takes longer."""
-    texts = {}
-    module = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    bodies = (node.body for node in module.body if isinstance(node, ast.ClassDef))
-    for field, under in chain.from_iterable(map(pairwise, bodies)):
-        match field, under:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                texts[name] = inspect.cleandoc(text)
-    return texts
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -595,8 +573,7 @@ _MAY_DIFFER = ("data_dir", "shard", "device", "batch_tokens", "micro_batch", "in
 def reconcile(saved: Config, given: Config, where: str) -> None:
     """Refuse settings that contradict those a run directory was made with; what is `auto` is as it was.
 
-    Raises:
-        ConfigError: names the first setting that differs, with both values.
+    Raises ConfigError that names the first which differs, with both values.
     """
     for setting in settings():
         if setting.section == "evaluation" or setting.name in _MAY_DIFFER:
@@ -631,8 +608,7 @@ _OF_A_RUN: dict[str, Any] = {
 def load_index(folder: Path, options: Mapping[str, Any] | None = None) -> Config:
     """The settings that an index, or the index of a run, was made with, and of a run there those given alone.
 
-    Raises:
-        ConfigError: there is no index.
+    Raises ConfigError if there is no index.
     """
     path = folder / "config.yaml"
     if not path.exists():

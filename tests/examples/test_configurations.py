@@ -8,8 +8,7 @@ import yaml
 from clusterucb.config import load
 from clusterucb.run.presets import PROCEDURES
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.tasks import TASKS
-from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks import TASKS, chosen
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 

@@ -10,8 +10,7 @@ from builders import build_tokenizer
 from clusterucb.data.chat import chat_format
 from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError
-from clusterucb.tasks import TASKS
-from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks import TASKS, chosen
 from clusterucb.tasks.task import Question, held_out
 from file_helpers import refusal, write
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,6 @@ from clusterucb.errors import ConfigError, InputError
 
 CHATS = ("auto", "tulu", "template")
 """The names that `chat_format` knows."""
-
-
 Turn = tuple[str, str]
 """Role and content."""
 
@@ -74,20 +72,6 @@ class Encoded:
         return len(self.ids)
 
 
-class ChatFormat(Protocol):
-    """How turns become text. What follows the last answer is left out: no label depends on it."""
-
-    @property
-    def name(self) -> str:
-        """Name on the command line: tulu or template."""
-
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """The whole conversation. Raises InputError, without naming the row, if it cannot be rendered."""
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The text up to where the model is to answer; an answer at the very end is dropped."""
-
-
 @dataclass(frozen=True)
 class Tulu:
     """Open-instruct's format: `<|user|>\\n..\\n<|assistant|>\\n..{eos}\\n`, contents stripped.
@@ -98,10 +82,8 @@ class Tulu:
     eos: str
     bos: str = ""
 
-    @property
-    def name(self) -> str:
-        """`tulu`."""
-        return "tulu"
+    name = "tulu"
+    """As the setting `chat` has it."""
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """The text ends right after the last eos; a span is an answer and its eos."""
@@ -121,11 +103,11 @@ class Tulu:
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to and with the last `<|assistant|>\\n`."""
-        turns = (f"<|{m.role}|>\n{m.content.strip()}{self._end(m)}\n" for m in _without_last_answer(messages))
-        return self.bos + "".join(turns) + "<|assistant|>\n"
-
-    def _end(self, message: Message) -> str:
-        return self.eos if message.role == "assistant" else ""
+        text = self.bos
+        for message in _without_last_answer(messages):
+            end = self.eos if message.role == "assistant" else ""
+            text += f"<|{message.role}|>\n{message.content.strip()}{end}\n"
+        return text + "<|assistant|>\n"
 
 
 @dataclass(frozen=True)
@@ -142,10 +124,8 @@ class Template:
     tokenizer: Any
     day: datetime | None = None
 
-    @property
-    def name(self) -> str:
-        """`template`."""
-        return "template"
+    name = "template"
+    """As the setting `chat` has it."""
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """A span is what is visible of an answer, and the token that ends its turn.
@@ -161,7 +141,7 @@ class Template:
         self._refuse_unshown(turns, text, places)
         learnt = [i for i in answers if messages[i].learn]
         spans = [self._span(text, places[i], messages[i]) for i in learnt]
-        if self._marks:
+        if _GENERATION.search(self.source):
             others = [places[i] for i in answers if i not in learnt]
             marked = self._marked(turns)
             spans = [mark for mark in marked if not any(a < mark[1] and mark[0] < b for a, b in others)]
@@ -236,10 +216,6 @@ class Template:
         found = [match[0].strip() for tail in (middle, last) if (match := _LEADING_TOKEN.match(tail))]
         return found if last.strip() else []
 
-    @property
-    def _marks(self) -> bool:
-        return _GENERATION.search(self.source) is not None
-
     def _marked(self, turns: Sequence[Turn]) -> tuple[tuple[int, int], ...]:
         """What the template marks as the model's own."""
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -288,6 +264,10 @@ class Template:
                 f"{' '.join(str(error).split())[:200]}); repair the row or use --chat tulu"
             ) from error
         return str(text)
+
+
+ChatFormat = Tulu | Template
+"""How turns become text. What follows the last answer is left out: no label depends on it."""
 
 
 def chat_format(name: str, tokenizer: Any, now: Callable[[], datetime] = datetime.now) -> ChatFormat:
@@ -372,7 +352,7 @@ def fit(encoded: Encoded, max_length: int) -> Encoded | str:
     if len(encoded) <= max_length:
         return encoded
     end = int(labelled[-1]) + 1
-    answer = end - _run_start(encoded.labels, end)
+    answer = end - 1 - int(np.flatnonzero(~encoded.labels[:end])[-1])  # the first token is no label
     if answer + 1 > max_length:
         return f"answer of {answer} tokens does not fit into {max_length}"
     start = max(0, end - max_length)
@@ -397,12 +377,6 @@ def _labels(offsets: npt.NDArray[np.int64], rendered: Rendered) -> npt.NDArray[n
             labels[token] |= rendered.text[starts[token] : start].isspace()
     labels[:1] = False
     return labels
-
-
-def _run_start(labels: npt.NDArray[np.bool_], end: int) -> int:
-    """Where the run of labels that stops before `end` starts."""
-    gaps = np.flatnonzero(~labels[:end])
-    return int(gaps[-1]) + 1 if len(gaps) else 0
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -91,7 +91,10 @@ class ProbeIndex:
     def _build(self, texts: list[str], lengths: list[int]) -> None:
         """Index the texts, each by its grams of one length. A pair is a text and a gram of it."""
         self._lengths = sorted({length for length in lengths if length >= MIN_WORDS})
-        own = [_own_grams(text, length) for text, length in zip(texts, lengths, strict=True)]
+        own = [
+            np.unique(_grams([text], [length])) if length >= MIN_WORDS else _NONE
+            for text, length in zip(texts, lengths, strict=True)
+        ]
         owners = np.repeat(np.arange(len(own)), np.array([len(grams) for grams in own], np.int64))  # (pairs,)
         grams, gram = np.unique(np.concatenate([_NONE, *own]), return_inverse=True)  # (grams,), (pairs,)
         self._set_grams(grams)
@@ -144,11 +147,6 @@ def contaminated(
         progress(1)
 
 
-def _own_grams(plain: str, length: int) -> Hashes:
-    """The distinct grams that a probe is known by; none if it is too short."""
-    return _NONE if length < MIN_WORDS else np.unique(_grams([plain], [length]))
-
-
 def _grams(plains: Sequence[str], lengths: Sequence[int]) -> Hashes:
     """The hashes of all runs of so many words within one text, for each of the `lengths`.
 
@@ -182,13 +180,11 @@ def _mixed(codes: Hashes) -> Hashes:
 
 def _powers(base: int, count: int) -> Hashes:
     """base^1, base^2, ..., base^count modulo 2^64."""
-    return _first_powers(base)[:count] if count <= _KEPT_POWERS else _computed_powers(base, count)
+    if count <= _KEPT_POWERS:
+        return _first_powers(base)[:count]
+    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
 
 
 @cache
 def _first_powers(base: int) -> Hashes:
-    return _computed_powers(base, _KEPT_POWERS)
-
-
-def _computed_powers(base: int, count: int) -> Hashes:
-    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
+    return np.cumprod(np.full(_KEPT_POWERS, base, np.uint64), dtype=np.uint64)

@@ -335,16 +335,13 @@ class _Array:
         self._at += 1
 
     def _item(self) -> Any:
+        """The next value; more is read until all of it is there."""
         self._next()
-        value, self._at = self._value()
-        self._row += 1
-        return value
-
-    def _value(self) -> tuple[Any, int]:
-        """The value that begins here, and where it ends."""
         while True:
             try:
-                return self._json.raw_decode(self._text, self._at)
+                value, self._at = self._json.raw_decode(self._text, self._at)
+                self._row += 1
+                return value
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _TAIL
                 if not (cut and self._more()):

@@ -103,9 +103,9 @@ def _text(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
 
 
 def _called(task: str, subtask: str) -> str:
-    return (
-        "/".join(part for part in (task, subtask) if part and not (task and part == ONE_GROUP)) or ONE_GROUP
-    )
+    if task and subtask == ONE_GROUP:
+        return task
+    return f"{task}/{subtask}" if task else subtask
 
 
 def _group(record: dict[str, Any], column: str | None, where: str) -> str:

@@ -40,7 +40,7 @@ from clusterucb.runtime.files import (
 )
 from clusterucb.runtime.memory import BENCHMARKS, Room
 from clusterucb.runtime.screen import Screen
-from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks import chosen
 from clusterucb.tasks.task import Task, Variant
 from clusterucb.training.model import pick_device
 

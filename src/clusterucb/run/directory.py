@@ -126,11 +126,7 @@ class RunDir:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the directory for this process; the lock dies with the process.
-
-        Raises:
-            BusyError: another process holds it.
-        """
+        """Hold the directory for this process, with which the lock dies. Raises BusyError if another does."""
         owner = self.path / ".owner"
         lock = FileLock(self.path / ".lock", timeout=0)
         try:

@@ -24,7 +24,7 @@ import yaml
 from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.run.directory import RunDir
-from clusterucb.runtime.files import publish_folder, write_json
+from clusterucb.runtime.files import publish_folder, write_json, write_lines
 
 FORMATS = ("trl", "llamafactory", "axolotl")
 """Programs that can be exported for."""
@@ -80,10 +80,11 @@ def export(
     refused = {name: why for name, turns in rows.items() if (why := _unreadable(turns, form))}
     kept = [turns for name, turns in rows.items() if name not in refused]
     if not kept:
-        raise InputError(f"{run}: {form} can read none of its {len(rows)} rows; first {_first(refused)}")
+        first, why = next(iter(refused.items()))
+        raise InputError(f"{run}: {form} can read none of its {len(rows)} rows; first {first}: {why}")
     with publish_folder(folder) as part:
-        lines = (json.dumps({"messages": _plain(turns)}, ensure_ascii=False) + "\n" for turns in kept)
-        (part / "selected.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
+        plain = ([{"role": turn.role, "content": turn.content} for turn in turns] for turns in kept)
+        write_lines(part / "selected.jsonl", ({"messages": turns} for turns in plain))
         _describe(part, form, folder.absolute())
         facts = {"format": form, "run": str(there.path.absolute()), "rounds": numbers, "rows": len(kept)}
         write_json(part / _MADE, {**facts, "left_out": refused})
@@ -126,14 +127,6 @@ def _unreadable(turns: Sequence[Message], form: str) -> str:
     spoken = roles[1:] if roles[0] == "system" else roles
     expected = ["user", "assistant"] * ((len(spoken) + 1) // 2)
     return "" if spoken == expected else f"turns are {', '.join(roles)}; user and assistant must take turns"
-
-
-def _first(refused: Mapping[str, str]) -> str:
-    return next(f"{name}: {why}" for name, why in refused.items())
-
-
-def _plain(turns: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def _describe(part: Path, form: str, folder: Path) -> None:

@@ -516,8 +516,7 @@ class Inputs:
 def job_of(config: Config, lengths: NDArray[np.int64], rows: int, processes: int = 1) -> Job:
     """What settings are decided by: so many usable rows, of which some have these lengths in training, (n,).
 
-    Raises:
-        InputError: there is no such model, or no such adapter.
+    Raises InputError if there is no such model, or no such adapter.
     """
     width, layers, family = model_shape(config)
     adapter = adapter_size(Path(config.adapter)) if config.adapter else None

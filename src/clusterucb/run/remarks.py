@@ -1,15 +1,14 @@
 """What a good colleague would say of a run, before it and after it: each remark with what to do.
 
-Each is a function from plain facts to a sentence, or None where there is nothing to say. What the facts are
-of, and where remarks are shown, others know.
+`remarks` of the facts known then has a sentence for each thing there is to say. What the facts are of, and
+where remarks are shown, others know.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,52 +53,34 @@ class Before:
     repeats: int
     reselects: bool
 
-
-def too_few_steps(of: Before) -> str | None:
-    """Where the steps are too few, and the rate too low, to move a weight by anything that matters."""
-    if of.steps * of.rate >= LEAST_WAY:
-        return None
-    steps = "1 step" if of.steps == 1 else f"{of.steps} steps"
-    return (
-        f"training makes {steps} at a learning rate of at most {of.rate:g}, too few to learn much: raise "
-        f"--lr, --top-p or --epochs-per-period, or lower --batch-size"
-    )
-
-
-def warmup_dearer_than_saving(of: Before) -> str | None:
-    """Where the warmup takes more than the budget saves."""
-    if of.saved is None or of.warmup <= of.saved:
-        return None
-    return (
-        f"the warmup takes {of.warmup:.1f} passes over the pool, more than the {of.saved:.1f} that the "
-        f"budget saves: lower --warmup-steps or --less-warmup, or score all rows with --bandit none"
-    )
-
-
-def nothing_held_out(of: Before) -> str | None:
-    """Where the loss is of the rows that were selected for."""
-    if of.held_out:
-        return None
-    return (
-        "no rows are held out, so the loss is of rows that steered the selection: give other rows of the "
-        "task with --holdout"
-    )
-
-
-def small_target(of: Before) -> str | None:
-    """Where few rows stand for the task."""
-    if of.target_rows >= FEW_ROWS:
-        return None
-    rows = "1 row" if of.target_rows == 1 else f"{of.target_rows} rows"
-    return f"the target has {rows}, which hardly tell what the task is: give {FEW_ROWS} or more"
-
-
-def task_in_pool(of: Before) -> str | None:
-    """Where selecting anew finds again what one selection has found (docs/fidelity.md)."""
-    if not (of.repeats and of.reselects):
-        return None
-    rows = "1 pool row nearly repeats" if of.repeats == 1 else f"{of.repeats:,} pool rows nearly repeat"
-    return f"{rows} rows of the task: {ONE_SELECTION}"
+    def remarks(self) -> Iterator[str]:
+        """What there is to say of it."""
+        if self.steps * self.rate < LEAST_WAY:
+            yield (
+                f"training makes {_counted(self.steps, 'step')} at a learning rate of at most {self.rate:g}, "
+                f"too few to learn much: raise --lr, --top-p or --epochs-per-period, or lower --batch-size"
+            )
+        if self.saved is not None and self.warmup > self.saved:
+            yield (
+                f"the warmup takes {self.warmup:.1f} passes over the pool, more than the {self.saved:.1f} "
+                f"that the budget saves: lower --warmup-steps or --less-warmup, or score all rows with "
+                f"--bandit none"
+            )
+        if not self.held_out:
+            yield (
+                "no rows are held out, so the loss is of rows that steered the selection: give other rows of "
+                "the task with --holdout"
+            )
+        if self.target_rows < FEW_ROWS:
+            rows = _counted(self.target_rows, "row")
+            yield f"the target has {rows}, which hardly tell what the task is: give {FEW_ROWS} or more"
+        if self.repeats and self.reselects:
+            rows = (
+                "1 pool row nearly repeats"
+                if self.repeats == 1
+                else f"{self.repeats:,} pool rows nearly repeat"
+            )
+            yield f"{rows} rows of the task: {ONE_SELECTION}"
 
 
 @dataclass(frozen=True)
@@ -130,66 +111,50 @@ class After:
     own: float = 0.0
     reselects: bool = False
 
+    def remarks(self) -> Iterator[str]:
+        """What there is to say of how the loss moved, and of the first selection."""
+        yield from self._of_the_loss()
+        if self.best is None or self.chance is None or self.selected is None or self.everyone is None:
+            return
+        if self.whole and self.everyone > 0 and self.selected - self.everyone < ALIKE * self.everyone:
+            yield (
+                f"all rows are alike to the target (mean influence {self.everyone:.3f}, of the selected "
+                f"{self.selected:.3f}): selecting gains little here, so take more rows with --top-p, or "
+                f"random ones"
+            )
+        if self.best < NOISE * self.chance:
+            yield (
+                f"the target is far from everything in the pool (the highest influence is {self.best:.3f}, "
+                f"and chance alone gives {self.chance:.3f}): compare with --method random, and look for rows "
+                f"nearer to the task"
+            )
+        if self.whole and self.reselects and self.own >= TASK_SHARE:
+            yield (
+                f"about {self.own:.0%} of the pool is as influential as the target's own rows are on each "
+                f"other: {ONE_SELECTION}"
+            )
 
-def unsure_fall(of: After) -> str | None:
-    """Where the loss has not moved by more than its error."""
-    if of.error is None or abs(of.fall) > SURE * of.error:
-        return None
-    return (
-        f"the loss moved by {-of.fall:+.4f} ± {of.error:.4f}, which may be chance: train longer or with a "
-        f"higher --lr, or evaluate on more --holdout rows"
-    )
-
-
-def rate_too_high(of: After) -> str | None:
-    """Where the loss ends above the base's, or above where it was before."""
-    if of.fall < 0 and (of.error is None or -of.fall > SURE * of.error):
-        return f"the loss rose by {-of.fall:.4f}: the learning rate went too high, lower --lr"
-    if of.rise is None or of.rise[1] is None or of.rise[0] <= SURE * of.rise[1]:
-        return None
-    return (
-        f"the loss ends {of.rise[0]:.4f} ± {of.rise[1]:.4f} above its lowest: lower --lr, or train for fewer "
-        f"--periods"
-    )
-
-
-def rate_too_low(of: After) -> str | None:
-    """Where the loss surely fell, and by next to nothing."""
-    if of.error is None or not SURE * of.error < of.fall < SLOW * of.base:
-        return None
-    return f"the loss fell by {of.fall / of.base:.1%} only: the learning rate stayed too low, raise --lr"
-
-
-def all_alike(of: After) -> str | None:
-    """Where the selected rows help the target hardly more than any row."""
-    if not of.whole or of.selected is None or of.everyone is None:
-        return None
-    if of.everyone <= 0 or of.selected - of.everyone >= ALIKE * of.everyone:
-        return None
-    return (
-        f"all rows are alike to the target (mean influence {of.everyone:.3f}, of the selected "
-        f"{of.selected:.3f}): selecting gains little here, so take more rows with --top-p, or random ones"
-    )
-
-
-def target_far(of: After) -> str | None:
-    """Where no row points to the target more than a random direction would."""
-    if of.best is None or of.chance is None or of.best >= NOISE * of.chance:
-        return None
-    return (
-        f"the target is far from everything in the pool (the highest influence is {of.best:.3f}, and chance "
-        f"alone gives {of.chance:.3f}): compare with --method random, and look for rows nearer to the task"
-    )
+    def _of_the_loss(self) -> Iterator[str]:
+        fall, error = self.fall, self.error
+        if error is not None and abs(fall) <= SURE * error:
+            yield (
+                f"the loss moved by {-fall:+.4f} ± {error:.4f}, which may be chance: train longer or with a "
+                f"higher --lr, or evaluate on more --holdout rows"
+            )
+        if fall < 0 and (error is None or -fall > SURE * error):
+            yield f"the loss rose by {-fall:.4f}: the learning rate went too high, lower --lr"
+        elif self.rise and self.rise[1] is not None and self.rise[0] > SURE * self.rise[1]:
+            yield (
+                f"the loss ends {self.rise[0]:.4f} ± {self.rise[1]:.4f} above its lowest: lower --lr, or "
+                f"train for fewer --periods"
+            )
+        if error is not None and SURE * error < fall < SLOW * self.base:
+            share = f"{fall / self.base:.1%}"
+            yield f"the loss fell by {share} only: the learning rate stayed too low, raise --lr"
 
 
-def task_found(of: After) -> str | None:
-    """Where the first selection has found what a later one would look for again (docs/fidelity.md)."""
-    if not (of.whole and of.reselects and of.own >= TASK_SHARE):
-        return None
-    return (
-        f"about {of.own:.0%} of the pool is as influential as the target's own rows are on each other: "
-        f"{ONE_SELECTION}"
-    )
+def _counted(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def own_influence(directions: NDArray[np.floating], rows: NDArray[np.int64]) -> float:
@@ -217,27 +182,3 @@ def chance_influence(rows: int, directions: NDArray[np.floating]) -> float:
     count, dim = directions.shape
     longest = float(np.linalg.norm(directions, axis=1).max())
     return longest * math.sqrt(2 * math.log(max(2, rows * count)) / dim)
-
-
-BEFORE: Sequence[Callable[[Before], str | None]] = (
-    too_few_steps,
-    warmup_dearer_than_saving,
-    nothing_held_out,
-    small_target,
-    task_in_pool,
-)
-AFTER: Sequence[Callable[[After], str | None]] = (
-    unsure_fall,
-    rate_too_high,
-    rate_too_low,
-    all_alike,
-    target_far,
-    task_found,
-)
-
-Of = TypeVar("Of", Before, After)
-
-
-def remarks(of: Of, known: Iterable[Callable[[Of], str | None]]) -> list[str]:
-    """What there is to say, in order: `remarks(facts, BEFORE)`."""
-    return [said for remark in known if (said := remark(of))]

@@ -72,19 +72,10 @@ def write_round(
     pool_rows: NDArray[np.int64],
     cost: Cost,
 ) -> dict[str, Any]:
-    """Write all files of a round into `folder`, which the caller publishes.
+    """Write all files of a round into `folder`, which the caller publishes; the content of summary.json.
 
-    Args:
-        folder: an existing folder.
-        number: of the round, from 1.
-        selection: over usable rows.
-        draws: in order; none where all stored scores were ranked.
-        pool: where the lines come from.
-        pool_rows: the pool row of each usable row, (N,).
-        cost: of this selection.
-
-    Returns:
-        The content of summary.json.
+    The selection is over usable rows, whose pool rows are `pool_rows`, (N,). There are no draws where all
+    stored scores were ranked.
     """
     chosen = pool_rows[selection.rows]
     sources = [pool.source(row) for row in chosen.tolist()]
@@ -121,6 +112,9 @@ def write_round(
     arrays |= {"drawn": selection.drawn, "drawn_scores": selection.drawn_scores}
     arrays |= {} if selection.learned is None else {"learned": selection.learned}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "selection.safetensors")
+    expected: dict[str, Any] = {}
+    if selection.expected_change is not None:
+        expected = {"undrawn": drawn.count(False), "expected_change": selection.expected_change}
     summary = {
         "round": number,
         "selected": len(selection.rows),
@@ -131,17 +125,11 @@ def write_round(
         "mean_influence": float(selection.scores.mean()),
         "sources": dict(Counter(sources).most_common()),
         **({"targets": dict(Counter(selection.targets))} if selection.targets else {}),
-        **_expectation(selection, len(drawn) - sum(drawn)),
+        **expected,
         "cost": cost.to_json(),
     }
     write_json(folder / "summary.json", summary)
     return summary
-
-
-def _expectation(selection: Selection, undrawn: int) -> dict[str, Any]:
-    """Of a selection that expects: rows kept that were not drawn, and the share expected to be others."""
-    change = selection.expected_change
-    return {} if change is None else {"undrawn": undrawn, "expected_change": change}
 
 
 def read_round(folder: Path) -> Round:

@@ -28,7 +28,7 @@ from clusterucb.errors import InputError
 from clusterucb.run.directory import RunDir
 from clusterucb.runtime.files import read_json
 from clusterucb.runtime.screen import Advance, Screen
-from clusterucb.tasks.chosen import chosen
+from clusterucb.tasks import chosen
 from clusterucb.tasks.task import Task
 
 _CALLED = {"target": "the target", "holdout": "the held-out rows"}
@@ -74,8 +74,7 @@ def screened(
 ) -> dict[str, Any]:
     """Look through the pool: the content of contamination.json.
 
-    Raises:
-        InputError: a target row of the person's own is a question of the evaluation.
+    Raises InputError if a target row of the person's own is a question of the evaluation.
     """
     unseen = [_unseen("target", target, config.decontaminate or not config.own_target)]
     if holdout is not None:

@@ -46,12 +46,7 @@ from clusterucb.training.model import check_quantisation, pick_device
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work under one name: whose it is, how far it has come and what it takes.
-
-    Attributes:
-        world: the processes that do it, by its name in messages.
-        advance: `advance(amount, note)`: so much more is done.
-    """
+    """A piece of work under one name: whose it is, how far it has come (`advance(amount, note)`)."""
 
     world: World
     advance: Advance
@@ -62,9 +57,9 @@ class Step:
         """Since it began."""
         return time.monotonic() - self._started
 
-    def cost(self, rows: int = 0, tokens: int = 0, target_gradients: int = 0) -> Cost:
+    def cost(self, rows: int = 0, tokens: int = 0) -> Cost:
         """What was counted, in the time since the step began."""
-        return Cost(rows, tokens, target_gradients=target_gradients, seconds=self.seconds)
+        return Cost(rows, tokens, seconds=self.seconds)
 
 
 class Session:
@@ -99,9 +94,7 @@ class Session:
     def owned(self) -> Iterator[Session]:
         """Hold the run directory; of several processes rank 0 holds it for all.
 
-        Raises:
-            BusyError: another process holds it.
-            ConfigError: it was made with other settings.
+        Raises BusyError if another process holds it, ConfigError if it was made with other settings.
         """
         self.world.check_device(self.config.device)
         with ExitStack() as held, storage_errors(self.dir.path):
@@ -123,11 +116,7 @@ class Session:
     def decide(self, job: Job | None = None) -> None:
         """Decide what is `auto`: as the run directory has it, or for the job, which is then told once.
 
-        Args:
-            job: what is known of it, if not by the inputs.
-
-        Raises:
-            ConfigError: what was given contradicts what follows from the rest.
+        Raises ConfigError if what was given contradicts what follows from the rest.
         """
         if is_open(self.config) and (saved := self._saved()):
             self._take(self.config.filled(saved))
@@ -142,12 +131,9 @@ class Session:
                 self.screen.say(line)
 
     @contextmanager
-    def step(self, name: str, total: int, unit: str, *, title: str = "", done: int = 0) -> Iterator[Step]:
-        """Do `total` units of work under `name`, of which `done` are there already.
-
-        The bar has the `title`, or the name.
-        """
-        with self.screen.track(title or name, total, unit, done) as advance:
+    def step(self, name: str, total: int, unit: str, *, title: str = "") -> Iterator[Step]:
+        """Do `total` units of work under `name`; the bar has the `title`, or the name."""
+        with self.screen.track(title or name, total, unit) as advance:
             yield Step(self.world.at(name), advance)
 
     @contextmanager
@@ -160,15 +146,10 @@ class Session:
         title: str,
         dtype: str = "",
     ) -> Iterator[tuple[FeatureWriter, Callable[[int, int], None]]]:
-        """What fills a folder with vectors (N, dim) of rows, and what shows how far it is.
+        """What fills a folder with vectors (N, dim) of rows, and what shows under a title how far it is.
 
-        Args:
-            pooled: the rows.
-            part: the folder; a killed command goes on with what is there.
-            dim: of a vector.
-            made_with: fingerprints of all that they depend on.
-            title: of the progress bar.
-            dtype: how they are kept; as the settings say, if it is empty.
+        A killed command goes on with what is in the folder, if it was `made_with` the same. The vectors are
+        kept as the settings say, if no `dtype` is given.
         """
         world, dtype = self.world.at("gradients"), dtype or self.config.gradients.store_dtype
         with FeatureWriter(part, len(pooled), dim, made_with, dtype, world) as writer:
@@ -177,11 +158,7 @@ class Session:
                 yield writer, lambda new, row: advance(new, pooled.describe(row))
 
     def refuse_unless(self, wanted: bool, step: str, reason: str) -> None:
-        """Refuse a step that the method does not have.
-
-        Raises:
-            ConfigError: it is not `wanted`, for a reason.
-        """
+        """Raise ConfigError for a step that the method does not have, with the reason."""
         if not wanted:
             raise ConfigError(
                 f"method {self.method.name} has no step {step} with bandit {self.config.bandit}, {reason}: "

@@ -213,8 +213,7 @@ def is_open(config: Config) -> bool:
 def decide(config: Config, job: Job, rules: Rules = TRAINING + DRAWS) -> tuple[Config, list[Decided]]:
     """The settings with what was `auto` decided by these rules, and what a person is told of it.
 
-    Raises:
-        ConfigError: what was given contradicts what follows from the rest.
+    Raises ConfigError if what was given contradicts what follows from the rest.
     """
     homes = {setting.name: setting for setting in settings()}
     found = []

@@ -20,8 +20,7 @@ from clusterucb.errors import ConfigError, InputError
 from clusterucb.runtime.files import publish, write_json
 from clusterucb.runtime.screen import Advance, Screen
 from clusterucb.sources.catalogue import SOURCES
-from clusterucb.sources.raw import open_raw, raw_rows
-from clusterucb.sources.source import Conversation, Item, RawRows, Source
+from clusterucb.sources.source import Conversation, Item, RawRows, Source, open_raw, raw_rows
 
 Track = Callable[[str, int, str], AbstractContextManager[Advance]]
 """How progress is shown: `Screen.track`."""

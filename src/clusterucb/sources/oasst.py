@@ -67,23 +67,17 @@ def _linked(messages: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[_Node 
     for message, where in messages:
         if by_id.setdefault(message["message_id"], message) is not message:
             yield "repeated message", where
-    roots = [message for message in by_id.values() if message["parent_id"] is None]
+    reached = [message for message in by_id.values() if message["parent_id"] is None]
+    roots = tuple(reached)
     for message in by_id.values():
         if message["parent_id"] is not None and str(message["parent_id"]) in by_id:
             by_id[str(message["parent_id"])]["replies"].append(message)
+    for message in reached:  # it grows meanwhile
+        reached += message["replies"]
     where = messages[0][1]
     # A filtered file lacks some parents; what hung below them reaches no prompt.
-    for _ in range(len(by_id) - sum(map(_size, roots))):
-        yield "unknown parent", where
+    yield from [("unknown parent", where)] * (len(by_id) - len(reached))
     yield from ((root, where) for root in roots)
-
-
-def _size(root: _Node) -> int:
-    count, stack = 0, [root]
-    while stack:
-        count += 1
-        stack.extend(stack.pop()["replies"])
-    return count
 
 
 def _paths(root: _Node, where: str) -> Iterator[Item]:

@@ -52,17 +52,15 @@ def convert_sharegpt(rows: RawRows) -> Iterator[Item]:
 def _turns(turns: Any, where: str) -> list[tuple[str, str]]:
     if not isinstance(turns, list):
         raise unexpected(f"{where}: conversations", turns, "a list of {from, value}")
-    return [_turn(turn, number, where) for number, turn in enumerate(turns, 1)]
-
-
-def _turn(turn: Any, number: int, where: str) -> tuple[str, str]:
-    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise unexpected(f"{where}: turn {number}", turn, "{from, value}")
-    value = turn["value"]
-    if value is not None and not isinstance(value, str):
-        raise unexpected(f"{where}: value of turn {number}", value, "a string")
-    sender = turn["from"]
-    return sender if isinstance(sender, str) else "", value or ""
+    found = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+            raise unexpected(f"{where}: turn {number}", turn, "{from, value}")
+        sender, value = turn["from"], turn["value"]
+        if value is not None and not isinstance(value, str):
+            raise unexpected(f"{where}: value of turn {number}", value, "a string")
+        found.append((sender if isinstance(sender, str) else "", value or ""))
+    return found
 
 
 def _refusal(turns: list[tuple[str, str]]) -> str:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +49,14 @@ def bm25_scores(
 
     words = [plain_words(query).split() for query in queries]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(words)))}
-    corpus = _Corpus(_read(documents, vocabulary, progress), {**vocabulary, "": len(vocabulary)})
-    if not len(corpus.ids.known):
+    read = _Documents(documents, vocabulary, progress)
+    if not len(read.known):
         raise InputError("bm25: no row of the pool has a word of the target; use another method")
     index = BM25(k1=1.5, b=0.75, method="lucene")
+    corpus = SimpleNamespace(ids=read, vocab={**vocabulary, "": read.other})
     index.index(corpus, create_empty_token=False, show_progress=False)
 
-    best = np.full(len(corpus.ids), -np.inf)
+    best = np.full(len(read), -np.inf)
     for code in range(int(codes.max()) + 1):
         own = np.flatnonzero(codes == code)
         total = np.zeros(len(best))
@@ -66,19 +67,21 @@ def bm25_scores(
 
 
 class _Documents:
-    """Documents as word numbers; the words that no query has share the number `other`."""
+    """Documents, read one at a time, as word numbers; the words that no query has share one number."""
 
-    def __init__(self, other: int) -> None:
-        self.other = other
+    def __init__(
+        self, documents: Iterable[str], vocabulary: dict[str, int], progress: Callable[[int], None]
+    ) -> None:
+        self.other = len(vocabulary)
         self.known = array("i")
         """Numbers of the queries' words, document by document."""
         self.ends, self.lengths = array("q"), array("q")
-
-    def add(self, known: list[int], length: int) -> None:
-        """A document of `length` words, of which queries have the `known`."""
-        self.known.extend(known)
-        self.ends.append(len(self.known))
-        self.lengths.append(length)
+        for document in documents:
+            words = plain_words(document).split()
+            self.known.extend(vocabulary[word] for word in words if word in vocabulary)
+            self.ends.append(len(self.known))
+            self.lengths.append(len(words))
+            progress(1)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -89,22 +92,3 @@ class _Documents:
             known = self.known[start:end].tolist()
             yield known + [self.other] * (length - len(known))
             start = end
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """What bm25s indexes: word numbers of each document, and the number of each word."""
-
-    ids: _Documents
-    vocab: dict[str, int]
-
-
-def _read(
-    documents: Iterable[str], vocabulary: dict[str, int], progress: Callable[[int], None]
-) -> _Documents:
-    read = _Documents(other=len(vocabulary))
-    for document in documents:
-        words = plain_words(document).split()
-        read.add([vocabulary[word] for word in words if word in vocabulary], len(words))
-        progress(1)
-    return read

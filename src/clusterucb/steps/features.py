@@ -66,15 +66,10 @@ def take_gradients(
     title: str,
     number: int = 1,
 ) -> None:
-    """Write a feature of every usable row's gradient, at the model as it is now.
+    """Write a feature of every usable row's gradient, at the model as it is now, with Adam's moments there.
 
-    Args:
-        session: whose rows, projection and settings they are.
-        part: the store's folder; a killed command goes on with what is there.
-        moments: Adam's, there.
-        made_with: fingerprints of all that the features depend on.
-        title: of the progress bar.
-        number: of the warmup checkpoint.
+    A killed command goes on with what is in the folder, if it was `made_with` the same. Warmup checkpoint
+    `number` is where an index that has grown has its old rows' features.
     """
     pooled, featurize = session.inputs.every, session.featurizer(moments)
 

@@ -7,9 +7,6 @@ are computed for drawn rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,19 +42,19 @@ def fresh_beside_stored(session: Session) -> tuple[Fresh, NDArray[np.float64]]:
     """
     first, pooled, shares = session.index.features(), session.inputs.pooled, weights(session)
     aims, costs = zip(*(directions(session, number) for number in session.method.numbers), strict=True)
-    later = [_Live.read(session, number) for number in session.method.numbers[1:]]
+    later = [_live(session, number) for number in session.method.numbers[1:]]
 
     def features(rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        found: list[NDArray[np.floating]] = [rows_of(first, rows)]
-        for at in later:
-            at.go()
-            found.append(pooled.features(at.featurize, rows))
+        found = [rows_of(first, rows)]
+        for at, adapter, featurize in later:
+            set_adapter(featurize.model, adapter, at.folder)
+            found.append(pooled.features(featurize, rows))
         return np.concatenate(found, axis=1)
 
     fresh = Fresh(
         features,
         weighted_directions(aims, shares),
-        " ".join([session.index.checkpoint().fingerprint, *(at.checkpoint.fingerprint for at in later)]),
+        " ".join([session.index.checkpoint().fingerprint, *(at.fingerprint for at, _, _ in later)]),
         sum(costs[1:], Cost()),
         gradients=len(later),
     )
@@ -65,27 +62,9 @@ def fresh_beside_stored(session: Session) -> tuple[Fresh, NDArray[np.float64]]:
     return fresh, np.sum(combined, axis=0)
 
 
-@dataclass(frozen=True)
-class _Live:
-    """A checkpoint in memory, so that fresh gradients can be taken at each of them in turn.
-
-    Attributes:
-        checkpoint: where it was read from.
-        adapter: weights by canonical name, on the model's device.
-        featurize: with its moments.
-    """
-
-    checkpoint: Checkpoint
-    adapter: Mapping[str, torch.Tensor]
-    featurize: Featurizer
-
-    @classmethod
-    def read(cls, session: Session, number: int) -> _Live:
-        at = session.index.checkpoint(number)
-        featurize = session.featurizer(at.moments)
-        adapter = {name: tensor.to(featurize.device) for name, tensor in read_adapter(at.folder).items()}
-        return cls(at, adapter, featurize)
-
-    def go(self) -> None:
-        """Give the model this checkpoint's weights."""
-        set_adapter(self.featurize.model, self.adapter, self.checkpoint.folder)
+def _live(session: Session, number: int) -> tuple[Checkpoint, dict[str, torch.Tensor], Featurizer]:
+    """A checkpoint in memory: where it is, its weights on the model's device, what takes gradients there."""
+    at = session.index.checkpoint(number)
+    featurize = session.featurizer(at.moments)
+    adapter = {name: tensor.to(featurize.device) for name, tensor in read_adapter(at.folder).items()}
+    return at, adapter, featurize

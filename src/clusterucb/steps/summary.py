@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
 from clusterucb.run.costs import Cost, Work, bill, gradient_share, recorded_costs, selecting_passes
 from clusterucb.run.methods import budget_of, method_of
-from clusterucb.run.remarks import AFTER, BEFORE, After, Before, chance_influence, own_influence, remarks
+from clusterucb.run.remarks import After, Before, chance_influence, own_influence
 from clusterucb.run.rounds import read_round, read_scored
 from clusterucb.run.session import Session
 from clusterucb.runtime.files import read_json, write_json
@@ -38,7 +37,7 @@ def _summarise(session: Session) -> dict[str, Any]:
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": sum(steps.values(), Cost()).to_json(),
         "bill": bill(steps, _work(session)),
-        "remarks": [*remarks(_before(session), BEFORE), *remarks(_after(session), AFTER)],
+        "remarks": [*_before(session).remarks(), *_after(session).remarks()],
     }
     write_json(run.summary, summary)
     session.screen.tell("summary", **summary)
@@ -59,7 +58,7 @@ def _work(session: Session) -> Work:
 
 def remark(session: Session) -> None:
     """Say what there is to say before anything is computed."""
-    for said in remarks(_before(session), BEFORE):
+    for said in _before(session).remarks():
         session.inputs.say_once(f"note: {said}")
 
 
@@ -92,7 +91,8 @@ def _after(session: Session) -> After:
     """The losses row by row, and how the first selection's influence lies."""
     found = read_json(session.dir.evaluation)
     base, adapter = (np.array(found[name]["losses"]) for name in ("base", "adapter"))
-    earlier = [np.array(losses) for losses in _period_losses(session)]
+    ended = map(session.dir.period, range(1, session.config.training.periods))
+    earlier = [np.array(read_json(path)["losses"]) for path in ended if path.exists()]
     lowest = min(earlier, key=np.mean, default=adapter)
     return After(
         base=float(base.mean()),
@@ -101,12 +101,6 @@ def _after(session: Session) -> After:
         rise=(float((adapter - lowest).mean()), standard_error(adapter - lowest)),
         **(_influence(session) if session.method.takes_gradients and not session.method.hidden else {}),
     )
-
-
-def _period_losses(session: Session) -> Iterator[list[float]]:
-    for period in range(1, session.config.training.periods):
-        if (path := session.dir.period(period)).exists():  # not in a run of an earlier version
-            yield read_json(path)["losses"]
 
 
 def _influence(session: Session) -> dict[str, Any]:

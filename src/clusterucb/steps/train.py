@@ -6,8 +6,7 @@ Both begin at the initial adapter, and go on from the trainer's last saved state
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,9 @@ from clusterucb.training.moments import save_moments
 def warmup(session: Session) -> None:
     """Train the adapter on random pool rows: where the first gradients are taken, after each epoch."""
     session.refuse_unless(session.method.takes_gradients, "warmup", "as it needs no gradient")
-    states, epochs = session.dir.warmup.with_name("warmup.states"), session.method.checkpoints
-    if _trained(session, session.dir.checkpoint(epochs), states):
+    run, epochs = session.dir, session.method.checkpoints
+    states = run.warmup.with_name("warmup.states")
+    if _trained(session, run.checkpoint(epochs), states):
         return
     session.decide()
     every, seed = session.inputs.every, session.config.seed
@@ -46,57 +46,54 @@ def warmup(session: Session) -> None:
     _check_schedule(session, len(rows))
     session.begin()
     clock = training_clock(states, session.world)
-    keep = PartEnds(optimizer_steps(len(rows), 1, session.config.training), _Keep(session, rows, clock))
+
+    def keep(epoch: int, moments: Callable[[], Moments], rate: float) -> None:
+        folder = run.checkpoint(epoch)
+        if session.world.has(folder):
+            return
+        before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
+        seconds = max(0.0, clock.seconds - sum(cost["seconds"] for cost in before))
+        _publish_checkpoint(session, folder, moments(), _cost(every, rows, seconds), learning_rate=rate)
+
+    ends = PartEnds(optimizer_steps(len(rows), 1, session.config.training), keep)
     dataset = SwappableRows(every.training, rows)
-    train_from_initial(session, "warm up", every, dataset, states, epochs, clock, seed, (keep,))
+    _train_from_initial(session, "warm up", every, dataset, states, epochs, clock, seed, (ends,))
     session.world.lead(lambda: shutil.rmtree(states))
 
 
 def train(session: Session) -> None:
     """Train from the initial adapter on the selected rows; some methods select anew for every period."""
-    first = read_round(needed(session.dir, session.dir.round(1), "select"))
-    if session.method.reselects and not session.method.static:
-        _train_and_reselect(session, first.rows)
-    else:
-        train_on(session, first.rows, session.dir.adapter, watched=True)
-
-
-def _train_and_reselect(session: Session, first: NDArray[np.int64]) -> None:
-    folder, states = session.dir.adapter, session.dir.training
+    first = read_round(needed(session.dir, session.dir.round(1), "select")).rows
+    folder, states, settings = session.dir.adapter, session.dir.training, session.config.training
+    if session.method.static or not session.method.reselects:
+        return train_on(session, first, folder, watched=True)
     if _trained(session, folder, states):
-        return
+        return None
     check_features(session)
-    settings, clock = session.config.training, training_clock(states, session.world)
+    clock = training_clock(states, session.world)
     select = reselection(session, session.dir.path / "rounds", clock.pause)
     dynamic = DynamicSelection(
         session.inputs.training_tokens, first, select, epochs_per_period=settings.epochs_per_period
     )
     callbacks = (dynamic, watch(session, len(first), clock))
-    moments = _train_periods(session, dynamic.dataset, states, clock, callbacks)
-    rounds = [read_round(session.dir.round(n)).rows for n in session.method.rounds(settings.periods)]
-    _publish_trained(session, folder, states, moments, clock.seconds, rounds)
+    numbers = session.method.rounds(settings.periods)
+    trained = (read_round(session.dir.round(number)).rows for number in numbers)  # once all are there
+    return _train_periods(session, folder, dynamic.dataset, states, clock, callbacks, trained)
 
 
 def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched: bool = False) -> None:
-    """Train on the same usable rows in every period: what a selection is compared with.
+    """Train on the same usable rows (L,) in every period; `folder` becomes the adapter.
 
-    Args:
-        session: whose initial adapter, schedule and seed are used.
-        rows: (L,), places among the usable rows.
-        folder: becomes the adapter.
-        watched: keep the loss on held-out rows after each period.
+    If `watched`, the loss on held-out rows is kept after each period.
     """
     states = folder.with_name(f"{folder.name}.states")
     if _trained(session, folder, states):
         return
-    dataset, clock = (
-        SwappableRows(session.inputs.training_tokens, rows),
-        training_clock(states, session.world),
-    )
+    dataset = SwappableRows(session.inputs.training_tokens, rows)
+    clock = training_clock(states, session.world)
     callbacks = (watch(session, len(rows), clock),) if watched else ()
-    moments = _train_periods(session, dataset, states, clock, callbacks)
     periods = [rows] * session.config.training.periods
-    _publish_trained(session, folder, states, moments, clock.seconds, periods)
+    _train_periods(session, folder, dataset, states, clock, callbacks, periods)
 
 
 def random_rows(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -128,19 +125,24 @@ def _check_schedule(session: Session, rows: int) -> None:
 
 def _train_periods(
     session: Session,
+    folder: Path,
     dataset: SwappableRows,
     states: Path,
     clock: WholeCheckpoints,
     callbacks: tuple[TrainerCallback, ...],
-) -> Moments:
-    """All periods under one schedule."""
-    settings = session.config.training
-    epochs, seed = settings.periods * settings.epochs_per_period, session.repeat_seed
-    pooled = session.inputs.pooled
-    return train_from_initial(session, "train", pooled, dataset, states, epochs, clock, seed, callbacks)
+    periods: Iterable[NDArray[np.int64]],
+) -> None:
+    """Train all periods under one schedule, and publish the adapter; `periods` are then the rows of each."""
+    pooled, settings, seed = session.inputs.pooled, session.config.training, session.repeat_seed
+    epochs = settings.periods * settings.epochs_per_period
+    moments = _train_from_initial(session, "train", pooled, dataset, states, epochs, clock, seed, callbacks)
+    trained = np.tile(np.concatenate([*periods]), settings.epochs_per_period)
+    asked, cost = session.inputs.target_questions, _cost(pooled, trained, clock.seconds)
+    _publish_checkpoint(session, folder, moments, cost, target_questions=asked)
+    session.world.lead(lambda: shutil.rmtree(states))
 
 
-def train_from_initial(
+def _train_from_initial(
     session: Session,
     label: str,
     pooled: Pooled,
@@ -172,25 +174,9 @@ def train_from_initial(
         )
 
 
-@dataclass(frozen=True)
-class _Keep:
-    """Publishes an epoch's end as a checkpoint, with what the epoch cost."""
-
-    session: Session
-    rows: NDArray[np.int64]
-    clock: WholeCheckpoints
-
-    def __call__(self, epoch: int, moments: Callable[[], Moments], rate: float) -> None:
-        run, folder = self.session.dir, self.session.dir.checkpoint(epoch)
-        if self.session.world.has(folder):
-            return
-        before = (read_json(run.checkpoint(n) / "checkpoint.json")["cost"] for n in range(1, epoch))
-        seconds = max(0.0, self.clock.seconds - sum(cost["seconds"] for cost in before))
-        cost = _cost(self.session.inputs.every, self.rows, seconds)
-        publish_checkpoint(self.session, folder, moments(), cost, learning_rate=rate)
-
-
-def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: Cost, **facts: object) -> None:
+def _publish_checkpoint(
+    session: Session, folder: Path, moments: Moments, cost: Cost, **facts: object
+) -> None:
     """Publish the model's adapter as it is now, with Adam's moments, what it cost and more facts."""
     model, weights = session.model, adapter_weights(session.model)
     known = {"made_with": session.made_with, "cost": cost.to_json()}
@@ -199,21 +185,6 @@ def publish_checkpoint(session: Session, folder: Path, moments: Moments, cost: C
             save_adapter(model, part, weights)
             save_moments(moments, part / "moments.safetensors")
             write_json(part / "checkpoint.json", {**known, **facts})
-
-
-def _publish_trained(
-    session: Session,
-    folder: Path,
-    states: Path,
-    moments: Moments,
-    seconds: float,
-    periods: Sequence[NDArray[np.int64]],
-) -> None:
-    """Publish an adapter with what training on these rows has cost; drop the trainer's states."""
-    trained = np.tile(np.concatenate(periods), session.config.training.epochs_per_period)
-    asked, cost = session.inputs.target_questions, _cost(session.inputs.pooled, trained, seconds)
-    publish_checkpoint(session, folder, moments, cost, target_questions=asked)
-    session.world.lead(lambda: shutil.rmtree(states))
 
 
 def _cost(pooled: Pooled, rows: NDArray[np.int64], seconds: float) -> Cost:

@@ -16,7 +16,6 @@ from clusterucb.features.encoding import ENCODINGS
 from clusterucb.run.costs import Cost, bill, gradient_share
 from clusterucb.run.directory import numbered
 from clusterucb.run.methods import Method, budget_of, method_of
-from clusterucb.run.remarks import BEFORE, remarks
 from clusterucb.run.session import Session
 from clusterucb.run.sizing import Decided
 from clusterucb.runtime.screen import Screen
@@ -197,7 +196,7 @@ class Outlook:
         facts = self.facts
         held_out = len(facts.evaluated_lengths) if config.holdout else 0
         target = len(facts.target_lengths)
-        return remarks(before(config, facts.rows, target, held_out, facts.repeats), BEFORE)
+        return [*before(config, facts.rows, target, held_out, facts.repeats).remarks()]
 
 
 def look(
