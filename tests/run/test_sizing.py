@@ -93,7 +93,7 @@ def test_the_learning_rate_is_the_published_formula():
     assert decided(1000, width=4096, family="qwen2").training.lr == pytest.approx(4.7e-4, rel=0.02)
     assert decided(1000, {"rank": 64}).training.lr == decided(1000, {"rank": 4}).training.lr
     assert decided(1000, {"alpha": 64}).training.lr == pytest.approx(decided(1000).training.lr / 2, rel=0.04)
-    assert decided(1000, width=32).training.lr == decided(1000, width=512).training.lr
+    assert decided(1000, width=32).training.lr == decided(1000, width=576).training.lr == 5e-4
 
 
 def test_an_adapter_has_about_as_many_weights_as_it_is_shown_tokens():
