@@ -103,7 +103,7 @@ METHODS = {
     "once": Preset("once", {**LINEAR_UCB, "keep": "once"}),
     "mean": Preset("mean", {**LINEAR_UCB, "keep": "mean"}),
 }
-HELD_OUT = 60
+HELD_OUT = 40
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Study:
         """Settings of a run for a target, with the first of its held-out rows."""
         if target == "demo":
             files = demo_data().make(self.out / "demo" / "data")
-            given = {**self.model, "pool": files.pool, "target": [files.target], "holdout": [files.heldout]}
+            given = {**self.model, "pool": [*map(str, files.pool)]}
+            given |= {"target": [str(files.target)], "holdout": [str(files.heldout)]}
             return load(self.options.settings, {**given, "out": str(out)})
         pool, parts = TARGETS[target]
         data, held = self.data(pool), self.out / pool / "held" / f"{target}.jsonl"
