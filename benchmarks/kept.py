@@ -8,6 +8,8 @@ whole    whole runs of the program by each of METHODS, --seeds times, with all t
 recall   what bandits find of the rows that gradients rank highest there, by clusters of gradients raw and
          centred, and by what is known of rows by hidden states and by the head's gradients
 
+report   the table of whole runs, what the rule of docs/fidelity.md chooses, and a plot of it (kept_report.py)
+
 The pools, targets and held-out rows are those of the fidelity study (fidelity_pools.py), of which every
 --thin-th row is taken; the settings are in kept.yaml. Each result is a line of OUT/STAGE.jsonl, and what is
 there is not computed again: killed at any moment, the same command goes on.
@@ -29,6 +31,7 @@ import numpy as np
 from fidelity_data import StudyData, study_data, thinned
 from fidelity_pools import POOLS
 from fidelity_sources import demo_data
+from kept_report import report
 from numpy.typing import NDArray
 
 from clusterucb.cli.main import quiet_libraries
@@ -222,6 +225,12 @@ class Study:
                     "recall", partial(_found, problem, policies, grid), target=target, features=name, seed=0
                 )
 
+    def report(self) -> None:
+        """Print the tables of whole runs, also into report.md, and make the plot."""
+        text = report(self.out)
+        (self.out / "report.md").write_text(text, encoding="utf-8")
+        print(text)
+
 
 def _found(problem: Problem, policies: Sequence[str], grid: Grid) -> dict[str, Any]:
     found = simulate([problem], {name: named_policy(name) for name in policies}, grid)
@@ -318,6 +327,7 @@ STAGES: dict[str, Callable[[Study], None]] = {
     "static": Study.static,
     "whole": Study.whole,
     "recall": Study.recall,
+    "report": Study.report,
 }
 
 

@@ -43,7 +43,7 @@ def errors(runs: pd.DataFrame) -> pd.DataFrame:
 def table(runs: pd.DataFrame) -> Iterator[str]:
     """Markdown: loss and its deviation over the runs, worst excess and cost of every method."""
     excess, targets = excesses(runs), sorted(runs["target"].unique())
-    losses = runs.pivot_table("loss", "method", "target", aggfunc=["mean", "std", "count"])
+    losses = runs.groupby(["method", "target"])["loss"].agg(["mean", "std", "count"])
     order = runs.groupby("method")["cost"].mean().sort_values()
     yield f"| method | cost | {' | '.join(targets)} | worst excess |"
     yield f"|---|---|{'---|' * len(targets)}---|"
@@ -52,10 +52,10 @@ def table(runs: pd.DataFrame) -> Iterator[str]:
     for method, cost in order.items():
         cells = []
         for target in targets:
-            mean, std, count = (losses[of][target].get(method) for of in ("mean", "std", "count"))
-            if not count or pd.isna(mean):
+            if (method, target) not in losses.index:
                 cells.append("")
                 continue
+            mean, std, count = losses.loc[(method, target)]
             text = f"{mean:.3f}" + (f" ± {std:.3f}" if count > 1 else "")
             cells.append(f"**{text}**" if excess[target][method] == 0 else text)
         whole = excess.loc[method].notna().all()
