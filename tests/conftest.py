@@ -26,6 +26,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items):
+    """What asks a server of processes for whole commands is whole."""
+    for item in items:
+        if not {"server", "ranks"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("whole")
+
+
 def pytest_runtest_setup(item):
     """Tests for a GPU are skipped where there is none; torch is looked at for them alone."""
     if item.get_closest_marker("gpu"):
