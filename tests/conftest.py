@@ -26,6 +26,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items):
+    """What asks a server of processes for whole commands is whole."""
+    for item in items:
+        if not {"server", "ranks"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("whole")
+
+
 def pytest_runtest_setup(item):
     """Tests for a GPU are skipped where there is none; torch is looked at for them alone."""
     if item.get_closest_marker("gpu"):
@@ -47,8 +55,26 @@ def few_objects_to_look_through():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_plug_is_pulled():
+    """What this process writes need not be on the disk; the commands that a server runs wait for it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _file: None)
+        yield
+
+
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
+def no_card_is_written():
+    """Peft's README.md beside an adapter takes half the time of saving one."""
+    from peft import PeftModel
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, no_card_is_written):
     """A tiny model with its tokenizer, as a folder."""
     folder = tmp_path_factory.mktemp("model")
     build_model().save_pretrained(folder)

@@ -125,13 +125,25 @@ def test_without_git_and_without_a_build_nobody_knows(tmp_path):
     assert told(package) == "abc"
 
 
+@pytest.fixture
+def completed(monkeypatch):
+    """What a shell is told that asks the program by its environment."""
+
+    def asked(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return clusterucb()
+
+    return asked
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_ask_for_this_program(shell):
-    shown = process(sys.executable, "-m", "clusterucb", _CLUSTERUCB_COMPLETE=f"source_{shell}")
-    assert shown.returncode == 0, shown.stderr
-    assert "_CLUSTERUCB_COMPLETE" in shown.stdout
-    assert f"complete_{shell}" in shown.stdout
-    assert "clusterucb" in shown.stdout
+def test_completion_scripts_ask_for_this_program(completed, shell):
+    shown = completed(_CLUSTERUCB_COMPLETE=f"source_{shell}")
+    assert shown.status == 0, shown.err
+    assert "_CLUSTERUCB_COMPLETE" in shown.out
+    assert f"complete_{shell}" in shown.out
+    assert "clusterucb" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -142,15 +154,15 @@ def test_completion_scripts_ask_for_this_program(shell):
         ("fish", {"_TYPER_COMPLETE_ARGS": "clusterucb ", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
     ],
 )
-def test_a_shell_completes_our_commands(shell, typed):
-    shown = process(sys.executable, "-m", "clusterucb", _CLUSTERUCB_COMPLETE=f"complete_{shell}", **typed)
-    assert all(command in shown.stdout for command in COMMANDS), shown
+def test_a_shell_completes_our_commands(completed, shell, typed):
+    shown = completed(_CLUSTERUCB_COMPLETE=f"complete_{shell}", **typed)
+    assert all(command in shown.out for command in COMMANDS), shown
 
 
-def test_a_shell_completes_a_commands_options():
+def test_a_shell_completes_a_commands_options(completed):
     typed = {"COMP_WORDS": "clusterucb plan --budget-", "COMP_CWORD": "2"}
-    shown = process(sys.executable, "-m", "clusterucb", _CLUSTERUCB_COMPLETE="complete_bash", **typed)
-    assert shown.stdout.split() == ["--budget-cap"]
+    shown = completed(_CLUSTERUCB_COMPLETE="complete_bash", **typed)
+    assert shown.out.split() == ["--budget-cap"]
 
 
 def test_the_citation_has_what_its_format_needs_and_names_the_papers():

@@ -81,7 +81,7 @@ OBJECTS = st.dictionaries(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.lists(OBJECTS), st.sampled_from([None, 1, 3]), st.sampled_from([1, 5, 7, 40, 64]), st.booleans())
 def test_an_array_is_read_the_same_in_chunks_of_any_size(objects, indent, chunk, ascii_only):
     stream = io.BytesIO(json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode())

@@ -35,7 +35,6 @@ MOMENTS = {  # by `shard`: the rank that dies, the newest artifact there is then
 }
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("shard", MOMENTS)
 def test_a_rank_killed_in_every_step_the_group_restarts_and_ends_the_same(
     ranks, shared_settings, tmp_path, shard
@@ -64,7 +63,6 @@ def test_a_rank_killed_in_every_step_the_group_restarts_and_ends_the_same(
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.whole
 def test_torchrun_restarts_the_group_when_a_rank_is_killed_and_the_run_ends(ranks, settings):
     at = [{1: {"where": ROW_GRADIENTS, "call": 4}}]
     said = ranks.end(["run", *options(settings, **SMALL)], restarts=1, at=at, torchrun=True)
@@ -80,7 +78,6 @@ def test_under_torchrun_a_mistake_is_told_once_too(ranks, settings):
     assert 2 in [rank["status"] for rank in found]
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("step", "where", "call"), [("gradients", ROW_GRADIENTS, 6), ("train", "torch.optim:AdamW.step", 5)]
 )
@@ -172,7 +169,6 @@ def test_what_one_process_does_rank_0_does(ranks, settings):
     assert "pool_gradients" in said
 
 
-@pytest.mark.whole
 def test_two_processes_make_a_comparison(ranks, settings):
     one = ["--methods", "clusterucb,dynamic,random", "--seeds", "1"]
     ranks.end(["compare", *options({**settings, **SMALL}, features=None), *one])

@@ -64,7 +64,6 @@ def drawn(folder):
     return {row: x.tobytes() for rows, found in blocks for row, x in zip(rows.tolist(), found, strict=True)}
 
 
-@pytest.mark.whole
 def test_from_one_checkpoint_any_number_of_processes_selects_the_same_rows_with_the_same_scores(
     ranks, shared_settings, tmp_path
 ):
@@ -82,7 +81,6 @@ def test_from_one_checkpoint_any_number_of_processes_selects_the_same_rows_with_
     assert min(shares) > 10
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", METHODS)
 def test_by_any_method_processes_select_what_one_does(ranks, shared_settings, tmp_path, name):
     changes, begin, then, ways = METHODS[name]
@@ -97,7 +95,6 @@ def test_by_any_method_processes_select_what_one_does(ranks, shared_settings, tm
         assert (folders["2"] / "rounds/1/drawn-1.i64").stat().st_size > 0
 
 
-@pytest.mark.whole
 def test_processes_train_as_one_does_to_rounding(ranks, shared_settings, tmp_path):
     """The last optimizer step of an epoch has one micro-batch of each process, the others have two."""
     for way in ("1", "2", "2 shards"):

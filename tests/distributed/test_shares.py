@@ -12,7 +12,6 @@ from clusterucb.errors import ConfigError, LostError
 from clusterucb.features.kmeans import spherical_kmeans
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.runtime.processes import ALONE, World, joined, leads
-from clusterucb.training.data import EvenBatches
 
 SIZES = (2, 3, 4)
 
@@ -75,17 +74,6 @@ def test_a_store_that_some_processes_began_is_finished_by_another_number_of_them
     assert together(4, lambda world: write(world, np.arange(60), finish=True)) == [8] * 4
     assert (np.asarray(FeatureStore(tmp_path).features) == features).all()
     assert (FeatureStore(tmp_path).losses == losses).all()
-
-
-@pytest.mark.parametrize("rows", [1, 7, 8, 9])
-def test_every_row_of_an_epoch_is_trained_on_once_and_idle_ones_fill_up(rows):
-    order = torch.utils.data.BatchSampler(range(rows), 2, drop_last=False)
-    batches = list(EvenBatches(order, rows, 3))
-    assert len(batches) % 3 == 0
-    assert len(batches) == len(EvenBatches(order, rows, 3))
-    assert {len(batch) for batch in batches} == {2}
-    assert [row for batch in batches for row in batch if row < rows] == list(range(rows))
-    assert len(batches) - 3 < rows / 2
 
 
 def test_without_the_variables_of_torchrun_there_is_one_process():

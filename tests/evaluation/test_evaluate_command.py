@@ -53,6 +53,7 @@ def results(out):
     return found
 
 
+@pytest.mark.whole
 def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
     there, tmp_path, capfd, monkeypatch
 ):

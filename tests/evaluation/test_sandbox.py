@@ -541,6 +541,7 @@ def passing(problems, body):
     return [problem.id for problem, verdict in zip(problems, verdicts, strict=True) if verdict.passed]
 
 
+@pytest.mark.whole
 def test_all_canonical_solutions_of_humaneval_pass(problems):
     assert len(problems) == 164
     assert passing(problems, lambda problem: problem.answer) == [problem.id for problem in problems]

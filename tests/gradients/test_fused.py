@@ -87,6 +87,7 @@ print(subprocess.run(command, capture_output=True, text=True, check=True).stderr
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernel_compiles_for_a_gpu_without_one_and_keeps_its_sums_in_registers(tmp_path, capability):
     """For A100 and H100: nothing is spilled at d 8192, and two programs' shared memory fits."""

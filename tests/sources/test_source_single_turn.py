@@ -86,6 +86,7 @@ def test_dropped_rows_keep_their_number_and_are_reported(tmp_path, output, reaso
     assert report.dropped == {reason: 1}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "folder", "read", "dropped"),
     [

@@ -10,7 +10,7 @@ from clusterucb.config import Training
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients.per_sample import trainable_parameters
-from clusterucb.training.data import SwappableRows, WithIdleRow, collate_for_training
+from clusterucb.training.data import SwappableRows, collate_for_training
 from clusterucb.training.finetune import finetune
 from clusterucb.training.passes import StepPasses
 
@@ -72,25 +72,26 @@ def test_it_is_the_mean_over_labels_and_not_over_rows(model):
     assert loss == pytest.approx(np.average(own, weights=counts), rel=1e-5)
 
 
-def test_an_idle_row_changes_nothing(model):
-    _, idle = WithIdleRow(SwappableRows(ROWS, np.arange(8)))[8]
-    found, loss = step(model, [*ROWS, idle, idle])
-    expected, without = step(model, ROWS)
-    assert torch.equal(found, expected)
-    assert loss == without
+class Beside:
+    """A process of three, whose sums show what it adds to them."""
+
+    size = 3
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def total(self, numbers):
+        return numbers
 
 
-def test_a_step_of_idle_rows_alone_beside_another_process_has_no_gradient(model):
-    class Beside:
-        size = 2
-
-        def total(self, numbers):
-            return numbers.add_(7)
-
+@pytest.mark.parametrize("count", [1, 7, 8])
+def test_processes_share_out_a_steps_rows(model, count):
+    """Also where one of them gets none; a row without a label changes nothing."""
     idle = Encoded(ROWS[0].ids, np.zeros(len(ROWS[0]), bool))
-    found, loss = step(model, [idle], world=Beside())
-    assert loss == 0
-    assert (found == 7).all()  # what the other one has
+    expected, loss = step(model, ROWS[:count])
+    parts, losses = zip(*(step(model, [*ROWS[:count], idle], world=Beside(i)) for i in range(3)), strict=True)
+    assert (sum(parts) - expected).norm() <= 1e-5 * expected.norm()
+    assert sum(losses) / 3 == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_very_row_whose_loss_is_nan_is_named(model):

@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def application(called: str | None = None) -> typer.Typer:
-    """All commands; with `called`, only that one has its options."""
+    """All commands, or `called` alone, if that is one with settings; of another no command has options."""
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -128,10 +128,11 @@ def application(called: str | None = None) -> typer.Typer:
         help="Targeted data selection for fine-tuning language models, by gradients, under a budget.",
     )
     app.callback(invoke_without_command=True)(_root)
-    for name, command in _COMMANDS.items():
+    named = {called: _COMMANDS[called]} if called in _COMMANDS else _COMMANDS
+    for name, command in named.items():
         summary = escape(inspect.getdoc(command.function) or "")
         app.command(name, help=summary)(_callable(name, command, bare=called not in (None, name)))
-    for function in (prepare, simulate, presets, report, export):
+    for function in (prepare, simulate, presets, report, export) if named is _COMMANDS else ():
         app.command(function.__name__)(_by_rank_0(function))
     return app
 

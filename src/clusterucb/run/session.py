@@ -40,7 +40,7 @@ from clusterucb.selection.policies import Policy
 from clusterucb.selection.selector import RowPolicy, named_policy
 from clusterucb.selection.turns import Turns
 from clusterucb.training.adapter import fingerprint_base
-from clusterucb.training.finetune import check_reporter, rows_of_each
+from clusterucb.training.finetune import check_batch_size, check_reporter
 from clusterucb.training.model import check_quantisation, pick_device
 
 
@@ -185,7 +185,7 @@ class Session:
         check_reporter(self.config.training.report_to)
         check_quantisation(self.config.load_in, pick_device(self.config.device))
         if self.config.training.batch_size:
-            rows_of_each(self.config.training, self.world.size)
+            check_batch_size(self.config.training, self.world.size)
 
     def check_plan(self, rows: int) -> None:
         """Refuse a budget, cold start or number of clusters that `rows` rows cannot satisfy."""

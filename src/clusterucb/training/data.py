@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import BatchSampler, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from clusterucb.data.chat import Encoded
 from clusterucb.gradients.batches import padded
@@ -72,8 +72,8 @@ class SwappableRows(Dataset[Encoded]):
         return any(self.serves(part) for part in parts if isinstance(part, kinds))
 
 
-class WithIdleRow(Dataset[tuple[int, Encoded]]):
-    """A dataset's rows with their places; behind the last one without labels, of which nothing is learnt."""
+class WithPlaces(Dataset[tuple[int, Encoded]]):
+    """A dataset's rows with their places."""
 
     def __init__(self, rows: Dataset[Encoded]) -> None:
         self.rows = rows
@@ -82,42 +82,7 @@ class WithIdleRow(Dataset[tuple[int, Encoded]]):
         return len(self.rows)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[int, Encoded]:
-        if index < len(self):
-            return index, self.rows[index]
-        first = self.rows[0]
-        return index, Encoded(first.ids, np.zeros(len(first.ids), bool))
-
-
-class EvenBatches(BatchSampler):
-    """The micro-batches of one process, filled up with idle rows until every process has as many.
-
-    Args:
-        batches: of one process.
-        idle: the row to fill up with.
-        processes: their number; micro-batch i is for process i modulo that.
-    """
-
-    def __init__(self, batches: BatchSampler, idle: int, processes: int) -> None:
-        self._batches, self._idle, self._processes = batches, idle, processes
-        self.batch_size, self.drop_last = batches.batch_size, False
-
-    @property
-    def sampler(self) -> Sampler[int] | Iterable[int]:
-        """The order of the rows, which each epoch is another."""
-        return self._batches.sampler
-
-    @sampler.setter
-    def sampler(self, sampler: Sampler[int] | Iterable[int]) -> None:
-        self._batches.sampler = sampler
-
-    def __len__(self) -> int:
-        return -(-len(self._batches) // self._processes) * self._processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches:
-            yield batch + [self._idle] * (self.batch_size - len(batch))
-        for _ in range(len(self) - len(self._batches)):
-            yield [self._idle] * self.batch_size
+        return index, self.rows[index]
 
 
 def collate_for_training(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from clusterucb.runtime.processes import ALONE, World
 from clusterucb.runtime.screen import Advance
 from clusterucb.runtime.sharding import is_sharded
 from clusterucb.training.callbacks import ShowProgress, WholeCheckpoints, last_whole_checkpoint
-from clusterucb.training.data import EvenBatches, WithIdleRow
+from clusterucb.training.data import WithPlaces
 from clusterucb.training.moments import moments_of
 from clusterucb.training.passes import Placed, StepPasses
 
@@ -42,15 +42,13 @@ def optimizer_steps(rows: int, epochs: int, settings: Training) -> int:
     return epochs * math.ceil(rows / settings.batch_size)
 
 
-def rows_of_each(settings: Training, processes: int) -> int:
-    """Rows that each process takes in one optimizer step; ConfigError where they are not even."""
-    rows, rest = divmod(settings.batch_size, processes)
-    if rest:
+def check_batch_size(settings: Training, processes: int) -> None:
+    """Raise ConfigError where an optimizer step's rows do not divide among the processes."""
+    if settings.batch_size % processes:
         raise ConfigError(
             f"batch_size {settings.batch_size} is not a multiple of {processes} processes; change one of the "
             "two, so that each gets as many rows"
         )
-    return rows
 
 
 def training_clock(folder: Path, world: World = ALONE) -> WholeCheckpoints:
@@ -103,6 +101,7 @@ def finetune(
         InputError: a loss is not a finite number, or memory does not suffice for a row alone.
         LostError: another process has ended or does not answer.
     """
+    check_batch_size(settings, world.size)
     checkpoint = world.lead(lambda: last_whole_checkpoint(folder)[0])
     _check_states(checkpoint, model)
     report_to, reporting = reporters(settings.report_to, folder)
@@ -110,7 +109,7 @@ def finetune(
     device = next(model.parameters()).device
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=rows_of_each(settings, world.size),
+        per_device_train_batch_size=settings.batch_size,  # of which each process takes its share
         learning_rate=settings.lr,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(settings.lr_warmup * steps),
@@ -137,7 +136,7 @@ def finetune(
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=WithIdleRow(dataset),
+        train_dataset=WithPlaces(dataset),
         data_collator=list,
         callbacks=[*callbacks, clock or training_clock(folder, world), ShowProgress(advance), *reporting],
     )
@@ -160,21 +159,15 @@ def finetune(
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose batch is one optimizer step's rows, each with its place in the dataset.
-
-    Of several processes none ever gets a row twice, so that some have idle rows at an epoch's end.
-    """
+    """A Trainer whose batch, in every process, is one optimizer step's rows, each with its place."""
 
     passes: StepPasses
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The trainer's own, but where it would begin again with the first rows, idle ones stand in."""
+        """The trainer's own, not sharded: what takes the rows' gradients shares them out."""
         loader: DataLoader[Any] = super().get_train_dataloader()
-        shard = loader.batch_sampler
-        if isinstance(shard, BatchSamplerShard):
-            shard.batch_sampler = EvenBatches(
-                shard.batch_sampler, len(self.train_dataset), shard.num_processes
-            )
+        if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
         return loader
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

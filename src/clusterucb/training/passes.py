@@ -39,7 +39,7 @@ class StepPasses:
         batch_rows: rows at once, at most; without it by tokens alone.
         describe: names the row at a place.
         room: what has fitted into memory so far.
-        world: processes that each have some of the step's rows.
+        world: processes that each take their share of the step's rows.
     """
 
     model: nn.Module
@@ -50,17 +50,17 @@ class StepPasses:
     world: World = ALONE
 
     def __call__(self, placed: Sequence[Placed]) -> float:
-        """Leave the step's gradient in the parameters; returns its mean loss, or what of it these rows make.
+        """Leave the step's gradient in the parameters; returns its mean loss.
 
-        Rows without a label are idle. The means over processes are the loss.
+        Of several processes each returns its share's part of that, times their number. A row without a label
+        is passed over.
 
         Raises:
             InputError: the loss of a row is not a finite number, or memory does not suffice for it alone.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradient = _Gradient(parameters)
-        batches, labels = self._planned(placed)
-        labels = int(self.world.total(torch.tensor(labels)))
+        batches, labels = self._planned(placed), sum(int(row.labels[1:].sum()) for _, row in placed)
         sharded = is_sharded(self.model)
         share = (self.world.size if sharded else 1) / labels  # a sharded model takes means over processes
         space = self.room.at(TRAINING, parameters[0].device)
@@ -82,17 +82,19 @@ class StepPasses:
     def _describe(self, places: Sequence[int], row: int) -> str:
         return self.describe(places[row])
 
-    def _planned(self, placed: Sequence[Placed]) -> tuple[list[list[Placed]], int]:
-        """Micro-batches, and the labels in all of them; where a model is sharded, as many in each process."""
-        busy = [(place, row) for place, row in placed if row.labels[1:].any()]
-        lengths = np.array([len(row) for _, row in busy], np.int64)
+    def _planned(self, placed: Sequence[Placed]) -> list[list[Placed]]:
+        """This process' micro-batches; where a model is sharded, as many as each process has."""
+        own = [
+            (place, row) for place, row in placed[self.world.rank :: self.world.size] if row.labels[1:].any()
+        ]
+        lengths = np.array([len(row) for _, row in own], np.int64)
         planned = micro_batches(lengths, self.batch_tokens, self.batch_rows)
-        batches = [[busy[i] for i in batch.tolist()] for batch in planned]
+        batches = [[own[i] for i in batch.tolist()] for batch in planned]
         if is_sharded(self.model):
             idle = [(placed[0][0], Encoded(placed[0][1].ids, np.zeros(len(placed[0][1]), bool)))]
             most = max(self.world.gather(len(batches)))
             batches += [idle] * (most - len(batches))
-        return batches, sum(int(row.labels[1:].sum()) for _, row in busy)
+        return batches
 
     def _finite(
         self, found: Sequence[tuple[Batch, torch.Tensor]], places: Sequence[int]
