@@ -113,6 +113,7 @@ def shared_settings(model_folder, data_folder):
         "rank": 4,
         "alpha": 8,
         "policy": "ucb_beta",
+        "keep": "now",
         "features": "gradients",
         "budget": 0.2,
         "epochs_per_period": 1,

@@ -139,9 +139,10 @@ class Selecting(_Strict):
     aim: Literal["mean", "nearest", "round_robin", "subspace"] = "mean"
     """What rows are compared with: the mean of the target's rows, the nearest, all in turn (round_robin), or
     their mean inside the subspace of the target's gradients."""
-    keep: Literal["now", "sum", "mean", "once", "static"] = "now"
+    keep: Literal["auto", "now", "sum", "mean", "once", "static"] = "auto"
     """What dynamic trains on in a period: the best rows now, by the sum or moving mean of influence over the
-    periods, rows trained on least often first (once), or those of the first period throughout (static)."""
+    periods, rows trained on least often first (once), or those of the first period throughout (static). auto
+    is static where features without gradients show rows of the task itself in the pool, and now elsewhere."""
     near_duplicates: Fraction = 1.0
     """The cosine of stored features above which a row gives way to the next best one if a better row is
     selected; at 1 none does."""
@@ -329,7 +330,7 @@ class Config(Common):
     def _check_aim(self) -> None:
         """Refuse an aim whose influence cannot be added up as the method, or the keep rule, adds it."""
         aim, keep, less = self.selection.aim, self.selection.keep, self.method == "less"
-        if self.in_turns and self.method == "dynamic" and keep not in ("now", "static"):
+        if self.in_turns and self.method == "dynamic" and keep not in ("auto", "now", "static"):
             raise ConfigError(
                 f"keep {keep}: rows taken in turn, by aim round_robin or for several targets, have no one "
                 "influence to add up; use --keep now or static"

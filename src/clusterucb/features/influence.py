@@ -143,6 +143,27 @@ def read_aimed(path: Path) -> NDArray[np.float32] | Subspace:
     return Subspace(directions, arrays["basis"]) if "basis" in arrays else directions
 
 
+def has_own_rows(
+    features: Vectors, directions: NDArray[np.floating], counts: NDArray[np.int64], block: int = 1024
+) -> bool:
+    """Whether some rows are as near to every subtask as its own rows are to one another on average.
+
+    A mean d of n unit vectors has |d|² = (1 + (n - 1) c) / n, where c is their mean inner product with one
+    another; that of another such row with d is c on average, so that of several the nearest has more.
+
+    Args:
+        features: of norm 1, (N, d).
+        directions: the mean of each subtask's unit features, (S, d).
+        counts: rows of each subtask, (S,); of a single one nothing can be said, and so no.
+    """
+    if counts.min() < 2:
+        return False
+    among = (counts * (directions.astype(np.float64) ** 2).sum(1) - 1) / (counts - 1)
+    starts = range(0, len(features), block)
+    nearest = [_products(features[at : at + block], directions).max(0) for at in starts]
+    return bool((np.max(nearest, axis=0) >= among).all())
+
+
 def stored_influence(
     features: Vectors, aim: Aimed, block: int = 1024, world: World = ALONE
 ) -> NDArray[np.float64]:

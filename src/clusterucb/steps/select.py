@@ -19,6 +19,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.features.influence import (
     EndToEnd,
     Subspace,
+    has_own_rows,
     rows_of,
     similarities,
     stored_influence,
@@ -132,7 +133,18 @@ def check_features(session: Session) -> None:
 
 def keep_rule(session: Session) -> Keep:
     """That of the settings, where rows are selected more than once."""
-    return session.config.selection.keep if session.method.reselects else "now"
+    rule = session.config.selection.keep
+    return rule if session.method.reselects and rule != "auto" else "now"
+
+
+def selects_once(session: Session) -> bool:
+    """Whether the first selection serves all periods; where that is `auto`, by what features tell by then."""
+    method, chosen = session.method, session.config.selection
+    if chosen.keep != "auto" or not (method.reselects and method.hidden and chosen.aim == "mean"):
+        return method.static or not method.reselects
+    aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
+    assert isinstance(aim, np.ndarray)  # that is what a mean is
+    return has_own_rows(session.index.features(), aim, counts)
 
 
 def apart(session: Session) -> Apart | None:

@@ -26,7 +26,7 @@ def summarise(session: Session) -> dict[str, Any]:
 
 def _summarise(session: Session) -> dict[str, Any]:
     run, method, counts = session.dir, session.method, session.inputs.counts
-    numbers = method.rounds(session.config.training.periods)
+    numbers = [n for n in method.rounds(session.config.training.periods) if run.round(n).exists()]
     steps = recorded_costs(run, method, numbers)
     summary = {
         "method": method.name,

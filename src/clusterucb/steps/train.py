@@ -25,7 +25,7 @@ from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish_folder, read_json, write_json
 from clusterucb.selection.share import share
 from clusterucb.steps.evaluate import watch
-from clusterucb.steps.select import check_features, reselection
+from clusterucb.steps.select import check_features, reselection, selects_once
 from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
 from clusterucb.training.callbacks import DynamicSelection, PartEnds, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
@@ -65,7 +65,12 @@ def train(session: Session) -> None:
     """Train from the initial adapter on the selected rows; some methods select anew for every period."""
     first = read_round(needed(session.dir, session.dir.round(1), "select")).rows
     folder, states, settings = session.dir.adapter, session.dir.training, session.config.training
-    if session.method.static or not session.method.reselects:
+    if selects_once(session):
+        if session.config.selection.keep == "auto" and session.method.reselects:
+            session.inputs.say_once(
+                "the pool has rows of the task itself: the first selection serves all periods (--keep now "
+                "selects anew for each)"
+            )
         return train_on(session, first, folder, watched=True)
     if _trained(session, folder, states):
         return None
