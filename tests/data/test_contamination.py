@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_pool():
         return most
 
     peak(100)  # what is computed once
-    few, many = 200, 1_200
+    few, many = 300, 3_000
     assert peak(many) < peak(few) + 60 * (many - few)  # anything kept of each row would take more
 
 

@@ -31,13 +31,13 @@ APPEARS = [
     (GOOD, {"held_out": 0}, "rows that steered the selection", "with --holdout"),
     (GOOD, {"target_rows": 7}, "the target has 7 rows", "give 8 or more"),
     (GOOD, {"target_rows": 1}, "the target has 1 row,", "give 8 or more"),
-    (GOOD, {"repeats": 12}, "12 pool rows nearly repeat rows of the task", "--method less"),
+    (GOOD, {"repeats": 12}, "12 pool rows nearly repeat rows of the task", "--keep static"),
     (DONE, {"fall": 0.017, "error": 0.012, "rise": None}, "moved by -0.0170 ± 0.0120", "more --holdout rows"),
     (DONE, {"fall": -0.4}, "the loss rose by 0.4000", "lower --lr"),
     (DONE, {"rise": (0.1, 0.01)}, "ends 0.1000 ± 0.0100 above its lowest", "fewer --periods"),
     (DONE, {"fall": 0.02, "error": 0.001}, "fell by 1.0% only", "raise --lr"),
     (DONE, {"selected": 0.052}, "all rows are alike to the target", "random ones"),
-    (DONE, {"own": 0.03}, "about 3% of the pool is as influential as the target's own rows", "--method less"),
+    (DONE, {"own": 0.03}, "about 3% of the pool is as influential as the target's own rows", "--keep static"),
     (DONE, {"best": 0.07}, "the target is far from everything", "--method random"),
 ]
 

@@ -25,7 +25,7 @@ NOISE = 2.0
 OWN, TASK_SHARE = 2 / 3, 0.01
 """See `own_influence`; and the share of the pool from which on there is something to say."""
 ONE_SELECTION = (
-    "where the pool has the task itself, one selection was better than one a period; try --method less"
+    "where the pool has the task itself, one selection was better than one a period; try --keep static"
 )
 SLOW = 0.02
 """Of the base's loss: a fall that is sure but smaller says that training has hardly begun."""
@@ -41,7 +41,7 @@ class Before:
         saved: that the budget saves against scoring everything; None for a method without one.
         target_rows, held_out: rows of the task to select for, and those to evaluate on.
         repeats: pool rows in use that nearly repeat a row of the task.
-        reselects: rows are selected in every period anew.
+        reselects: rows are selected in every period anew, whatever the pool has.
     """
 
     steps: int

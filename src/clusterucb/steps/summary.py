@@ -83,7 +83,8 @@ def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: 
         target_rows=target_rows,
         held_out=held_out,
         repeats=repeats,
-        reselects=method.reselects,
+        reselects=method.reselects
+        and not (method.static or (method.hidden and config.selection.keep == "auto")),
     )
 
 
