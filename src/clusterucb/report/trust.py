@@ -11,7 +11,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from clusterucb.report.run_data import RoundData, RunData
@@ -52,6 +51,8 @@ def _shared(one: RoundData, other: RoundData) -> str:
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Spearman's, equal values sharing their mean rank; None for fewer than three rows or equal scores."""
+    import pandas as pd  # a run without a report needs none
+
     found = float(pd.DataFrame({"a": a, "b": b}).corr("spearman", min_periods=3).loc["a", "b"])
     return None if math.isnan(found) else found
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from clusterucb.report.feature_map import map_features, map_figure
@@ -40,6 +39,8 @@ def why(run: RunData) -> Section:
 
 def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, Any]]:
     """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
+    import pandas as pd  # a run without a report needs none
+
     if run.clusters is None:
         return []
     facts = pd.DataFrame({"rows": run.sizes, "selected": run.in_clusters(run.selected)})  # by cluster
