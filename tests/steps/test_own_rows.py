@@ -1,6 +1,7 @@
 """Selecting once where the pool has the task itself, which features without gradients show."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,8 @@ def test_a_run_selects_once_where_its_target_is_in_the_pool_and_anew_elsewhere(r
     assert told(own)
     assert [folder.name for folder in (own / "rounds").iterdir()] == ["1"]
     assert len(read(own / "summary.json")["selected"]) == 1
+    shutil.rmtree(own / "features")  # what a finished training has no more use for
+    done("train", "--out", own)
     same = finished(run_settings, tmp_path / "same", pool[:6], keep="static")
     ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (own, same))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -65,6 +65,9 @@ def train(session: Session) -> None:
     """Train from the initial adapter on the selected rows; some methods select anew for every period."""
     first = read_round(needed(session.dir, session.dir.round(1), "select")).rows
     folder, states, settings = session.dir.adapter, session.dir.training, session.config.training
+    left = [_trained(session, folder, each) for each in (states, _states(folder))]  # of either training
+    if any(left):
+        return None
     if selects_once(session):
         if session.config.selection.keep == "auto" and session.method.reselects:
             session.inputs.say_once(
@@ -72,8 +75,6 @@ def train(session: Session) -> None:
                 "selects anew for each)"
             )
         return train_on(session, first, folder, watched=True)
-    if _trained(session, folder, states):
-        return None
     check_features(session)
     clock = training_clock(states, session.world)
     select = reselection(session, session.dir.path / "rounds", clock.pause)
@@ -91,7 +92,7 @@ def train_on(session: Session, rows: NDArray[np.int64], folder: Path, *, watched
 
     If `watched`, the loss on held-out rows is kept after each period.
     """
-    states = folder.with_name(f"{folder.name}.states")
+    states = _states(folder)
     if _trained(session, folder, states):
         return
     dataset = SwappableRows(session.inputs.training_tokens, rows)
@@ -195,6 +196,11 @@ def _publish_checkpoint(
 def _cost(pooled: Pooled, rows: NDArray[np.int64], seconds: float) -> Cost:
     """Of training on these rows."""
     return Cost(len(rows), int(pooled.training.lengths[rows].sum()), seconds=seconds)
+
+
+def _states(folder: Path) -> Path:
+    """Those of the trainer, of an adapter that is trained on one selection."""
+    return folder.with_name(f"{folder.name}.states")
 
 
 def _trained(session: Session, folder: Path, states: Path) -> bool:
