@@ -143,13 +143,26 @@ def read_aimed(path: Path) -> NDArray[np.float32] | Subspace:
     return Subspace(directions, arrays["basis"]) if "basis" in arrays else directions
 
 
+def among_themselves(directions: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean inner product of the rows of each subtask with one another, (S,), by their mean alone.
+
+    A mean d of n unit vectors has |d|² = (1 + (n - 1) c) / n, if c is that.
+
+    Args:
+        directions: the mean of each subtask's unit features, (S, d).
+        counts: rows of each subtask, two at least, (S,).
+    """
+    squares = (directions.astype(np.float64) ** 2).sum(1)
+    found: NDArray[np.float64] = (counts * squares - 1) / (counts - 1)
+    return found
+
+
 def has_own_rows(
     features: Vectors, directions: NDArray[np.floating], counts: NDArray[np.int64], block: int = 1024
 ) -> bool:
     """Whether some rows are as near to every subtask as its own rows are to one another on average.
 
-    A mean d of n unit vectors has |d|² = (1 + (n - 1) c) / n, where c is their mean inner product with one
-    another; that of another such row with d is c on average, so that of several the nearest has more.
+    Another such row has that with their mean on average, so that of several the nearest has more.
 
     Args:
         features: of norm 1, (N, d).
@@ -158,7 +171,7 @@ def has_own_rows(
     """
     if counts.min() < 2:
         return False
-    among = (counts * (directions.astype(np.float64) ** 2).sum(1) - 1) / (counts - 1)
+    among = among_themselves(directions, counts)
     starts = range(0, len(features), block)
     nearest = [_products(features[at : at + block], directions).max(0) for at in starts]
     return bool((np.max(nearest, axis=0) >= among).all())
