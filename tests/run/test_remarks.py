@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clusterucb.config import load
 from clusterucb.run import remarks as module
 from clusterucb.run.remarks import After, Before, chance_influence, own_influence
+from clusterucb.steps.summary import before
 
 GOOD = Before(
     steps=60, rate=2e-4, warmup=0.1, saved=2.4, target_rows=40, held_out=30, repeats=0, reselects=True
@@ -105,3 +107,23 @@ def test_a_remark_is_one_sentence():
         assert not remark[0].isupper()
         assert not remark.endswith(".")
         assert len(remark) < 240
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keep": "now"}, True),
+        ({"keep": "sum"}, True),
+        ({"keep": "auto"}, True),  # of gradients nothing is seen beforehand
+        ({"keep": "auto", "features": "hidden"}, False),
+        ({"keep": "static"}, False),
+        ({"method": "less"}, False),
+        ({"method": "rds"}, False),
+    ],
+)
+def test_one_selection_is_advised_where_more_than_one_is_made_whatever_the_pool_has(
+    shared_settings, given, told
+):
+    config = load(None, {**shared_settings, "out": "run", "top_p": 0.1, **given})
+    said = " ".join(before(config, 100, 40, 5, repeats=3).remarks())
+    assert ("try --keep static" in said) is told

@@ -52,6 +52,11 @@ class Method:
         return {"top": upper, "hidden": "hidden states", "head": head}.get(self.features, self.features)
 
     @property
+    def once(self) -> bool:
+        """Whether one selection serves all periods, whatever the pool has."""
+        return self.static or not self.reselects
+
+    @property
     def takes_gradients(self) -> bool:
         """Whether gradients of pool rows decide."""
         return self.checkpoints > 0
@@ -73,7 +78,7 @@ class Method:
 
     def rounds(self, periods: int) -> range:
         """Numbers of the selections in a training of so many periods, from 1."""
-        return range(1, (periods if self.reselects and not self.static else 1) + 1)
+        return range(1, (1 if self.once else periods) + 1)
 
     def full(self, periods: int) -> int:
         """How often scoring every row takes the gradients of all rows; 0 where none are taken."""

@@ -140,8 +140,8 @@ def keep_rule(session: Session) -> Keep:
 def selects_once(session: Session) -> bool:
     """Whether the first selection serves all periods; where that is `auto`, by what features tell by then."""
     method, chosen = session.method, session.config.selection
-    if chosen.keep != "auto" or not (method.reselects and method.hidden and chosen.aim == "mean"):
-        return method.static or not method.reselects
+    if method.once or chosen.keep != "auto" or not method.hidden or chosen.aim != "mean":
+        return method.once
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
     return has_own_rows(session.index.features(), aim, counts)

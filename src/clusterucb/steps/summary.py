@@ -83,8 +83,7 @@ def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: 
         target_rows=target_rows,
         held_out=held_out,
         repeats=repeats,
-        reselects=method.reselects
-        and not (method.static or (method.hidden and config.selection.keep == "auto")),
+        reselects=not (method.once or (method.hidden and config.selection.keep == "auto")),
     )
 
 
@@ -116,5 +115,5 @@ def _influence(session: Session) -> dict[str, Any]:
         "chance": chance_influence(len(scored.rows), directions),
         "whole": len(scored.rows) == chosen.summary["of"],
         "own": float((scored.scores >= own).mean()),
-        "reselects": session.method.reselects,
+        "reselects": not session.method.once,
     }
