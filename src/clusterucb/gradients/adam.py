@@ -18,7 +18,7 @@ with lift and floor known before any gradient is: three passes over it, or one i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,10 +57,10 @@ class Moments:
                 f"{wanted.get(odd[0], 'none')}: they belong to another adapter"
             )
 
-    def of(self, names: Iterable[str]) -> Moments:
+    def of(self, names: Collection[str]) -> Moments:
         """Those of some of the parameters."""
-        found = [(name, self.mean[name], self.square[name]) for name in names]
-        return replace(self, mean={n: m for n, m, _ in found}, square={n: v for n, _, v in found})
+        mean, square = ({name: moment[name] for name in names} for moment in (self.mean, self.square))
+        return replace(self, mean=mean, square=square)
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,8 @@ def represent_pool(
     kind: Kind,
 ) -> FeatureStore:
     """Of these rows, (N, width), in a store with which a killed command goes on; it has no losses."""
-    title, represent = (
-        f"{kind.name} of the pool",
-        partial(forward, kind.compute, session.model, room=session.room),
-    )
+    title = f"{kind.name} of the pool"
+    represent = partial(forward, kind.compute, session.model, room=session.room)
 
     def each(batches: Sequence[NDArray[np.int64]]) -> Iterator[Found]:
         for rows in batches:
