@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from clusterucb.features.influence import Vectors
 from clusterucb.selection.share import top
 
-BLOCK = 128
-"""Rows read at once: in float32 they are no more than a core keeps at hand."""
+BLOCK = 512
+"""Rows read at once: enough that a disk gives all it has."""
 COLUMNS = 16
 """Directions come in so many, as products do in a core."""
+WAITING = 3
+"""Threads above one a core: those that wait for the disk."""
 
 
 def scores_of_all(
@@ -44,7 +46,7 @@ def scores_of_all(
     to_all[:, : len(directions)] = torch.from_numpy(directions.T)
     threads = torch.get_num_threads()
     rooms = Queue[torch.Tensor]()  # used again: fresh memory would cost more than the products
-    for _ in range(threads + 1):  # one waits for the disk
+    for _ in range(threads + WAITING):
         rooms.put(torch.zeros(BLOCK, features.shape[1]))
 
     def block(at: int) -> int:
@@ -56,7 +58,7 @@ def scores_of_all(
         return len(read)
 
     try:
-        with ThreadPoolExecutor(threads + 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads + WAITING, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for rows in pool.map(block, range(0, len(features), BLOCK)):
                 advance(rows)
     finally:
