@@ -34,7 +34,7 @@ test: export OMP_NUM_THREADS := 1
 test: export OMP_WAIT_POLICY := PASSIVE
 test: export GOMP_SPINCOUNT := 0
 test: $(VENV)/.dev $(VENV)/.wheels  ## all tests, the slow ones too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .

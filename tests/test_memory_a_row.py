@@ -31,13 +31,13 @@ class NamesOnly:
         path.write_bytes(b"")
 
 
-def peak(work, rows=N):
+def peak(work):
     """Bytes a row, at most, beside what was there before."""
     tracemalloc.start()
     work()
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return most / rows
+    return most / N
 
 
 def test_ranking_all_rows_takes_a_copy_of_their_scores():
@@ -82,6 +82,6 @@ def test_writing_and_reading_a_round_holds_one_draw_at_a_time(drawn, tmp_path):
 def test_pool_takes_few_words_a_row_while_it_is_read(tmp_path):
     row = {"prompt": "one two", "completion": "three"}
     with (tmp_path / "pool.jsonl").open("w") as file:
-        file.writelines(json.dumps({"id": i, **row}) + "\n" for i in range(5_000))
+        file.writelines(json.dumps({"id": i, **row}) + "\n" for i in range(N))
     Pool.read(tmp_path / "pool.jsonl")  # what is set up at a first reading is not the rows'
-    assert peak(lambda: Pool.read(tmp_path / "pool.jsonl"), 5_000) < 68
+    assert peak(lambda: Pool.read(tmp_path / "pool.jsonl")) < 68

@@ -92,6 +92,7 @@ def test_a_run_makes_every_artifact(finished):
     assert not (finished / "warmup.states").exists()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", PRESETS)
 def test_selected_lines_are_the_inputs_bytes_in_pool_order_and_the_sidecar_tells_of_each(finished_run, name):
     finished = finished_run(name)

@@ -38,7 +38,10 @@ MISSING += [name for name in WHEELS if importlib.util.find_spec(name) is None]
 SIZES = Sizes(tokens_of_source=1_000, target=6, heldout=10)
 QUIET = Screen(quiet=True)
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{len(MISSING)} not there, first {MISSING[:1]}")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(bool(MISSING), reason=f"{len(MISSING)} not there, first {MISSING[:1]}"),
+]
 
 
 @pytest.fixture(scope="module")

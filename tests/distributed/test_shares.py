@@ -21,6 +21,7 @@ def directions(n, d, seed=0):
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("k", "centre"), [(7, False), (60, False), (7, True)])
 def test_kmeans_finds_the_same_clusters_to_the_bit(size, k, centre):

@@ -105,6 +105,7 @@ def pools(data_folder, tmp_path):
     return tmp_path / "before.jsonl", tmp_path / "after.jsonl"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("features", ["gradients", "hidden", "head"])
 def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, features, monkeypatch):
     out, (before, after) = tmp_path / "index", pools
@@ -129,6 +130,7 @@ def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, fea
     assert said.startswith("dim: this run directory was made with 256")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("features", ["gradients", "hidden"])
 def test_an_index_grows_into_another_place_and_stays_as_it_is(
     run_settings, pools, tmp_path, features, monkeypatch
@@ -193,6 +195,7 @@ def count_rows(monkeypatch):
     return seen
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("aside", ["none", "moved", "left"])
 def test_a_kill_while_an_index_takes_the_place_of_another_loses_neither(
     run_settings, pools, tmp_path, aside, monkeypatch

@@ -85,6 +85,7 @@ def test_good_estimates_and_features_find_far_more_than_clusters_at_a_quarter_of
     assert ours > published > 0.3
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("prior", ["random", "reversed", "constant", "one lie"])
 @pytest.mark.parametrize("budget", [0.1, 0.2, 0.4])
 def test_a_worthless_prior_finds_no_clearly_less_than_the_clusters_alone(prior, budget):

@@ -59,6 +59,7 @@ def changed(config, section, **settings):
     return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, spent):
     """What a selection decides is an expectation, between the tokens of the shortest and longest rows."""
@@ -88,6 +89,7 @@ def test_a_budget_of_all_rows_leaves_no_expectation(config, facts):
     assert steps["select 2"].cost.tokens == steps["gradients"].cost.tokens
 
 
+@pytest.mark.whole
 def test_totals_and_bills_are_those_of_the_runs(config, facts, planned, spent):
     """A plan's passes differ by the tokens alone that the selections decide; what runs alike has the same."""
     ours, counted = planned["bill"], read(spent["clusterucb"] / "summary.json")["bill"]
