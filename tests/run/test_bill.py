@@ -52,6 +52,18 @@ def test_training_alone_is_as_many_rows_of_average_length():
     assert alone["seconds"] == pytest.approx(2.0 + 0.3)
 
 
+def test_what_an_index_has_is_counted_and_told_apart():
+    begun = {
+        "warmup": STEPS["warmup"],
+        "gradients": Cost(rows=100, tokens=1000, pool_gradients=100, seconds=10),
+    }
+    found, alone = bill(STEPS, JOB, begun), bill(STEPS, JOB)
+    assert found["index"] == {"passes": pytest.approx(0.4 + 1.0), "seconds": pytest.approx(4 + 10)}
+    assert {**found, "index": None} == alone
+    assert "Of that, 1.40 passes over the pool, 14.0 s are the index's" in " ".join(in_words(found))
+    assert not any("index" in line for line in in_words(alone))
+
+
 def test_what_is_not_known_is_not_told():
     found = bill({"select 1": Cost(rows=100), "train": Cost(rows=10, tokens=300)}, JOB)
     assert found["score_all"]["seconds"] is None

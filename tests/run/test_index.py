@@ -74,6 +74,12 @@ def test_a_run_over_an_index_is_bit_for_bit_the_run_of_its_own(
     assert tree(index) == before
     counts = [read(folder / "summary.json")["total"]["pool_gradients"] for folder in (out, alone.folder)]
     assert counts[0] == counts[1]
+    bills = [read(folder / "summary.json")["bill"] for folder in (out, alone.folder)]
+    cost = [
+        read(index / file)["cost"]["tokens"] for file in ("warmup/checkpoint.json", "features/manifest.json")
+    ]
+    assert bills[0]["index"]["passes"] == pytest.approx(sum(cost) / bills[0]["one_pass"]["tokens"], abs=1e-3)
+    assert bills[1]["index"] is None
 
 
 def test_a_finished_run_serves_as_an_index_for_another_target(

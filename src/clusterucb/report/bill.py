@@ -18,6 +18,8 @@ def in_words(bill: Bill) -> Iterator[str]:
     full = bill["score_all"]
     share = f", {percent(bill['passes'] / full['passes'])} of what scoring all rows takes" if full else ""
     yield f"In all {taken(bill)}{share}: {parts}."
+    if index := bill.get("index"):
+        yield f"Of that, {taken(index)} are the index's, which is made once for all runs that begin at it."
     yield from instead(bill)
 
 

@@ -69,7 +69,16 @@ class Cost:
 
 def recorded_costs(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[str, Cost]:
     """What each finished step of a run has cost, in their order; `rounds` numbers its selections."""
-    files = recorded_files(run, method, rounds)
+    return _recorded(recorded_files(run, method, rounds))
+
+
+def index_costs(run: RunDir, method: Method) -> dict[str, Cost]:
+    """What of that the index has cost at which the run began."""
+    files = recorded_files(run, method, ())
+    return _recorded({step: [f for f in found if run.path not in f.parents] for step, found in files.items()})
+
+
+def _recorded(files: Mapping[str, list[Path]]) -> dict[str, Cost]:
     return {step: sum(map(Cost.recorded, found), Cost()) for step, found in files.items()}
 
 
@@ -135,12 +144,13 @@ class Work:
         return (self.gradient if part == "selecting" else 1.0) * cost.tokens / self.tokens
 
 
-def bill(steps: Mapping[str, Cost], work: Work) -> dict[str, Any]:
+def bill(steps: Mapping[str, Cost], work: Work, index: Mapping[str, Cost] | None = None) -> dict[str, Any]:
     """All that a run takes, in passes over the pool and seconds, by its parts and against doing without.
 
     `score_all` is the same method with the gradients of all rows whenever it takes any, with its warmup,
     training and evaluation; `train_only` is training for as many steps on any rows, and evaluation. Their
-    seconds are by this run's speed, and None where it has not shown it.
+    seconds are by this run's speed, and None where it has not shown it. `index` is what of the steps an index
+    has, which is made once for many runs; the sums have it in them.
     """
     parts = {name: [0.0, 0.0] for name in ("warmup", "selecting", "training", "evaluation")}
     for step, cost in steps.items():
@@ -165,7 +175,13 @@ def bill(steps: Mapping[str, Cost], work: Work) -> dict[str, Any]:
         "parts": {name: _spent(*amounts) for name, amounts in parts.items()},
         "score_all": {"times": work.times, **score_all} if work.times else None,
         "train_only": train_only if trained.rows else None,
+        "index": _total(index, work) if index else None,
     }
+
+
+def _total(steps: Mapping[str, Cost], work: Work) -> dict[str, float | None]:
+    passes = sum(work.passes(step, cost) for step, cost in steps.items())
+    return _spent(passes, sum(cost.seconds for cost in steps.values()))
 
 
 def _spent(passes: float, seconds: float | None) -> dict[str, float | None]:

@@ -9,7 +9,15 @@ from safetensors.numpy import load_file
 
 from clusterucb.config import Config
 from clusterucb.evaluation.scores import standard_error
-from clusterucb.run.costs import Cost, Work, bill, gradient_share, recorded_costs, selecting_passes
+from clusterucb.run.costs import (
+    Cost,
+    Work,
+    bill,
+    gradient_share,
+    index_costs,
+    recorded_costs,
+    selecting_passes,
+)
 from clusterucb.run.methods import budget_of, method_of
 from clusterucb.run.remarks import After, Before, chance_influence, own_influence
 from clusterucb.run.rounds import read_round, read_scored
@@ -36,7 +44,7 @@ def _summarise(session: Session) -> dict[str, Any]:
         "selected": [read_round(run.round(number)).summary for number in numbers],
         "steps": {name: cost.to_json() for name, cost in steps.items()},
         "total": sum(steps.values(), Cost()).to_json(),
-        "bill": bill(steps, _work(session)),
+        "bill": bill(steps, _work(session), index_costs(run, method) if session.config.index else None),
         "remarks": [*_before(session).remarks(), *_after(session).remarks()],
     }
     write_json(run.summary, summary)
