@@ -45,8 +45,9 @@ def scores_of_all(
     to_all = torch.zeros(features.shape[1], -(-len(directions) // COLUMNS) * COLUMNS)  # (d, S and some 0)
     to_all[:, : len(directions)] = torch.from_numpy(directions.T)
     threads = torch.get_num_threads()
+    workers = threads + WAITING
     rooms = Queue[torch.Tensor]()  # used again: fresh memory would cost more than the products
-    for _ in range(threads + WAITING):
+    for _ in range(workers):
         rooms.put(torch.zeros(BLOCK, features.shape[1]))
 
     def block(at: int) -> int:
@@ -58,7 +59,7 @@ def scores_of_all(
         return len(read)
 
     try:
-        with ThreadPoolExecutor(threads + WAITING, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for rows in pool.map(block, range(0, len(features), BLOCK)):
                 advance(rows)
     finally:

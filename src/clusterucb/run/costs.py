@@ -75,7 +75,7 @@ def recorded_costs(run: RunDir, method: Method, rounds: Iterable[int]) -> dict[s
 def index_costs(run: RunDir, method: Method) -> dict[str, Cost]:
     """What of that the index has cost at which the run began."""
     files = recorded_files(run, method, ())
-    return _recorded({step: [f for f in found if run.path not in f.parents] for step, found in files.items()})
+    return _recorded({step: [file for file in found if not run.holds(file)] for step, found in files.items()})
 
 
 def _recorded(files: Mapping[str, list[Path]]) -> dict[str, Cost]:
@@ -152,10 +152,10 @@ def bill(steps: Mapping[str, Cost], work: Work, index: Mapping[str, Cost] | None
     seconds are by this run's speed, and None where it has not shown it. `index` is what of the steps an index
     has, which is made once for many runs; the sums have it in them.
     """
-    parts = {name: [0.0, 0.0] for name in ("warmup", "selecting", "training", "evaluation")}
-    for step, cost in steps.items():
-        for place, amount in enumerate((work.passes(step, cost), cost.seconds)):
-            parts[part_of(step)][place] += amount
+    parts = {
+        name: _sums({step: cost for step, cost in steps.items() if part_of(step) == name}, work)
+        for name in ("warmup", "selecting", "training", "evaluation")
+    }
     passes, seconds = map(sum, zip(*parts.values(), strict=True))
     selecting, evaluation, trained = parts["selecting"], parts["evaluation"], steps.get("train", Cost())
     scored = sum((cost for cost in steps.values() if cost.pool_gradients), Cost())
@@ -175,13 +175,14 @@ def bill(steps: Mapping[str, Cost], work: Work, index: Mapping[str, Cost] | None
         "parts": {name: _spent(*amounts) for name, amounts in parts.items()},
         "score_all": {"times": work.times, **score_all} if work.times else None,
         "train_only": train_only if trained.rows else None,
-        "index": _total(index, work) if index else None,
+        "index": _spent(*_sums(index, work)) if index else None,
     }
 
 
-def _total(steps: Mapping[str, Cost], work: Work) -> dict[str, float | None]:
-    passes = sum(work.passes(step, cost) for step, cost in steps.items())
-    return _spent(passes, sum(cost.seconds for cost in steps.values()))
+def _sums(steps: Mapping[str, Cost], work: Work) -> tuple[float, float]:
+    """Passes and seconds."""
+    passes = sum((work.passes(step, cost) for step, cost in steps.items()), 0.0)
+    return passes, sum((cost.seconds for cost in steps.values()), 0.0)
 
 
 def _spent(passes: float, seconds: float | None) -> dict[str, float | None]:

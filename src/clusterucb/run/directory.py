@@ -99,9 +99,13 @@ class RunDir:
         """The loss on held-out rows after training period `number`, from 1."""
         return self.path / "periods" / f"{number}.json"
 
+    def holds(self, artifact: Path) -> bool:
+        """Whether it lies in the run's own folder, and not in an index or in what others use."""
+        return self.path in artifact.parents
+
     def remedy(self, artifact: Path) -> str:
         """What to do where it does not fit: nothing is deleted in an index that is not the run's own."""
-        return "" if self.path in artifact.parents else "name another --index, or none"
+        return "" if self.holds(artifact) else "name another --index, or none"
 
     @property
     def index(self) -> dict[str, Path]:
