@@ -92,8 +92,8 @@ LINEAR_UCB: Settings = {"features": "hidden", "policy": "linear_ucb"}
 METHODS = {
     "rds": Preset("rds", {"method": "rds"}),
     "head": Preset("head", {"method": "head"}),
-    "now": Preset("now", LINEAR_UCB),
-    "auto": Preset("auto", {**LINEAR_UCB, "keep": "auto"}),
+    "now": Preset("now", {**LINEAR_UCB, "keep": "now"}),
+    "auto": Preset("auto", LINEAR_UCB),
     "sum": Preset("sum", {**LINEAR_UCB, "keep": "sum"}),
     "static": Preset("static", {**LINEAR_UCB, "keep": "static"}),
     "static_head": Preset("static_head", {**LINEAR_UCB, "features": "head", "keep": "static"}),

@@ -13,7 +13,7 @@ The adapters that are trained on the selected rows, and on as many random ones, 
 rows: loss of the answer, loss of the token that ends it and, for mmlu, whether the right letter is the
 likeliest of four. Warmup and features of all rows are made once; repetitions differ in the order and dropout
 of training; random rows are drawn once. Killed at any moment, the same command goes on.
-`report.md` in the folder has the tables of docs/fidelity.md.
+`report.md` in the folder has the tables of docs/target-end.md.
 """
 
 from __future__ import annotations
