@@ -5,6 +5,7 @@
 
 static   one selection at the warmup checkpoint by each pair of features and aim, trained on in every period
 whole    whole runs of the program by each of METHODS, --seeds times, with all that they cost
+exact    of these runs: the share of held-out rows whose whole answer greedy decoding gives
 recall   what bandits find of the rows that gradients rank highest there, by clusters of gradients raw and
          centred, and by what is known of rows by hidden states and by the head's gradients
 
@@ -28,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fidelity_data import StudyData, study_data, thinned
 from fidelity_pools import POOLS
 from fidelity_sources import demo_data
 from kept_report import report
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from clusterucb.cli.main import quiet_libraries
 from clusterucb.config import Common, Config, load, load_as
@@ -42,7 +45,8 @@ from clusterucb.evaluation.loss import losses
 from clusterucb.features.head import head_gradients
 from clusterucb.features.hidden import forward, representations
 from clusterucb.features.influence import Aim, aimed, influence, similarities
-from clusterucb.gradients.batches import micro_batches
+from clusterucb.gradients.anatomy import eval_mode
+from clusterucb.gradients.batches import Batch, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.recipes import procedure
 from clusterucb.run.directory import RunDir
@@ -200,6 +204,24 @@ class Study:
             "sources": [chosen["sources"] for chosen in summary["selected"]],
         }
 
+    def exact(self) -> None:
+        """Answers after the whole runs that are there, and before them."""
+        for repeat, target in product(range(self.options.seeds), self.options.targets):
+            out = self.out / TARGETS[target][0] / "whole" / target
+            config = self.config(target, out)
+            inputs = Inputs(config, RunDir(out / "shared"), self.screen)
+            for name in self.options.methods:
+                run = Cell(out, METHODS[name], repeat).run
+                if run.adapter.exists():
+                    of_run = partial(self._exact, inputs, run.adapter)
+                    self.once("exact", of_run, target=target, method=name, repeat=repeat)
+            if repeat == 0:
+                self.once("exact", partial(self._exact, inputs, inputs.dir.initial), target=target, method="")
+
+    def _exact(self, inputs: Inputs, adapter: Path) -> dict[str, Any]:
+        load_adapter(inputs.model, adapter)
+        return {"share": float(answered(inputs.model, inputs.evaluation_tokens).mean())}
+
     def recall(self) -> None:
         """Bandits over what the warmup checkpoint tells."""
         for target in self.options.targets:
@@ -231,6 +253,21 @@ class Study:
         text = report(self.out)
         (self.out / "report.md").write_text(text, encoding="utf-8")
         print(text)
+
+
+def answered(model: PeftModel, rows: Sequence[Encoded]) -> NDArray[np.bool_]:
+    """Whether greedy decoding gives the answer of each row, to its end token, (n,).
+
+    It does if every label is the likeliest token after those before it.
+    """
+    return np.concatenate([forward(_answered, model, [row]) for row in rows]) == 1
+
+
+def _answered(model: PeftModel, batch: Batch) -> NDArray[np.float64]:
+    with torch.no_grad(), eval_mode(model):
+        logits = model(input_ids=batch.ids, attention_mask=batch.attention).logits  # (1, T, V)
+    likeliest = logits.flatten(0, 1)[batch.predictors].argmax(1)  # (L,)
+    return batch.row_means((likeliest == batch.answers).cpu().numpy())
 
 
 def _found(problem: Problem, policies: Sequence[str], grid: Grid) -> dict[str, Any]:
@@ -327,6 +364,7 @@ class AtWarmup:
 STAGES: dict[str, Callable[[Study], None]] = {
     "static": Study.static,
     "whole": Study.whole,
+    "exact": Study.exact,
     "recall": Study.recall,
     "report": Study.report,
 }
