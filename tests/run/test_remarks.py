@@ -33,13 +33,13 @@ APPEARS = [
     (GOOD, {"held_out": 0}, "rows that steered the selection", "with --holdout"),
     (GOOD, {"target_rows": 7}, "the target has 7 rows", "give 8 or more"),
     (GOOD, {"target_rows": 1}, "the target has 1 row,", "give 8 or more"),
-    (GOOD, {"repeats": 12}, "12 pool rows nearly repeat rows of the task", "--keep static"),
+    (GOOD, {"repeats": 12}, "12 pool rows nearly repeat rows of the task", "--keep auto"),
     (DONE, {"fall": 0.017, "error": 0.012, "rise": None}, "moved by -0.0170 ± 0.0120", "more --holdout rows"),
     (DONE, {"fall": -0.4}, "the loss rose by 0.4000", "lower --lr"),
     (DONE, {"rise": (0.1, 0.01)}, "ends 0.1000 ± 0.0100 above its lowest", "fewer --periods"),
     (DONE, {"fall": 0.02, "error": 0.001}, "fell by 1.0% only", "raise --lr"),
     (DONE, {"selected": 0.052}, "all rows are alike to the target", "random ones"),
-    (DONE, {"own": 0.03}, "about 3% of the pool is as influential as the target's own rows", "--keep static"),
+    (DONE, {"own": 0.03}, "about 3% of the pool is as influential as the target's own rows", "--keep auto"),
     (DONE, {"best": 0.07}, "the target is far from everything", "--method random"),
 ]
 
@@ -121,9 +121,7 @@ def test_a_remark_is_one_sentence():
         ({"method": "rds"}, False),
     ],
 )
-def test_one_selection_is_advised_where_more_than_one_is_made_whatever_the_pool_has(
-    shared_settings, given, told
-):
+def test_to_keep_rows_of_the_task_is_advised_where_they_would_leave(shared_settings, given, told):
     config = load(None, {**shared_settings, "out": "run", "top_p": 0.1, **given})
     said = " ".join(before(config, 100, 40, 5, repeats=3).remarks())
-    assert ("try --keep static" in said) is told
+    assert ("with --keep auto" in said) is told

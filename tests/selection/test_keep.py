@@ -1,6 +1,6 @@
 """Keep rules, against sums over rows written out one by one."""
 
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -86,8 +86,21 @@ def test_rules_keep_what_their_formulas_say(rule, by_row):
             assert selection.clusters.tolist() == LABELS[rows].tolist()
 
 
-@pytest.mark.parametrize("rule", ["now", "static"])
-def test_now_and_static_keep_what_was_selected(rule):
+@pytest.mark.parametrize("by_row", [False, True])
+def test_rows_of_the_task_itself_are_kept_first_of_those_of_which_something_is_known(by_row):
+    for seed, selection in product(range(8), periods(1, by_row)):
+        own = np.random.default_rng(seed).random(N) < 0.1 * seed
+        known = dict(zip(selection.drawn.tolist(), selection.drawn_scores.tolist(), strict=True))
+        known = dict(enumerate(selection.learned.tolist())) if by_row else known
+        chosen = set(selection.rows.tolist())
+        order = sorted(known, key=lambda row: (not own[row], -known[row], row not in chosen, row))
+        found = kept("auto", selection, LABELS, [], own=own)
+        assert found.rows.tolist() == sorted(order[:KEEP])
+        assert found.scores.tolist() == [known[row] for row in sorted(order[:KEEP])]
+
+
+@pytest.mark.parametrize("rule", ["auto", "now", "static"])
+def test_now_and_static_keep_what_was_selected_and_so_does_auto_without_rows_of_the_task(rule):
     for selection, found in zip(periods(0), run(rule, periods(0)), strict=True):
         assert found.rows.tolist() == selection.rows.tolist()
         assert found.learned is None

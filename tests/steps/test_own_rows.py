@@ -1,16 +1,16 @@
-"""Selecting once where the pool has the task itself, which features without gradients show."""
+"""Rows of the task itself, which features without gradients show in a pool, stay."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cli_helpers import done, options, read
-from clusterucb.features.influence import has_own_rows
-from clusterucb.features.store import FeatureStore
+from cli_helpers import done, options
+from clusterucb.config import load
+from clusterucb.features.influence import own_rows
+from clusterucb.run.session import Session
 
 
 def unit(rows):
@@ -28,86 +28,95 @@ def kinds():
     return rng, unit(rng.standard_normal((3, 32)))
 
 
-def asked(pool, *targets, block=7):
+def found(pool, *targets, block=7):
+    """Places of the pool's rows that are of these targets themselves."""
     means, counts = np.stack([rows.mean(0) for rows in targets]), np.array([len(rows) for rows in targets])
-    return has_own_rows(pool, means, counts, block)
+    return np.flatnonzero(own_rows(pool, means, counts, block)).tolist()
 
 
-def test_a_mean_tells_how_alike_its_rows_are(kinds):
+def test_a_row_as_near_as_the_tasks_rows_shows_the_task_and_those_three_quarters_as_near_are_its(kinds):
     rng, (own, *_) = kinds
     rows = around(rng, own, 9)
     among = (rows @ rows.T)[~np.eye(9, dtype=bool)].mean()
-    direction = rows.mean(0)
-    just = np.array([direction / np.linalg.norm(direction)]) * among / np.linalg.norm(direction)
-    for factor, expected in ((1 + 1e-5, True), (1 - 1e-5, False)):
-        assert asked((factor * just).astype(np.float64), rows) is expected
+    direction = rows.mean(0).astype(np.float64)
+    just = direction * among / (direction @ direction)
+    more, less = 1 + 1e-5, 1 - 1e-5
+    assert found(np.outer([0.1, more, 0.75 * more, 0.75 * less], just), rows) == [1, 2]
+    assert found(np.outer([0.1, less, 0.75 * more, 0.75 * less], just), rows) == []
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_rows_of_the_task_among_a_thousand_are_seen_and_near_ones_are_not_taken_for_them(kinds, seed):
+def test_ten_rows_of_the_task_among_a_thousand_are_found_and_near_ones_are_not_taken_for_them(kinds, seed):
     _, (own, other, _) = kinds
     rng = np.random.default_rng(seed)
     target, far = around(rng, own, 12, 0.05), around(rng, other, 700)
-    near = around(rng, own + other, 300, 0.05)  # at a cosine of 0.7
+    near = around(rng, own + 3**0.5 * other, 300, 0.05)  # at a cosine of a half
     pool = np.concatenate([far, near])
-    assert not asked(pool, target)
-    assert asked(rng.permutation(np.concatenate([pool, around(rng, own, 10, 0.05)])), target)
+    assert found(pool, target) == []
+    order = rng.permutation(1010)
+    assert found(np.concatenate([pool, around(rng, own, 10, 0.05)])[order], target) == [
+        place for place, row in enumerate(order) if row >= 1000
+    ]
 
 
-def test_every_subtask_has_to_be_there_and_a_single_row_tells_nothing(kinds):
-    rng, (first, second, _) = kinds
+def test_each_subtask_has_its_own_rows_and_a_single_row_or_unlike_ones_tell_nothing(kinds):
+    rng, (first, second, third) = kinds
     one, two = around(rng, first, 6), around(rng, second, 6)
-    pool = around(rng, first, 20)
-    assert asked(pool, one)
-    assert not asked(pool, one, two)
-    assert asked(np.concatenate([pool, around(rng, second, 20)]), one, two)
-    assert not asked(pool, one[:1])
+    pool = np.concatenate([around(rng, first, 20), around(rng, third, 5)])
+    assert found(pool, one) == found(pool, one, two) == found(pool, two[:1], one) == [*range(20)]
+    assert found(np.concatenate([pool, around(rng, second, 2)]), one, two) == [*range(20), 25, 26]
+    assert found(pool, one[:1]) == found(pool, np.stack([first, -first, third, -third])) == []
 
 
-def finished(settings, out, target, **more):
-    """A run for these rows as its target, over hidden states."""
-    path = out.with_suffix(".jsonl")
-    path.write_bytes(b"".join(target))
-    own = {
-        "features": "hidden",
-        "policy": "linear_ucb",
-        "keep": "auto",
-        "target": [str(path)],
-        "subtask": None,
-    }
-    done("run", *options({**settings, **own, **more, "out": str(out)}))
+def strange(seeds):
+    """Lines of rows of the same few words, which no other row has, in different orders."""
+    words = ["quiz", "zoo", "vex", "jam"] * 4
+    texts = (" ".join(np.random.default_rng(seed).permutation(words)) for seed in seeds)
+    return [f"{json.dumps({'prompt': text[:30], 'completion': text[30:]})}\n".encode() for text in texts]
+
+
+def finished(settings, out, extra=(), **more):
+    """A run for six strange rows, over hidden states of the pool and of `extra` rows."""
+    target, pool = out.with_suffix(".target.jsonl"), out.with_suffix(".pool.jsonl")
+    target.write_bytes(b"".join(strange(range(6))))
+    pool.write_bytes(b"".join([Path(path).read_bytes() for path in settings["pool"]] + [*extra]))
+    files = {"target": target, "pool": pool, "subtask": None}
+    own = {"features": "hidden", "policy": "linear_ucb", "keep": "auto", **files}
+    done("run", *options({**settings, **own, **more, "out": out}))
     return out
 
 
 def told(out):
-    """What the stored features tell, the slow way."""
-    features = np.asarray(FeatureStore(out / "features").features[:], np.float64)
-    direction = load_file(out / "directions/1.safetensors")["directions"].astype(np.float64)
-    n = len((out / "target.jsonl").read_text().splitlines()) if (out / "target.jsonl").exists() else 6
-    among = (n * (direction[0] @ direction[0]) - 1) / (n - 1)
-    return any(row @ direction[0] >= among for row in features)
+    """What the stored features tell of six target rows, the slow way."""
+    session = Session(load(out / "config.yaml", {"out": str(out)}))
+    session.inputs.read()
+    features = np.asarray(session.index.features()[0 : len(session.inputs.pooled)], np.float64)
+    direction = load_file(out / "directions/1.safetensors")["directions"][0].astype(np.float64)
+    among = (6 * (direction @ direction) - 1) / 5
+    near = features @ direction
+    return set(np.flatnonzero(near >= 0.75 * among).tolist()) if near.max() >= among > 0 else set()
+
+
+def rounds(out):
+    """The rows of each."""
+    paths = sorted(out.glob("rounds/*/selection.safetensors"))
+    return [set(load_file(path)["rows"].tolist()) for path in paths]
 
 
 @pytest.mark.whole
-def test_a_run_selects_once_where_its_target_is_in_the_pool_and_anew_elsewhere(run_settings, tmp_path):
-    pool = Path(run_settings["pool"][0]).read_bytes().splitlines(keepends=True)
-    own = finished(run_settings, tmp_path / "own", pool[:6])
-    assert told(own)
-    assert [folder.name for folder in (own / "rounds").iterdir()] == ["1"]
-    assert len(read(own / "summary.json")["selected"]) == 1
-    shutil.rmtree(own / "features")  # what a finished training has no more use for
-    done("train", "--out", own)
-    same = finished(run_settings, tmp_path / "same", pool[:6], keep="static")
-    ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (own, same))
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_where_it_has_none(
+    run_settings, tmp_path
+):
+    out = finished(run_settings, tmp_path / "own", strange(range(6, 20)))
+    own, kept = told(out), rounds(out)
+    assert 1 < len(own) < 10
+    assert len(kept) == 3
+    assert all(own < rows for rows in kept)
+    now = rounds(finished(run_settings, tmp_path / "now", strange(range(6, 20)), keep="now"))
+    assert not all(own < rows for rows in now)
 
-    strange = [(("quiz " * (5 + i)).strip(), ("zoo " * (20 - i)).strip()) for i in range(6)]
-    rows = [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in strange
-    ]
-    lines = [f"{json.dumps(row)}\n".encode() for row in rows]
-    elsewhere = finished(run_settings, tmp_path / "elsewhere", lines)
-    rounds = len([*(elsewhere / "rounds").iterdir()])
-    assert rounds == (1 if told(elsewhere) else 3)
-    assert rounds == 3
+    elsewhere = finished(run_settings, tmp_path / "elsewhere")
+    assert not told(elsewhere)
+    now = finished(run_settings, tmp_path / "elsewhere_now", keep="now")
+    ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (elsewhere, now))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -39,6 +39,8 @@ class Vectors(Protocol):
 Aim = Literal["mean", "nearest", "round_robin", "subspace"]
 HELD = 0.95
 """The share of the squares of a target's gradients that its subspace holds."""
+OWN = 0.75
+"""Of the nearness of a subtask's rows to one another: what another row of it has at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,24 +159,30 @@ def among_themselves(directions: NDArray[np.floating], counts: NDArray[np.int64]
     return found
 
 
-def has_own_rows(
+def own_rows(
     features: Vectors, directions: NDArray[np.floating], counts: NDArray[np.int64], block: int = 1024
-) -> bool:
-    """Whether some rows are as near to every subtask as its own rows are to one another on average.
+) -> NDArray[np.bool_]:
+    """Which rows are of the task itself, (N,): of those of its subtasks that the pool has.
 
-    Another such row has that with their mean on average, so that of several the nearest has more.
+    It has a subtask if some row is as near to it as its own rows are to one another on average: another such
+    row has that with their mean on average, so that of several the nearest has more. All rows that have
+    `OWN` of that are then the subtask's. Of one whose rows are not alike nothing can be said.
 
     Args:
         features: of norm 1, (N, d).
         directions: the mean of each subtask's unit features, (S, d).
-        counts: rows of each subtask, (S,); of a single one nothing can be said, and so no.
+        counts: rows of each subtask, (S,); of a single one nothing can be said, either.
     """
-    if counts.min() < 2:
-        return False
-    among = among_themselves(directions, counts)
-    starts = range(0, len(features), block)
-    nearest = [_products(features[at : at + block], directions).max(0) for at in starts]
-    return bool((np.max(nearest, axis=0) >= among).all())
+    told = np.flatnonzero(counts > 1)
+    among = among_themselves(directions[told], counts[told])  # (s,)
+    nearest, own = np.full(len(told), -np.inf), np.empty((len(features), len(told)), bool)
+    for at in range(0, len(features), block):
+        near = _products(features[at : at + block], directions[told])  # (b, s)
+        np.maximum(nearest, near.max(0), out=nearest)
+        own[at : at + block] = near >= OWN * among
+    there = (nearest >= among) & (among > 0)
+    found: NDArray[np.bool_] = np.any(own[:, there], axis=1)
+    return found
 
 
 def stored_influence(

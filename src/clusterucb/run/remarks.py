@@ -26,8 +26,8 @@ NOISE = 2.0
 """Times the best influence that chance gives: what the best row must have."""
 OWN, TASK_SHARE = 2 / 3, 0.01
 """See `own_influence`; and the share of the pool from which on there is something to say."""
-ONE_SELECTION = (
-    "where the pool has the task itself, one selection was better than one a period; try --keep static"
+THEY_STAY = (
+    "rows of the task itself had better stay when they are learned; try --features hidden with --keep auto"
 )
 SLOW = 0.02
 """Of the base's loss: a fall that is sure but smaller says that training has hardly begun."""
@@ -82,7 +82,7 @@ class Before:
                 if self.repeats == 1
                 else f"{self.repeats:,} pool rows nearly repeat"
             )
-            yield f"{rows} rows of the task: {ONE_SELECTION}"
+            yield f"{rows} rows of the task: {THEY_STAY}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class After:
         if self.whole and self.reselects and self.own >= TASK_SHARE:
             yield (
                 f"about {self.own:.0%} of the pool is as influential as the target's own rows are on each "
-                f"other: {ONE_SELECTION}"
+                f"other: {THEY_STAY}"
             )
 
     def _of_the_loss(self) -> Iterator[str]:

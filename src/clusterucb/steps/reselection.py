@@ -73,6 +73,7 @@ class Drawing:
         world: processes that draw together, each with the same model, or with its part of a sharded one.
         keep: the keep rule, over the rounds that are there.
         apart: by what near duplicates give way, if they do.
+        own: rows of the task itself, (N,), where these stay.
         turns: who takes drawn rows in turn, if any do; the features of these are then in the round's folder.
     """
 
@@ -84,6 +85,7 @@ class Drawing:
     world: World = ALONE
     keep: Keep = "now"
     apart: Apart | None = None
+    own: NDArray[np.bool_] | None = None
     turns: Turns | None = None
 
     def draw(
@@ -120,8 +122,8 @@ class Drawing:
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
         if self.turns:
             selection = self._in_turns(self.turns, part, selection, fresh.aim)
-        before = [] if self.keep == "now" else [*map(read_earlier, earlier)]
-        selection = kept(self.keep, selection, self.selector.clusters, before, self.apart)
+        before = [] if self.keep in ("auto", "now") else [*map(read_earlier, earlier)]
+        selection = kept(self.keep, selection, self.selector.clusters, before, self.apart, self.own)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
 
     def _in_turns(self, turns: Turns, part: Path, selection: Selection, aim: Aimed) -> Selection:

@@ -19,7 +19,7 @@ from clusterucb.errors import ConfigError
 from clusterucb.features.influence import (
     EndToEnd,
     Subspace,
-    has_own_rows,
+    own_rows,
     rows_of,
     similarities,
     stored_influence,
@@ -133,18 +133,24 @@ def check_features(session: Session) -> None:
 
 def keep_rule(session: Session) -> Keep:
     """That of the settings, where rows are selected more than once."""
-    rule = session.config.selection.keep
-    return rule if session.method.reselects and rule != "auto" else "now"
+    return session.config.selection.keep if session.method.reselects else "now"
 
 
-def selects_once(session: Session) -> bool:
-    """Whether the first selection serves all periods; where that is `auto`, by what features tell by then."""
-    method, chosen = session.method, session.config.selection
-    if method.once or chosen.keep != "auto" or not method.hidden or chosen.aim != "mean":
-        return method.once
+def own(session: Session) -> NDArray[np.bool_] | None:
+    """Rows of the task itself, (N,), where the keep rule is `auto` and features tell of any by now."""
+    chosen = session.config.selection
+    if keep_rule(session) != "auto" or not session.method.hidden or chosen.aim != "mean" or session.turns:
+        return None
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
-    return has_own_rows(session.index.features(), aim, counts)
+    found = own_rows(session.index.features(), aim, counts)
+    if not found.any():
+        return None
+    session.inputs.say_once(
+        f"{found.sum()} rows of the pool are of the task itself, and stay in every period (--keep now lets "
+        "them go as they are learned)"
+    )
+    return found
 
 
 def apart(session: Session) -> Apart | None:
@@ -203,6 +209,7 @@ def reselection(
         aim=session.config.selection.aim,
         keep=keep_rule(session),
         apart=apart(session),
+        own=own(session),
         first=session.dir.round(1) if folder == session.dir.path / "rounds" else None,
         screen=session.screen,
         spent=spent,

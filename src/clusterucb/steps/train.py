@@ -25,7 +25,7 @@ from clusterucb.run.session import Session
 from clusterucb.runtime.files import publish_folder, read_json, write_json
 from clusterucb.selection.share import share
 from clusterucb.steps.evaluate import watch
-from clusterucb.steps.select import check_features, reselection, selects_once
+from clusterucb.steps.select import check_features, reselection
 from clusterucb.training.adapter import adapter_weights, load_adapter, save_adapter
 from clusterucb.training.callbacks import DynamicSelection, PartEnds, WholeCheckpoints
 from clusterucb.training.data import SwappableRows
@@ -68,12 +68,7 @@ def train(session: Session) -> None:
     left = [_trained(session, folder, each) for each in (states, _states(folder))]  # of either training
     if any(left):
         return None
-    if selects_once(session):
-        if session.config.selection.keep == "auto" and session.method.reselects:
-            session.inputs.say_once(
-                "the pool has rows of the task itself: the first selection serves all periods (--keep now "
-                "selects anew for each)"
-            )
+    if session.method.once:
         return train_on(session, first, folder, watched=True)
     check_features(session)
     clock = training_clock(states, session.world)
