@@ -176,6 +176,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
             for weights in ("1,2", "0,0,0,0", "1,2,3,4,5")
         ),
         ({"pool": []}, "pool is []"),
+        ({"out": ""}, "out is ''"),
         ({"target_modules": []}, "lora.target_modules is []"),
     ],
 )

@@ -1,7 +1,6 @@
 """Loading a model, attaching an adapter, and what tells two models apart."""
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -65,6 +64,9 @@ class TestAdapter:
         save_adapter(adapted(rank=4), tmp_path)
         changed(tmp_path, r=8)
         with pytest.raises(InputError, match="does not fit this model"):
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
+        (tmp_path / "adapter_config.json").write_text("{")
+        with pytest.raises(InputError, match=str(tmp_path)):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -273,17 +275,19 @@ class TestLoading:
         with pytest.raises(InputError, match=r"model: has no tokenizer \(expected tokenizer\.json\)"):
             load_tokenizer(settings_of(tmp_path / "model"))
 
-    @pytest.mark.parametrize(
-        "content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}', "torn weights"]
-    )
-    def test_a_folder_that_is_no_causal_model(self, tmp_path, content, model_folder):
-        if content == "torn weights":
-            shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
-            os.truncate(tmp_path / "model.safetensors", 1000)
-        elif content is not None:
+    @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}'])
+    def test_a_folder_that_is_no_causal_model(self, tmp_path, content):
+        if content is not None:
             (tmp_path / "config.json").write_text(content)
         with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
             load_model(settings_of(tmp_path))
+
+    @pytest.mark.parametrize("damage", [lambda _: b"garbage", lambda d: d[:1000], None], ids=str)
+    def test_a_folder_whose_weights_are_damaged_or_gone(self, tmp_path, damage, model_folder):
+        file = shutil.copytree(model_folder, tmp_path / "model") / "model.safetensors"
+        file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
+        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+            load_model(settings_of(tmp_path / "model"))
 
     @pytest.mark.parametrize("name", ["no/such/folder", "./model", "model", "weights.gguf"])
     def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(self, name):
