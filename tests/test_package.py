@@ -58,9 +58,8 @@ def files_of(room):
 
 
 def test_the_ladder_has_every_room_and_at_most_twelve_floors_of_packages():
-    there = {
-        path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    rooms = (path for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
+    there = {path.stem for path in rooms}
     assert there - {"__init__", "__main__"} == set(FLOORS)
     assert len(list(SOURCE.glob("*.py"))) <= 6
     packages = [rooms for rooms in LADDER if any((SOURCE / room).is_dir() for room in rooms)]
