@@ -123,8 +123,18 @@ def test_a_drawn_round_spends_its_budget_exactly_and_keeps_the_best_of_its_draws
     assert sorted((entry["score"] for entry in kept), reverse=True) == scores[:10]
 
 
+ALONE = ("linear_ucb", "linear_ucb_hidden", "head", "loss_highest", "loss_lowest")
+"""Methods whose run is made for one or two cases here."""
+
+
+def by_method(*cases):
+    """Cases that begin with a method's name, whole where its run is made for them."""
+    return [pytest.param(*case, marks=[pytest.mark.whole] * (case[0] in ALONE)) for case in cases]
+
+
 @pytest.mark.parametrize(
-    ("name", "number"), [("dynamic", 2), ("less", 1), ("bm25", 1), ("loss_lowest", 1), ("random", 1)]
+    ("name", "number"),
+    by_method(("dynamic", 2), ("less", 1), ("bm25", 1), ("loss_lowest", 1), ("random", 1)),
 )
 def test_where_all_rows_are_scored_the_best_of_all_are_kept(finished_run, name, number):
     """In `drawn` they come by score, of equal scores the first."""
@@ -154,7 +164,7 @@ COUNTS = [  # rows drawn in each round, what is counted, and steps between warmu
 ]
 
 
-@pytest.mark.parametrize(("name", "drawn", "counts", "features"), COUNTS)
+@pytest.mark.parametrize(("name", "drawn", "counts", "features"), by_method(*COUNTS))
 def test_the_summary_counts_what_was_computed(finished_run, name, drawn, counts, features):
     folder = finished_run(name).folder
     summary = read(folder / "summary.json")
@@ -172,7 +182,7 @@ def test_the_summary_counts_what_was_computed(finished_run, name, drawn, counts,
     assert (steps["train"]["rows"], steps["evaluate"]["rows"]) == (3 * 10, 2 * 5 + 2 * 5)
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in COUNTS])
+@pytest.mark.parametrize("name", by_method(*((name,) for name, *_ in COUNTS)))
 def test_the_bill_counts_every_token_of_every_step(finished_run, name):
     """Forward alone as 1/3; and scoring all rows adds their gradients, and the target's, each time."""
     summary = read(finished_run(name).folder / "summary.json")
