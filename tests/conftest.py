@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # A shell starts background jobs with Ctrl-C ignored, and so would be the processes that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+with suppress(ModuleNotFoundError):  # which a machine with a GPU may lack
+    import hypothesis
+
+    hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no defect
+    hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks

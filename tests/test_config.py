@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+import file_helpers
 from clusterucb.config import Config, load, reconcile, settings
 from clusterucb.errors import ConfigError
 
@@ -13,12 +14,7 @@ NEEDED = {"model": "m", "pool": ["p.jsonl"], "target": ["t.jsonl"], "out": "run"
 
 @pytest.fixture
 def write(tmp_path):
-    def write(text):
-        path = tmp_path / "run.yaml"
-        path.write_text(text)
-        return path
-
-    return write
+    return lambda text: file_helpers.write(tmp_path / "run.yaml", text)
 
 
 def yaml_with(**more):
@@ -100,12 +96,11 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
         Path(name).touch()
     for name in ("m", "a"):
         Path(name).mkdir()
-    config = load(None, {**NEEDED, "holdout": ["h.jsonl"], "adapter": "a"}).with_absolute_paths()
-    assert config.pool == [str(tmp_path / "p.jsonl")]
-    assert config.target == [str(tmp_path / "t.jsonl")]
-    assert config.holdout == [str(tmp_path / "h.jsonl")]
-    assert (config.model, config.adapter) == (str(tmp_path / "m"), str(tmp_path / "a"))
-    assert config.out == str(tmp_path / "run")
+    given = {**NEEDED, "holdout": ["h.jsonl"], "adapter": "a"}
+    config = load(None, given).with_absolute_paths()
+    for name, value in given.items():
+        there = [str(tmp_path / path) for path in value] if isinstance(value, list) else str(tmp_path / value)
+        assert getattr(config, name) == there
 
 
 def test_what_is_no_path_stays_as_it_is(tmp_path, monkeypatch):
@@ -167,15 +162,13 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ),
         ({"near_duplicates": "0"}, "selection.near_duplicates is '0': input should be greater than 0"),
         ({"near_duplicates": "1.1"}, "selection.near_duplicates is '1.1'"),
-        (
-            {"less_weights": "-1,1,1,1"},
-            "less.less_weights.0 is '-1': input should be greater than",
-        ),
+        ({"less_weights": "-1,1,1,1"}, "less.less_weights.0 is '-1': input should be greater than"),
         *(
             ({"less_weights": weights}, "expected one number for each of the 4 less_checkpoints, not all 0")
             for weights in ("1,2", "0,0,0,0", "1,2,3,4,5")
         ),
         ({"pool": []}, "pool is []"),
+        ({"out": ""}, "out is ''"),
         ({"target_modules": []}, "lora.target_modules is []"),
     ],
 )
@@ -202,9 +195,8 @@ def test_a_broken_file_is_named_with_its_line(write, text, said):
     assert complaint(path).startswith(f"{path}{said}")
 
 
-def test_a_file_that_is_not_text_is_named(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
+def test_a_file_that_is_not_text_is_named(write):
+    path = write(b"\xff\xfe\x00")
     assert str(path) in complaint(path)
 
 

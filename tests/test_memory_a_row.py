@@ -13,7 +13,7 @@ from clusterucb.run.rounds import read_scored, write_round
 from clusterucb.selection.bandit import _decks, select
 from clusterucb.selection.share import top
 
-N, K = 20_000, 141
+N, K = 5_000, 141
 RNG = np.random.default_rng(0)
 LABELS, SCORES = RNG.integers(0, K, N), RNG.standard_normal(N)
 

@@ -76,17 +76,7 @@ LLAMA2 = (
     "<<SYS>>\n{{ system }}\n<</SYS>>\n\n{% endif %}"
     "{{ m.content.strip() }} [/INST]{% else %} {{ m.content.strip() }} </s>{% endif %}{% endfor %}"
 )
-STRIPPING = CHATML.replace("m.content", "m.content | trim")
 NO_END = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-THINKING = CHATML.replace(
-    "{{ m.content }}",
-    "{% if m.role == 'assistant' %}<think>\n</think>\n{{ m.content | upper }}"
-    "{% else %}{{ m.content }}{% endif %}",
-)
-REWRITING = CHATML.replace(
-    "{{ m.content }}",
-    "{{ m.content if loop.last or m.role != 'assistant' else m.content.split('</think>')[-1] }}",
 )

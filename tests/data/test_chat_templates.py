@@ -92,13 +92,13 @@ def test_the_tokens_are_those_of_the_templates_own_rendering(path):
 @pytest.mark.parametrize("path", MARKED, ids=lambda path: path.stem)
 def test_a_template_that_marks_what_is_learnt_is_taken_at_its_word(path, name):
     tokenizer = byte_tokenizer(chat_template=path.read_text())
-    template, messages = Template(tokenizer), TALKS[name]
-    no_system = name == "system" and path.name in NO_SYSTEM
-    drops = name.startswith("thought") and path.stem == "deepseekv3_training"
-    if no_system or drops:
-        with pytest.raises(
-            InputError, match="System role not supported" if no_system else "leaves out a part"
-        ):
+    template, messages, refused = Template(tokenizer), TALKS[name], None
+    if name == "system" and path.name in NO_SYSTEM:
+        refused = "System role not supported"
+    elif name.startswith("thought") and path.stem == "deepseekv3_training":
+        refused = "leaves out a part"
+    if refused:
+        with pytest.raises(InputError, match=refused):
             encode(messages, tokenizer, template, "row")
         return
     found = encode(messages, tokenizer, template, "row")
@@ -181,6 +181,7 @@ TWO_ENDS = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
 )
+ONLY_LAST = CHATML.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
 FORGETFUL = CHATML.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")
 
 
@@ -205,21 +206,20 @@ def test_behind_an_empty_thought_what_is_given_of_an_answer_is_not_learnt():
     assert learnt(Template(byte_tokenizer(chat_template=EMPTY_THOUGHT)).render(messages)) == [" B<|im_end|>"]
 
 
-def test_a_message_that_the_template_leaves_out_costs_the_row():
-    tokenizer = byte_tokenizer(chat_template=FORGETFUL)
-    with pytest.raises(InputError, match=r"^p:1: .*leaves out a part of message 1 \(system\).*--chat tulu"):
-        encode(TALKS["system"], tokenizer, Template(tokenizer), "p:1")
-
-
-def test_a_message_that_is_left_out_is_missed_though_its_words_stand_elsewhere():
-    messages = talk("system: brief", "user: What is brief?", "assistant: brief")
-    with pytest.raises(InputError, match=r"leaves out a part of message 1 \(system\)"):
-        Template(byte_tokenizer(chat_template=FORGETFUL)).render(messages)
-    only_last = CHATML.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
-    with pytest.raises(InputError, match=r"leaves out a part of message 1 \(user\)"):
-        Template(byte_tokenizer(chat_template=only_last)).render(
-            talk("user: a", "assistant: a", "user: a", "assistant: a")
-        )
+@pytest.mark.parametrize(
+    ("template", "messages", "role"),
+    [
+        (FORGETFUL, TALKS["system"], "system"),
+        (FORGETFUL, talk("system: brief", "user: What is brief?", "assistant: brief"), "system"),
+        (ONLY_LAST, talk("user: a", "assistant: a") * 2, "user"),
+    ],
+    ids=["left out", "its words stand elsewhere", "the same message again"],
+)
+def test_a_message_that_the_template_leaves_out_costs_the_row(template, messages, role):
+    tokenizer = byte_tokenizer(chat_template=template)
+    words = rf"^p:1: .*leaves out a part of message 1 \({role}\).*--chat tulu"
+    with pytest.raises(InputError, match=words):
+        encode(messages, tokenizer, Template(tokenizer), "p:1")
 
 
 @pytest.mark.parametrize("parts", ["user", "assistant", "system"])
@@ -244,18 +244,13 @@ CUTTING = {
 
 
 @pytest.mark.parametrize("shown", CUTTING.values(), ids=CUTTING)
-def test_content_that_is_shown_otherwise_costs_the_row_and_outer_space_does_not(shown):
+def test_content_that_is_shown_otherwise_costs_the_row(shown):
     template = Template(byte_tokenizer(chat_template=CHATML.replace("{{ m.content }}", shown)))
-    for messages in (
-        talk('user: Is "a" <\n b, and why so?', "assistant: YES"),
-        talk("user: OK?", 'assistant: it is "a" <\n b'),
-    ):
-        with pytest.raises(InputError, match="leaves out a part of message"):
+    asked = talk('user: Is "a" <\n b, and why so?', "assistant: YES")
+    answered = talk("user: OK?", 'assistant: it is "a" <\n b')
+    for messages, part in ((asked, r"1 \(user\)"), (answered, r"2 \(assistant\)")):
+        with pytest.raises(InputError, match=f"leaves out a part of message {part}"):
             template.render(messages)
-    stripped = Template(
-        byte_tokenizer(chat_template=CHATML.replace("{{ m.content }}", "{{ m.content.strip() }}"))
-    )
-    assert learnt(stripped.render(talk("user:  a\n", "assistant: \n b "))) == ["b<|im_end|>"]
 
 
 def test_an_answer_that_repeats_what_stands_around_it_is_found_in_its_place():

@@ -1,16 +1,6 @@
 import numpy as np
 import pytest
-from data_helpers import (
-    CHATML,
-    LLAMA2,
-    NO_END,
-    REWRITING,
-    STRIPPING,
-    THINKING,
-    byte_tokenizer,
-    metaspace_tokenizer,
-    talk,
-)
+from data_helpers import CHATML, LLAMA2, NO_END, byte_tokenizer, metaspace_tokenizer, talk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +8,11 @@ from clusterucb.data.chat import Encoded, Template, Tulu, chat_format, encode, f
 from clusterucb.data.rows import Message
 from clusterucb.errors import ConfigError, InputError
 
+STRIPPING = CHATML.replace("m.content", "m.content | trim")
+REWRITING = CHATML.replace(
+    "{{ m.content }}",
+    "{{ m.content if loop.last or m.role != 'assistant' else m.content.split('</think>')[-1] }}",
+)
 BYTES = byte_tokenizer()
 TRIMMED = byte_tokenizer(trim_offsets=True)
 METASPACE = metaspace_tokenizer()
@@ -66,31 +61,21 @@ def check(messages, tokenizer, chat, expected):
     assert len(encoded) == len(encoded.labels)
 
 
-@pytest.mark.parametrize("name", TALKS)
-@pytest.mark.parametrize(
-    "tokenizer", [BYTES, TRIMMED, METASPACE], ids=["bytes", "trimmed offsets", "metaspace"]
-)
-def test_labels_cover_exactly_the_assistant_text_and_its_end_token_under_tulu(name, tokenizer):
-    chat = chat_format("tulu", tokenizer)
-    check(TALKS[name], tokenizer, chat, [answer.strip() + "</s>" for answer in answers(TALKS[name])])
+FORMATS = {  # tokenizer, setting of chat, and what an answer ends with; all but ChatML strip it
+    "tulu": (BYTES, "tulu", "</s>"),
+    "trimmed offsets": (TRIMMED, "tulu", "</s>"),
+    "metaspace": (METASPACE, "tulu", "</s>"),
+    "chatml": (TEMPLATED["chatml"], "auto", "<|im_end|>"),
+    "stripping": (TEMPLATED["stripping"], "template", "<|im_end|>"),
+}
 
 
 @pytest.mark.parametrize("name", TALKS)
-def test_labels_cover_exactly_the_assistant_text_and_its_end_token_under_chatml(name):
-    tokenizer = TEMPLATED["chatml"]
-    check(
-        TALKS[name],
-        tokenizer,
-        chat_format("auto", tokenizer),
-        [a + "<|im_end|>" for a in answers(TALKS[name])],
-    )
-
-
-@pytest.mark.parametrize("name", TALKS)
-def test_labels_cover_exactly_the_stripped_answer_where_a_template_strips(name):
-    tokenizer = TEMPLATED["stripping"]
-    expected = [a.strip() + "<|im_end|>" for a in answers(TALKS[name])]
-    check(TALKS[name], tokenizer, chat_format("template", tokenizer), expected)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_labels_cover_exactly_the_answer_as_it_is_shown_and_its_end_token(kind, name):
+    tokenizer, setting, end = FORMATS[kind]
+    shown = [a if kind == "chatml" else a.strip() for a in answers(TALKS[name])]
+    check(TALKS[name], tokenizer, chat_format(setting, tokenizer), [a + end for a in shown])
 
 
 @pytest.mark.parametrize("name", TALKS)
@@ -102,12 +87,14 @@ def test_labels_cover_the_answer_and_its_end_in_a_llama_2_template(name):
     assert pieces == [f"{a.strip()} </s>" for a in answers(TALKS[name])]
 
 
+LLAMA2_FORMAT = {"llama2": (TEMPLATED["llama2"], "auto", " </s>")}
+
+
 @pytest.mark.parametrize("kind", ["tulu", "chatml", "stripping", "llama2"])
 def test_what_is_given_of_an_answer_has_no_label(kind):
-    tokenizer = BYTES if kind == "tulu" else TEMPLATED[kind]
+    tokenizer, setting, end = (FORMATS | LLAMA2_FORMAT)[kind]
     messages = (Message("user", "2 + 2?"), Message("assistant", "The answer is: 4", "The answer is:"))
-    end = {"tulu": "</s>", "llama2": " </s>"}.get(kind, "<|im_end|>")
-    check(messages, tokenizer, chat_format("tulu" if kind == "tulu" else "auto", tokenizer), [" 4" + end])
+    check(messages, tokenizer, chat_format(setting, tokenizer), [" 4" + end])
 
 
 @pytest.mark.parametrize("kind", ["tulu", "chatml", "stripping"])
@@ -125,11 +112,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.sampled_from(["tulu", "chatml"]))
 def test_labels_cover_exactly_the_answers_whatever_they_say(pairs, kind):
     messages = [Message(role, text) for q, a in pairs for role, text in (("user", q), ("assistant", a))]
-    if kind == "tulu":
-        check(messages, BYTES, Tulu("</s>"), [a.strip() + "</s>" for _, a in pairs])
-    else:
-        tokenizer = TEMPLATED["chatml"]
-        check(messages, tokenizer, Template(tokenizer), [a + "<|im_end|>" for _, a in pairs])
+    tokenizer, setting, end = FORMATS[kind]
+    shown = [a.strip() if kind == "tulu" else a for _, a in pairs]
+    check(messages, tokenizer, chat_format(setting, tokenizer), [a + end for a in shown])
 
 
 @given(
@@ -162,28 +147,21 @@ def test_labels_agree_with_tokenising_prefix_by_prefix():
 
 
 def test_the_tulu_text_is_that_of_open_instruct():
-    rendered = Tulu("</s>", "<s>").render(
-        talk("system: s ", "user:  u", "assistant: a", "user: v", "assistant: b")
-    )
-    assert (
-        rendered.text
-        == "<s><|system|>\ns\n<|user|>\nu\n<|assistant|>\na</s>\n<|user|>\nv\n<|assistant|>\nb</s>"
-    )
+    messages = talk("system: s ", "user:  u", "assistant: a", "user: v", "assistant: b")
+    rendered = Tulu("</s>", "<s>").render(messages)
+    first = "<s><|system|>\ns\n<|user|>\nu\n<|assistant|>\na</s>\n"
+    assert rendered.text == first + "<|user|>\nv\n<|assistant|>\nb</s>"
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["a</s>", "b</s>"]
 
 
 def test_a_prompt_ends_where_the_model_is_to_answer():
-    for messages in (
-        talk("user: u", "assistant: a", "user: v"),
-        talk("user: u", "assistant: a", "user: v", "assistant: w"),
-    ):
-        assert (
-            Tulu("</s>").prompt(messages) == "<|user|>\nu\n<|assistant|>\na</s>\n<|user|>\nv\n<|assistant|>\n"
-        )
-        assert Template(TEMPLATED["chatml"]).prompt(messages) == (
-            "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
-            "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n"
-        )
+    answered = talk("user: u", "assistant: a", "user: v", "assistant: w")
+    tulu = "<|user|>\nu\n<|assistant|>\na</s>\n<|user|>\nv\n<|assistant|>\n"
+    chatml = "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    for messages in (answered[:3], answered):
+        assert Tulu("</s>").prompt(messages) == tulu
+        asked = chatml + "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n"
+        assert Template(TEMPLATED["chatml"]).prompt(messages) == asked
 
 
 def test_tulu_begins_with_the_begin_token_where_the_tokenizer_puts_one_by_itself():
@@ -198,13 +176,6 @@ def test_a_template_without_end_token_labels_the_content_alone():
     tokenizer = byte_tokenizer(chat_template=NO_END)
     rendered = Template(tokenizer).render(TALKS["multi"])
     assert [rendered.text[a:b] for a, b in rendered.spans] == answers(TALKS["multi"])
-
-
-def test_a_template_that_words_the_answer_its_own_way_costs_the_row():
-    tokenizer = byte_tokenizer(chat_template=THINKING)
-    with pytest.raises(InputError, match=r"^row: .* leaves out a part of message 2 \(assistant\)"):
-        encode(talk("user: u", "assistant: abc"), tokenizer, Template(tokenizer), "row")
-    check(talk("user: u", "assistant: ABC"), tokenizer, Template(tokenizer), ["ABC<|im_end|>"])
 
 
 def test_an_end_token_without_a_role_of_its_own_is_found():

@@ -10,6 +10,7 @@ from file_helpers import refusal
 
 WHERE = "pool.jsonl, line 12"
 QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+ASKED = {"from": "human", "value": "q"}
 
 
 @pytest.mark.parametrize(
@@ -26,12 +27,9 @@ QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "cont
         ("instruction/output", {"instruction": "q", "output": "a"}),
         ("instruction/output", {"instruction": "q", "input": " ", "output": "a", "extra": 3}),
         ("instruction/output", {"instruction": "q", "input": None, "output": "a"}),
-        (
-            "conversations",
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        ),
+        ("conversations", {"conversations": [ASKED, {"from": "gpt", "value": "a"}]}),
         ("conversations", {"conversations": [QUESTION, ANSWER]}),
-        ("messages", {"messages": [{"from": "human", "value": "q"}, ANSWER]}),
+        ("messages", {"messages": [ASKED, ANSWER]}),
     ],
 )
 def test_the_same_conversation_comes_out_of_every_shape(shape, record):
@@ -152,6 +150,15 @@ def test_the_text_digest_forgets_outer_space_only():
 
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+SHAREGPT = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+
+
+def answered(*more, **keys):
+    """TURNS with these keys at the answer, and what follows."""
+    return {"messages": [TURNS[0], {**TURNS[1], **keys}, *more]}
+
+
+PARTS = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +166,8 @@ TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "
     [
         ({"system": "Be brief.", "messages": TURNS}, ["system: Be brief.", "user: 2+2?", "assistant: 4"]),
         (
-            {
-                "system": "In French.",
-                "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Bonjour"}],
-            },
-            ["system: In French.", "user: Hello", "assistant: Bonjour"],
+            {"system": "In French.", "conversations": SHAREGPT},
+            ["system: In French.", "user: 2+2?", "assistant: 4"],
         ),
         (
             {"instruction": "Of Spain?", "output": "Madrid.", "history": [["Of France?", "Paris."]]},
@@ -178,38 +182,24 @@ TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "
             {"messages": [{"role": "developer", "content": "d"}, *TURNS]},
             ["system: d", "user: 2+2?", "assistant: 4"],
         ),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}],
-                    },
-                    TURNS[1],
-                ]
-            },
-            ["user: 2+2?", "assistant: 4"],
-        ),
+        ({"messages": [{"role": "user", "content": PARTS}, TURNS[1]]}, ["user: 2+2?", "assistant: 4"]),
     ],
 )
 def test_what_stands_in_columns_of_its_own_is_a_part_of_the_conversation(record, turns):
-    assert [f"{m.role}: {m.content}" for m in parse_messages(record, "row")] == turns
+    assert parse_messages(record, "row") == talk(*turns)
+
+
+FEW_SHOTS = [*TURNS, {"role": "user", "content": "3+3?"}]
 
 
 @pytest.mark.parametrize(
     ("record", "learnt"),
     [
-        (
-            {
-                "prompt": [*TURNS, {"role": "user", "content": "3+3?"}],
-                "completion": [{"role": "assistant", "content": "6"}],
-            },
-            ["6"],
-        ),
-        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS]}, ["4"]),
-        ({"messages": [TURNS[0], {**TURNS[1], "train": False}, TURNS[0], {**TURNS[1], "weight": 1}]}, ["4"]),
-        ({"messages": [TURNS[0], {**TURNS[1], "weight": None}]}, ["4"]),
-        ({"messages": [TURNS[0], {**TURNS[1], "loss_weight": 0.0}, *TURNS]}, ["4"]),
+        ({"prompt": FEW_SHOTS, "completion": [{"role": "assistant", "content": "6"}]}, ["6"]),
+        (answered(*TURNS, weight=0), ["4"]),
+        (answered(TURNS[0], {**TURNS[1], "weight": 1}, train=False), ["4"]),
+        (answered(weight=None), ["4"]),
+        (answered(*TURNS, loss_weight=0.0), ["4"]),
     ],
     ids=["few shots in a prompt", "weight 0", "not to train on", "no weight", "LLaMA-Factory's"],
 )
@@ -223,48 +213,36 @@ def test_answers_that_are_not_to_be_learnt_are_not(record, learnt):
         assert all(message.content in rendered.text for message in messages)
 
 
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "message 2 of messages, weight is 0.5"),
-        ({"history": ["a"], "instruction": "i", "output": "o"}, "pair 1 of column history is 'a'"),
-        ({"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]}, "a system turn"),
-        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, "expected at least one to learn from"),
-    ],
-)
-def test_such_columns_that_make_no_sense_are_refused(record, said):
-    with pytest.raises(InputError, match=r"^row: ") as caught:
-        parse_messages(record, "row")
-    assert said in str(caught.value)
-
-
 TOOL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
-SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+IMAGE = [{"type": "image_url", "image_url": {"url": "u"}}]
+DETAIL = [{"begin_offset": 0, "end_offset": 0}]
+
+
+def before(**turn):
+    """A record with this turn before TURNS, or before SHAREGPT."""
+    if "role" in turn:
+        return {"messages": [turn, *TURNS]}
+    return {"conversations": [turn, *SHAREGPT]}
+
+
 CHANGES = {  # by the format that has the key
+    "half to learn": ("message 2 of messages, weight is 0.5", answered(weight=0.5)),
+    "history of no pairs": (
+        "pair 1 of column history is 'a'",
+        {"history": ["a"], "instruction": "i", "output": "o"},
+    ),
+    "two systems": ("a system turn", {"system": "a", **before(role="system", content="b")}),
+    "nothing to learn": ("expected at least one to learn from", answered(weight=0)),
     "OpenAI tools": ("tools is [", {"tools": [TOOL], "messages": TURNS}),
     "OpenAI functions": ("functions is [", {"functions": [{"name": "f"}], "messages": TURNS}),
-    "OpenAI tool call": ("tool_calls is [", {"messages": [TURNS[0], {**TURNS[1], "tool_calls": [TOOL]}]}),
-    "OpenAI tool call alone": (
-        "tool_calls is [",
-        {"messages": [TURNS[0], {"role": "assistant", "tool_calls": [TOOL]}, *TURNS]},
-    ),
+    "OpenAI tool call": ("tool_calls is [", answered(tool_calls=[TOOL])),
+    "OpenAI tool call alone": ("tool_calls is [", before(role="assistant", tool_calls=[TOOL])),
     "OpenAI function call": (
         "message 2 of messages: function_call is {",
-        {"messages": [TURNS[0], {**TURNS[1], "function_call": {"name": "f"}}]},
+        answered(function_call={"name": "f"}),
     ),
-    "OpenAI function's answer": (
-        "unknown role 'function'",
-        {"messages": [{"role": "function", "content": "x"}, *TURNS]},
-    ),
-    "OpenAI image": (
-        "content of message 1 of messages (user) is [",
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]},
-                TURNS[1],
-            ]
-        },
-    ),
+    "OpenAI function's answer": ("unknown role 'function'", before(role="function", content="x")),
+    "OpenAI image": ("content of message 1 of messages (user) is [", before(role="user", content=IMAGE)),
     "trl tools": ("tools is [", {"tools": [TOOL], "prompt": TURNS[:1], "completion": TURNS[1:]}),
     "trl settings of the template": (
         "chat_template_kwargs is {",
@@ -272,28 +250,20 @@ CHANGES = {  # by the format that has the key
     ),
     "trl images": ("images is [", {"images": ["a.png"], "messages": TURNS}),
     "trl unwanted answer": ("not wanted", {"prompt": "q", "completion": "a", "label": False}),
-    "trl thought": ("thinking is 'hm'", {"messages": [TURNS[0], {**TURNS[1], "thinking": "hm"}]}),
-    "Qwen thought": (
-        "reasoning_content is 'hm'",
-        {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "hm"}]},
-    ),
+    "trl thought": ("thinking is 'hm'", answered(thinking="hm")),
+    "Qwen thought": ("reasoning_content is 'hm'", answered(reasoning_content="hm")),
     "axolotl parts to train on": (
         "train_detail is [",
-        {
-            "conversations": [
-                SHAREGPT[0],
-                {**SHAREGPT[1], "train_detail": [{"begin_offset": 0, "end_offset": 0}]},
-            ]
-        },
+        {"conversations": [SHAREGPT[0], {**SHAREGPT[1], "train_detail": DETAIL}]},
     ),
     "LLaMA-Factory tools as text": ("tools is '[{", {"tools": '[{"name": "f"}]', "conversations": SHAREGPT}),
     "LLaMA-Factory call": (
         "unknown from 'function_call'",
-        {"conversations": [{"from": "function_call", "value": "{}"}, *SHAREGPT]},
+        before(**{"from": "function_call", "value": "{}"}),
     ),
     "LLaMA-Factory observation": (
         "unknown from 'observation'",
-        {"conversations": [{"from": "observation", "value": "x"}, *SHAREGPT]},
+        before(**{"from": "observation", "value": "x"}),
     ),
     "LLaMA-Factory preference": (
         "chosen is {",
@@ -305,7 +275,9 @@ CHANGES = {  # by the format that has the key
 
 
 @pytest.mark.parametrize(("said", "record"), CHANGES.values(), ids=CHANGES)
-def test_a_key_that_changes_the_conversation_and_has_no_place_in_it_costs_the_row(said, record):
+def test_a_key_that_makes_no_sense_or_changes_the_conversation_and_has_no_place_in_it_costs_the_row(
+    said, record
+):
     message = refusal(parse_messages, record, WHERE)
     assert message.startswith(f"{WHERE}: ")
     assert said in message
@@ -314,20 +286,15 @@ def test_a_key_that_changes_the_conversation_and_has_no_place_in_it_costs_the_ro
 @pytest.mark.parametrize("nothing", [None, "", " ", [], {}, "[]", float("nan"), False])
 def test_such_a_key_that_says_nothing_is_passed_over(nothing):
     keys = ("tools", "functions", "images", "chat_template_kwargs", "system", "history")
-    turn = {**TURNS[1], "tool_calls": nothing, "reasoning_content": nothing, "weight": 1}
-    record = {**dict.fromkeys(keys, nothing), "messages": [TURNS[0], turn]}
+    record = {
+        **dict.fromkeys(keys, nothing),
+        **answered(tool_calls=nothing, reasoning_content=nothing, weight=1),
+    }
     assert parse_messages(record, WHERE) == talk("user: 2+2?", "assistant: 4")
 
 
 def test_keys_that_say_nothing_of_the_conversation_stay_unread():
-    keys = {
-        "id": 3,
-        "source": "web",
-        "score": 0.5,
-        "label": True,
-        "chosen": TURNS,
-        "rejected": TURNS,
-        "prompt_id": "x",
-    }
+    keys = {"id": 3, "source": "web", "score": 0.5, "label": True, "prompt_id": "x"}
+    keys |= {"chosen": TURNS, "rejected": TURNS}
     turns = [{**turn, "name": "ann", "id": "t"} for turn in TURNS]
     assert parse_messages({**keys, "messages": turns}, WHERE) == talk("user: 2+2?", "assistant: 4")

@@ -43,16 +43,18 @@ def named(events, name):
     return [event for event in events if event["event"] == name]
 
 
-def test_every_documented_event_occurs_and_no_other(events, tmp_path, every_advance_is_told):
+def test_every_documented_event_occurs_and_no_other(events, tmp_path, every_advance_is_told, capsys):
     file = tmp_path / "events.jsonl"
     assert clusterucb("cluster", "--out", tmp_path / "none", "--json-log", file, "--model", "m").complaint
     with EventLog(file) as log:
         screen = Screen(quiet=True, log=log)
-        screen.say("a line")
+        screen.say("a line")  # quiet, it is told all the same
         with screen.track("x", 2, "rows") as advance:
             advance(1)
     met = events + lines(file)
     assert {event["event"] for event in met} == set(documented())
+    assert named(met, "message")[-1]["text"] == "a line"
+    assert capsys.readouterr().err == ""
 
 
 def test_every_event_has_the_fields_of_its_document(events):
@@ -137,9 +139,8 @@ def test_a_step_that_fails_is_told_as_unfinished_with_the_error(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     told = lines(file)
-    assert [event["event"] for event in told] == [
-        *("command_begun", "step_begun", "step_ended", "error", "command_ended")
-    ]
+    names = ["command_begun", "step_begun", "step_ended", "error", "command_ended"]
+    assert [event["event"] for event in told] == names
     assert (told[2]["done"], told[2]["finished"]) == (1, False)
     assert (told[3]["kind"], told[3]["message"]) == ("ZeroDivisionError", "division by zero")
     assert told[4]["status"] == 1
@@ -189,10 +190,8 @@ def test_numbers_that_json_has_not_are_null(tmp_path):
 
 
 def test_a_log_that_cannot_be_opened_is_one_line(tmp_path):
-    complaint = clusterucb("run", "--out", tmp_path / "run", "--json-log", tmp_path).complaint
-    assert (
-        complaint == f"--json-log {tmp_path}: cannot be opened (Is a directory); expected a file to append to"
-    )
+    said = clusterucb("run", "--out", tmp_path / "run", "--json-log", tmp_path).complaint
+    assert said == f"--json-log {tmp_path}: cannot be opened (Is a directory); expected a file to append to"
 
 
 def test_a_full_disk_ends_the_command_once(tmp_path):
@@ -206,10 +205,3 @@ def test_a_full_disk_ends_the_command_once(tmp_path):
     with pytest.raises(StorageError, match="No space left on device; make room"):
         log.write("message", text="x")
     log.write("message", text="y")  # the error's own line, and what follows
-
-
-def test_quiet_is_told_all_the_same(tmp_path, capsys):
-    with EventLog(tmp_path / "log") as log:
-        Screen(quiet=True, log=log).say("a line")
-    assert named(lines(tmp_path / "log"), "message")[0]["text"] == "a line"
-    assert capsys.readouterr().err == ""

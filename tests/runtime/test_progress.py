@@ -72,14 +72,6 @@ def test_what_was_done_before_is_no_part_of_the_rate(every_advance_shows, monkey
     assert left == pytest.approx(90 / rate, rel=0.5)
 
 
-def test_a_bar_begins_where_a_killed_command_was():
-    stream = Terminal()
-    with Screen(stream=stream).track("gradients", 1000, "rows", 900) as advance:
-        advance(10, "pool.jsonl:7")
-    assert "910/1000" in stream.getvalue()
-    assert "pool.jsonl:7" in stream.getvalue()
-
-
 def test_a_failed_track_claims_no_end():
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), Screen(stream=stream).track("x", 2, "rows"):
@@ -87,15 +79,13 @@ def test_a_failed_track_claims_no_end():
     assert stream.getvalue() == ""
 
 
-def test_on_a_terminal_a_track_is_a_bar():
+@pytest.mark.parametrize(("total", "before", "count"), [(4, 0, 4), (1000, 900, 910)])
+def test_on_a_terminal_a_track_is_a_bar_that_begins_where_a_killed_command_was(total, before, count):
     stream = Terminal()
-    with Screen(stream=stream).track("warm up", 4, "steps") as advance:
-        advance(4, "loss 2.000")
-    shown = stream.getvalue()
-    assert "\x1b[" in shown
-    assert "warm up" in shown
-    assert "4/4" in shown
-    assert "loss 2.000" in shown
+    with Screen(stream=stream).track("warm up", total, "steps", before) as advance:
+        advance(count - before, "loss 2.000")
+    for text in ("\x1b[", "warm up", f"{count}/{total}", "loss 2.000"):
+        assert text in stream.getvalue()
 
 
 def test_a_bar_inside_another_shares_its_display():

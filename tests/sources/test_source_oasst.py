@@ -102,9 +102,8 @@ def test_a_message_met_twice_still_gets_an_id_of_its_own(tmp_path):
 @pytest.mark.parametrize("file", ["2023-04-12_oasst_ready.messages.jsonl.gz", "a.jsonl", "a.parquet"])
 def test_flat_rows_give_the_same_bytes_as_trees(tmp_path, file):
     roots = [example(), asks("p", says("d"))]
-    ours = prepare(
-        "oasst1", write(tmp_path / file, [row for root in roots for row in flat(root)]), tmp_path / "flat"
-    )
+    rows = [row for root in roots for row in flat(root)]
+    ours = prepare("oasst1", write(tmp_path / file, rows), tmp_path / "flat")
     theirs = prepare("oasst1", write(tmp_path / FILE, list(map(tree, roots))), tmp_path / "trees")
     assert (ours.sha256, ours.dropped) == (theirs.sha256, theirs.dropped)
 

@@ -3,11 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from task_helpers import GSM8K_TRAIN, hub_of_all, install, write_all
 
 from builders import build_tokenizer
-from clusterucb.data.chat import chat_format
+from clusterucb.data.chat import Tulu, chat_format, encode
 from clusterucb.data.rows import Message, parse_messages
 from clusterucb.errors import ConfigError
 from clusterucb.tasks import TASKS, chosen
@@ -105,6 +106,21 @@ def test_a_target_is_rendered_as_its_prompt_its_opening_and_its_answer(task, fol
         prompt = tulu.prompt([Message("user", target.ask)]) + target.opening
         assert rendered.text == prompt + target.answer + tulu.eos
         assert rendered.spans == ((len(prompt), len(rendered.text)),)
+
+
+def test_a_target_is_learnt_by_its_answer_alone_without_its_end_as_less_does(task, folder):
+    tokenizer, chat = build_tokenizer(), Tulu("</s>")
+    for question in task.targets(folder, 1 if task.name in ("gsm8k", "humaneval") else None, 0):
+        row = parse_messages(question.to_row(), "row")
+        found, with_end = (encode(row, tokenizer, chat, "row", ends=ends) for ends in (False, True))
+        answer = (question.opening + question.answer).strip()
+        text = f"<|user|>\n{question.ask.strip()}\n<|assistant|>\n{answer}</s>"
+        assert found.ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+        learnt = tokenizer.decode(found.ids[found.labels], clean_up_tokenization_spaces=False)
+        assert learnt == answer[len(question.opening) :]
+        end = np.flatnonzero(with_end.labels & ~found.labels)
+        assert end[-1] == len(found) - 1
+        assert tokenizer.decode(found.ids[end]) == "</s>"
 
 
 @pytest.mark.parametrize("name", sorted({*TASKS} - {"bbh"}))  # its targets are shown with shots

@@ -1,7 +1,6 @@
 """Loading a model, attaching an adapter, and what tells two models apart."""
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -65,6 +64,9 @@ class TestAdapter:
         save_adapter(adapted(rank=4), tmp_path)
         changed(tmp_path, r=8)
         with pytest.raises(InputError, match="does not fit this model"):
+            attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
+        (tmp_path / "adapter_config.json").write_text("{")
+        with pytest.raises(InputError, match=str(tmp_path)):
             attach_adapter(base(), Lora(), seed=0, adapter=str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -156,14 +158,8 @@ class TestAdapter:
             layer.self_attn.qkv_proj = layer.self_attn.q_proj
             del layer.self_attn.q_proj
         assert absent_targets(fused, Lora()) == ["q_proj"]
-        assert {
-            name.split(".")[-3]
-            for name in trainable_parameters(attach_adapter(fused, Lora(rank=8, alpha=32), seed=0))
-        } == {
-            "k_proj",
-            "v_proj",
-            "o_proj",
-        }
+        names = trainable_parameters(attach_adapter(fused, Lora(rank=8, alpha=32), seed=0))
+        assert {name.split(".")[-3] for name in names} == {"k_proj", "v_proj", "o_proj"}
 
     def test_target_modules_that_match_nothing_name_the_models_layers(self):
         layers = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -177,12 +173,14 @@ class TestAdapter:
         assert {name.split(".")[-3] for name in names} == layers
 
 
+TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
 class TestPartsThatNoTextReaches:
     @pytest.fixture
     def multimodal(self):
         torch.manual_seed(0)
-        text = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-        text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
         vision = {
             "hidden_size": 16,
             "intermediate_size": 16,
@@ -190,7 +188,7 @@ class TestPartsThatNoTextReaches:
             "num_attention_heads": 2,
         }
         vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
-        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        config = Gemma3Config(text_config=TINY, vision_config=vision, mm_tokens_per_image=4)
         return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
     def test_the_default_target_modules_leave_them_out_and_say_so(self, multimodal):
@@ -221,10 +219,9 @@ class TestPartsThatNoTextReaches:
 
     def test_fused_experts_are_refused_by_their_names(self):
         torch.manual_seed(0)
-        sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
         routed = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mlp_only_layers": [0]}
-        model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, **routed, **heads))
+        config = Qwen3MoeConfig(**TINY, **routed, mlp_only_layers=[0])
+        model = AutoModelForCausalLM.from_config(config)
         lora = Lora(rank=4, alpha=8, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
         words = r"target_modules q_proj .*: some stand for .*down_proj, .*gate_up_proj in this model, experts"
         with pytest.raises(ConfigError, match=words):
@@ -273,17 +270,19 @@ class TestLoading:
         with pytest.raises(InputError, match=r"model: has no tokenizer \(expected tokenizer\.json\)"):
             load_tokenizer(settings_of(tmp_path / "model"))
 
-    @pytest.mark.parametrize(
-        "content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}', "torn weights"]
-    )
-    def test_a_folder_that_is_no_causal_model(self, tmp_path, content, model_folder):
-        if content == "torn weights":
-            shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
-            os.truncate(tmp_path / "model.safetensors", 1000)
-        elif content is not None:
+    @pytest.mark.parametrize("content", [None, "{", '{"model_type": "bert"}', '{"model_type": "nonsense"}'])
+    def test_a_folder_that_is_no_causal_model(self, tmp_path, content):
+        if content is not None:
             (tmp_path / "config.json").write_text(content)
         with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
             load_model(settings_of(tmp_path))
+
+    @pytest.mark.parametrize("damage", [lambda _: b"garbage", lambda d: d[:1000], None], ids=str)
+    def test_a_folder_whose_weights_are_damaged_or_gone(self, tmp_path, damage, model_folder):
+        file = shutil.copytree(model_folder, tmp_path / "model") / "model.safetensors"
+        file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
+        with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+            load_model(settings_of(tmp_path / "model"))
 
     @pytest.mark.parametrize("name", ["no/such/folder", "./model", "model", "weights.gguf"])
     def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(self, name):
@@ -304,26 +303,18 @@ class TestLoading:
         assert pick_dtype("float16", torch.device("cpu")) == torch.float16
         assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
-
-@pytest.mark.parametrize(
-    ("rename", "first"),
-    [
-        (lambda name: f"_orig_mod.{name}", "lm_head.weight"),
-        (
-            lambda name: None if "layers.1.self_attn.q_proj" in name else name,
-            "model.layers.1.self_attn.q_proj",
-        ),
-    ],
-    ids=["of a compiled model", "one is missing"],
-)
-def test_weights_that_are_not_in_the_models_files_are_never_random(tmp_path, rename, first):
-    from builders import build_model, build_tokenizer
-    from clusterucb.config import Common
-
-    build_model().save_pretrained(tmp_path)
-    build_tokenizer().save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    there = {rename(name): tensor for name, tensor in load_file(file).items()}
-    save_file({name: tensor for name, tensor in there.items() if name}, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"\d+ of \d+ weights are not in its files, first {first}"):
-        load_model(Common(model=str(tmp_path), out="o", device="cpu"))
+    @pytest.mark.parametrize(
+        ("rename", "first"),
+        [
+            (lambda name: f"_orig_mod.{name}", "lm_head.weight"),
+            (lambda name: None if "1.self_attn.q_proj" in name else name, "model.layers.1.self_attn.q_proj"),
+        ],
+        ids=["of a compiled model", "one is missing"],
+    )
+    def test_weights_that_are_not_in_the_models_files_are_never_random(self, tmp_path, rename, first):
+        base().save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        there = {rename(name): tensor for name, tensor in load_file(file).items()}
+        save_file({name: tensor for name, tensor in there.items() if name}, file, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=rf"\d+ of \d+ weights are not in its files, first {first}"):
+            load_model(settings_of(tmp_path))

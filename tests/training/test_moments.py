@@ -15,6 +15,8 @@ from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.training.callbacks import DynamicSelection
 from clusterucb.training.moments import import_moments, load_moments, moments_of, save_moments
 
+MODULES = ["q_proj", "down_proj", "o_proj"]
+
 
 def stepped(model, kind=torch.optim.AdamW, steps=3, groups=1, **settings):
     """An optimizer of the trainable parameters after a few steps with random gradients."""
@@ -29,6 +31,16 @@ def stepped(model, kind=torch.optim.AdamW, steps=3, groups=1, **settings):
     return optimizer
 
 
+def saved(groups, folder):
+    """An optimizer of these groups after a step with a gradient of its own for each, in `folder` too."""
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        parameter.grad = torch.full_like(parameter, 1.0 + i)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    return optimizer
+
+
 def equal(one, other):
     facts = [(m.step, tuple(m.betas), m.eps) for m in (one, other)]
     return facts[0] == facts[1] and same(one.mean, other.mean) and same(one.square, other.square)
@@ -38,7 +50,7 @@ def equal(one, other):
 def trained(tmp_path_factory):
     """A plain transformers Trainer after 4 steps, its checkpoint, and the live moments."""
     folder = tmp_path_factory.mktemp("trainer")
-    model = adapted(target_modules=["q_proj", "down_proj", "o_proj"])
+    model = adapted(target_modules=MODULES)
     dynamic = DynamicSelection(rows(12), np.arange(12), lambda *_: np.arange(12))
     saved = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
     trainer = own_trainer(folder, dynamic, model=model, adam_beta2=0.99, weight_decay=0.1, **saved)
@@ -92,9 +104,7 @@ class TestImported:
         live = moments_of(trainer.optimizer, trainer.model)
         assert live.step == 4
         assert live.betas == (0.9, 0.99)
-        assert equal(
-            import_moments(checkpoint, adapted(target_modules=["q_proj", "down_proj", "o_proj"])), live
-        )
+        assert equal(import_moments(checkpoint, adapted(target_modules=MODULES)), live)
 
     def test_from_param_groups_in_the_trainers_order(self, tmp_path):
         """Norms have no weight decay: the second group holds parameters from between the first's."""
@@ -103,11 +113,7 @@ class TestImported:
         parameters = dict(model.named_parameters())
         groups = [[p for n, p in parameters.items() if (n in decayed) == first] for first in (True, False)]
         assert [len(group) for group in groups] == [2, 2]
-        optimizer = torch.optim.AdamW([{"params": group} for group in groups])
-        for i, parameter in enumerate(parameters.values()):
-            parameter.grad = torch.full_like(parameter, 1.0 + i)
-        optimizer.step()
-        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        optimizer = saved([{"params": group} for group in groups], tmp_path)
         assert equal(import_moments(tmp_path, model), moments_of(optimizer, model))
 
     @pytest.mark.parametrize("order", [0, 1, 2])
@@ -117,11 +123,7 @@ class TestImported:
         named = [*trainable_parameters(model).items()]
         np.random.default_rng(order).shuffle(named)
         groups = [{"params": named[:3]}, {"params": named[3:4], "lr": 1e-2}, {"params": named[4:]}]
-        optimizer = torch.optim.AdamW(groups, lr=1e-3)
-        for i, (_, parameter) in enumerate(named):
-            parameter.grad = torch.full_like(parameter, 1.0 + i)
-        optimizer.step()
-        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        optimizer = saved(groups, tmp_path)
         assert equal(import_moments(tmp_path, adapted()), moments_of(optimizer, model))
 
     @pytest.mark.parametrize(
@@ -141,10 +143,7 @@ class TestImported:
         groups = [{"params": []} for _ in range(max(places) + 1)]
         for place, parameter in zip(places, parameters.values(), strict=True):
             groups[place]["params"].append(parameter)
-            parameter.grad = torch.ones_like(parameter)
-        optimizer = torch.optim.AdamW(groups)
-        optimizer.step()
-        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        saved(groups, tmp_path)
         words = rf"param groups have {sizes} parameters .* Trainer's 8 and 0, .*named parameters, AdamW"
         with pytest.raises(MismatchError, match=words):
             import_moments(tmp_path, model)

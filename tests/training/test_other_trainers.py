@@ -93,11 +93,28 @@ class Stop(TrainerCallback):
         control.should_save = control.should_training_stop
 
 
+OFTEN = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
+
+
 @pytest.mark.whole
 class TestAPlainTrainer:
-    @pytest.mark.parametrize("accumulate", [2, 3])
-    def test_gradient_accumulation(self, tmp_path, accumulate):
-        train(tmp_path, gradient_accumulation_steps=accumulate)
+    @pytest.mark.parametrize(
+        ("tolerance", "changes"),
+        [
+            *((2e-3, {"gradient_accumulation_steps": steps}) for steps in (2, 3)),
+            (0.03, {"bf16": True}),
+            (0.03, {"model": lambda: adapted().to(torch.bfloat16)}),
+            (2e-3, {"model": lambda: other_adapter(use_rslora=True)}),
+            (2e-3, {"eval_dataset": POOL[18:], "average_tokens_across_devices": True, **OFTEN}),
+        ],
+        ids=["accumulation 2", "accumulation 3", "autocast", "bfloat16", "rank-stabilised", "evaluation"],
+    )
+    def test_whatever_its_settings_it_trains_on_what_real_gradients_select(
+        self, tmp_path, tolerance, changes
+    ):
+        if "model" in changes:
+            changes = {"model": changes["model"]()}
+        train(tmp_path, Judge(tolerance), **changes)
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradient_checkpointing_changes_nothing(self, tmp_path, plain, reentrant):
@@ -108,16 +125,6 @@ class TestAPlainTrainer:
         assert judge.selected == plain[0]
         assert same(weights(model), plain[1])
         assert model.is_gradient_checkpointing
-
-    def test_autocast_to_bfloat16(self, tmp_path):
-        train(tmp_path, Judge(tolerance=0.03), bf16=True)
-
-    def test_a_base_in_bfloat16(self, tmp_path):
-        train(tmp_path, Judge(tolerance=0.03), model=adapted().to(torch.bfloat16))
-
-    def test_evaluation_in_the_middle(self, tmp_path):
-        often = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
-        train(tmp_path, eval_dataset=[POOL[18], POOL[19]], average_tokens_across_devices=True, **often)
 
     def test_workers_that_read_ahead_have_the_new_rows(self, tmp_path, plain):
         judge, model = train(tmp_path, dataloader_num_workers=1, dataloader_prefetch_factor=4)
@@ -168,10 +175,8 @@ class TestAPlainTrainer:
         dynamic = DynamicSelection(POOL, FIRST, reselect, epochs_per_period=2)
         trainer = own_trainer(tmp_path, dynamic, num_train_epochs=6, gradient_accumulation_steps=2)
         trainer.train()
-        assert asked == [
-            (2, 4),
-            (3, 8),
-        ]  # 6 rows are 3 batches, and those 2 optimizer steps, the second short
+        # 6 rows are 3 batches, and those 2 optimizer steps, the second short
+        assert asked == [(2, 4), (3, 8)]
 
     @pytest.mark.parametrize("max_steps", [7, 9])
     def test_a_number_of_steps_in_the_place_of_epochs(self, tmp_path, max_steps):
@@ -182,6 +187,7 @@ class TestAPlainTrainer:
         assert sorted(chain(*batches.seen[3:6])) == GIVEN[2].tolist()
 
 
+@pytest.mark.whole  # for the time that it takes to compile
 @pytest.mark.parametrize("whole", [True, False])
 def test_rows_gradients_are_seen_however_a_model_was_compiled(whole):
     model = moved(adapted(), 0.1, "lora_B").eval()
@@ -221,10 +227,7 @@ def test_a_data_set_around_the_rows_shows_them_too():
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True: a second attempt"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length: lengths"),
-        (
-            {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
-            "never see the swapped rows",
-        ),
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "never see the swapped rows"),
         ({"train_dataset": POOL[:COUNT]}, r"train_dataset: is not the one.*dynamic\.dataset"),
     ],
 )
@@ -242,9 +245,6 @@ def other_adapter(name="default", **lora):
 
 @pytest.mark.whole
 class TestAdapters:
-    def test_rank_stabilised_lora(self, tmp_path):
-        train(tmp_path, model=other_adapter(use_rslora=True))
-
     def test_an_adapter_by_another_name_is_the_same_adapter(self, tmp_path, plain):
         """Its parameters have the same names, and with them the same projection."""
         judge, model = train(tmp_path, model=other_adapter(name="mine"))
