@@ -57,9 +57,9 @@ def test_every_combination_is_there_once_in_the_order_that_is_promised(solved):
 
 
 def test_outcomes_are_those_of_the_bandit_run_at_each_budget_by_itself(solved):
-    """So a smaller budget may be read off a larger one's draws: they are its prefix, for every policy."""
+    """So a smaller budget may be read off a larger one's draws, and a seed changes draws, not clusters."""
     problems, outcomes = solved
-    for outcome in [o for o in outcomes if o.policy not in REFERENCES and o.seed == 3]:
+    for outcome in [o for o in outcomes if o.policy not in REFERENCES]:
         scores = problems[outcome.problem].scores
         labels, selection = bandit(problems[outcome.problem], outcome)
         drawn, arms = selection.drawn_clusters, range(outcome.k)
@@ -124,13 +124,6 @@ def test_stale_is_what_the_old_ranking_finds_without_a_look(solved):
     assert 0 < stale.recall < 1
     fresh = cu.simulate([replace(b, stale_scores=b.scores)], {"r": cu.Random()}, GRID)
     assert [(o.recall, o.advantage) for o in fresh if o.policy == "stale"] == [(1.0, 1.0)]
-
-
-def test_the_seed_changes_draws_and_not_clusters(solved):
-    _, outcomes = solved
-    one, other = ([o for o in outcomes if o.seed == seed and o.policy == "ucb1"] for seed in (3, 1))
-    assert all((a.arms.sizes == b.arms.sizes).all() for a, b in zip(one, other, strict=True))
-    assert [o.recall for o in one] != [o.recall for o in other]
 
 
 def test_equal_rows_leave_nothing_to_gain():
