@@ -199,26 +199,17 @@ def test_evaluations_that_share_a_folder_ask_the_base_once_though_they_run_at_on
         assert len(lines(base / "samples.jsonl")) == len(lines(adapter / "samples.jsonl")) == 3
 
 
-@pytest.mark.parametrize(
-    "change", [{"limit": 1}, {"seed": 1}, {"engine": "vllm"}, {"eval_batch": 1}], ids=str
-)
-def test_other_settings_have_other_folders_and_lose_nothing(change, data, tmp_path, monkeypatch):
+def test_what_is_asked_otherwise_has_other_folders_and_loses_nothing(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "require_harness", lambda _engine: None)
-    evaluation(common(data, tmp_path, ["gsm8k"]), FakeEngine(guess)).run()
-    before, engine = folders(tmp_path), FakeEngine(guess)
-    evaluation(common(data, tmp_path, ["gsm8k"], **change), engine).run()
-    assert before < folders(tmp_path)
-    assert len(folders(tmp_path)) == 4
-    assert {who for who, _ in engine.prompts} == {"base", "adapter"}
-
-
-def test_another_chat_or_tokenizer_has_another_folder(ask, tmp_path):
     other = build_tokenizer()
     other.add_tokens(["pens"])
-    for chat, used in ((TULU, TOKENIZER), (Template(TOKENIZER), TOKENIZER), (TULU, other)):
-        _, engine = ask(given={"chat": chat, "tokenizer": used})
-        assert len(engine.prompts) == 6
-    assert len(folders(tmp_path / "out")) == 6
+    plain = ({}, {"limit": 1}, {"seed": 1}, {"engine": "vllm"}, {"eval_batch": 1})
+    asked = [*((one, {}) for one in plain), ({}, {"chat": Template(TOKENIZER)}), ({}, {"tokenizer": other})]
+    for number, (changes, given) in enumerate(asked, 1):
+        engine = FakeEngine(guess)
+        evaluation(common(data, tmp_path, ["gsm8k"], **changes), engine, **given).run()
+        assert {who for who, _ in engine.prompts} == {"base", "adapter"}
+        assert len(folders(tmp_path)) == 2 * number, (changes, given)
 
 
 def test_answers_and_documents_are_kept_in_the_order_of_the_questions(ask, data, tmp_path):
