@@ -270,7 +270,7 @@ def test_printing_gigabytes_ends_in_time_and_fills_no_memory(program):
         "os.mkfifo('fifo'); open('\\udcff\\n', 'w').close()",
         "os.rmdir(os.getcwd())",
         "for _ in range(100): os.mkdir('d' * 200); os.chdir('d' * 200)",
-        "while True: os.mkdir('d'); os.chdir('d')",
+        "for _ in range(1500): os.mkdir('d'); os.chdir('d')",
     ],
 )
 def test_the_working_directory_is_gone_whatever_the_program_did(program):
