@@ -1,7 +1,8 @@
 """Does what a page tells its reader to do: writes its files, runs its commands and its Python, in order.
 
 A page has one folder and one Python namespace. The model that pages name is a tiny one here, a command that
-is given a model without sizes gets small ones, and speed is measured in no time; all else is as it stands.
+is given a model without sizes gets small ones, a training that no size is given of has few steps, and speed
+is measured in no time; all else is as it stands.
 """
 
 from __future__ import annotations

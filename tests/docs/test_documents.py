@@ -20,6 +20,7 @@ MARKED = [block for path in DOCUMENTS for block in read_blocks(path) if block.re
 def runner(tmp_path, shared_settings, finished_settings, monkeypatch):
     """Runs pages in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clusterucb.run.sizing.STEPS", 8)
     known = set(sys.modules)
     yield Runner(shared_settings, finished_settings["out"])
     for name in set(sys.modules) - known:
