@@ -38,7 +38,7 @@ class Runner:
 
     Args:
         settings: a tiny model, small sizes, and the files that stand for a reader's own.
-        finished: directory of a finished run.
+        finished: makes a finished run of a method.
     """
 
     def __init__(self, settings, finished):
@@ -98,7 +98,7 @@ class Runner:
             shutil.copy(path, name)
         Path("examples").symlink_to(ROOT / "examples")
         for name in finished_runs(text):
-            shutil.copytree(self.finished, name)
+            shutil.copytree(self.finished("clusterucb").folder, name)
 
 
 def check(block):

@@ -97,6 +97,7 @@ def test_two_adapters_share_the_answers_of_their_base(other, there, tmp_path):
     assert len(answers(tmp_path)) == 3 * 3
 
 
+@pytest.mark.whole
 def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     there, finished_settings, tmp_path, monkeypatch
 ):
@@ -112,6 +113,7 @@ def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     assert results(tmp_path / "alone")["benchmarks"] == results(run)["benchmarks"]
 
 
+@pytest.mark.whole
 def test_the_runs_of_a_comparison_ask_their_base_once(there, shared_settings, tmp_path):
     """Its answers are in the folder that they share, where each run's results say."""
     out = tmp_path / "out"

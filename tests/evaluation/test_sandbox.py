@@ -74,6 +74,19 @@ def run(program, **limits):
 # ---------------------------------------------------------------- what passes
 
 
+LIBRARY = """
+import asyncio, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib
+import itertools, json, math, queue, random, re, statistics, string, tempfile, threading, typing
+from concurrent.futures import ThreadPoolExecutor
+
+assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]
+assert asyncio.run(asyncio.sleep(0, 3)) == 3
+assert hashlib.md5(b"").hexdigest().startswith("d41d8")
+with tempfile.TemporaryDirectory() as folder, open(folder + "/file", "w+") as file:
+    file.write("é")
+"""
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -83,8 +96,9 @@ def run(program, **limits):
         "# comment\n" * 500_000 + "assert True",
         "import os\nassert not os.environ",
         "import os\nassert os.listdir() == []; open('x', 'w').write('y'); assert os.listdir() == ['x']",
+        LIBRARY,
     ],
-    ids=["correct", "catches its exit", "is the main module", "5 megabytes", "no environment", "own folder"],
+    ids=["correct", "catches its exit", "main module", "5 MB", "no environment", "own folder", "library"],
 )
 def test_a_program_that_reaches_its_end_passes(program, monkeypatch):
     monkeypatch.setenv("CLUSTERUCB_SECRET", "hidden")
@@ -149,21 +163,6 @@ def test_the_token_is_in_no_frame_no_global_and_not_on_standard_input():
                 found.append(part.encode() if isinstance(part, str) else part)
         hits = [part for part in found if isinstance(part, bytes) and re.search(rb"[0-9a-f]{32}", part)]
         assert not hits, hits
-        """
-    assert run(program) == PASSED
-
-
-def test_threads_and_the_standard_library_work():
-    program = """
-        import asyncio, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib
-        import itertools, json, math, queue, random, re, statistics, string, tempfile, threading, typing
-        from concurrent.futures import ThreadPoolExecutor
-
-        assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]
-        assert asyncio.run(asyncio.sleep(0, 3)) == 3
-        assert hashlib.md5(b"").hexdigest().startswith("d41d8")
-        with tempfile.TemporaryDirectory() as folder, open(folder + "/file", "w+") as file:
-            file.write("é")
         """
     assert run(program) == PASSED
 

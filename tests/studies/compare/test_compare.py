@@ -188,6 +188,7 @@ def test_a_files_own_method_does_not_matter(settings, stub, tmp_path):
     assert (made["method"], made["bandit"], made["repeat"]) == ("bm25", "clusterucb", 0)
 
 
-def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
-    said = compare(finished_settings, "random", 1).complaint
+def test_a_runs_directory_is_no_comparisons(settings, stub):
+    write(Path(settings["out"]) / "config.yaml", load(None, settings).to_yaml())
+    said = compare(settings, "random", 1).complaint
     assert said.endswith("holds a run; a comparison needs a directory of its own: use another --out")
