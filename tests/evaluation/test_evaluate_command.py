@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, save_model, short, wide_model
+from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, short, wide_model
 
 from cli_helpers import clusterucb, done, lines, options, read
 from clusterucb.evaluation import adapter as module
@@ -21,7 +21,8 @@ def there(tmp_path_factory, data):
     """A model, three adapters of it and the official files."""
     root = tmp_path_factory.mktemp("there")
     (root / "data").symlink_to(data)
-    save_model(root / "model")
+    wide_model().save_pretrained(root / "model")
+    TOKENIZER.save_pretrained(root / "model")
     save_adapter(root / "adapter", root / "model")
     save_adapter(root / "other", root / "model", seed=7)
     settings = shutil.copytree(root / "adapter", root / "scaled") / "adapter_config.json"
