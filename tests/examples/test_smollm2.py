@@ -105,7 +105,7 @@ def test_per_row_gradients_of_the_real_model_equal_an_autograd_loop(session):
 def test_the_sketch_keeps_inner_products_of_the_real_models_gradients(session):
     """Unbiased, and as close as independent signs would be, though channels of a real model line up."""
     rows = rows_of(session, (2, 5, 11, 16), 64)
-    found = dict([*gradients_of(session, rows).items()][::3])  # some of every kind of matrix, for the time
+    found = gradients_of(session, rows)
     unit = torch.cat([gradients.flatten(1) for gradients in found.values()], 1).double()
     scale = unit.norm(dim=1)
     exact = (unit / scale[:, None]) @ (unit / scale[:, None]).T
