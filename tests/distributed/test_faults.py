@@ -123,13 +123,14 @@ def test_a_file_that_one_rank_does_not_find_ends_all_with_one_line(ranks, settin
         (
             {},
             {"at": [{1: {"where": "os:pwrite", "call": 20, "error": errno.ENOSPC}}]},
-            "OUT/features: No space left on device; what was finished is kept: make room and run the same",
+            "{out}/features: No space left on device; what was finished is kept: make room and run "
+            "the same command again",
         ),
     ],
 )
 def test_what_cannot_be_ends_all_with_one_line(ranks, settings, changes, more, said):
     found = ranks(["run", *options(settings, **{**SMALL, **changes})], **more)
-    assert complaint(found).startswith(said.replace("OUT", settings["out"]))
+    assert complaint(found).startswith(said.replace("{out}", settings["out"]))
 
 
 def test_a_directory_in_use_ends_all_with_one_line(ranks, settings):
