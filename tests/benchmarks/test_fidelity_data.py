@@ -8,6 +8,7 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
+import fidelity_data
 import fidelity_sources
 import pytest
 from fidelity_data import PARTS, study_data
@@ -73,11 +74,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(tokenizer, data_dir):
-    """Make the data in a folder; a problem of GSM8K is short enough under this tokenizer."""
+    """Make the data in a folder of a source's first rows; a problem of GSM8K is short enough here."""
+    distinct = fidelity_data._distinct
 
     def make(out, sizes=SIZES, folder=data_dir, pool="twelve"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fidelity_sources, "CONSIDERED", 100)
+            patch.setattr(fidelity_data, "_distinct", lambda rows: distinct(islice(rows, 200)))
             return study_data(out, folder, POOLS[pool], tokenizer, Tulu("<eos>"), sizes, 0, QUIET)
 
     return make

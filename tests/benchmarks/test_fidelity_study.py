@@ -225,12 +225,8 @@ def test_downstream_table_names_what_beats_the_reference_and_what_failed():
         return {"mean": mean, "error": 0.01, "over": "rows"}
 
     def method(loss, against):
-        return {
-            **shared,
-            "loss": estimate(loss),
-            "against_base": estimate(loss - 2),
-            "against_reference": against,
-        }
+        found = {"loss": estimate(loss), "against_base": estimate(loss - 2), "against_reference": against}
+        return {**shared, **found}
 
     methods = {
         "clusterucb": method(1.5, None),

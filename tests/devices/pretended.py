@@ -81,19 +81,16 @@ class PretendedGPUs(TorchDispatchMode):
 
     def __enter__(self):
         self._stack = ExitStack()
-        for name, value in self._of_cuda().items():
-            self._stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        for name, value in {
-            "get_rng_state": torch.get_rng_state,
-            "set_rng_state": lambda _state: None,
-        }.items():
-            self._stack.enter_context(
-                mock.patch.object(torch.cuda.random, name, value)
-            )  # dropout is the host's
-        self._stack.enter_context(mock.patch.object(devices, "_GPU", NAME))
-        self._stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pinned))
-        self._stack.enter_context(mock.patch.object(torch, "tensor", _of_values))
-        self._stack.enter_context(mock.patch.object(torch.nn.Module, "to", _moved))
+        of_dropout = {"get_rng_state": torch.get_rng_state, "set_rng_state": lambda _state: None}
+        for owner, values in (
+            (torch.cuda, self._of_cuda()),
+            (torch.cuda.random, of_dropout),  # which is the host's
+            (torch.Tensor, {"pin_memory": _pinned}),
+            (torch, {"tensor": _of_values}),
+            (torch.nn.Module, {"to": _moved}),
+            (devices, {"_GPU": NAME}),
+        ):
+            self._stack.enter_context(mock.patch.multiple(owner, **values))
         self._stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         PretendedGPUs.now = self
         return super().__enter__()

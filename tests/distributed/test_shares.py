@@ -1,12 +1,15 @@
 """Parts that several processes do together give what one gives, to the bit, whatever their number."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from threads import together
 
 from clusterucb.errors import ConfigError, LostError
 from clusterucb.features.kmeans import spherical_kmeans
@@ -14,6 +17,44 @@ from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.runtime.processes import ALONE, World, joined, leads
 
 SIZES = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """A world whose processes are threads of this one; they exchange values over a table."""
+
+    table: list = None
+    barrier: threading.Barrier = None
+
+    def gather(self, value):
+        self.table[self.rank] = value
+        self.barrier.wait(60)
+        found = deepcopy(self.table)  # as what comes from another process is
+        self.barrier.wait(60)
+        return found
+
+    def total(self, numbers):
+        found = self.gather(numbers.clone())
+        in_odd_order = torch.stack(found[::-1]).sum(0)  # ranks come in no order
+        return numbers.copy_(in_odd_order)
+
+    def lead(self, act):
+        return self.gather(act() if self.leads else None)[0]
+
+
+def together(size, function):
+    """What `function(world)` returns in each of `size` threads."""
+    world = Thread(size=size, table=[None] * size, barrier=threading.Barrier(size))
+
+    def run(rank):
+        try:
+            return function(replace(world, rank=rank))
+        except BaseException:
+            world.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(run, range(size)))
 
 
 def directions(n, d, seed=0):

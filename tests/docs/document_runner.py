@@ -1,7 +1,8 @@
 """Does what a page tells its reader to do: writes its files, runs its commands and its Python, in order.
 
 A page has one folder and one Python namespace. The model that pages name is a tiny one here, a command that
-is given a model without sizes gets small ones, and speed is measured in no time; all else is as it stands.
+is given a model without sizes gets small ones, a training that no size is given of has few steps, and speed
+is measured in no time; all else is as it stands.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Runner:
 
     Args:
         settings: a tiny model, small sizes, and the files that stand for a reader's own.
-        finished: directory of a finished run.
+        finished: makes a finished run of a method.
     """
 
     def __init__(self, settings, finished):
@@ -97,7 +98,7 @@ class Runner:
             shutil.copy(path, name)
         Path("examples").symlink_to(ROOT / "examples")
         for name in finished_runs(text):
-            shutil.copytree(self.finished, name)
+            shutil.copytree(self.finished("clusterucb").folder, name)
 
 
 def check(block):

@@ -17,11 +17,12 @@ MARKED = [block for path in DOCUMENTS for block in read_blocks(path) if block.re
 
 
 @pytest.fixture
-def runner(tmp_path, shared_settings, finished_settings, monkeypatch):
+def runner(tmp_path, shared_settings, finished_run, monkeypatch):
     """Runs pages in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clusterucb.run.sizing.STEPS", 8)
     known = set(sys.modules)
-    yield Runner(shared_settings, finished_settings["out"])
+    yield Runner(shared_settings, finished_run)
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]  # a page's own module must not be another page's

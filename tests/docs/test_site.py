@@ -15,6 +15,7 @@ import clusterucb
 from clusterucb.cli.main import application
 from clusterucb.config import settings
 
+pytestmark = pytest.mark.whole
 MISSING = [n for n in ("mkdocs", "material", "mkdocstrings_handlers") if not importlib.util.find_spec(n)]
 
 
@@ -39,7 +40,6 @@ def words(site, page):
     return html.unescape(re.sub(r"<[^>]*>", "", (site / page).read_text()))
 
 
-@pytest.mark.whole
 def test_the_command_line_page_has_every_command_and_setting(site):
     text = words(site, "cli.html")
     for name, command in typer.main.get_command(application()).commands.items():
@@ -51,7 +51,6 @@ def test_the_command_line_page_has_every_command_and_setting(site):
         assert " ".join(setting.help.replace("`", "").split()) in text
 
 
-@pytest.mark.whole
 def test_the_python_page_has_every_public_name(site):
     page = (site / "api.html").read_text()
     for name, home in clusterucb._HOMES.items():
@@ -59,14 +58,12 @@ def test_the_python_page_has_every_public_name(site):
     assert "Others" not in page, "a public name has no group in docs/reference.py"
 
 
-@pytest.mark.whole
 def test_every_document_is_a_page(site):
     sources = [path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")]
     made = [*sources, "index.html", "cli.html", "api.html", "changelog.html", "contributing.html"]
     assert all((site / page).exists() for page in made)
 
 
-@pytest.mark.whole
 def test_the_front_page_is_the_readme_with_links_within_the_site(site):
     page = (site / "index.html").read_text()
     assert "Find the few percent of your instruction data" in page
@@ -74,7 +71,6 @@ def test_the_front_page_is_the_readme_with_links_within_the_site(site):
     assert 'href="method.html"' in page
 
 
-@pytest.mark.whole
 def test_nothing_is_fetched_from_elsewhere(site):
     addresses = {a for page in site.rglob("*.html") for a in FETCHED.findall(page.read_text())}
     assert any(address.endswith(".css") for address in addresses)

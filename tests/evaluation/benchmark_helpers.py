@@ -81,12 +81,6 @@ def with_adapter(model, seed=1, scale=0.3, rank=4):
     return adapted.eval()
 
 
-def save_model(folder):
-    wide_model().save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
-
-
 def save_adapter(folder, model_folder, model=None, seed=1):
     model = model or wide_model()
     model.name_or_path = str(model_folder)

@@ -292,19 +292,10 @@ def test_one_vllm_engine_answers_for_the_base_without_and_for_the_adapter_with_a
     assert requests == [None, "request", None]
     assert os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] == "spawn"
     assert len(fake.running) == 0
-    assert fake.settings == [
-        {
-            "pretrained": str(model_folder),
-            "dtype": "bfloat16",
-            "seed": 5,
-            "trust_remote_code": False,
-            "add_bos_token": False,
-            "lora_local_path": str(tmp_path),
-            "max_lora_rank": 128,
-            "max_model_len": 300,
-            "tensor_parallel_size": 1,
-        }
-    ]
+    given = {"pretrained": str(model_folder), "lora_local_path": str(tmp_path), "dtype": "bfloat16"}
+    sizes = {"max_lora_rank": 128, "max_model_len": 300, "tensor_parallel_size": 1}
+    (settings,) = fake.settings
+    assert settings == {**given, **sizes, "seed": 5, "trust_remote_code": False, "add_bos_token": False}
 
 
 def test_vllm_is_asked_with_the_request_that_we_set():

@@ -7,9 +7,9 @@ import shutil
 import sys
 
 import pytest
-from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, save_model, short, wide_model
+from benchmark_helpers import ALL, TOKENIZER, FakeVLLM, save_adapter, short, wide_model
 
-from cli_helpers import clusterucb, lines, options, read
+from cli_helpers import clusterucb, done, lines, options, read
 from clusterucb.evaluation import adapter as module
 from clusterucb.tasks import TASKS
 
@@ -21,7 +21,8 @@ def there(tmp_path_factory, data):
     """A model, three adapters of it and the official files."""
     root = tmp_path_factory.mktemp("there")
     (root / "data").symlink_to(data)
-    save_model(root / "model")
+    wide_model().save_pretrained(root / "model")
+    TOKENIZER.save_pretrained(root / "model")
     save_adapter(root / "adapter", root / "model")
     save_adapter(root / "other", root / "model", seed=7)
     settings = shutil.copytree(root / "adapter", root / "scaled") / "adapter_config.json"
@@ -60,14 +61,13 @@ def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
     """Neither the harness's logs and bars nor what it starts (git, for one) writes anywhere."""
     monkeypatch.chdir(tmp_path)  # git complains where there is no repository
     arguments = asked(there, tmp_path / "out", tasks=[",".join(ALL)])
-    outcome = clusterucb("evaluate", *arguments, "--allow-code-execution")
-    assert outcome.status == 0, outcome
+    outcome = done("evaluate", *arguments, "--allow-code-execution")
     assert capfd.readouterr() == ("", "")
     names = ["mmlu_0shot", "mmlu_5shot", "bbh", "tydiqa", "gsm8k", "humaneval_pass1", "humaneval_pass10"]
     first, *said = outcome.err.splitlines()
     assert first == f"load {there / 'model'}"
-    done = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in said]
-    assert done == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
+    ended = [re.sub(r"(\d+)/\1 questions, .*", "done", line) for line in said]
+    assert ended == [f"{name}, {who}: done" for who in ("base", "adapter") for name in names]
     table, path = outcome.out.rstrip().rsplit("\n", 1)
     assert path == str(tmp_path / "out/benchmarks")
     assert [line.split()[1].strip(",") for line in table.splitlines() if line.startswith("│")] == [
@@ -80,8 +80,8 @@ def test_all_benchmarks_are_evaluated_and_only_our_own_lines_are_on_the_screen(
         "humaneval_pass1": 2, "humaneval_pass10": 2,
     }  # fmt: skip
     before = answers(tmp_path / "out")
-    again = clusterucb("evaluate", *arguments, "--allow-code-execution", "--quiet")
-    assert (again.status, again.out, again.err) == (0, "", "")
+    again = done("evaluate", *arguments, "--allow-code-execution", "--quiet")
+    assert (again.out, again.err) == ("", "")
     assert answers(tmp_path / "out") == before
     assert results(tmp_path / "out") == found
 
@@ -91,13 +91,14 @@ def test_two_adapters_share_the_answers_of_their_base(other, there, tmp_path):
     """One that is scaled otherwise is another one."""
     folders = []
     for name in ("adapter", other):
-        assert clusterucb("evaluate", *asked(there, tmp_path, adapter=there / name)).status == 0
+        done("evaluate", *asked(there, tmp_path, adapter=there / name))
         folders.append(results(tmp_path)["benchmarks"]["gsm8k"]["answers"])
     assert folders[0]["base"] == folders[1]["base"]
     assert folders[0]["adapter"] != folders[1]["adapter"]
     assert len(answers(tmp_path)) == 3 * 3
 
 
+@pytest.mark.whole
 def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     there, finished_settings, tmp_path, monkeypatch
 ):
@@ -105,23 +106,21 @@ def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     short(monkeypatch, shots=8)
     run, changes = tmp_path / "run", {"adapter": None, "dtype": None, "device": None}
     shutil.copytree(finished_settings["out"], run)
-    outcome = clusterucb("evaluate", *asked(there, run, **changes))
-    assert outcome.status == 0, outcome
-    assert re.match(r"base     loss \d\.\d+  \(holdout, 5 rows\)\nadapter  loss ", outcome.out)
-    assert "gsm8k: 3 prompts are longer than the model's window and lost their beginning" in outcome.out
-    alone = asked(there, tmp_path / "alone", adapter=run / "adapter")
-    assert clusterucb("evaluate", *alone).status == 0
+    shown = done("evaluate", *asked(there, run, **changes)).out
+    assert re.match(r"base     loss \d\.\d+  \(holdout, 5 rows\)\nadapter  loss ", shown)
+    assert "gsm8k: 3 prompts are longer than the model's window and lost their beginning" in shown
+    done("evaluate", *asked(there, tmp_path / "alone", adapter=run / "adapter"))
     assert answers(tmp_path / "alone") == answers(run)
     assert results(tmp_path / "alone")["benchmarks"] == results(run)["benchmarks"]
 
 
+@pytest.mark.whole
 def test_the_runs_of_a_comparison_ask_their_base_once(there, shared_settings, tmp_path):
     """Its answers are in the folder that they share, where each run's results say."""
     out = tmp_path / "out"
     tasks = {"tasks": ["gsm8k"], "data_dir": there / "data"}
     arguments = options({**shared_settings, **tasks, "out": out}, features=None)
-    outcome = clusterucb("compare", "--methods", "random", "--seeds", 2, *arguments)
-    assert outcome.status == 0, outcome
+    outcome = done("compare", "--methods", "random", "--seeds", 2, *arguments)
     assert re.findall(r"gsm8k, (\w+): 3/3", outcome.err) == ["base", "adapter", "adapter"]
     for run in (out / "random/0", out / "random/1"):
         folders = results(run)["benchmarks"]["gsm8k"]["answers"]
@@ -134,9 +133,8 @@ def test_questions_of_a_runs_target_are_left_out_by_its_adapters_own_record(ther
     taken, _ = TASKS["humaneval"].targets(there / "data", 2, 0)
     (adapter / "checkpoint.json").write_text(json.dumps({"target_questions": [taken.digest]}))
     arguments = asked(there, tmp_path / "out", adapter=adapter, tasks=["humaneval_pass1"], samples=1)
-    outcome = clusterucb("evaluate", *arguments, "--allow-code-execution")
-    assert outcome.status == 0, outcome
-    assert "humaneval_pass1: 1 question is left out, as it was in the target" in outcome.out
+    shown = done("evaluate", *arguments, "--allow-code-execution").out
+    assert "humaneval_pass1: 1 question is left out, as it was in the target" in shown
     assert results(tmp_path / "out")["benchmarks"]["humaneval_pass1"]["left_out"] == [taken.id]
 
 
@@ -158,20 +156,19 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(case, there, tmp_path,
     assert said in clusterucb("evaluate", *asked(there, tmp_path / "out", **changes)).complaint
 
 
-BROKEN = {
-    "weights missing": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "expected a folder"),
-    "weights torn": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "copy the ad"),
-    "settings torn": (lambda folder: (folder / "adapter_config.json").write_text('{"r'), "cannot be read as"),
-    "settings a list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "a JSON object"),
-    "record torn": (lambda folder: (folder / "checkpoint.json").write_text("{"), "cannot be read as JSON"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_adapter_is_one_line(case, there, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("adapter_model.safetensors", None, "expected a folder"),
+        ("adapter_model.safetensors", "x", "copy the ad"),
+        ("adapter_config.json", '{"r', "cannot be read as"),
+        ("adapter_config.json", "[]", "a JSON object"),
+        ("checkpoint.json", "{", "cannot be read as JSON"),
+    ],
+)
+def test_a_broken_adapter_is_one_line(file, content, said, there, tmp_path):
     folder = shutil.copytree(there / "adapter", tmp_path / "adapter")
-    spoil, said = BROKEN[case]
-    spoil(folder)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
     complaint = clusterucb("evaluate", *asked(there, tmp_path / "out", adapter=folder)).complaint
     assert complaint.startswith(str(folder))
     assert said in complaint
@@ -197,23 +194,18 @@ def test_vllm_answers_without_the_model_being_loaded_here(there, tmp_path, monke
     model, out = shutil.copytree(there / "model", tmp_path / "model"), tmp_path / "out"
     arguments = asked(there, out, engine="vllm", model=model)
     for _ in range(2):
-        outcome = clusterucb("evaluate", *arguments)
-        assert outcome.status == 0, outcome
+        done("evaluate", *arguments)
     (settings,) = fake.settings
     assert settings["pretrained"] == str(model)
     assert settings["lora_local_path"] == str(there / "adapter")
     assert len(fake.running) == 0
-    folders = {
-        who: out / "benchmarks" / name for who, name in results(out)["benchmarks"]["gsm8k"]["answers"].items()
-    }
-    prompts = [document["context"] for document in lines(folders["base"] / "documents.jsonl")]
-    lengths = map(len, TOKENIZER(prompts, add_special_tokens=False)["input_ids"])
-    assert settings["max_model_len"] == max(lengths) + 6
-    responses = {
-        who: {tuple(sample["responses"]) for sample in lines(folder / "samples.jsonl")}
-        for who, folder in folders.items()
-    }
-    assert responses == {"base": {(" 2",)}, "adapter": {(" 1",)}}
+    for who, name in results(out)["benchmarks"]["gsm8k"]["answers"].items():
+        folder = out / "benchmarks" / name
+        prompts = [document["context"] for document in lines(folder / "documents.jsonl")]
+        lengths = map(len, TOKENIZER(prompts, add_special_tokens=False)["input_ids"])
+        assert settings["max_model_len"] == max(lengths) + 6
+        answer = {"base": " 2", "adapter": " 1"}[who]
+        assert all(sample["responses"] == [answer] for sample in lines(folder / "samples.jsonl"))
     os.utime(model / "model.safetensors", (1, 1))  # another model, for all that can be seen
-    assert clusterucb("evaluate", *arguments).status == 0
+    done("evaluate", *arguments)
     assert len(fake.settings) == 2

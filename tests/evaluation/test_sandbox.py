@@ -74,6 +74,19 @@ def run(program, **limits):
 # ---------------------------------------------------------------- what passes
 
 
+LIBRARY = """
+import asyncio, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib
+import itertools, json, math, queue, random, re, statistics, string, tempfile, threading, typing
+from concurrent.futures import ThreadPoolExecutor
+
+assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]
+assert asyncio.run(asyncio.sleep(0, 3)) == 3
+assert hashlib.md5(b"").hexdigest().startswith("d41d8")
+with tempfile.TemporaryDirectory() as folder, open(folder + "/file", "w+") as file:
+    file.write("é")
+"""
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -83,8 +96,9 @@ def run(program, **limits):
         "# comment\n" * 500_000 + "assert True",
         "import os\nassert not os.environ",
         "import os\nassert os.listdir() == []; open('x', 'w').write('y'); assert os.listdir() == ['x']",
+        LIBRARY,
     ],
-    ids=["correct", "catches its exit", "is the main module", "5 megabytes", "no environment", "own folder"],
+    ids=["correct", "catches its exit", "main module", "5 MB", "no environment", "own folder", "library"],
 )
 def test_a_program_that_reaches_its_end_passes(program, monkeypatch):
     monkeypatch.setenv("CLUSTERUCB_SECRET", "hidden")
@@ -149,21 +163,6 @@ def test_the_token_is_in_no_frame_no_global_and_not_on_standard_input():
                 found.append(part.encode() if isinstance(part, str) else part)
         hits = [part for part in found if isinstance(part, bytes) and re.search(rb"[0-9a-f]{32}", part)]
         assert not hits, hits
-        """
-    assert run(program) == PASSED
-
-
-def test_threads_and_the_standard_library_work():
-    program = """
-        import asyncio, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib
-        import itertools, json, math, queue, random, re, statistics, string, tempfile, threading, typing
-        from concurrent.futures import ThreadPoolExecutor
-
-        assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]
-        assert asyncio.run(asyncio.sleep(0, 3)) == 3
-        assert hashlib.md5(b"").hexdigest().startswith("d41d8")
-        with tempfile.TemporaryDirectory() as folder, open(folder + "/file", "w+") as file:
-            file.write("é")
         """
     assert run(program) == PASSED
 
@@ -270,7 +269,7 @@ def test_printing_gigabytes_ends_in_time_and_fills_no_memory(program):
         "os.mkfifo('fifo'); open('\\udcff\\n', 'w').close()",
         "os.rmdir(os.getcwd())",
         "for _ in range(100): os.mkdir('d' * 200); os.chdir('d' * 200)",
-        "while True: os.mkdir('d'); os.chdir('d')",
+        "for _ in range(1500): os.mkdir('d'); os.chdir('d')",
     ],
 )
 def test_the_working_directory_is_gone_whatever_the_program_did(program):
@@ -335,25 +334,6 @@ for process in (os.getppid(), "self"):
 # ---------------------------------------------------------------- processes and network
 
 
-@pytest.mark.parametrize(
-    "start_one",
-    [
-        "os.fork()",
-        "os.forkpty()",
-        "os.posix_spawn('/bin/sh', ['sh'], {})",
-        "os.execv('/bin/sh', ['sh'])",
-        "subprocess.run(['true'])",
-        "subprocess.run([sys.executable, '-c', ''])",
-        "multiprocessing.get_context('fork').Process(target=print).start()",
-        "multiprocessing.get_context('spawn').Process(target=print).start()",
-    ],
-)
-def test_no_process_can_be_started(start_one):
-    needs("processes", "seccomp")
-    program = f"{DENIED}import os, sys, subprocess, multiprocessing\nassert denied(lambda: {start_one})"
-    assert run(program) == PASSED
-
-
 def test_a_fork_bomb_leaves_nothing_behind():
     needs("processes")
     program = """
@@ -368,6 +348,18 @@ def test_a_fork_bomb_leaves_nothing_behind():
 
 
 REFUSED = {  # what, and a program that passes if it is refused
+    "starting processes": """
+import multiprocessing, os, subprocess, sys
+def started(way): return lambda: multiprocessing.get_context(way).Process(target=print).start()
+ways = [
+    os.fork, os.forkpty, started("fork"), started("spawn"),
+    lambda: os.posix_spawn("/bin/sh", ["sh"], {}),
+    lambda: os.execv("/bin/sh", ["sh"]),
+    lambda: subprocess.run(["true"]),
+    lambda: subprocess.run([sys.executable, "-c", ""]),
+]
+assert [denied(way) for way in ways] == [True] * len(ways)
+""",
     "signalling or slowing other processes": """
 import os, resource, signal
 parent = os.getppid()

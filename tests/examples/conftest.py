@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,11 +12,9 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "data.py"
 
 
 @pytest.fixture(scope="session")
-def demo() -> ModuleType:
+def demo():
     """examples/demo/data.py."""
     spec = importlib.util.spec_from_file_location("demo_data_under_test", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

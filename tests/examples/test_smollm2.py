@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_adapters import flat, slow_gradients
 
-from clusterucb import Config, Session, dynamic
+from clusterucb import Session, dynamic
+from clusterucb.config import load
 from clusterucb.data.chat import encode, fit
 from clusterucb.gradients.batches import collate
 from clusterucb.gradients.per_sample import adapter_layers, row_gradients, trainable_parameters
@@ -41,25 +42,18 @@ def session(demo, tmp_path_factory):
     (folder / "holdout.jsonl").write_bytes(first_lines(files.heldout, 3))
     for path in files.pool:
         (folder / path.name).write_bytes(first_lines(path, 3))
-    return Session(
-        Config(
-            model=demo.model_path(),
-            pool=[str(folder / path.name) for path in files.pool],
-            target=[str(folder / "target.jsonl")],
-            holdout=[str(folder / "holdout.jsonl")],
-            out=str(folder / "run"),
-            chat="tulu",
-            lora={"rank": 4, "alpha": 16},
-            warmup={"warmup_steps": 2},
-            gradients={"batch_tokens": 512, "gradient_length": 96},
-            clustering={"k": 3, "features": "gradients"},
-            selection={"policy": "ucb_beta", "budget": 0.2, "top_p": 0.1},
-            training={
-                **{"periods": 2, "epochs_per_period": 1, "lr": 1e-3},
-                **{"batch_size": 2, "micro_batch": 2, "train_length": 96},
-            },
-        )
-    )
+    given = {
+        "model": demo.model_path(),
+        "pool": [str(folder / path.name) for path in files.pool],
+        "target": [str(folder / "target.jsonl")],
+        "holdout": [str(folder / "holdout.jsonl")],
+        "out": str(folder / "run"),
+    }
+    small = {"warmup_steps": 2, "batch_tokens": 512, "gradient_length": 96, "train_length": 96, "k": 3}
+    of_selection = {"features": "gradients", "policy": "ucb_beta", "budget": 0.2, "top_p": 0.1, "periods": 2}
+    of_training = {"rank": 4, "alpha": 16, "epochs_per_period": 1, "lr": 1e-3}
+    of_training |= {"batch_size": 2, "micro_batch": 2, "chat": "tulu"}
+    return Session(load(None, {**given, **small, **of_selection, **of_training}))
 
 
 def test_the_whole_procedure_selects_trains_and_counts_on_the_real_model(session):

@@ -11,8 +11,10 @@ from report_helpers import HOSTILE, Page
 from clusterucb.report.page import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
+]
 
 FLAGS = (
     "headless no-sandbox disable-gpu disable-dev-shm-usage window-size=1200,12000 virtual-time-budget=15000"

@@ -98,10 +98,6 @@ def test_costs_are_those_that_the_steps_wrote_down(plain, plain_run):
     assert all(line in plain.words for line in in_words(bill))
 
 
-def test_what_is_to_be_said_of_the_run_is_text_in_the_section_of_trust(plain):
-    assert "mind the <b>gap</b>" in plain.words
-
-
 def test_clusters_are_those_of_the_draws(plain, plain_run):
     labels = load_file(plain_run / "clusters.safetensors")["labels"]
     heads, rows = cells(plain, "Clusters")
@@ -164,7 +160,8 @@ def test_hostile_text_is_only_text(hostile, plain):
     text = next(text for attributes, text in hostile.scripts if attributes.get("id") == "data")
     assert not set("<>&\u2028\u2029") & set(text)
     assert "hacked" in text
-    for said in ("<b>script</b>", "gsm8k/<u>5</u>", "<b>too long</b>", "models/<tiny>"):
+    remark = "mind the <b>gap</b>"
+    for said in (remark, "<b>script</b>", "gsm8k/<u>5</u>", "<b>too long</b>", "models/<tiny>"):
         assert said in hostile.words
 
 

@@ -17,7 +17,7 @@ CONFIG = Config(
     target=["t"],
     less={"less_checkpoints": 3},
     selection={"budget": 0.2},
-    training={"periods": 4, "batch_size": 8},
+    training={"periods": 2, "batch_size": 8},
 )
 
 

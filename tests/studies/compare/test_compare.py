@@ -34,10 +34,7 @@ def stub(monkeypatch):
     ("given", "said"),
     [
         ({"methods": "clusterucb,randon"}, "randon: there is no such method; did you mean 'random'?"),
-        (
-            {"methods": "xyzzy"},
-            "xyzzy: there is no such method; the methods are clusterucb, ",
-        ),
+        ({"methods": "xyzzy"}, "xyzzy: there is no such method; the methods are clusterucb, "),
         ({"methods": " , "}, "--methods names none"),
         ({"methods": "linear_uca@0.1"}, "--methods linear_uca@0.1: there is no such method; did you mean"),
         ({"methods": "rds@0.1"}, "--methods rds@0.1: rds has no budget; write rds"),
@@ -104,15 +101,19 @@ def test_after_a_failure_the_model_is_loaded_anew(settings, stub, monkeypatch):
     assert len(loads) == 2  # for the first run, and for the one after the failure
 
 
-def test_a_full_disk_ends_it(settings, stub):
-    stub.troubles["random/0"] = StorageError("out: no space left on the disk")
-    assert compare(settings, "random,bm25", 1).complaint == "out: no space left on the disk"
-
-
-def test_an_interruption_ends_it(settings, stub):
-    stub.troubles["random/0"] = KeyboardInterrupt()
+@pytest.mark.parametrize(
+    ("trouble", "status", "said"),
+    [
+        (StorageError("out: no space left on the disk"), 2, "clusterucb: out: no space left on the disk\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["a full disk", "an interruption"],
+)
+def test_what_every_run_would_meet_ends_it(settings, stub, trouble, status, said):
+    stub.troubles["random/0"] = trouble
     shown = compare(settings, "random,clusterucb", 2)
-    assert (shown.status, stub.called) == (130, ["clusterucb/0", "random/0"])
+    assert (shown.status, stub.called) == (status, ["clusterucb/0", "random/0"])
+    assert shown.err.endswith(said)
     out = Path(settings["out"])
     assert {line["method"]: line["state"] for line in csv_lines(out)} == {"clusterucb": "finished"}
     assert not (out / "random/0/failed.json").exists()
@@ -187,6 +188,7 @@ def test_a_files_own_method_does_not_matter(settings, stub, tmp_path):
     assert (made["method"], made["bandit"], made["repeat"]) == ("bm25", "clusterucb", 0)
 
 
-def test_a_runs_directory_is_no_comparisons(finished_settings, stub):
-    said = compare(finished_settings, "random", 1).complaint
+def test_a_runs_directory_is_no_comparisons(settings, stub):
+    write(Path(settings["out"]) / "config.yaml", load(None, settings).to_yaml())
+    said = compare(settings, "random", 1).complaint
     assert said.endswith("holds a run; a comparison needs a directory of its own: use another --out")

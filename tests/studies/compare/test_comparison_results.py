@@ -7,24 +7,22 @@ import shutil
 import statistics
 
 import pytest
-from compare_helpers import cell, csv_lines, finish, write
+from compare_helpers import CONFIG, cell, csv_lines, finish, write
 from rich.console import Console
 
 from cli_helpers import read
 from clusterucb.cli.study_tables import show_comparison
-from clusterucb.config import Config
 from clusterucb.run.costs import Cost
 from clusterucb.studies.compare.cells import all_cells
 from clusterucb.studies.compare.results import compared, write_cells
 
 
-@pytest.fixture
-def config():
-    return Config(model="m", out="o", pool=["p"], target=["t"], training={"periods": 2})
+def comparison(out):
+    return compared(all_cells(out), CONFIG)
 
 
 @pytest.fixture
-def table(tmp_path, config):
+def table(tmp_path):
     """Two methods with three and two repetitions, one failed, one that was killed."""
     losses = {}
     for name, repeats, gradients in (("clusterucb", 3, 80), ("dynamic", 2, 200)):
@@ -34,7 +32,7 @@ def table(tmp_path, config):
     cell(tmp_path, "random", 0).run.path.mkdir(parents=True)
     cell(tmp_path, "random", 0).fail(ValueError("no luck"))
     cell(tmp_path, "bm25", 0).run.path.mkdir(parents=True)
-    return tmp_path, losses, compared(all_cells(tmp_path), config)
+    return tmp_path, losses, comparison(tmp_path)
 
 
 def test_losses_and_differences_are_those_of_the_runs(table):
@@ -70,12 +68,12 @@ def test_a_method_costs_all_that_it_takes_alone(table):
     assert full["of_full_dynamic"] == {"pool_gradients": 1, "cost": 1}
 
 
-def test_runs_of_an_earlier_version_have_no_passes(tmp_path, config):
+def test_runs_of_an_earlier_version_have_no_passes(tmp_path):
     run = cell(tmp_path, "less").run
     finish(run, 1)
     summary = read(run.summary)
     run.summary.write_text(json.dumps({name: summary[name] for name in ("rows", "steps", "total")}))
-    result = compared(all_cells(tmp_path), config)
+    result = comparison(tmp_path)
     assert "passes" not in result["methods"]["less"]["cost"]
     (line,) = [line for line in shown(result).splitlines() if "│ less" in line]
     assert line.count("–") == 2
@@ -88,10 +86,10 @@ def test_what_is_to_be_said_of_several_methods_is_said_once(table):
     assert "note on clusterucb, dynamic: it rains" in shown(result)
 
 
-def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path, config):
+def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path):
     run = cell(tmp_path, "clusterucb_hidden").run
     finish(run, 1, warmup=Cost(pool_forwards=90))
-    result = compared(all_cells(tmp_path), config)
+    result = comparison(tmp_path)
     row = result["methods"]["clusterucb_hidden"]
     assert row["cost"]["pool_forwards"] == 90
     assert row["of_full_dynamic"]["pool_gradients"] == 40 / 200
@@ -99,64 +97,57 @@ def test_a_forward_pass_counts_as_its_share_of_a_gradient(tmp_path, config):
 
 
 @pytest.mark.parametrize("shared", ["by a folder", "by links, as earlier versions did"])
-def test_what_was_shared_was_computed_once(tmp_path, config, shared):
+def test_what_was_shared_was_computed_once(tmp_path, shared):
     warmup = Cost(rows=5, tokens=50, pool_gradients=9, seconds=4.0)
     ours, theirs = cell(tmp_path, "clusterucb"), cell(tmp_path, "dynamic")
     if shared == "by a folder":
-        ours.share(config)
-        theirs.share(config)
+        ours.share(CONFIG)
+        theirs.share(CONFIG)
     finish(ours.run, 1, gradients=10, seconds=1.0, warmup=warmup)
     if shared != "by a folder":
         shutil.copytree(ours.run.warmup, theirs.run.warmup, copy_function=os.link)
     finish(theirs.run, 2, gradients=10, seconds=1.0, warmup=warmup)
-    computed = compared(all_cells(tmp_path), config)["computed"]
+    computed = comparison(tmp_path)["computed"]
     assert computed["pool_gradients"] == 9 + 10 + 10
     assert computed["tokens"] == 50 + 100 + 100 + 80 + 80
     assert computed["seconds"] == pytest.approx(4 + 1 + 1 + 0.25 + 0.25)
 
 
-def test_failed_and_unfinished_runs_are_told(table):
-    out, _, result = table
+def test_csv_and_json_agree_with_the_runs_own_files_and_tell_of_failed_and_unfinished_ones(table):
+    out, losses, result = table
     counts = {
         name: [row[s] for s in ("finished", "failed", "unfinished")]
         for name, row in result["methods"].items()
     }
     assert counts == {"clusterucb": [3, 0, 0], "dynamic": [2, 0, 0], "random": [0, 1, 0], "bm25": [0, 0, 1]}
     write_cells(out / "comparison.csv", result["cells"])
-    last = {line["method"]: line for line in csv_lines(out)}
-    assert "ValueError: no luck" in last["random"]["failure"]
-    assert (last["bm25"]["state"], last["bm25"]["loss"]) == ("unfinished", "")
-
-
-def test_csv_and_json_agree_with_the_runs_own_files(table):
-    out, losses, result = table
-    write_cells(out / "comparison.csv", result["cells"])
-    finished = [line for line in csv_lines(out) if line["state"] == "finished"]
-    assert len(finished) == 5
+    *finished, unfinished, failed = csv_lines(out)
+    assert [line["state"] for line in finished] == ["finished"] * 5
     for line, told in zip(finished, result["cells"], strict=False):
         rows = losses[line["method"], int(line["repetition"])]
         assert float(line["loss"]) == told["loss"] == pytest.approx(statistics.fmean(rows))
         assert float(line["standard_error"]) == pytest.approx(statistics.stdev(rows) / 2)
         assert int(line["pool_gradients"]) == {"clusterucb": 80, "dynamic": 200}[line["method"]]
+    assert (unfinished["method"], unfinished["state"], unfinished["loss"]) == ("bm25", "unfinished", "")
+    assert (failed["method"], failed["state"]) == ("random", "failed")
+    assert "ValueError: no luck" in failed["failure"]
 
 
-def test_one_row_has_no_error(tmp_path, config):
-    finish(cell(tmp_path, "less").run, 1, rows=1)
-    row = compared(all_cells(tmp_path), config)["methods"]["less"]
-    assert (row["loss"]["error"], row["against_base"]["error"]) == (None, None)
-
-
-def test_one_repetition_has_the_error_over_rows(tmp_path, config):
-    _, losses = finish(cell(tmp_path, "less").run, 1)
-    result = compared(all_cells(tmp_path), config)
+def test_one_repetition_has_the_error_over_rows_and_one_row_none(tmp_path):
+    run = cell(tmp_path, "less").run
+    _, losses = finish(run, 1)
+    result = comparison(tmp_path)
     row = result["methods"]["less"]
     assert row["loss"]["over"] == "rows"
     assert row["loss"]["error"] == pytest.approx(statistics.stdev(losses) / 2)
     assert result["reference"] == "less"
     assert "(where there is one run, less, standard error over rows)" in shown(result)
+    finish(run, 1, rows=1)
+    row = comparison(tmp_path)["methods"]["less"]
+    assert (row["loss"]["error"], row["against_base"]["error"]) == (None, None)
 
 
-def test_benchmarks_are_averaged_over_repetitions(tmp_path, config):
+def test_benchmarks_are_averaged_over_repetitions(tmp_path):
     for repeat, score in enumerate((0.25, 0.75)):
         run = cell(tmp_path, "rds", repeat).run
         finish(run, repeat)
@@ -166,7 +157,7 @@ def test_benchmarks_are_averaged_over_repetitions(tmp_path, config):
         }
         task = {"questions": 20, "metrics": {"exact_match": values}}
         write(run.benchmarks / "results.json", {"benchmarks": {"gsm8k": task}})
-    result = compared(all_cells(tmp_path), config)
+    result = comparison(tmp_path)
     name = "gsm8k exact_match (20 questions)"
     found = result["methods"]["rds"]["benchmarks"][name]
     assert (found["mean"], found["error"]) == (0.5, pytest.approx(statistics.stdev([0.25, 0.75])))
@@ -201,8 +192,8 @@ def test_the_table_has_a_line_for_each_method_with_the_base_first(table):
     assert f"{3 * 80 + 2 * 200:,} pool gradients" in text
 
 
-def test_nothing_finished_is_a_table_too(tmp_path, config):
+def test_nothing_finished_is_a_table_too(tmp_path):
     folder = cell(tmp_path, "random")
     folder.run.path.mkdir(parents=True)
     folder.fail(ValueError("no luck"))
-    assert "random/0 failed" in shown(compared(all_cells(tmp_path), config))
+    assert "random/0 failed" in shown(comparison(tmp_path))

@@ -137,8 +137,6 @@ def test_the_table_says_what_the_runs_say(comparison):
         assert line["state"] == "finished"
         assert float(line["loss"]) == pytest.approx(read(run / "evaluation.json")["adapter"]["loss"])
         assert int(line["pool_gradients"]) == read(run / "summary.json")["total"]["pool_gradients"]
-    row = read(out / "comparison.json")["methods"]["clusterucb"]
-    assert f"{row['loss']['mean']:.4f} ± {row['loss']['error']:.4f}" in every.out
     assert every.out.splitlines()[-1] == str(out / "comparison.csv")
 
 

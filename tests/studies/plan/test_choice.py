@@ -17,15 +17,9 @@ SPEED = 1000.0
 
 
 @pytest.fixture(scope="module")
-def config(shared_settings, tmp_path_factory):
-    out = str(tmp_path_factory.mktemp("choice") / "run")
-    return load(
-        None, {**shared_settings, "warmup_steps": 40, "epochs_per_period": 2, "top_p": 0.05, "out": out}
-    )
-
-
-@pytest.fixture(scope="module")
-def found(config):
+def found(shared_settings, tmp_path_factory):
+    own = {"warmup_steps": 40, "epochs_per_period": 2, "top_p": 0.05}
+    config = load(None, {**shared_settings, **own, "out": str(tmp_path_factory.mktemp("choice") / "run")})
     return look(config, Screen(quiet=True), tokens_per_second=SPEED)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, options, read
+from cli_helpers import clusterucb, done, options, read
 from clusterucb.config import load
 from clusterucb.run.directory import RunDir
 from clusterucb.run.presets import PRESETS
@@ -42,9 +42,7 @@ def facts(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def spent(settings):
     """The directory of each method's run, after all were run."""
-    given = options(settings, features=None)
-    outcome = clusterucb("compare", "--methods", ",".join(PRESETS), "--seeds", 1, *given)
-    assert outcome.status == 0, outcome
+    done("compare", "--methods", ",".join(PRESETS), "--seeds", 1, *options(settings, features=None))
     return {name: Path(settings["out"]) / name / "0" for name in PRESETS}
 
 
@@ -54,17 +52,14 @@ def planned(config):
     return plan(config, tokens_per_second=SPEED)
 
 
-def changed(config, section, **settings):
-    """The settings with some of a section's changed."""
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
-
-
 @pytest.mark.whole
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, spent):
+def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, planned, spent):
     """What a selection decides is an expectation, between the tokens of the shortest and longest rows."""
     steps = planned_steps(PRESETS[name].config(config, 0, spent[name]), facts)
-    summary = read(spent[name] / "summary.json")
+    summary, total = read(spent[name] / "summary.json"), planned["methods"][name]
+    assert {key: total[key] for key in COUNTS} == {key: summary["total"][key] for key in COUNTS}
+    assert total["passes"] == pytest.approx(summary["bill"]["passes"], rel=0.2)
     assert list(steps) == list(summary["steps"])
     for step, found in summary["steps"].items():
         cost = steps[step].cost
@@ -84,24 +79,19 @@ def test_a_plan_has_the_counts_that_the_run_then_has(name, config, facts, spent)
 
 
 def test_a_budget_of_all_rows_leaves_no_expectation(config, facts):
-    steps = planned_steps(changed(config, "selection", budget=1.0, top_p=1.0), facts)
+    steps = planned_steps(config.with_settings({"budget": 1.0, "top_p": 1.0}), facts)
     assert not any(step.expected for step in steps.values())
     assert steps["select 2"].cost.tokens == steps["gradients"].cost.tokens
 
 
 @pytest.mark.whole
-def test_totals_and_bills_are_those_of_the_runs(config, facts, planned, spent):
+def test_the_bill_is_the_runs(planned, spent):
     """A plan's passes differ by the tokens alone that the selections decide; what runs alike has the same."""
     ours, counted = planned["bill"], read(spent["clusterucb"] / "summary.json")["bill"]
     assert ours["one_pass"] == counted["one_pass"]
     for part in ("warmup", "evaluation"):
         assert ours["parts"][part]["passes"] == counted["parts"][part]["passes"]
     assert ours["train_only"]["passes"] == counted["train_only"]["passes"]
-    for name, folder in spent.items():
-        counted = read(folder / "summary.json")
-        for key in COUNTS:
-            assert planned["methods"][name][key] == counted["total"][key], name
-        assert planned["methods"][name]["passes"] == pytest.approx(counted["bill"]["passes"], rel=0.2), name
     assert planned["total"] == planned["methods"]["clusterucb"]
 
 
@@ -124,17 +114,16 @@ def tensor_bytes(*paths):
     return sum(array.nbytes for path in paths for array in load_file(path).values())
 
 
-def check_features_and_clusters(steps, run):
-    """The disk of both is what their arrays take, but for the objective of each iteration of k-means."""
+@pytest.mark.parametrize("name", ["clusterucb", pytest.param("clusterucb_hidden", marks=pytest.mark.whole)])
+def test_the_disk_of_a_step_is_what_its_arrays_take(finished_run, name):
+    run = RunDir(finished_run(name).folder)
+    found = plan(load(run.config), tokens_per_second=SPEED)
+    steps, kept = found["steps"], found["disk"]
     files = [run.features / name for name in ("features.f16", "losses.f32", "done.u8")]
     held = tensor_bytes(run.directions_at(1)) + sum(path.stat().st_size for path in files)
     assert steps["gradients"]["disk"] == held
-    assert steps["cluster"]["disk"] == pytest.approx(tensor_bytes(run.clusters), abs=8 * 32)
-
-
-def test_the_disk_of_a_step_is_what_its_arrays_take(planned, spent):
-    run, steps, kept = RunDir(spent["clusterucb"]), planned["steps"], planned["disk"]
-    check_features_and_clusters(steps, run)
+    objectives = 8 * 32  # of each iteration of k-means
+    assert steps["cluster"]["disk"] == pytest.approx(tensor_bytes(run.clusters), abs=objectives)
     for step, folder in (("warmup", run.warmup), ("train", run.adapter)):
         held = tensor_bytes(folder / "adapter_model.safetensors", folder / "moments.safetensors")
         assert steps[step]["disk"] == pytest.approx(held, abs=64)  # the moments' own settings
@@ -142,20 +131,18 @@ def test_the_disk_of_a_step_is_what_its_arrays_take(planned, spent):
     assert kept["pool"] == tokens + 16 * 100
     assert kept["initial"] == tensor_bytes(run.initial / "adapter_model.safetensors")
     disk = sum(step["disk"] for step in steps.values())
-    assert planned["total"]["disk"] == kept["pool"] + kept["initial"] + disk
+    assert found["total"]["disk"] == kept["pool"] + kept["initial"] + disk
 
 
-def test_hidden_states_take_forward_passes_and_the_room_of_their_size(config, spent):
-    run = RunDir(spent["clusterucb_hidden"])
-    found = plan(changed(config, "clustering", features="hidden"), tokens_per_second=SPEED)
+def test_hidden_states_take_forward_passes(config):
+    found = plan(config.with_settings({"features": "hidden"}), tokens_per_second=SPEED)
     assert found["total"] == found["methods"]["clusterucb_hidden"]
     step = found["steps"]["gradients"]
     assert step["seconds"] == pytest.approx(step["tokens"] / (3 * SPEED), abs=1e-3)
-    check_features_and_clusters(found["steps"], run)
 
 
-def test_an_adapter_to_go_on_with_has_the_size_of_a_new_one(facts, config, spent):
-    going_on = config.model_copy(update={"adapter": str(spent["clusterucb"] / "adapter")})
+def test_an_adapter_to_go_on_with_has_the_size_of_a_new_one(facts, config, finished_run):
+    going_on = config.model_copy(update={"adapter": str(finished_run("clusterucb").folder / "adapter")})
     assert model_sizes(going_on) == facts.sizes
 
 
@@ -170,8 +157,7 @@ def test_time_is_tokens_by_the_speed_given(planned):
 
 def test_the_command_measures_and_leaves_nothing_behind(settings, tmp_path):
     out = tmp_path / "none" / "yet"
-    shown = clusterucb("plan", *options(settings, out=out), "--json", "--probe-seconds", "0.2")
-    assert shown.status == 0, shown
+    shown = done("plan", *options(settings, out=out), "--json", "--probe-seconds", "0.2")
     found = json.loads(shown.out)
     assert list(tmp_path.iterdir()) == []
     assert "/clusterucb-plan-" not in shown.err
@@ -182,16 +168,19 @@ def test_the_command_measures_and_leaves_nothing_behind(settings, tmp_path):
     assert steps["cluster"]["seconds"] == pytest.approx(pairs / speed["clustering"], abs=1e-3)
 
 
-def test_a_plan_of_a_finished_run_changes_nothing_in_it(finished_settings):
+def test_a_plan_of_a_finished_run_is_shown_and_changes_nothing_in_it(finished_settings):
     run = Path(finished_settings["out"])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    shown = clusterucb("plan", "--out", run, "--tokens-per-second", "1e3", "--budget", "0.4")
-    assert shown.status == 0, shown
+    given = ("--tokens-per-second", "1e3", "--budget", "0.4", "--targets", "5")
+    shown = done("plan", "--out", run, *given).out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    assert "Scoring all rows at every selection (3 times) instead:" in shown.out
-    assert "…" not in shown.out
+    assert "Scoring all rows at every selection (3 times) instead:" in shown
+    assert "…" not in shown
     for text in ("dynamic with clusterucb, 100 usable", "select 3", "target gradients", "less_clusterucb"):
-        assert text in shown.out
+        assert text in shown
+    words = " ".join(shown.split())
+    for told in (r"5 targets over one index \(`clusterucb index`, then --index\)", "each with its own"):
+        assert re.search(told + r": \d+\.\d+ passes over the pool, ", words), words
 
 
 def test_a_quick_plan_speaks_for_all_rows_by_some(config, monkeypatch, planned):
@@ -206,7 +195,7 @@ def test_a_quick_plan_speaks_for_all_rows_by_some(config, monkeypatch, planned):
 
 
 def test_a_method_that_the_settings_rule_out_is_left_out(config):
-    narrow = changed(config, "selection", top_p=0.5).model_copy(update={"method": "random"})
+    narrow = config.with_settings({"top_p": 0.5, "method": "random"})
     found = plan(narrow, tokens_per_second=SPEED)  # top_p is above the budget
     assert set(found["methods"]) == set(PRESETS) - {"clusterucb", "clusterucb_hidden", "less_clusterucb"}
     assert found["bill"]["score_all"] is None
@@ -277,11 +266,3 @@ def test_only_what_fits_is_taken_from_an_index(over_index, planned, config, spen
     steps = plan(config.with_settings(other), tokens_per_second=SPEED)["steps"]
     assert (steps["gradients"]["in_index"], steps["cluster"]["in_index"]) == (True, False)
     assert steps["cluster"]["rows"] == 100
-
-
-def test_the_command_tells_of_many_targets(settings, tmp_path):
-    given = options(settings, out=tmp_path / "run")
-    shown = clusterucb("plan", *given, "--tokens-per-second", "1e3", "--targets", "5").out
-    words = " ".join(shown.split())
-    for told in (r"5 targets over one index \(`clusterucb index`, then --index\)", "each with its own"):
-        assert re.search(told + r": \d+\.\d+ passes over the pool, ", words), words

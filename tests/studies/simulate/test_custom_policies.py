@@ -58,16 +58,14 @@ def drawn(policy):
     return select(clusters, lambda rows: scores[rows], policy, seed=1).drawn.tolist()
 
 
-def test_a_class_is_called_and_a_function_is_the_policy(mine):
-    found = named_policies([f"{mine}:Optimist", "ucb_beta", f"{mine}:largest"])
-    assert list(found) == [f"{mine}:Optimist", "ucb_beta", f"{mine}:largest"]
+def test_a_class_is_called_a_function_is_the_policy_and_an_installed_module_is_found(mine):
+    installed = "clusterucb.selection.policies:UCB1"
+    names = [f"{mine}:Optimist", "ucb1", f"{mine}:largest", installed]
+    found = named_policies(names)
+    assert list(found) == names
     assert drawn(found[f"{mine}:Optimist"]) == drawn(UCBBeta(2.0))
     assert drawn(found[f"{mine}:largest"]) == drawn(lambda arms: arms.largest)
-
-
-def test_an_installed_module_is_found_too(mine):
-    name = "clusterucb.selection.policies:UCB1"
-    assert drawn(named_policies([name])[name]) == drawn(named_policies(["ucb1"])["ucb1"])
+    assert drawn(found[installed]) == drawn(found["ucb1"])
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,6 @@ def test_every_floating_type_and_both_file_formats_are_read(tmp_path, dtype, new
     assert np.allclose(LessFeatures([file])[:], unit(rows), atol=1e-6)
 
 
-def test_rows_that_less_has_normalised_and_those_as_they_were_are_the_same_to_us(tmp_path):
-    raw = gradients(8).float()
-    one = write(tmp_path / "all_unormalized.pt", raw)
-    other = write(tmp_path / "all_orig.pt", torch.nn.functional.normalize(raw, dim=1))
-    assert np.allclose(LessFeatures([one])[:], LessFeatures([other])[:], atol=1e-6)
-
-
 def test_directions_are_means_over_consecutive_equal_runs(tmp_path):
     rows = gradients(12).half()
     file = write(tmp_path / "all_orig.pt", rows)

@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import clusterucb as cu
-from cli_helpers import clusterucb, lines
+from cli_helpers import clusterucb, done, lines
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.run.directory import RunDir
 from clusterucb.selection.policies import POLICIES, policy
 
 SMALL = ("--seeds", 2, "--budgets", "0.2,0.5", "--k", 5, "--top-p", 0.1)
 KINDS = dict.fromkeys(("k", "seed", "spent", "arm", "size", "draws"), int) | {"problem": str, "policy": str}
-
-
-def simulate(*arguments):
-    outcome = clusterucb("simulate", *arguments)
-    assert outcome.status == 0, outcome
-    return outcome
+simulate = partial(done, "simulate")
 
 
 def table(folder, name="simulation.csv", policy=None):
@@ -180,17 +176,6 @@ def test_less_files_are_one_problem(tmp_path):
     assert table(out)["policy"].iloc[-1] == "stale"
 
 
-def test_a_policy_of_ones_own_is_tried_beside_the_published(store, tmp_path, monkeypatch):
-    mine = "import clusterucb as cu\nclass Same(cu.UCBBeta):\n    pass\n"
-    (tmp_path / "policy_of_mine.py").write_text(mine)
-    monkeypatch.chdir(tmp_path)
-    simulate(store, "--out", "out", *SMALL, "--policies", "ucb_beta, policy_of_mine:Same")
-    names = ("ucb_beta", "policy_of_mine:Same")
-    one, other = (table(tmp_path / "out", policy=name)["recall"].tolist() for name in names)
-    assert one == other
-    assert len(one) == 4
-
-
 def test_the_plot_asks_nothing_of_the_network_and_shows_hostile_names_as_text(store, tmp_path):
     hostile = tmp_path / "<img src=x onerror=alert(1)>&'\"<script>"
     shutil.copytree(store, hostile)
@@ -263,8 +248,13 @@ def test_what_cannot_be_is_one_line(arguments, said, tmp_path, monkeypatch):
     assert set(left) <= {"o", ".lock"}
 
 
-def test_a_store_named_as_a_command_is_a_store(tmp_path, monkeypatch):
+def test_the_working_directory_has_a_store_named_as_a_command_and_a_policy_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     features(tmp_path / "run")
-    simulate("--policies", "random", "run", "--out", "out", *SMALL)
-    assert table(tmp_path / "out")["problem"][0] == "run"
+    (tmp_path / "policy_of_mine.py").write_text("import clusterucb as cu\nSame = cu.UCBBeta\n")
+    simulate("--policies", "ucb_beta, policy_of_mine:Same", "run", "--out", "out", *SMALL)
+    names = ("ucb_beta", "policy_of_mine:Same")
+    one, other = (table(tmp_path / "out", policy=name) for name in names)
+    assert set(one["problem"]) == {"run"}
+    assert len(one) == 4
+    assert one["recall"].tolist() == other["recall"].tolist()
