@@ -126,7 +126,7 @@ def _ticks(low: float, high: float) -> list[float]:
     unit = 10.0 ** np.floor(np.log10(raw))
     step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(step - raw))
     numbers = np.arange(np.ceil(low / step), np.floor(high / step) + 1)
-    return [round(float(number * step), 10) for number in numbers]
+    return [round(float(number * step), 10) + 0.0 for number in numbers]  # no -0
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:

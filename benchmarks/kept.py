@@ -73,6 +73,7 @@ Sides = tuple[Floats, Floats]
 TARGETS = {
     "object_counting": ("twenty", ["object_counting"]),  # 11 of its rows in the pool, of 20 that are selected
     "strategyqa": ("twelve", ["strategyqa"]),  # far: none of its own, creak distantly
+    "gsm8k": ("twelve", ["gsm8k"]),  # its own training problems
     "humaneval": ("twelve", ["humaneval"]),  # near: functions of Python's library
     "german": ("twenty", ["german"]),  # far: other languages
     "several": ("twelve", ["gsm8k", "humaneval", "strategyqa"]),

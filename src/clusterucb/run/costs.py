@@ -18,7 +18,8 @@ FORWARD_SHARE = 1 / 3
 """What a forward pass of a row takes, in gradients of a row: backward is twice forward.
 
 By operations alone it would be a half, as frozen weights have no gradient; but the vocabulary head goes both
-ways, attention's matrix is computed again, and Adam's direction and the projection wait for memory.
+ways, attention's matrix is computed again, and Adam's direction and the projection wait for memory. Hidden
+states, for which a pass ends at two thirds of the layers, take less than is counted (docs/benchmarks.md).
 """
 
 TOP_SHARE = 3 / 4
