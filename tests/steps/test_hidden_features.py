@@ -105,21 +105,6 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
     np.testing.assert_allclose(stored_influence(stored, aims), np.max(by_subtask, axis=0), atol=5e-3)
 
 
-@pytest.mark.whole
-def test_a_budget_of_all_rows_selects_what_the_full_method_selects(hidden, finished_run, tmp_path):
-    """Also in period 1, bit for bit, and so does training on it give the same adapter."""
-    full = finished_run("dynamic").folder
-    done("run", *options(hidden.elsewhere(tmp_path / "run", budget=1.0)))
-    for n in (1, 2, 3):
-        ours, theirs = (
-            load_file(run / f"rounds/{n}/selection.safetensors") for run in (tmp_path / "run", full)
-        )
-        np.testing.assert_array_equal(ours["rows"], theirs["rows"])
-        np.testing.assert_array_equal(ours["scores"], theirs["scores"])
-    adapters = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in (tmp_path / "run", full)]
-    assert adapters[0] == adapters[1]
-
-
 @pytest.mark.parametrize("dtype", ["int8", "1bit"])
 def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "run")
