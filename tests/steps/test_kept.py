@@ -16,6 +16,7 @@ from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.directory import RunDir
 from clusterucb.run.session import Session
 from clusterucb.selection.bandit import Selection
+from clusterucb.selection.round_robin import round_robin
 from clusterucb.selection.turns import Turns
 from clusterucb.steps.features import directions
 from clusterucb.steps.reselection import Drawing
@@ -24,14 +25,16 @@ from clusterucb.training.adapter import load_adapter
 pytestmark = pytest.mark.whole
 ENDS = ("evaluation.json", "summary.json", "report.html")
 AFTER_CLUSTERS = ("config.yaml", "rounds", "adapter", "periods", *ENDS)
+ANEW = {"gradients": ("directions",), "cluster": ("features", "clusters.*")}  # where such a step is asked for
 
 
 @pytest.fixture
 def going_on(finished_run, tmp_path):
-    """A method's name and settings to a run that goes on from its clusters: the folder."""
+    """A method's name and settings to a run that goes on from its clusters, or before them: the folder."""
 
-    def go(name, *steps, left_out=AFTER_CLUSTERS, prepare=lambda _folder: None, **changes):
+    def go(name, *steps, prepare=lambda _folder: None, **changes):
         finished, to = finished_run(name), tmp_path / "-".join([name, *map(str, changes.values())])
+        left_out = [*AFTER_CLUSTERS, *(made for step in steps for made in ANEW.get(step, ()))]
         shutil.copytree(finished.folder, to, ignore=shutil.ignore_patterns(*left_out))
         prepare(to)
         for step in steps:
@@ -98,45 +101,29 @@ def test_once_trains_on_no_row_twice_while_others_are_left(going_on):
 
 def test_static_selects_once_and_trains_on_it_in_every_period(going_on, finished_run):
     folder = going_on("clusterucb", "select", "train", keep="static")
-    assert (
-        selection(folder, 1)["rows"].tolist()
-        == selection(finished_run("clusterucb").folder, 1)["rows"].tolist()
-    )
+    first = selection(finished_run("clusterucb").folder, 1)
+    assert selection(folder, 1)["rows"].tolist() == first["rows"].tolist()
     assert not (folder / "rounds/2").exists()
     assert read(folder / "adapter/checkpoint.json")["cost"]["rows"] == 30
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    session = Session(load(folder / "config.yaml"))
     assert list(session.method.rounds(3)) == [1]
     assert session.method.full(3) == 3
 
 
-def slow_turns(products, count):
-    """Each target row takes its best open row in turn; products (n, N)."""
-    taken = []
-    while len(taken) < count:
-        for own in products:
-            order = sorted(range(len(own)), key=lambda row: (-own[row], row))
-            taken.append(next(row for row in order if row not in taken))
-    return sorted(taken[:count])
-
-
-def aimed_at_rows(folder):
-    """Features (N, d), and the normalised gradient of each target row taken alone, (n, d)."""
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
-    load_adapter(session.model, session.dir.warmup)
-    featurize = Featurizer(session.model, session.projection)
-    rows = [featurize([row])[0][0].astype(np.float64) for row in session.inputs.targeted.tokens]
-    store = FeatureStore(session.dir.features).features
-    return session, store[:].astype(np.float64), np.stack(rows)
+def turns(products, count):
+    """The rows that target rows take in turn; products (n, N)."""
+    return sorted(round_robin([products.astype(np.float32)], count).rows.tolist())
 
 
 def test_nearest_ranks_by_the_target_row_that_a_row_helps_most(going_on):
-    folder = going_on(
-        "clusterucb", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="nearest"
-    )
-    session, features, target = aimed_at_rows(folder)
+    folder = going_on("clusterucb", "gradients", "select", aim="nearest")
+    session = Session(load(folder / "config.yaml"))
+    load_adapter(session.model, session.dir.warmup)
+    featurize = Featurizer(session.model, session.projection)
+    target = np.stack([featurize([row])[0][0] for row in session.inputs.targeted.tokens]).astype(float)
     assert directions(session)[0] == pytest.approx(target, abs=1e-3)
     found = selection(folder, 1)
-    products = (features @ target.T).max(1)
+    products = (session.index.store().features[:].astype(float) @ target.T).max(1)
     best = np.sort(products)[-10:]
     assert products[found["rows"]].min() >= best.min() - 1e-3
     assert found["scores"] == pytest.approx(products[found["rows"]], abs=1e-3)
@@ -144,10 +131,8 @@ def test_nearest_ranks_by_the_target_row_that_a_row_helps_most(going_on):
 
 @pytest.mark.parametrize("name", ["clusterucb", "dynamic", "less"])
 def test_in_turns_every_target_row_takes_its_best_row(name, going_on):
-    folder = going_on(
-        name, "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
-    )
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    folder = going_on(name, "gradients", "select", aim="round_robin")
+    session = Session(load(folder / "config.yaml"))
     if name == "less":
         from clusterucb.steps.less import weights
 
@@ -156,14 +141,12 @@ def test_in_turns_every_target_row_takes_its_best_row(name, going_on):
         products = sum(w * a @ f.T for w, a, f in zip(weights(session), aims, stored, strict=True))
     else:
         products = directions(session)[0].astype(float) @ session.index.store().features[:].astype(float).T
-    assert selection(folder, 1)["rows"].tolist() == slow_turns(products.astype(np.float32), 10)
+    assert selection(folder, 1)["rows"].tolist() == turns(products, 10)
 
 
 def test_turns_over_live_features_are_those_over_stored_ones(going_on):
     """All rows are drawn at the warmup checkpoint once more."""
-    folder = going_on(
-        "dynamic", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
-    )
+    folder = going_on("dynamic", "gradients", "select", aim="round_robin")
     done("select", "--out", folder, "--checkpoint", folder / "warmup")
     live = next((folder / "selections").iterdir())
     found = load_file(live / "1/selection.safetensors")
@@ -174,10 +157,8 @@ def test_turns_over_live_features_are_those_over_stored_ones(going_on):
 def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
     """Though some rows were drawn twice, in an attempt that was killed."""
     rng = np.random.default_rng(0)
-    features, target = (
-        rng.normal(size=(40, 16)).astype(np.float16),
-        rng.normal(size=(3, 16)).astype(np.float32),
-    )
+    features = rng.normal(size=(40, 16)).astype(np.float16)
+    target = rng.normal(size=(3, 16)).astype(np.float32)
     drawn = rng.permutation(40)[:24]
     for rank, own in enumerate((drawn[:10], drawn[8:])):
         with DrawnWriter(tmp_path, 16, rank) as writer:
@@ -188,21 +169,14 @@ def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
     drawing = Drawing(pooled=None, selector=SimpleNamespace(clusters=np.arange(40) % 5))
     found = drawing._in_turns(Turns(), tmp_path, before, target)
     products = np.full((3, 40), -np.inf, np.float32)
-    products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)
-    assert found.rows.tolist() == slow_turns(products, 8)
+    products[:, drawn] = target.astype(float) @ features[drawn].astype(float).T
+    assert found.rows.tolist() == turns(products, 8)
     assert found.clusters.tolist() == (found.rows % 5).tolist()
     assert all(score in products[:, row] for row, score in zip(found.rows, found.scores, strict=True))
 
 
 def test_turns_under_a_budget_take_drawn_rows_alone(going_on):
-    folder = going_on(
-        "clusterucb",
-        "gradients",
-        "select",
-        "train",
-        left_out=(*AFTER_CLUSTERS, "directions"),
-        aim="round_robin",
-    )
+    folder = going_on("clusterucb", "gradients", "select", "train", aim="round_robin")
     for number in (2, 3):
         found = selection(folder, number)
         assert len(set(found["rows"].tolist())) == 10
@@ -210,15 +184,7 @@ def test_turns_under_a_budget_take_drawn_rows_alone(going_on):
 
 
 def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(going_on):
-    folder = going_on(
-        "linear_ucb",
-        "gradients",
-        "select",
-        "train",
-        left_out=(*AFTER_CLUSTERS, "directions"),
-        aim="subspace",
-        keep="mean",
-    )
+    folder = going_on("linear_ucb", "gradients", "select", "train", aim="subspace", keep="mean")
     done("report", folder)
     for number in (1, 2, 3):
         scores = selection(folder, number)["scores"]
@@ -226,9 +192,7 @@ def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(going_on):
 
 
 def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going_on):
-    left_out = (*AFTER_CLUSTERS, "directions", "features", "clusters.*")
-    steps = ("gradients", "cluster", "select", "train")
-    folder = going_on("linear_ucb", *steps, left_out=left_out, features="head")
+    folder = going_on("linear_ucb", "gradients", "cluster", "select", "train", features="head")
     store = FeatureStore(folder / "features")
     assert store.features.shape == (100, 256)
     cost = store.manifest["cost"]
@@ -245,9 +209,8 @@ def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going
     ],
 )
 def test_an_aim_that_cannot_be_added_up_is_refused(settings, said, shared_settings, tmp_path):
-    assert clusterucb(
-        "run", *options({**shared_settings, "out": tmp_path / "run"}, **settings)
-    ).complaint.startswith(said)
+    given = options(shared_settings, out=tmp_path / "run", **settings)
+    assert clusterucb("run", *given).complaint.startswith(said)
 
 
 def test_another_aim_than_the_directions_there_is_told(going_on, finished_run):
