@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
-from clusterucb.features.influence import Picked, influence, stored_influence
+from clusterucb.features.influence import Picked, influence, similarities, stored_influence
 from clusterucb.features.scores import LiveInfluence, ScoreLog
 
 DIM = 64
@@ -46,6 +46,8 @@ def test_a_rows_score_does_not_depend_on_what_was_scored_with_it_in_any_bit(n, s
     whole = influence(features, directions)
     some = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n)))
     assert np.array_equal(influence(features[some], directions), whole[some])
+    each = similarities(features, directions)
+    assert np.array_equal(similarities(features[some], directions), each[:, some])
     assert np.array_equal(stored_influence(features, directions, block=data.draw(st.integers(1, 9))), whole)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from test_rds import slow_representation
 
 from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.config import load
@@ -65,24 +66,15 @@ def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(fin
         assert (again / name).read_bytes() == (finished / "rounds/1" / name).read_bytes()
 
 
-def slow_means(model, row):
-    """At two thirds of the two layers: the first."""
-    ids = torch.from_numpy(row.ids.astype(np.int64))[None]
-    with torch.no_grad():
-        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[1][0].double().numpy()
-    weights = np.arange(1, len(hidden) + 1)
-    mean = weights @ hidden / weights.sum()
-    return mean / np.linalg.norm(mean)
-
-
 def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(finished):
+    """At two thirds of the two layers: of the first."""
     session = Session(load(finished / "config.yaml"))
     stored = session.index.store().features
 
     def expected(checkpoint):
         load_adapter(session.model, checkpoint)
         pool, target = (
-            np.stack([slow_means(session.model, row) for row in rows])
+            np.stack([slow_representation(session.model, row, layer=1) for row in rows])
             for rows in (session.inputs.pooled.tokens, session.inputs.targeted.tokens)
         )
         apart = [rows - pool.mean(0) for rows in (pool, target)]
@@ -107,11 +99,8 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
 
 @pytest.mark.parametrize("dtype", ["int8", "1bit"])
 def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    for name in ("features", "rounds", "adapter"):
-        shutil.rmtree(copy / name)
-    for name in ("clusters.json", "clusters.safetensors", "config.yaml"):
-        (copy / name).unlink()
+    gone = shutil.ignore_patterns("features", "clusters.*", "rounds", "adapter", "config.yaml")
+    copy = shutil.copytree(finished, tmp_path / "run", ignore=gone)
     given = options(settings, out=copy, store_dtype=dtype)
     for step in ("gradients", "cluster", "select"):
         done(step, *given)
@@ -120,42 +109,32 @@ def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path
     assert not (copy / "features/uncentred").exists()
 
 
-def test_features_of_another_kind_are_refused_with_both_named(finished, finished_settings, tmp_path):
-    gradients = Path(finished_settings["out"])
-    said = clusterucb("run", *options(finished_settings, features="hidden")).complaint
-    assert said == (
-        f"features: this run directory was made with 'gradients' ({gradients / 'config.yaml'}), now it is "
-        f"'hidden'; use another --out, or leave --features as it was"
-    )
-    copies = {}
-    for kind, folder in {"hidden": finished, "gradients": gradients}.items():
-        copies[kind] = shutil.copytree(folder, tmp_path / kind)
-        for name in ("rounds", "adapter"):
-            shutil.rmtree(copies[kind] / name)
-        shutil.rmtree(copies[kind] / "features")
-    for (kind, copy), other in zip(copies.items(), ("gradients", "hidden"), strict=True):
-        shutil.copytree({"hidden": finished, "gradients": gradients}[other] / "features", copy / "features")
-        assert clusterucb("select", "--out", copy).complaint == (
-            f"{copy / 'features'} was made with features {other!r}, this run has {kind!r}; "
-            f"use another run directory, or delete {copy / 'features'} to make it again"
-        )
-
-
-ALL_ANYWAY = (
-    "features hidden: method {} takes the gradients of all rows anyway; use --features gradients, or "
-    "--method dynamic with --bandit clusterucb"
+@pytest.mark.parametrize(
+    ("name", "made", "now"),
+    [
+        ("clusterucb", "gradients", "hidden"),
+        ("clusterucb", "gradients", "top"),
+        ("clusterucb_hidden", "hidden", "gradients"),
+    ],
 )
+def test_features_of_another_kind_are_refused_with_both_named(finished_run, tmp_path, name, made, now):
+    there, copy = finished_run(name), tmp_path / "copy"
+    shutil.copytree(there.folder, copy, ignore=shutil.ignore_patterns("config.yaml", "rounds", "adapter"))
+    assert clusterucb("select", *options(there.elsewhere(copy, features=now))).complaint == (
+        f"{copy / 'features'} was made with features {made!r}, this run has {now!r}; "
+        f"use another run directory, or delete {copy / 'features'} to make it again"
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"bandit": "none"}, ALL_ANYWAY.format("dynamic with bandit none")),
-        ({"method": "less"}, ALL_ANYWAY.format("less with bandit clusterucb")),
-    ],
+    ("changes", "method"),
+    [({"bandit": "none"}, "dynamic with bandit none"), ({"method": "less"}, "less with bandit clusterucb")],
 )
-def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, said, tmp_path):
-    assert clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint.endswith(said)
+def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, method, tmp_path):
+    assert clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint.endswith(
+        f"features hidden: method {method} takes the gradients of all rows anyway; "
+        "use --features gradients, or --method dynamic with --bandit clusterucb"
+    )
     assert not (tmp_path / "run").exists()
     given = options(settings, method="random", out=tmp_path / "run")  # a baseline does not mind
     assert clusterucb("cluster", *given).complaint.startswith("method random has no step cluster")
