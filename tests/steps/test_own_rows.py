@@ -68,24 +68,16 @@ def finished(settings, out, target, **more):
     """A run for these rows as its target, over hidden states."""
     path = out.with_suffix(".jsonl")
     path.write_bytes(b"".join(target))
-    own = {
-        "features": "hidden",
-        "policy": "linear_ucb",
-        "keep": "auto",
-        "target": [str(path)],
-        "subtask": None,
-    }
-    done("run", *options({**settings, **own, **more, "out": str(out)}))
+    own = {"features": "hidden", "policy": "linear_ucb", "keep": "auto", "target": path, "subtask": None}
+    done("run", *options({**settings, **own, **more, "out": out}))
     return out
 
 
 def told(out):
-    """What the stored features tell, the slow way."""
+    """What the stored features tell of six target rows, the slow way."""
     features = np.asarray(FeatureStore(out / "features").features[:], np.float64)
-    direction = load_file(out / "directions/1.safetensors")["directions"].astype(np.float64)
-    n = len((out / "target.jsonl").read_text().splitlines()) if (out / "target.jsonl").exists() else 6
-    among = (n * (direction[0] @ direction[0]) - 1) / (n - 1)
-    return any(row @ direction[0] >= among for row in features)
+    direction = load_file(out / "directions/1.safetensors")["directions"][0].astype(np.float64)
+    return bool((features @ direction >= (6 * (direction @ direction) - 1) / 5).any())
 
 
 @pytest.mark.whole
@@ -101,13 +93,10 @@ def test_a_run_selects_once_where_its_target_is_in_the_pool_and_anew_elsewhere(r
     ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (own, same))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
-    strange = [(("quiz " * (5 + i)).strip(), ("zoo " * (20 - i)).strip()) for i in range(6)]
-    rows = [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in strange
+    strange = [
+        {"prompt": ("quiz " * (5 + i)).strip(), "completion": ("zoo " * (20 - i)).strip()} for i in range(6)
     ]
-    lines = [f"{json.dumps(row)}\n".encode() for row in rows]
+    lines = [f"{json.dumps(row)}\n".encode() for row in strange]
     elsewhere = finished(run_settings, tmp_path / "elsewhere", lines)
-    rounds = len([*(elsewhere / "rounds").iterdir()])
-    assert rounds == (1 if told(elsewhere) else 3)
-    assert rounds == 3
+    assert not told(elsewhere)
+    assert len([*(elsewhere / "rounds").iterdir()]) == 3
