@@ -119,12 +119,6 @@ def test_all_empty_clusters_are_refilled_in_one_pass_though_the_farthest_rows_ar
             assert len(found.history) <= 2 + iterations
 
 
-def test_more_clusters_than_unlike_rows_leave_empty_clusters_and_no_endless_loop():
-    found = spherical_kmeans(np.ones((10, 3), dtype=np.float16), 4)
-    assert sorted(found.sizes.tolist()) == [0, 0, 0, 10]
-    assert found.objective == pytest.approx(1.0)
-
-
 def test_rows_that_cancel_out_keep_their_centroid_finite():
     found = spherical_kmeans(np.array([[1, 0], [-1, 0]] * 5, dtype=np.float32), 1)
     assert np.isfinite(found.centroids).all()
