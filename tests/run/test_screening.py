@@ -208,10 +208,7 @@ def test_a_row_of_a_named_target_is_kept_out_even_if_it_holds_more_than_that(hit
     changes = {"target": "gsm8k", "target_rows": 9, "subtask": None, "tasks": "gsm8k"}
     found = hits(chat(f"{QUESTIONS[0]}\n{OTHERS[8]}"), chat(QUESTIONS[1]), **changes)
     assert found[:9] == [hit(n, "target", f"gsm8k/train/{n}", kept_out=True) for n in range(9)]
-    assert found[9:] == [
-        hit(40, "target", "gsm8k/train/8", kept_out=True),
-        hit(41, "gsm8k", "gsm8k/test/1"),
-    ]
+    assert found[9:] == [hit(40, "target", "gsm8k/train/8", kept_out=True), hit(41, "gsm8k", "gsm8k/test/1")]
 
 
 # --- Going on

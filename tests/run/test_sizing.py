@@ -48,11 +48,7 @@ def test_sizes_follow_from_the_number_of_rows(rows, kept, batch, epochs, warmup,
     assert config.warmup.warmup_steps == warmup
 
 
-@given(
-    rows=st.integers(1, 2_000_000),
-    processes=st.sampled_from([1, 2, 8]),
-    given=st.sampled_from(KINDS),
-)
+@given(rows=st.integers(1, 2_000_000), processes=st.sampled_from([1, 2, 8]), given=st.sampled_from(KINDS))
 def test_whatever_the_pool_everything_is_decided_and_fits_it(rows, processes, given):
     config = decided(rows, given, processes=processes)
     assert not is_open(config)

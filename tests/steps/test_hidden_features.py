@@ -1,6 +1,5 @@
 """Runs of dynamic whose clusters are of hidden states: no row's gradient is taken before one is drawn."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,22 +16,12 @@ from clusterucb.features.influence import stored_influence
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
 from clusterucb.training.adapter import load_adapter
+from file_helpers import write
 
 
 @pytest.fixture(scope="module")
 def hidden(finished_run):
     return finished_run("clusterucb_hidden")
-
-
-@pytest.fixture(scope="module")
-def finished(hidden):
-    """A finished run's directory: not to be changed."""
-    return hidden.folder
-
-
-@pytest.fixture(scope="module")
-def settings(hidden):
-    return hidden.settings
 
 
 @pytest.fixture
@@ -46,29 +35,28 @@ def backwards(monkeypatch):
 
 
 @pytest.mark.whole
-def test_no_gradient_is_taken_before_a_selection(settings, finished, backwards, tmp_path):
+def test_no_gradient_is_taken_before_a_selection(hidden, backwards, tmp_path):
     """Step by step it is the same as `run`."""
     folder = tmp_path / "run"
     for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
         backwards.clear()
-        given = options(settings, out=folder) if step == "warmup" else ["--out", folder]
-        done(step, *given)
+        done(step, *(options(hidden.elsewhere(folder)) if step == "warmup" else ["--out", folder]))
         assert bool(backwards) == (step in ("warmup", "select", "train"))
-    assert result(folder) == result(finished)
+    assert result(folder) == result(hidden.folder)
 
 
-def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(finished, tmp_path):
+def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(hidden, tmp_path):
     """Selecting there once more, as at any checkpoint, gives its rows."""
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(hidden.folder, tmp_path / "copy")
     outcome = done("select", "--out", copy, "--checkpoint", copy / "warmup")
     again = Path(outcome.out.strip()).parent
     for name in ("selected.jsonl", "selected.ids.jsonl", "draws.jsonl"):
-        assert (again / name).read_bytes() == (finished / "rounds/1" / name).read_bytes()
+        assert (again / name).read_bytes() == (hidden.folder / "rounds/1" / name).read_bytes()
 
 
-def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(finished):
+def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(hidden):
     """At two thirds of the two layers: of the first."""
-    session = Session(load(finished / "config.yaml"))
+    session = Session(load(hidden.folder / "config.yaml"))
     stored = session.index.store().features
 
     def expected(checkpoint):
@@ -90,7 +78,7 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
     assert abs((found @ found.T)[off].mean()) < 0.02 < (raw @ raw.T)[off].mean()
     codes = session.inputs.targeted.codes
     means = np.stack([target[codes == code].mean(0) for code in (0, 1)])
-    aims = load_file(finished / "directions/1.safetensors")["directions"]
+    aims = load_file(hidden.folder / "directions/1.safetensors")["directions"]
     np.testing.assert_allclose(aims, means, atol=5e-3)
     # What is known of a row before it is drawn: its mean cosine to the rows of the subtask it is most like.
     by_subtask = [(pool @ target[codes == code].T).mean(1) for code in (0, 1)]
@@ -98,14 +86,14 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "1bit"])
-def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path):
+def test_they_are_kept_in_less_room_if_asked(hidden, dtype, tmp_path):
     gone = shutil.ignore_patterns("features", "clusters.*", "rounds", "adapter", "config.yaml")
-    copy = shutil.copytree(finished, tmp_path / "run", ignore=gone)
-    given = options(settings, out=copy, store_dtype=dtype)
+    copy = shutil.copytree(hidden.folder, tmp_path / "run", ignore=gone)
+    given = options(hidden.elsewhere(copy, store_dtype=dtype))
     for step in ("gradients", "cluster", "select"):
         done(step, *given)
     kept = sum(path.stat().st_size for path in (copy / "features").glob("features.*"))
-    assert kept < (finished / "features/features.f16").stat().st_size
+    assert kept < (hidden.folder / "features/features.f16").stat().st_size
     assert not (copy / "features/uncentred").exists()
 
 
@@ -130,22 +118,22 @@ def test_features_of_another_kind_are_refused_with_both_named(finished_run, tmp_
     ("changes", "method"),
     [({"bandit": "none"}, "dynamic with bandit none"), ({"method": "less"}, "less with bandit clusterucb")],
 )
-def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, method, tmp_path):
-    assert clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint.endswith(
+def test_methods_that_take_all_gradients_anyway_refuse_it(hidden, changes, method, tmp_path):
+    out = tmp_path / "run"
+    assert clusterucb("run", *options(hidden.elsewhere(out, **changes))).complaint.endswith(
         f"features hidden: method {method} takes the gradients of all rows anyway; "
         "use --features gradients, or --method dynamic with --bandit clusterucb"
     )
-    assert not (tmp_path / "run").exists()
-    given = options(settings, method="random", out=tmp_path / "run")  # a baseline does not mind
+    assert not out.exists()
+    given = options(hidden.elsewhere(out, method="random"))  # a baseline does not mind
     assert clusterucb("cluster", *given).complaint.startswith("method random has no step cluster")
 
 
-def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):
-    pool = tmp_path / "pool.jsonl"
-    row = {"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": "red sun"}]}
-    pool.write_text((json.dumps(row) + "\n") * 12)
-    given = options(settings, pool=[str(pool)], out=tmp_path / "run", k=2, budget=0.5)
-    said = clusterucb("run", *given).complaint
+def test_rows_that_are_all_alike_have_no_direction(hidden, tmp_path):
+    pool = write(tmp_path / "pool.jsonl", [{"prompt": "lamp", "completion": "red sun"}] * 12)
+    said = clusterucb(
+        "run", *options(hidden.elsewhere(tmp_path / "run", pool=pool, k=2, budget=0.5))
+    ).complaint
     assert said == (
         "pool.jsonl:1: its features are the mean of the pool's, expected rows that differ; use "
         "--method dynamic with --features gradients, or a pool of more rows"
@@ -162,11 +150,11 @@ def test_what_all_rows_have_in_common_does_not_matter():
         centred(rows, rows[2])
 
 
-def test_the_report_and_the_simulation_read_them(finished, tmp_path):
-    page = (finished / "report.html").read_text()
-    assert f"{read(finished / 'summary.json')['bill']['passes']:.2f} passes over the pool" in page
+def test_the_report_and_the_simulation_read_them(hidden, tmp_path):
+    page = (hidden.folder / "report.html").read_text()
+    assert f"{read(hidden.folder / 'summary.json')['bill']['passes']:.2f} passes over the pool" in page
     assert "centred hidden states" in page
     assert "likeness to the target" in page
     assert "draws, period 1" in page
     assert "Method dynamic with the bandit, clusters of hidden states, model" in page
-    done("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")
+    done("simulate", hidden.folder, "--budgets", "0.2", "--out", tmp_path / "simulated")

@@ -43,10 +43,7 @@ def test_the_first_selection_is_of_each_targets_best_rows(finished_run, targets,
     aims = load_file(out / "directions/1.safetensors")["directions"].astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(aims, axis=1), 1, atol=1e-6)
     scores = aims @ np.asarray(FeatureStore(there / "features").features, np.float64).T
-    best = {
-        name: np.argsort(-own, kind="stable").tolist()
-        for name, own in zip(("art", "law"), scores, strict=True)
-    }
+    best = dict(zip(("art", "law"), np.argsort(-scores, kind="stable").tolist(), strict=True))
     taken = {}
     for name in ["law", "law", "law", "art", "law", "law", "law", "art", "law", "law"]:
         taken[next(row for row in best[name] if row not in taken)] = name
@@ -55,8 +52,8 @@ def test_the_first_selection_is_of_each_targets_best_rows(finished_run, targets,
 
 
 def test_under_a_budget_of_less_drawn_rows_are_taken_in_turn(finished_run, targets, tmp_path):
-    out = tmp_path / "run"
-    done("select", "--index", finished_run("less_clusterucb").folder, "--target", *targets, "--out", out)
+    index, out = finished_run("less_clusterucb").folder, tmp_path / "run"
+    done("select", "--index", index, "--target", *targets, "--out", out)
     assert Counter(row["target"] for row in selected(out, 1)) == {"art": 5, "law": 5}
 
 
