@@ -47,6 +47,7 @@ def test_mean_and_nearest_are_the_largest_product_with_a_subtasks_mean_or_with_a
     found = influence(rows, aimed(name, target, CODES))
     for row, score in zip(rows, found, strict=True):
         assert score == pytest.approx(max(float(row.astype(float) @ aim) for aim in each(target)), abs=1e-6)
+    assert found.min() < 0 or name == "nearest"  # no floor at 0
 
 
 def test_subspace_is_the_cosine_inside_the_span_of_the_targets_gradients(rows, target):
