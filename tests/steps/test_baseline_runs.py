@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from step_helpers import selection
 from test_rds import slow_representation
 
 from builders import build_model
@@ -22,10 +21,6 @@ from forks import FORWARD, LOOKS
 
 NAMES = ("random", "bm25", "rds", "head", "loss_highest", "loss_lowest")
 LENGTH = 40  # of what a gradient, and a baseline, sees of a row
-
-
-def selection(folder):
-    return load_file(Path(folder) / "rounds/1/selection.safetensors")
 
 
 def session_of(finished):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from step_helpers import going_on
 from test_rds import slow_representation
 
 from cli_helpers import clusterucb, done, options, read, result
@@ -87,9 +88,8 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
 
 @pytest.mark.parametrize("dtype", ["int8", "1bit"])
 def test_they_are_kept_in_less_room_if_asked(hidden, dtype, tmp_path):
-    gone = shutil.ignore_patterns("features", "clusters.*", "rounds", "adapter", "config.yaml")
-    copy = shutil.copytree(hidden.folder, tmp_path / "run", ignore=gone)
-    given = options(hidden.elsewhere(copy, store_dtype=dtype))
+    copy = tmp_path / "run"
+    given = going_on(hidden, copy, "features", "clusters.*", store_dtype=dtype)
     for step in ("gradients", "cluster", "select"):
         done(step, *given)
     kept = sum(path.stat().st_size for path in (copy / "features").glob("features.*"))
@@ -106,9 +106,8 @@ def test_they_are_kept_in_less_room_if_asked(hidden, dtype, tmp_path):
     ],
 )
 def test_features_of_another_kind_are_refused_with_both_named(finished_run, tmp_path, name, made, now):
-    there, copy = finished_run(name), tmp_path / "copy"
-    shutil.copytree(there.folder, copy, ignore=shutil.ignore_patterns("config.yaml", "rounds", "adapter"))
-    assert clusterucb("select", *options(there.elsewhere(copy, features=now))).complaint == (
+    copy = tmp_path / "copy"
+    assert clusterucb("select", *going_on(finished_run(name), copy, features=now)).complaint == (
         f"{copy / 'features'} was made with features {made!r}, this run has {now!r}; "
         f"use another run directory, or delete {copy / 'features'} to make it again"
     )

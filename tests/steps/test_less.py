@@ -14,6 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.numpy import load_file
+from step_helpers import going_on, selection, summary
 from task_helpers import MMLU_DEV, write_all
 from test_featurizer import slow_feature
 from transformers import AutoModelForCausalLM
@@ -33,23 +34,12 @@ WARMUPS = ["warmup", "warmup-2", "warmup-3"]
 STEPS = 5  # of one epoch: 20 of 100 rows, 4 a step
 
 
-def without_its_end(finished, to, *more, **changes):
-    """A copy of a run without its settings and what came after its features; and these settings, changed."""
-    left_out = ("config.yaml", "rounds", "adapter", "evaluation.json", "summary.json", *more)
-    shutil.copytree(finished.folder, to, ignore=shutil.ignore_patterns(*left_out))
-    return options(finished.elsewhere(to, **changes))
-
-
 def selecting(finished, to, *more, before=(), **changes):
-    """What is selected in such a copy, after steps `before`."""
-    given = without_its_end(finished, to, *more, **changes)
+    """What is selected in a copy of a run, after steps `before`."""
+    given = going_on(finished, to, *more, **changes)
     for step in (*before, "select"):
         done(step, *given)
     return to
-
-
-def selection(folder, number=1):
-    return load_file(folder / f"rounds/{number}/selection.safetensors")
 
 
 def scores(folder):
@@ -190,7 +180,7 @@ def test_less_with_budget_1_equals_the_full_method_exactly(full, tmp_path):
     changes = {"budget": 1.0, "bandit": None}
     folder = selecting(full, tmp_path / "run", "features-*", before=["cluster"], **changes)
     assert same_selection(folder, full.folder)
-    assert read(folder / "rounds/1/summary.json")["cost"]["pool_gradients"] == 2 * 100
+    assert summary(folder)["cost"]["pool_gradients"] == 2 * 100
     ours, theirs = ((at / "rounds/1/selected.jsonl").read_bytes() for at in (folder, full.folder))
     assert ours == theirs
 
@@ -255,8 +245,8 @@ def test_a_single_checkpoint_has_all_the_weight_though_its_rate_is_0(settings):
 
 def test_one_checkpoint_leaves_nothing_to_the_bandit(drawn, tmp_path):
     """All that it could draw is stored: every row is ranked, and no gradient is computed for it."""
-    summary = read(selecting(drawn, tmp_path / "run", less_checkpoints=1) / "rounds/1/summary.json")
-    assert (summary["drawn"], summary["cost"]["pool_gradients"]) == (100, 0)
+    found = summary(selecting(drawn, tmp_path / "run", less_checkpoints=1))
+    assert (found["drawn"], found["cost"]["pool_gradients"]) == (100, 0)
 
 
 def test_another_repetition_draws_other_rows_at_the_same_checkpoints(drawn, tmp_path):
@@ -298,10 +288,3 @@ def test_a_warmup_whose_only_rate_is_0_is_refused_before_training(drawn, tmp_pat
     )
     assert not (tmp_path / "run/config.yaml").exists()
     done("warmup", *given, "--lr-warmup", 0)
-
-
-def test_directions_for_another_target_are_refused(drawn, tmp_path):
-    given = without_its_end(drawn, tmp_path / "run", target_length=100)
-    said = clusterucb("select", *given).complaint
-    assert "/directions/" in said
-    assert "was made with target_length 1400, this run has 100; use another run directory, or delete" in said

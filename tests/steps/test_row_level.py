@@ -1,27 +1,21 @@
 """Whole runs whose rows are drawn by what is known of each: --draw-order stale, --policy linear_ucb."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from step_helpers import going_on, selection, summary
 
-from cli_helpers import done, options, read
+from cli_helpers import done, options
 from clusterucb.config import load
 from clusterucb.features.drawn import DrawnFeatures
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.store import FeatureStore
 from clusterucb.run.session import Session
 from clusterucb.steps.select import knowledge
 
 ROUNDS = (2, 3)
-
-
-def summary(folder, number):
-    return read(folder / f"rounds/{number}/summary.json")
-
-
-def selection(folder, number):
-    return load_file(folder / f"rounds/{number}/selection.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +52,15 @@ def test_published_policies_keep_no_features_of_drawn_rows(finished_settings):
     assert not list(Path(finished_settings["out"]).glob("rounds/*/drawn.*"))
 
 
-def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finished_settings, tmp_path):
+def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finished_run, tmp_path):
     """At the warmup checkpoint, where the directions are those that are stored."""
-    folder = shutil.copytree(finished_settings["out"], tmp_path / "run")
-    (folder / "config.yaml").unlink()
-    given = options(finished_settings, out=folder, draw_order="stale")
+    folder = tmp_path / "run"
+    given = going_on(finished_run("clusterucb"), folder, draw_order="stale")
     done("select", *given, "--checkpoint", folder / "warmup")
     (chosen,) = folder.glob("selections/*/1/selection.safetensors")
     drawn = load_file(chosen)["drawn"]
-    features = np.fromfile(folder / "features" / "features.f16", np.float16).reshape(100, -1)
     directions = load_file(folder / "directions/1.safetensors")["directions"]
-    estimate = (features.astype(np.float64) @ directions.T).max(1)
+    estimate = stored_influence(FeatureStore(folder / "features").features, directions)
     labels = load_file(folder / "clusters.safetensors")["labels"]
     for cluster in range(5):
         best_first = sorted(np.flatnonzero(labels == cluster), key=lambda row: -estimate[row])
@@ -92,8 +84,5 @@ def test_budget_auto_stops_once_little_is_expected_to_change_and_never_exceeds_i
 
 @pytest.mark.parametrize("how", [{"draw_order": "stale"}, {"policy": "linear_ucb"}])
 def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_path, how):
-    less = finished_run("less_clusterucb")
-    left_out = shutil.ignore_patterns("config.yaml", "rounds")
-    folder = shutil.copytree(less.folder, tmp_path / "run", ignore=left_out)
-    done("select", *options(less.elsewhere(folder, **how)))
-    assert summary(folder, 1)["drawn"] == 20
+    done("select", *going_on(finished_run("less_clusterucb"), tmp_path / "run", **how))
+    assert summary(tmp_path / "run")["drawn"] == 20

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from step_helpers import going_on, selection
 from test_featurizer import slow_feature
 from tiny_adapters import adapter
 
@@ -16,19 +17,15 @@ from clusterucb.features.store import FeatureStore
 from clusterucb.run.session import Session
 from clusterucb.training.adapter import load_adapter
 
-LEFT_OUT = ("config.yaml", "features*", "directions*", "clusters*", "rounds", "adapter", "periods")
-ENDS = ("evaluation.json", "summary.json", "report.html")
-
 
 @pytest.fixture(scope="module")
 def top(finished_run, tmp_path_factory):
     """The name of a method to the folder of its run with these features."""
 
     def go(name, **changes):
-        finished = finished_run(name)
         folder = tmp_path_factory.mktemp("top") / "run"
-        shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns(*LEFT_OUT, *ENDS))
-        done("run", *options(finished.elsewhere(folder, features="top", **changes)))
+        anew = ("features*", "directions*", "clusters*")
+        done("run", *going_on(finished_run(name), folder, *anew, features="top", **changes))
         return folder
 
     return go
@@ -37,10 +34,6 @@ def top(finished_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def linear_ucb(top):
     return top("linear_ucb")
-
-
-def selection(folder, number):
-    return load_file(folder / f"rounds/{number}/selection.safetensors")
 
 
 def test_features_and_directions_are_of_the_upper_layers_gradients(linear_ucb):
