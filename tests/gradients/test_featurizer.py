@@ -8,7 +8,7 @@ import torch
 from tiny_adapters import adapter, flat, rows, slow_gradients
 
 from clusterucb.data.chat import Encoded
-from clusterucb.errors import InputError, MismatchError
+from clusterucb.errors import InputError
 from clusterucb.gradients.adam import Moments
 from clusterucb.gradients.featurizer import Featurizer, one_ahead, target_directions
 from clusterucb.gradients.per_sample import trainable_parameters
@@ -190,9 +190,3 @@ def test_directions_are_means_over_subtasks_of_unequal_sizes_in_any_order(model,
     slow = np.stack([slow_feature(model, row, featurize.projection) for row in batch])
     expected = np.stack([slow[codes == code].mean(0) for code in range(3)])
     np.testing.assert_allclose(found, expected, atol=2e-4)
-
-
-def test_moments_of_another_adapter_are_refused_before_any_row(model):
-    moments = random_moments(adapter("llama", rank=8))
-    with pytest.raises(MismatchError, match="belong to another adapter"):
-        Featurizer(model, CountSketch(dim=DIM), moments)
