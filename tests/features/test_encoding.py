@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from cli_helpers import clusterucb, lines, options
+from cli_helpers import done, lines, options
 from clusterucb.errors import MismatchError
 from clusterucb.features.encoding import ENCODINGS
 from clusterucb.features.influence import stored_influence
@@ -32,7 +31,6 @@ def kept(folder, features, dtype):
     return FeatureStore(folder)
 
 
-@examples(deadline=None)
 @given(st.integers(0, 5), st.integers(1, 40), st.sampled_from(list(ENCODINGS)))
 def test_any_rows_have_the_width_and_shape_they_should_whatever_is_written_with_them(rows, dim, name):
     features, encoding = unit_rows(rows, dim), ENCODINGS[name]
@@ -114,8 +112,7 @@ def test_a_damaged_store_names_how_it_was_kept(tmp_path, name):
 def test_a_run_with_a_one_bit_store_scores_its_decoded_rows(settings):
     chosen, run = {**settings, "store_dtype": "1bit"}, RunDir(settings["out"])
     for step in ("warmup", "gradients", "cluster", "select"):
-        outcome = clusterucb(step, *options(chosen))
-        assert outcome.status == 0, outcome
+        done(step, *options(chosen))
     store = FeatureStore(run.features)
     assert (run.features / "features.b1").stat().st_size == len(store) * ENCODINGS["1bit"].width(256)
     scores = stored_influence(store.features, load_file(run.directions_at(1))["directions"])

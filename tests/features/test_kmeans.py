@@ -18,11 +18,11 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def planted(n=600, d=24, k=6, noise=0.25, seed=0, dtype=np.float32):
+def planted(n=600, d=24, k=6, noise=0.25, seed=0):
     """Rows around k directions."""
     rng = np.random.default_rng(seed)
     middles = unit(rng.normal(size=(k, d)))[rng.integers(0, k, n)]
-    return unit(middles + noise * rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
+    return unit(middles + noise * rng.normal(size=(n, d)) / np.sqrt(d)).astype(np.float32)
 
 
 def naive_kmeans(features, k, iterations, seed):
@@ -38,11 +38,14 @@ def naive_kmeans(features, k, iterations, seed):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("iterations", [0, 1, 3, 20])
-def test_kmeans_equals_the_naive_float64_reference(iterations, dtype):
-    for seed in range(4):
-        features = planted(noise=1.0, seed=seed, dtype=dtype)
+def test_kmeans_equals_the_naive_float64_reference_whatever_the_block_and_the_lengths_of_rows(
+    iterations, dtype
+):
+    lengths = np.random.default_rng(0).uniform(0.1, 9, (600, 1))
+    for seed, block in enumerate((7, 64, 100, 600, 10**6)):
+        features = (lengths * planted(noise=1.0, seed=seed)).astype(dtype)
         labels, centroids, objective = naive_kmeans(features, 8, iterations, seed)
-        found = spherical_kmeans(features, 8, iterations=iterations, seed=seed, block=100)
+        found = spherical_kmeans(features, 8, iterations=iterations, seed=seed, block=block)
         assert found.labels.tolist() == labels.tolist()
         assert found.centroids == pytest.approx(centroids, abs=1e-5)
         assert found.objective == pytest.approx(objective, abs=1e-6)
@@ -81,17 +84,7 @@ def test_rows_that_are_all_one_are_clustered_though_nothing_is_left_of_them():
     assert spherical_kmeans(rows, 2, centre=True).labels.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("iterations", [0, 2, 30])
-def test_labels_are_the_argmax_of_the_returned_centroids(iterations):
-    features = planted(noise=2.0)
-    found = spherical_kmeans(features, 20, iterations=iterations)
-    assert found.labels.tolist() == (features @ found.centroids.T).argmax(axis=1).tolist()
-    assert found.objective == pytest.approx((features @ found.centroids.T).max(axis=1).mean(), abs=1e-6)
-    assert np.linalg.norm(found.centroids, axis=1) == pytest.approx(np.ones(20), abs=1e-6)
-    assert found.sizes.sum() == len(features)
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_no_cluster_is_empty_where_there_are_enough_unlike_rows(data):
     """Small integer vectors: many duplicates, parallel rows of other lengths, opposite rows."""
@@ -119,12 +112,6 @@ def test_all_empty_clusters_are_refilled_in_one_pass_though_the_farthest_rows_ar
             assert len(found.history) <= 2 + iterations
 
 
-def test_more_clusters_than_unlike_rows_leave_empty_clusters_and_no_endless_loop():
-    found = spherical_kmeans(np.ones((10, 3), dtype=np.float16), 4)
-    assert sorted(found.sizes.tolist()) == [0, 0, 0, 10]
-    assert found.objective == pytest.approx(1.0)
-
-
 def test_rows_that_cancel_out_keep_their_centroid_finite():
     found = spherical_kmeans(np.array([[1, 0], [-1, 0]] * 5, dtype=np.float32), 1)
     assert np.isfinite(found.centroids).all()
@@ -134,15 +121,6 @@ def test_rows_that_cancel_out_keep_their_centroid_finite():
 def test_it_stops_when_no_label_changes():
     features = planted(noise=0.1)
     assert len(spherical_kmeans(features, 4, iterations=500).history) < 30
-
-
-@pytest.mark.parametrize("block", [7, 64, 600, 10**6])
-def test_the_block_does_not_change_the_labels(block):
-    features = planted(noise=1.5)
-    whole = spherical_kmeans(features, 12)
-    found = spherical_kmeans(features, 12, block=block)
-    assert found.labels.tolist() == whole.labels.tolist()
-    assert found.centroids == pytest.approx(whole.centroids, abs=1e-5)
 
 
 def test_the_store_is_read_by_blocks_and_not_changed():
@@ -174,14 +152,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start():
     assert (a.labels == b.labels).all()
     assert (a.centroids == b.centroids).all()
     assert a.history == b.history != c.history
-
-
-def test_the_length_of_a_row_does_not_matter():
-    features = planted(noise=1.0)
-    scale = np.random.default_rng(0).uniform(0.1, 9, (len(features), 1)).astype(np.float32)
-    a, b = spherical_kmeans(features, 9), spherical_kmeans(features * scale, 9)
-    assert (a.labels == b.labels).all()
-    assert a.objective == pytest.approx(b.objective, abs=1e-6)
 
 
 def test_progress_is_told_after_every_assignment():

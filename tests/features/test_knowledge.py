@@ -14,22 +14,18 @@ def unit(n, d):
     return (rows / np.linalg.norm(rows, axis=1)[:, None]).astype(np.float16)
 
 
-def test_the_estimate_is_the_influence_of_stored_features_on_the_directions_now():
-    features, directions = unit(50, 32), unit(3, 32).astype(np.float32)
-    known = Knowledge(features).at(directions)
-    assert known.estimate.tolist() == influence(features, directions).tolist()
-    assert not known.age.any()
-
-
-def test_rows_drawn_in_earlier_rounds_are_estimated_by_their_newest_features(tmp_path):
+def test_an_estimate_is_the_influence_on_the_directions_now_by_stored_or_newer_features(tmp_path):
+    """The newest that were drawn in earlier rounds."""
     features, directions = unit(50, 32), unit(2, 32).astype(np.float32)
+    expected, stored = influence(features, directions), Knowledge(features).at(directions)
+    assert stored.estimate.tolist() == expected.tolist()
+    assert not stored.age.any()
     newer = {1: ([3, 8], unit(2, 32)), 2: ([8, 20], unit(2, 32))}
     for number, (rows, found) in newer.items():
         (tmp_path / str(number)).mkdir()
         with DrawnWriter(tmp_path / str(number), 32) as writer:
             writer.add(np.array(rows), found)
     known = Knowledge(features).at(directions, [tmp_path / "1", tmp_path / "2", tmp_path / "3"])
-    expected = influence(features, directions)
     expected[[3, 8]] = influence(newer[1][1], directions)
     expected[[8, 20]] = influence(newer[2][1], directions)
     assert known.estimate.tolist() == expected.tolist()

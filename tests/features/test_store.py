@@ -39,7 +39,7 @@ def write_one_by_one(folder, features, losses, places):
             writer.write(np.array([row]), features[[row]], losses[[row]])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.integers(1, 12),
     st.integers(1, 9),

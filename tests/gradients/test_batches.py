@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_adapters import rows
 
@@ -10,7 +10,6 @@ from clusterucb.gradients.batches import collate, micro_batches
 LENGTHS = st.lists(st.integers(1, 50), max_size=40).map(lambda lengths: np.array(lengths, np.int64))
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 200))
 def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, bound):
     batches = micro_batches(lengths, bound)
@@ -24,7 +23,6 @@ def test_a_plan_holds_every_position_once_longest_first_and_is_bounded(lengths, 
         assert len(following)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 99))
 def test_a_batch_holds_every_row_and_every_label_where_it_is_predicted(lengths, seed):
     made = rows(lengths, seed)

@@ -62,7 +62,7 @@ def state_of(model):
 
 class TestAgainstAutograd:
     @pytest.mark.parametrize("architecture", TARGETS)
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=7), seed=st.integers(0, 999))
     def test_rows_padded_in_any_batch_match_a_one_by_one_loop(self, models, architecture, lengths, seed):
         model, batch = models[architecture], rows(lengths, seed)
@@ -97,6 +97,7 @@ class TestAgainstAutograd:
 
     @pytest.mark.parametrize("architecture", TARGETS)
     def test_losses_equal_transformers_own_loss_of_the_row_alone(self, models, architecture):
+        """Also where the model softcaps its logits, though its head sees label positions only."""
         model, batch = models[architecture].eval(), rows([3, 17, 9, 40], 3)
         _, found = gradients(model, batch)
         expected = []
@@ -107,18 +108,6 @@ class TestAgainstAutograd:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         np.testing.assert_allclose(row_losses(model, collate(batch)), expected, rtol=1e-5)
         np.testing.assert_allclose(evaluation_losses(model, batch, batch_tokens=41), expected, rtol=1e-5)
-
-    def test_logits_at_labels_are_the_models_own_after_its_softcap(self, models):
-        """The head sees label positions only; what the model does after its head still happens."""
-        model, batch = models["gemma2"].eval(), rows([12, 7], 5)
-        collated = collate(batch)
-        with torch.no_grad():
-            full = model(input_ids=collated.ids, attention_mask=collated.attention).logits
-        assert full.abs().max() <= 2.0  # softcapped
-        chosen = full.reshape(-1, VOCABULARY)[collated.predictors]
-        entropies = torch.nn.functional.cross_entropy(chosen, collated.answers, reduction="none")
-        expected = collated.row_means(entropies.double().numpy())
-        np.testing.assert_allclose(row_losses(model, collated), expected, rtol=1e-6)
 
     def test_gradients_of_half_precision_models_come_in_float32_per_layer(self):
         model, kinds = adapter("llama").to(torch.bfloat16), set()

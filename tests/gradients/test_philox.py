@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.gradients.philox import philox, signs
@@ -37,13 +37,11 @@ def test_the_published_answers(counter, key, words):
 
 
 @given(st.lists(st.tuples(WORD, WORD, WORD, WORD), min_size=1, max_size=5), st.tuples(WORD, WORD))
-@settings(deadline=None)
 def test_equal_to_integers_without_bounds(counters, key):
     assert philox(torch.tensor(counters), key).tolist() == [slow(counter, key) for counter in counters]
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(0, 2**40), st.integers(1, 3))
-@settings(deadline=None)
 def test_signs_are_the_words_bits_from_the_lowest_up(key, start, count):
     made = signs(key, start, count, torch.device("cpu"))
     for i, row in enumerate(made.tolist()):

@@ -68,7 +68,7 @@ def test_countsketch_is_as_close_as_the_dense_matrix_on_outlier_channels(stride)
 
 
 @pytest.mark.parametrize("kind", BOTH)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(1, 200), dim=st.sampled_from([1, 2, 7, 24, 64]), seed=st.integers(0, 99))
 def test_linear(kind, size, dim, seed):
     rng = np.random.default_rng(seed)

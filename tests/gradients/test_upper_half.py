@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from test_featurizer import random_moments, slow_feature
-from tiny_adapters import TARGETS, adapter, rows, slow_gradients
+from tiny_adapters import TARGETS, adapter, rows
 
 from builders import build_model
 from clusterucb.errors import ConfigError, MismatchError
@@ -27,28 +27,19 @@ def layer_of(name):
     return int(re.search(r"\.(?:layers|h)\.(\d+)\.", name)[1])
 
 
-def of_upper(monkeypatch, model):
-    """Have the slow reference see the upper layers alone, of a gradient that was taken of all."""
-    first = {2: 1, 3: 1}[model.config.num_hidden_layers]
-
-    def some(model, row):
-        return {n: g for n, g in slow_gradients(model, row).items() if layer_of(n) >= first}
-
-    monkeypatch.setattr("test_featurizer.slow_gradients", some)
+def upper(name):
+    """Of two layers or of three, all but the first."""
+    return layer_of(name) > 0
 
 
-@pytest.mark.parametrize("formula", ["plain", "less", "adam"])
+@pytest.mark.parametrize("formula", [None, "less", "adam"])
 @pytest.mark.parametrize("architecture", [*TARGETS, "three"])
-def test_a_feature_is_that_of_the_upper_layers_part_of_the_gradient(
-    architecture, formula, request, monkeypatch
-):
-    model = request.getfixturevalue("three") if architecture == "three" else adapter(architecture)
-    of_upper(monkeypatch, model)
-    moments = None if formula == "plain" else random_moments(model)
-    formula = "less" if formula == "plain" else formula
+def test_a_feature_is_that_of_the_upper_layers_part_of_the_gradient(architecture, formula, three):
+    model = three if architecture == "three" else adapter(architecture)
+    moments, formula = formula and random_moments(model), formula or "less"
     batch = rows([14, 9, 31, 3], 2)
     found, losses = Featurizer(model, SKETCH, moments, formula, top=True)(batch)
-    expected = np.stack([slow_feature(model, row, SKETCH, moments, formula) for row in batch])
+    expected = np.stack([slow_feature(model, row, SKETCH, moments, formula, of=upper) for row in batch])
     np.testing.assert_allclose(found, expected, atol=2e-4)
     whole, same = Featurizer(model, SKETCH, moments, formula)(batch)
     assert np.abs(found - whole).max() > 0.01
@@ -96,12 +87,9 @@ def test_moments_are_those_of_the_whole_adapter_of_which_a_part_goes_to_the_devi
 def test_an_adapter_of_lower_layers_alone_has_none():
     model = adapter("llama", layers_to_transform=[0])
     assert Featurizer(model, SKETCH)(rows([5]))[0].shape == (1, 96)
-    with pytest.raises(ConfigError) as refused:
+    words = "model's 2 layers; use --features gradients, or other --target-modules$"
+    with pytest.raises(ConfigError, match=f"^features top: no adapter is in the upper half of the {words}"):
         Featurizer(model, SKETCH, top=True)
-    assert str(refused.value) == (
-        "features top: no adapter is in the upper half of the model's 2 layers; use --features gradients, or "
-        "other --target-modules"
-    )
 
 
 def test_a_model_whose_layers_are_no_list_is_refused():

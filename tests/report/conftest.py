@@ -1,11 +1,7 @@
 """Runs whose pages the tests read."""
 
 import pytest
-from hypothesis import settings
 from report_helpers import HOSTILE, records, write_run
-
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

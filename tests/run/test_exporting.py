@@ -12,6 +12,7 @@ from clusterucb.data.rows import parse_messages
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.run.directory import RunDir
 from clusterucb.run.export import FORMATS, export
+from file_helpers import write
 
 ODD = 'Ünïcode \u2028 "quoted"\n\ttabs\r\n  spaces  and 日本 👍🏽 <|im_end|> {{ jinja }} '
 TWO_TURNS = [
@@ -40,11 +41,8 @@ def run_with(folder, *rounds):
     """A run directory with these rounds, each a dict of rows by id."""
     run = RunDir(folder / "run")
     for number, rows in enumerate(rounds, 1):
-        run.round(number).mkdir(parents=True)
-        with (run.round(number) / "selected.jsonl").open("wb") as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows.values())
-        with (run.round(number) / "selected.ids.jsonl").open("w") as file:
-            file.writelines(json.dumps({"id": name, "round": number}) + "\n" for name in rows)
+        write(run.round(number) / "selected.jsonl", [*rows.values()])
+        write(run.round(number) / "selected.ids.jsonl", [{"id": name, "round": number} for name in rows])
     return run.path
 
 
@@ -56,12 +54,8 @@ def expected(rows):
 
 def read_as_trl(folder):
     datasets = pytest.importorskip("datasets")
-    table = datasets.load_dataset(
-        "json",
-        data_files=str(folder / "selected.jsonl"),
-        split="train",
-        cache_dir=str(folder.parent / "cache"),
-    )
+    files = {"data_files": str(folder / "selected.jsonl"), "cache_dir": str(folder.parent / "cache")}
+    table = datasets.load_dataset("json", split="train", **files)
     assert table.column_names == ["messages"]
     return [[(turn["role"], turn["content"]) for turn in row] for row in table["messages"]]
 
@@ -113,9 +107,8 @@ def test_trl_takes_it_for_a_conversation(tmp_path):
     from builders import build_tokenizer
 
     exported = export(run_with(tmp_path, ROWS), "trl")
-    lines = (exported.folder / "selected.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    rows = [json.loads(line) for line in lines]
-    for row in rows:
+    for line in (exported.folder / "selected.jsonl").read_bytes().split(b"\n")[:-1]:
+        row = json.loads(line)
         assert trl.is_conversational(row)
         text = trl.apply_chat_template(row, build_tokenizer())["text"]
         assert all(turn["content"] in text for turn in row["messages"])
@@ -161,8 +154,7 @@ def test_again_it_is_made_anew_and_nothing_else_is_touched(tmp_path):
     run = run_with(tmp_path, ROWS)
     first = export(run, "axolotl", out=tmp_path / "given").folder
     assert sorted(path.name for path in first.iterdir()) == ["axolotl.yaml", "export.json", "selected.jsonl"]
-    (tmp_path / "given.part").mkdir()  # of an attempt that was killed
-    (tmp_path / "given.part" / "selected.jsonl").write_text("torn")
+    write(tmp_path / "given.part/selected.jsonl", "torn")  # of an attempt that was killed
     before = {path.name: path.read_bytes() for path in first.iterdir()}
     export(run, "axolotl", out=tmp_path / "given")
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
@@ -174,15 +166,13 @@ def test_again_it_is_made_anew_and_nothing_else_is_touched(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], "export needs DIR and --format"),
-        (["--format", "alpaca"], "format 'alpaca': unknown; expected one of trl, llamafactory, axolotl"),
-        (["--format", "trl", "--round", 3], "no round 3 is there; it has 1"),
+        (["run"], "export needs DIR and --format"),
+        (["run", "--format", "alpaca"], "'alpaca': unknown; expected one of trl, llamafactory, axolotl"),
+        (["run", "--format", "trl", "--round", 3], "no round 3 is there; it has 1"),
+        (["none", "--format", "trl"], "no selection is there; run `clusterucb select` first"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, given, words):
-    run = run_with(tmp_path, ROWS)
-    outcome = clusterucb("export", run, *given)
-    assert outcome.status == 2
-    assert words in outcome.complaint
-    nothing = clusterucb("export", tmp_path / "none", "--format", "trl")
-    assert "no selection is there; run `clusterucb select` first" in nothing.complaint
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, given, words):
+    run_with(tmp_path, ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert words in clusterucb("export", *given).complaint

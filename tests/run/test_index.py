@@ -1,7 +1,9 @@
 """An index knows no target: runs with any begin there, change nothing in it, and end as they would alone."""
 
 import shutil
+from functools import cache
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.config import load
 from clusterucb.features.store import FeatureStore, FeatureWriter
 from clusterucb.run.directory import RunDir
+from file_helpers import write
 
 OWN = ("target", "subtask", "holdout")
 
@@ -34,21 +37,16 @@ def index(run_settings, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def over(index, run_settings, tmp_path):
+    """Options of a run over it."""
+    own = {name: run_settings[name] for name in OWN}
+    return options(own, index=index, out=tmp_path / "run")
+
+
 def test_an_index_has_no_target_in_it(index, run_settings):
-    assert (index / "clusters.safetensors").exists()
-    names = {path.name for path in index.iterdir()} - {".lock"}
-    assert names == {
-        *(
-            "config.yaml",
-            "pool",
-            "initial",
-            "warmup",
-            "features",
-            "clusters.safetensors",
-            "clusters.json",
-            "README.md",
-        ),
-    }
+    made = {"pool", "initial", "warmup", "features", "clusters.safetensors", "clusters.json"}
+    assert {path.name for path in index.iterdir()} - {".lock"} == made | {"config.yaml", "README.md"}
     card = (index / "README.md").read_text()
     assert "gradients of 100 rows" in card
     assert "| pool | pool-a.jsonl, pool-b.jsonl |" in card
@@ -61,9 +59,7 @@ def test_an_index_has_no_target_in_it(index, run_settings):
 
 @pytest.mark.whole
 @pytest.mark.parametrize("name", ["clusterucb", "linear_ucb"])
-def test_a_run_over_an_index_is_bit_for_bit_the_run_of_its_own(
-    index, finished_run, tmp_path, name, monkeypatch
-):
+def test_a_run_over_an_index_is_bit_for_bit_its_own_run(index, finished_run, tmp_path, name, monkeypatch):
     """And takes no gradient of the pool before its first selection, and leaves the index as it was."""
     alone, out, before = finished_run(name), tmp_path / "run", tree(index)
     monkeypatch.setattr("clusterucb.steps.features.take_gradients", lambda *_: pytest.fail("a gradient"))
@@ -72,19 +68,15 @@ def test_a_run_over_an_index_is_bit_for_bit_the_run_of_its_own(
     done("run", "--index", index, *options(own, out=out))
     assert result(out) == result(alone.folder)
     assert tree(index) == before
-    counts = [read(folder / "summary.json")["total"]["pool_gradients"] for folder in (out, alone.folder)]
-    assert counts[0] == counts[1]
-    bills = [read(folder / "summary.json")["bill"] for folder in (out, alone.folder)]
-    cost = [
-        read(index / file)["cost"]["tokens"] for file in ("warmup/checkpoint.json", "features/manifest.json")
-    ]
-    assert bills[0]["index"]["passes"] == pytest.approx(sum(cost) / bills[0]["one_pass"]["tokens"], abs=1e-3)
-    assert bills[1]["index"] is None
+    ours, theirs = (read(folder / "summary.json") for folder in (out, alone.folder))
+    assert ours["total"]["pool_gradients"] == theirs["total"]["pool_gradients"]
+    made = [read(index / file)["cost"] for file in ("warmup/checkpoint.json", "features/manifest.json")]
+    passes = sum(cost["tokens"] for cost in made) / ours["bill"]["one_pass"]["tokens"]
+    assert ours["bill"]["index"]["passes"] == pytest.approx(passes, abs=1e-3)
+    assert theirs["bill"]["index"] is None
 
 
-def test_a_finished_run_serves_as_an_index_for_another_target(
-    finished_run, data_folder, tmp_path, monkeypatch
-):
+def test_a_finished_run_serves_as_an_index_for_another_target(finished_run, tmp_path, monkeypatch):
     there, target = finished_run("clusterucb"), tmp_path / "other.jsonl"
     write_rows(target, 4, 9)
     before = tree(there.folder)
@@ -94,35 +86,58 @@ def test_a_finished_run_serves_as_an_index_for_another_target(
     monkeypatch.setattr("clusterucb.steps.features.take_gradients", lambda *_: pytest.fail("a gradient"))
     done("select", "--index", there.folder, "--target", target, "--out", tmp_path / "run")
     assert tree(there.folder) == before
-    ours, theirs = (
-        (tmp_path / name / "rounds/1/selection.safetensors").read_bytes() for name in ("run", "alone")
-    )
-    assert ours == theirs
+    assert first_round(tmp_path / "run") == first_round(tmp_path / "alone")
+
+
+def first_round(folder):
+    return (folder / "rounds/1/selection.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def after(data_folder, tmp_path_factory):
+    """pool-a.jsonl with 10 of its rows gone and 7 new ones."""
+    folder = tmp_path_factory.mktemp("pools")
+    rows = (data_folder / "pool-a.jsonl").read_text().splitlines(True)
+    new = write_rows(folder / "new.jsonl", 7, 77).read_text().splitlines(True)
+    return write(folder / "after.jsonl", "".join([*new[:3], *rows[10:], *new[3:]]))
+
+
+@pytest.fixture(scope="module")
+def index_before(run_settings, tmp_path_factory):
+    """By features, an index over pool-a.jsonl: not to be changed."""
+
+    @cache
+    def made(features):
+        folder, pool = tmp_path_factory.mktemp(features) / "index", run_settings["pool"][:1]
+        done("index", *options(without(run_settings, *OWN), out=folder, features=features, pool=pool))
+        return folder
+
+    return made
 
 
 @pytest.fixture
-def pools(data_folder, tmp_path):
-    """The pool as one file, and one in which 10 of its rows are gone and 7 new ones have come."""
-    rows = (data_folder / "pool-a.jsonl").read_text().splitlines(True)
-    write_rows(tmp_path / "new.jsonl", 7, 77)
-    new = (tmp_path / "new.jsonl").read_text().splitlines(True)
-    for name, kept in (("before", rows), ("after", [*new[:3], *rows[10:], *new[3:]])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(kept))
-    return tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+def old(index_before, tmp_path):
+    """The same as a copy that may be changed."""
+
+    def copy(features):
+        folder = shutil.copytree(index_before(features), tmp_path / "index")
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace(str(index_before(features)), str(folder)))
+        return folder
+
+    return copy
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("features", ["gradients", "hidden", "head"])
-def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, features, monkeypatch):
-    out, (before, after) = tmp_path / "index", pools
-    own = options(without(run_settings, *OWN, "pool"), out=out, features=features)
-    done("index", *own, "--pool", before)
-    old, moments = stored(out), (out / "warmup/moments.safetensors").read_bytes()
+def test_an_index_grows_by_the_new_rows_alone(old, after, run_settings, tmp_path, features, monkeypatch):
+    out = old(features)
+    before, moments = stored(out), (out / "warmup/moments.safetensors").read_bytes()
     seen = count_rows(monkeypatch)
     done("index", out, "--pool", after)
     new = stored(out)
-    assert (len(old), sum(seen), len(new)) == (60, 7, 57)
-    np.testing.assert_array_equal(new[3:53], old[10:])
+    assert (len(before), sum(seen), len(new)) == (60, 7, 57)
+    np.testing.assert_array_equal(new[3:53], before[10:])
     assert (out / "warmup/moments.safetensors").read_bytes() == moments
     assert load(out / "config.yaml").pool == [str(after)]
     assert len(load_file(out / "clusters.safetensors")["labels"]) == 57
@@ -132,55 +147,42 @@ def test_an_index_grows_by_the_new_rows_alone(run_settings, pools, tmp_path, fea
     done("index", "--out", fresh)
     if features == "gradients":
         np.testing.assert_allclose(stored(fresh), new, atol=2e-3)
-    said = clusterucb("index", out, "--pool", before, "--dim", 64).complaint
+    said = clusterucb("index", out, "--pool", run_settings["pool"][0], "--dim", 64).complaint
     assert said.startswith("dim: this run directory was made with 256")
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("features", ["gradients", "hidden"])
-def test_an_index_grows_into_another_place_and_stays_as_it_is(
-    run_settings, pools, tmp_path, features, monkeypatch
-):
+def test_an_index_grows_into_another_place_and_stays_as_it_is(old, after, tmp_path, features, monkeypatch):
     """The new one is that which the old one would have become, to the byte, also after a kill."""
-    out, old, (before, after) = tmp_path / "new", tmp_path / "old", pools
-    own = options(without(run_settings, *OWN, "pool"), out=old, features=features)
-    done("index", *own, "--pool", before)
-    there, seen = tree(old), count_rows(monkeypatch)
+    there, out = old(features), tmp_path / "new"
+    before, seen = tree(there), count_rows(monkeypatch)
     with monkeypatch.context() as killed:
-        killed.setattr("clusterucb.recipes.cluster", lambda _: raise_interrupt())
-        assert clusterucb("index", old, "--pool", after, "--out", out).status == 130
+        killed.setattr("clusterucb.recipes.cluster", Mock(side_effect=KeyboardInterrupt))
+        assert clusterucb("index", there, "--pool", after, "--out", out).status == 130
     assert not (out / "config.yaml").exists()
-    done("index", old, "--pool", after, "--out", out)
-    assert (sum(seen), tree(old)) == (7, there)
-    done("index", old, "--pool", after, "--out", out)  # it is there
+    for _ in range(2):  # the second time it is there
+        done("index", there, "--pool", after, "--out", out)
+        assert (sum(seen), tree(there)) == (7, before)
     grown = package.Index.open(out)
     assert (grown.config.out, grown.config.pool) == (str(out), [str(after)])
-    done("index", old, "--pool", after)
+    done("index", there, "--pool", after)
     assert sum(seen) == 14
-    assert sorted(path.name for path in tmp_path.glob("*") if path.is_dir()) == ["new", "old"]
-    for name in (
-        "features/features.f16",
-        "clusters.safetensors",
-        "pool/ids.jsonl",
-        "warmup/moments.safetensors",
-    ):
-        assert (out / name).read_bytes() == (old / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "new"]
+    parts = ("features/features.f16", "clusters.safetensors", "pool/ids.jsonl", "warmup/moments.safetensors")
+    assert all((out / part).read_bytes() == (there / part).read_bytes() for part in parts)
 
 
-def raise_interrupt():
-    raise KeyboardInterrupt
-
-
-def test_growing_refuses_what_would_mix_or_lose(index, finished_run, run_settings, pools, tmp_path):
+def test_growing_refuses_what_would_mix_or_lose(index, finished_run, after, tmp_path):
     """Another setting, an index that is not finished, and the place of a run."""
-    given = ["--pool", pools[1], "--out", tmp_path / "new"]
+    given = ["--pool", after, "--out", tmp_path / "new"]
     said = clusterucb("index", index, *given, "--dim", 64).complaint
     assert said.startswith("dim: the index was made with 256 (")
     half = shutil.copytree(index, tmp_path / "half", ignore=shutil.ignore_patterns("features"))
     assert "has no features yet; finish it" in clusterucb("index", half, *given).complaint
     assert not (tmp_path / "new/config.yaml").exists()
     run = shutil.copytree(finished_run("clusterucb").folder, tmp_path / "run")
-    said = clusterucb("index", run, "--pool", pools[1]).complaint
+    said = clusterucb("index", run, "--pool", after).complaint
     assert said.startswith("target: this run directory was made with ")
     assert (run / "adapter").exists()
 
@@ -204,18 +206,16 @@ def count_rows(monkeypatch):
 @pytest.mark.whole
 @pytest.mark.parametrize("aside", ["none", "moved", "left"])
 def test_a_kill_while_an_index_takes_the_place_of_another_loses_neither(
-    run_settings, pools, tmp_path, aside, monkeypatch
+    old, after, run_settings, tmp_path, aside, monkeypatch
 ):
-    out, (before, after) = tmp_path / "index", pools
-    done("index", *options(without(run_settings, *OWN, "pool"), out=out), "--pool", before)
-    monkeypatch.setattr("clusterucb.steps.growth._move", lambda *_: None)
-    done("index", out, "--pool", after)
-    monkeypatch.undo()
+    out = old("gradients")
+    with monkeypatch.context() as killed:
+        killed.setattr("clusterucb.steps.growth._move", lambda *_: None)
+        done("index", out, "--pool", after)
     if aside == "moved":
         out.rename(tmp_path / "index.old")
     elif aside == "left":
-        (tmp_path / "index.old").mkdir()
-        (tmp_path / "index.old/config.yaml").write_text("not yet gone")
+        write(tmp_path / "index.old/config.yaml", "not yet gone")
     seen = count_rows(monkeypatch)
     done("index", "--out", out, "--pool", after, *options(without(run_settings, *OWN, "pool")))
     assert sum(seen) == 0
@@ -223,19 +223,17 @@ def test_a_kill_while_an_index_takes_the_place_of_another_loses_neither(
     assert [path.name for path in tmp_path.glob("index*")] == ["index"]
 
 
-def test_what_does_not_fit_an_index_is_refused_with_both_values(index, run_settings, tmp_path):
-    target = ["--target", *run_settings["target"], "--out", tmp_path / "run"]
+def test_what_does_not_fit_an_index_is_refused_with_both_values(index, over, run_settings, tmp_path):
     for name, was, now in (
         ("rank", 4, 8),
         ("gradient_length", 40, 41),
-        ("projection", "'countsketch'", "'rademacher'"),
+        ("projection", "countsketch", "rademacher"),
+        ("features", "gradients", "top"),
     ):
-        given = now.strip("'") if isinstance(now, str) else now
-        said = clusterucb("select", "--index", index, *target, f"--{name.replace('_', '-')}", given).complaint
-        assert said.startswith(
-            f"{name}: the index was made with {was} ({index}/config.yaml), now it is {now}; "
-        )
-    said = clusterucb("select", "--index", index, *target, "--pool", run_settings["pool"][0]).complaint
+        said = clusterucb("select", *over, *options({name: now})).complaint
+        made = f"the index was made with {was!r} ({index}/config.yaml)"
+        assert said.startswith(f"{name}: {made}, now it is {now!r}; ")
+    said = clusterucb("select", *over, "--pool", run_settings["pool"][0]).complaint
     assert said.startswith(f"{index}/pool was made with pool '")
     assert said.endswith("; name another --index, or none")
     assert not (tmp_path / "run/config.yaml").exists()
@@ -243,34 +241,18 @@ def test_what_does_not_fit_an_index_is_refused_with_both_values(index, run_setti
 
 def test_an_index_that_is_not_finished_is_named_with_what_is_missing(index, run_settings, tmp_path):
     copy = shutil.copytree(index, tmp_path / "copy", ignore=shutil.ignore_patterns("features"))
-    said = clusterucb(
-        "select", "--index", copy, "--target", *run_settings["target"], "--out", tmp_path / "run"
-    )
-    assert (
-        said.complaint == f"--index {copy}: has no features yet; finish it by `clusterucb index --out {copy}`"
-    )
-    assert (
-        "'target' is missing" in clusterucb("select", "--index", index, "--out", tmp_path / "run").complaint
-    )
+    given = ["--target", *run_settings["target"], "--out", tmp_path / "run"]
+    said = clusterucb("select", "--index", copy, *given).complaint
+    assert said == f"--index {copy}: has no features yet; finish it by `clusterucb index --out {copy}`"
+    said = clusterucb("select", "--index", index, "--out", tmp_path / "run").complaint
+    assert "'target' is missing" in said
 
 
 def test_an_index_on_the_hub_is_fetched_and_named_as_any_other(index, run_settings, tmp_path, monkeypatch):
-    asked = []
-    fetch = "huggingface_hub.snapshot_download"
-    monkeypatch.setattr(fetch, lambda name, repo_type: asked.append((name, repo_type)) or str(index))
-    target = run_settings["target"]
-    done(
-        "select",
-        "--index",
-        "hub:team/pool",
-        "--target",
-        *target,
-        "--subtask",
-        "subject",
-        "--out",
-        tmp_path / "run",
-    )
-    assert asked[0] == ("team/pool", "dataset")
+    fetch, target = Mock(return_value=str(index)), run_settings["target"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    done("select", *options({"index": "hub:team/pool", "target": target, "out": tmp_path / "run"}))
+    assert fetch.call_args == call("team/pool", repo_type="dataset")
     assert len(package.Index.open("hub:team/pool").query(target, 5).ids) == 5
 
 
@@ -280,12 +262,11 @@ def test_an_index_that_the_hub_does_not_have_is_one_line(tmp_path):
     assert said.startswith("hub:no/such: the index cannot be fetched (")
 
 
-def test_a_run_with_other_clusters_makes_its_own(index, run_settings, tmp_path):
-    out, before = tmp_path / "run", tree(index)
-    own = {name: run_settings[name] for name in OWN}
+def test_a_run_with_other_clusters_makes_its_own(index, over, tmp_path):
+    before = tree(index)
     for step in ("cluster", "select"):
-        done(step, "--index", index, *options(own, out=out, k=3))
-    assert len(load_file(out / "clusters.safetensors")["centroids"]) == 3
+        done(step, *over, "--k", 3)
+    assert len(load_file(tmp_path / "run/clusters.safetensors")["centroids"]) == 3
     assert tree(index) == before
 
 
@@ -307,18 +288,16 @@ def test_methods_without_gradients_begin_at_any_index(index, finished_run, tmp_p
     alone, out = finished_run(name), tmp_path / "run"
     own = {key: alone.settings[key] for key in (*OWN, "method", "perplexity") if key in alone.settings}
     done("select", "--index", index, *options(own, out=out))
-    ours, theirs = (folder / "rounds/1/selection.safetensors" for folder in (out, alone.folder))
-    assert ours.read_bytes() == theirs.read_bytes()
+    assert first_round(out) == first_round(alone.folder)
     assert {path.name for path in out.iterdir()} >= {"elsewhere.json", "contamination.json", "rounds"}
     assert not (out / "pool").exists()
 
 
-def test_a_plan_and_a_report_look_at_the_index(index, run_settings, tmp_path):
-    given = ["--index", index, *options({name: run_settings[name] for name in OWN}, out=tmp_path / "run")]
-    planned = done("plan", *given, "--tokens-per-second", "1e3").out
+def test_a_plan_and_a_report_look_at_the_index(over, tmp_path):
+    planned = done("plan", *over, "--tokens-per-second", "1e3").out
     assert "100 usable rows" in planned
     for step in ("warmup", "gradients", "cluster"):
         assert f"{step}, in the index" in planned
-    done("select", *given)
+    done("select", *over)
     page = Path(done("report", tmp_path / "run").out.strip()).read_text()
     assert "Map of the rows" in page

@@ -45,7 +45,8 @@ def auto(folder):
     return {setting.name for setting in settings() if setting.auto and setting.of(config) is None}
 
 
-def test_an_index_decides_what_it_needs_and_leaves_the_rest_open(index):
+def test_an_index_decides_what_it_needs_and_leaves_the_rest_open(index, task, tmp_path):
+    """What it has decided is refused otherwise, with both values."""
     every = {setting.name for setting in settings() if setting.auto}
     assert every - auto(index) == {"rank", "alpha", "warmup_steps", "features"}
     assert "k" in auto(index)
@@ -54,6 +55,9 @@ def test_an_index_decides_what_it_needs_and_leaves_the_rest_open(index):
     assert (index / "config.yaml").read_bytes() == before
     said = clusterucb("index", "--out", index, "--k", 7).complaint
     assert said.startswith(f"k: this run directory was made with auto ({index}/config.yaml), now it is 7; ")
+    said = clusterucb("select", "--index", index, *task, "--out", tmp_path / "run", "--rank", 5).complaint
+    rank = load(index / "config.yaml").lora.rank
+    assert said.startswith(f"rank: the index was made with {rank} ({index}/config.yaml), now it is 5; ")
 
 
 def test_a_run_over_it_decides_and_selects_as_one_of_its_own(index, given, task, tmp_path):
@@ -68,12 +72,6 @@ def test_a_run_over_it_decides_and_selects_as_one_of_its_own(index, given, task,
     first = "rounds/1/selection.safetensors"
     assert (over / first).read_bytes() == (alone / first).read_bytes()
     assert not (over / "clusters.safetensors").exists()
-
-
-def test_what_it_has_decided_is_refused_otherwise_with_both_values(index, task, tmp_path):
-    said = clusterucb("select", "--index", index, *task, "--out", tmp_path / "run", "--rank", 5).complaint
-    rank = load(index / "config.yaml").lora.rank
-    assert said.startswith(f"rank: the index was made with {rank} ({index}/config.yaml), now it is 5; ")
 
 
 @pytest.mark.parametrize(

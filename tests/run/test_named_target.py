@@ -60,12 +60,8 @@ def finished(named_settings, tmp_path_factory):
 @pytest.fixture
 def begun(finished, tmp_path):
     """A copy of a run that has its warmup checkpoint and no more."""
-    folder = shutil.copytree(finished, tmp_path / "begun")
-    for name in ("features", "rounds", "adapter"):
-        shutil.rmtree(folder / name)
-    for name in ("clusters.safetensors", "clusters.json", "evaluation.json", "summary.json"):
-        (folder / name).unlink()
-    return folder
+    later = ("features", "rounds", "adapter", "clusters.*", "evaluation.json", "summary.json")
+    return shutil.copytree(finished, tmp_path / "begun", ignore=shutil.ignore_patterns(*later))
 
 
 @pytest.fixture
@@ -90,13 +86,10 @@ def targets(name, settings):
 
 
 def test_the_targets_own_rows_are_kept_out_of_the_pool_with_the_reason(finished, named_settings):
-    numbers = [int(question.id.rsplit("/")[-1]) for question in targets("gsm8k", named_settings)]
+    reason = "nearly repeats {} of the target: 100% of its words in order"
     assert kept_out(finished) == [
-        {
-            "id": f"gsm8k.jsonl:{number + 1}",
-            "reason": f"nearly repeats gsm8k/train/{number} of the target: 100% of its words in order",
-        }
-        for number in numbers
+        {"id": f"gsm8k.jsonl:{int(name.rsplit('/')[-1]) + 1}", "reason": reason.format(name)}
+        for name in (question.id for question in targets("gsm8k", named_settings))
     ]
 
 
@@ -142,9 +135,8 @@ def test_the_digests_are_those_by_which_an_evaluation_knows_its_questions(sessio
     """HumanEval has one split, so its evaluation leaves the target's problems out."""
     found = session("humaneval", target_rows=3).inputs.target_questions
     asked = {q.digest: q.id for q in TASKS["humaneval"].questions(Path(settings["data_dir"]), 0)}
-    assert [asked[digest] for digest in found] == [
-        row["id"] for row in lines(f"{settings['out']}/target/humaneval.jsonl")
-    ]
+    rows = lines(f"{settings['out']}/target/humaneval.jsonl")
+    assert [asked[digest] for digest in found] == [row["id"] for row in rows]
     assert len(found) == 3
 
 
@@ -178,10 +170,8 @@ def test_a_target_learns_what_follows_the_given_beginning_and_no_more(session, s
 
 
 @pytest.mark.parametrize(("wanted", "learnt"), [("auto", True), ("learn", True), ("leave", False)])
-def test_the_end_of_a_target_row_of_ones_own_is_learnt_unless_it_is_to_be_left(
-    session, shared_settings, wanted, learnt
-):
-    made = session(*shared_settings["target"], target_end=wanted).inputs
+def test_the_end_of_a_target_row_of_ones_own_is_learnt_unless_left(session, data_folder, wanted, learnt):
+    made = session(str(data_folder / "target.jsonl"), target_end=wanted).inputs
     for encoded in made.targeted.tokens:
         text = made.tokenizer.decode(encoded.ids[encoded.labels])
         assert text.endswith("<|im_end|>") == learnt
@@ -193,23 +183,18 @@ def test_the_end_of_a_target_row_of_ones_own_is_learnt_unless_it_is_to_be_left(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target": ["gsm8k", "FILE"]}, "so neither files nor --subtask go with them; make two runs"),
+        ({"target": ["gsm8k", "target.jsonl"]}, "so neither files nor --subtask go with them; make two runs"),
         ({"subtask": "subtask"}, "so neither files nor --subtask go with them; make two runs"),
         ({"target": ["gsm8k", "gsm8k"]}, "gsm8k.jsonl: given twice; expected each file once"),
         ({"target": "gsm8"}, "gsm8: no such file; check the path"),
         ({"target_rows": 31}, "gsm8k: 31 target rows were asked for; expected 1 to 30"),
         ({"target_rows": 0}, "target_rows is '0': input should be greater than or equal to 1"),
-        ({"data_dir": "NONE"}, "no such folder; expected one that holds gsm8k/train.jsonl"),
-        ({"data_dir": "EMPTY"}, "no train.jsonl for gsm8k (looked in gsm8k/, gsm/ and the folder itself)"),
+        ({"data_dir": "none"}, "no such folder; expected one that holds gsm8k/train.jsonl"),
+        ({"data_dir": "."}, "no train.jsonl for gsm8k (looked in gsm8k/, gsm/ and the folder itself)"),
     ],
 )
-def test_a_target_that_cannot_be_is_one_line(settings, shared_settings, tmp_path, changes, said):
-    paths = {"FILE": shared_settings["target"][0], "NONE": tmp_path / "none", "EMPTY": tmp_path}
-    for key, value in changes.items():
-        if isinstance(value, list):
-            changes = {key: [str(paths.get(part, part)) for part in value]}
-        elif value in paths:
-            changes = {key: str(paths[value])}
+def test_a_target_that_cannot_be_is_one_line(settings, data_folder, monkeypatch, changes, said):
+    monkeypatch.chdir(data_folder)
     assert said in clusterucb("run", *options(settings, **changes)).complaint
     assert not (Path(settings["out"]) / "config.yaml").exists()
 
@@ -231,9 +216,8 @@ def test_where_the_files_lie_and_what_is_evaluated_may_change(begun, tmp_path):
 
 def test_what_a_failed_beginning_left_is_made_again(settings):
     """The settings are the run's only from where all of them have held."""
-    said = clusterucb("warmup", *options(settings, target_modules="query")).complaint
-    assert said.startswith("target_modules query: ")
-    out = Path(settings["out"])
+    said, out = clusterucb("warmup", *options(settings, target_modules="query")), Path(settings["out"])
+    assert said.complaint.startswith("target_modules query: ")
     assert (out / "target/gsm8k.jsonl").exists()
     assert (out / "pool").exists()
     done("warmup", *options(settings, target_rows=6))
@@ -248,9 +232,8 @@ def test_a_runs_settings_draw_its_target_again(finished, tmp_path):
 
 
 def test_a_folder_of_the_benchmarks_name_does_not_stand_for_it(settings, tmp_path, monkeypatch):
-    work = tmp_path / "work"
-    (work / "gsm8k").mkdir(parents=True)
-    monkeypatch.chdir(work)
+    (tmp_path / "gsm8k").mkdir()
+    monkeypatch.chdir(tmp_path)
     done("warmup", *options(settings))
     assert load(Path(settings["out"]) / "config.yaml").target == ["gsm8k"]
     assert len(lines(f"{settings['out']}/target/gsm8k.jsonl")) == 4

@@ -44,24 +44,20 @@ APPEARS = [
 ]
 
 
-def said(facts):
-    return [*facts.remarks()]
-
-
-def test_of_a_run_as_it_should_be_nothing_is_said():
-    assert said(GOOD) == said(DONE) == []
-
-
 @pytest.mark.parametrize(("facts", "changes", "what", "to_do"), APPEARS)
-def test_a_remark_appears_alone_and_says_what_to_do(facts, changes, what, to_do):
-    (remark,) = said(replace(facts, **changes))
+def test_a_remark_appears_alone_in_one_sentence_and_says_what_to_do(facts, changes, what, to_do):
+    (remark,) = replace(facts, **changes).remarks()
     assert what in remark
     assert to_do in remark
+    assert not remark[0].isupper()
+    assert not remark.endswith(".")
+    assert len(remark) < 240
 
 
 @pytest.mark.parametrize(
     "facts",
     [
+        *(GOOD, DONE),  # a run as it should be
         replace(GOOD, steps=9, rate=5e-4),  # few steps at a high rate go as far
         replace(GOOD, warmup=9.0, saved=None),  # without a budget nothing is to be saved
         replace(GOOD, target_rows=8),
@@ -78,7 +74,7 @@ def test_a_remark_appears_alone_and_says_what_to_do(facts, changes, what, to_do)
     ],
 )
 def test_on_the_other_side_of_a_limit_there_is_nothing_to_say(facts):
-    assert said(facts) == []
+    assert [*facts.remarks()] == []
 
 
 def test_chance_gives_about_the_highest_influence_of_random_rows():
@@ -99,14 +95,6 @@ def test_own_influence_is_the_mean_of_the_targets_rows_on_each_other():
     found = own_influence(directions, np.array([4, 2, 1]))
     assert found == pytest.approx(module.OWN * np.mean(each))
     assert own_influence(directions[2:], np.array([1])) == np.inf
-
-
-def test_a_remark_is_one_sentence():
-    for facts, changes, *_ in APPEARS:
-        (remark,) = said(replace(facts, **changes))
-        assert not remark[0].isupper()
-        assert not remark.endswith(".")
-        assert len(remark) < 240
 
 
 @pytest.mark.parametrize(

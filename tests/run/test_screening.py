@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,10 +21,7 @@ from file_helpers import write
 RNG = np.random.default_rng(11)
 QUESTIONS = [sentence(RNG, 20, 21) for _ in range(6)]  # 13 runs of 8 words each
 OTHERS = [sentence(RNG, 12, 18) for _ in range(40)]
-SOLVED = [
-    f"red sun {QUESTIONS[2]} keep",
-    f"{' '.join(QUESTIONS[4].split()[:14])} lamp lamp",
-]  # all and 7 of 13
+SOLVED = [f"red sun {QUESTIONS[2]} keep", f"{' '.join(QUESTIONS[4].split()[:14])} lamp lamp"]  # all; 7 of 13
 LESS = " ".join(QUESTIONS[5].split()[:13])  # 6 of 13 runs
 
 
@@ -88,11 +86,6 @@ def excluded(settings):
     return {row["id"]: row["reason"] for row in kept_out(settings["out"])}
 
 
-def chosen_from(settings):
-    """The pool rows that the run may select."""
-    return Session(load(Path(settings["out"]) / "config.yaml")).inputs.pooled.rows.tolist()
-
-
 # --- Questions of the evaluation
 
 
@@ -108,8 +101,8 @@ def test_rows_that_hold_a_question_are_reported_and_kept_out_on_demand(begin, se
         "pool.jsonl:42": "nearly repeats gsm8k/test/4 of gsm8k: 54% of its words in order",
     }
     assert excluded(settings) == (reasons if kept_out else {})
-    usable = [*range(40), *([] if kept_out else [40, 41]), 42]
-    assert chosen_from(settings) == usable
+    chosen_from = Session(load(f"{settings['out']}/config.yaml")).inputs.pooled.rows.tolist()
+    assert chosen_from == [*range(40), *([] if kept_out else [40, 41]), 42]
     assert np.load(f"{settings['out']}/pool/rows.npy").tolist() == [*range(43)]  # those of the index
     said = "are kept out" if kept_out else "are in use; --decontaminate keeps them out"
     assert f"training must not see (gsm8k 2) {said}; each is in " in outcome.err
@@ -162,10 +155,8 @@ def test_held_out_rows_in_the_pool_are_refused_or_kept_out_however_short(begin, 
     assert said.startswith("held.jsonl:1: this held-out row is also in the pool (pool.jsonl:41, 2 such rows")
     assert said.endswith("or keep such rows out with --decontaminate")
     assert begin("--decontaminate", rows=rows, holdout=held).status == 0
-    what = "the held-out rows: 100% of its words in order"
-    assert excluded(settings) == {
-        f"pool.jsonl:{n + 40}": f"nearly repeats held.jsonl:{n} of {what}" for n in (1, 2)
-    }
+    reason = "nearly repeats held.jsonl:{} of the held-out rows: 100% of its words in order"
+    assert excluded(settings) == {f"pool.jsonl:{n + 40}": reason.format(n) for n in (1, 2)}
 
 
 def test_a_held_out_question_with_another_answer_is_found_too(hits, tmp_path):
@@ -190,9 +181,8 @@ def test_an_instruction_that_few_target_rows_share_is_no_hit(hits, tmp_path):
     asked = [f"{instruction} {sentence(RNG, 10, 11)}" for _ in range(7)]
     target = write(tmp_path / "target.jsonl", [*map(chat, asked[:4])])
     others = [chat(text) for text in asked[4:]]
-    assert hits(*others, chat(asked[2], "dog"), target=target, subtask=None) == [
-        hit(43, "target", "target.jsonl:3")
-    ]
+    found = hits(*others, chat(asked[2], "dog"), target=target, subtask=None)
+    assert found == [hit(43, "target", "target.jsonl:3")]
 
 
 def test_a_column_of_the_persons_own_does_not_stand_for_the_question(hits, tmp_path):
@@ -218,10 +208,7 @@ def test_a_row_of_a_named_target_is_kept_out_even_if_it_holds_more_than_that(hit
     changes = {"target": "gsm8k", "target_rows": 9, "subtask": None, "tasks": "gsm8k"}
     found = hits(chat(f"{QUESTIONS[0]}\n{OTHERS[8]}"), chat(QUESTIONS[1]), **changes)
     assert found[:9] == [hit(n, "target", f"gsm8k/train/{n}", kept_out=True) for n in range(9)]
-    assert found[9:] == [
-        hit(40, "target", "gsm8k/train/8", kept_out=True),
-        hit(41, "gsm8k", "gsm8k/test/1"),
-    ]
+    assert found[9:] == [hit(40, "target", "gsm8k/train/8", kept_out=True), hit(41, "gsm8k", "gsm8k/test/1")]
 
 
 # --- Going on
@@ -265,20 +252,13 @@ def test_directions_for_other_rows_kept_out_are_refused(begin, settings, data):
 def test_an_evaluation_that_the_pool_was_not_checked_against_is_told_once(
     finished_settings, tmp_path, monkeypatch
 ):
-    asked = []
-
     out = shutil.copytree(finished_settings["out"], tmp_path / "copy")
     write(out / "benchmarks/results.json", '{"benchmarks": {}}')
-
-    class Answers:
-        def run(self):
-            asked.append(True)
-            return {}
-
-    monkeypatch.setattr(steps, "benchmarks", lambda *_: Answers())
+    answers = Mock(run=Mock(return_value={}))
+    monkeypatch.setattr(steps, "benchmarks", lambda *_: answers)
     for command in ("evaluate", "run"):
         outcome = done(command, "--out", out, "--tasks", "gsm8k,mmlu_0shot")
         told = "the pool was not checked against mmlu, gsm8k when this run began"
         assert outcome.err.count("not checked") == outcome.err.count(told) == 1
-    assert asked == [True, True]
+    assert answers.run.call_count == 2
     assert "not checked" not in clusterucb("evaluate", "--out", out).err

@@ -124,7 +124,7 @@ def round_up(part, n):
     return math.ceil(part / n * 10_000) / 10_000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problems(), st.sampled_from(POLICIES), st.integers(0, 99))
 def test_select_draws_and_keeps_what_the_quadratic_reference_does(problem, policy, seed):
     clusters, scores, options = problem

@@ -30,14 +30,16 @@ def periods(seed, by_row=False):
             yield select(LABELS, scores.take, budget=0.3, top_p=0.2, seed=int(rng.integers(99)))
 
 
-def run(rule, selections, apart=None):
+def run(rule, selections, apart=None, labels=LABELS):
     """Each period's selection by the rule, as a run makes them one after the other."""
-    found, earlier = [], []
+    found = []
     for selection in selections:
-        found.append(kept(rule, selection, LABELS, earlier, apart))
-        now = found[-1]
-        earlier.append(Earlier(now.rows, now.drawn, now.drawn_scores, now.learned))
+        found.append(kept(rule, selection, labels, [*map(left_by, found)], apart))
     return found
+
+
+def left_by(found):
+    return Earlier(found.rows, found.drawn, found.drawn_scores, found.learned)
 
 
 def slowly_learned(selections):
@@ -75,15 +77,15 @@ def slowly_kept(rule, selections):
 
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("rule", ["sum", "mean", "once"])
-def test_rules_keep_what_their_formulas_say(rule, by_row):
+def test_rules_keep_what_their_formulas_say_and_change_nothing_that_is_drawn(rule, by_row):
     for seed in range(8):
         selections = list(periods(seed, by_row))
-        for selection, (rows, scores) in zip(
-            run(rule, selections), slowly_kept(rule, selections), strict=True
-        ):
-            assert selection.rows.tolist() == rows
-            assert selection.scores == pytest.approx(scores)
-            assert selection.clusters.tolist() == LABELS[rows].tolist()
+        expected = slowly_kept(rule, selections)
+        for selection, found, (rows, scores) in zip(selections, run(rule, selections), expected, strict=True):
+            assert found.rows.tolist() == rows
+            assert found.scores == pytest.approx(scores)
+            assert found.clusters.tolist() == LABELS[rows].tolist()
+            assert found.drawn.tolist() == selection.drawn.tolist()
 
 
 @pytest.mark.parametrize("by_row", [False, True])
@@ -103,13 +105,8 @@ def test_rows_of_the_task_itself_are_kept_first_of_those_of_which_something_is_k
 def test_now_and_static_keep_what_was_selected_and_so_does_auto_without_rows_of_the_task(rule):
     for selection, found in zip(periods(0), run(rule, periods(0)), strict=True):
         assert found.rows.tolist() == selection.rows.tolist()
-        assert found.learned is None
-
-
-@pytest.mark.parametrize("rule", ["now", "sum", "mean", "once", "static"])
-def test_no_rule_changes_what_is_drawn(rule):
-    for selection, found in zip(periods(3), run(rule, periods(3)), strict=True):
         assert found.drawn.tolist() == selection.drawn.tolist()
+        assert found.learned is None
 
 
 def test_a_row_that_was_trained_on_leaves_until_all_others_were():
@@ -120,26 +117,19 @@ def test_a_row_that_was_trained_on_leaves_until_all_others_were():
 
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=8), st.sampled_from(["sum", "mean"]))
 def test_where_influence_stays_the_rules_that_remember_keep_the_best(scores, rule):
-    scores = np.array(scores)
-    keep = FullScoring(np.zeros(8, np.int64), 0.25)
-    best = keep(scores.take)
-    labels, earlier = np.zeros(8, np.int64), []
-    for _ in range(3):
-        found = kept(rule, best, labels, earlier)
+    labels = np.zeros(8, np.int64)
+    best = FullScoring(labels, 0.25)(np.array(scores).take)
+    for found in run(rule, [best] * 3, labels=labels):
         assert found.rows.tolist() == best.rows.tolist()
-        earlier.append(Earlier(found.rows, found.drawn, found.drawn_scores, found.learned))
 
 
 def test_a_row_that_has_been_learned_is_still_kept_by_the_sum():
     """Its influence falls once it is trained on, and with it the row leaves a selection that looks at now."""
     before, after = np.array([1.0, 0.2, 0.1, 0.0]), np.array([0.1, 0.3, 0.1, 0.0])
     keep, labels = FullScoring(np.zeros(4, np.int64), 0.25), np.zeros(4, np.int64)
-    first = kept("sum", keep(before.take), labels, [])
-    earlier = [Earlier(first.rows, first.drawn, first.drawn_scores, first.learned)]
-    rows = {
-        rule: kept(rule, keep(after.take), labels, earlier).rows.tolist() for rule in ("now", "sum", "mean")
-    }
-    assert rows == {"now": [1], "sum": [0], "mean": [0]}
+    for rule, rows in {"now": [1], "sum": [0], "mean": [0]}.items():
+        _, found = run(rule, [keep(before.take), keep(after.take)], labels=labels)
+        assert found.rows.tolist() == rows
 
 
 def slowly_apart(order, vectors, near, count):

@@ -47,7 +47,7 @@ class Pool:
         return self.scores[rows]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.data())
 def test_a_selection_is_consistent_in_itself(seed, data):
     rng = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ def check_threshold(draws, p, slots, every=1):
             assert running.reach.tolist() == np.bincount(reached, minlength=slots).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 4), values), min_size=1, max_size=40), st.floats(0.01, 1))
 def test_the_threshold_is_numpys_quantile_and_ties_are_counted_exactly(draws, p):
     check_threshold(draws, p, 5)
@@ -59,7 +59,7 @@ def test_the_threshold_follows_thousands_of_draws_with_ties():
     check_threshold(list(zip(rng.integers(0, 7, 4000).tolist(), draws, strict=True)), 0.25, 7, every=97)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.lists(values, min_size=1, max_size=5)), max_size=25))
 def test_arm_statistics_equal_those_of_the_history(batches):
     sizes = {i * 10: 1 + sum(len(b) for a, b in batches if a == i) for i in range(4)}

@@ -75,7 +75,7 @@ def test_what_is_seen_in_parts_is_what_is_seen_at_once():
     np.testing.assert_allclose(parts.fit().mean(), once.fit().mean(), atol=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(4, 60))
 def test_no_variance_is_above_its_bound(seed, seen):
     posterior = problem(seed, seen)[0].fit()

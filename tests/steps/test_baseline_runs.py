@@ -2,35 +2,28 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file
-from test_bm25 import slow_scores
+from step_helpers import selection
 from test_rds import slow_representation
-from tiny_adapters import slow_head_gradient
 
 from builders import build_model
 from cli_helpers import clusterucb, done, kept_out, lines, options, read
 from clusterucb.config import load
-from clusterucb.data.words import plain_words
-from clusterucb.features.head import signs
+from clusterucb.features.head import head_gradients
+from clusterucb.gradients import per_sample
+from clusterucb.gradients.batches import collate
 from clusterucb.run.session import Session
 from clusterucb.selection.round_robin import round_robin
+from clusterucb.steps.bm25 import bm25_scores
 from forks import FORWARD, LOOKS
 
 NAMES = ("random", "bm25", "rds", "head", "loss_highest", "loss_lowest")
 LENGTH = 40  # of what a gradient, and a baseline, sees of a row
 
 
-def selection(folder):
-    return load_file(Path(folder) / "rounds/1/selection.safetensors")
-
-
 def session_of(finished):
-    """To ask for rows and model."""
     return Session(load(finished.folder / "config.yaml"))
 
 
@@ -46,20 +39,13 @@ def test_a_baseline_selects_once_for_all_periods_and_needs_no_warmup(finished_ru
 
 
 def test_losses_are_each_rows_own_cross_entropy(finished_run):
-    highest = finished_run("loss_highest")
-    session, expected = session_of(highest), []
-    model, rows = session.model.eval(), session.inputs.pooled.tokens
+    session = session_of(finished_run("loss_highest"))
+    rows = session.inputs.pooled.tokens
     assert max(map(len, rows)) == LENGTH
-    for row in rows:
-        ids = torch.from_numpy(row.ids.astype(np.int64))
-        labels = ids.where(torch.from_numpy(np.array(row.labels)), -100)
-        with torch.no_grad(), model.disable_adapter():
-            expected.append(float(model(input_ids=ids[None], labels=labels[None]).loss))
-    for finished, sign in ((highest, 1), (finished_run("loss_lowest"), -1)):
-        found = selection(finished.folder)
-        np.testing.assert_allclose(
-            found["drawn_scores"], sign * np.array(expected)[found["drawn"]], rtol=1e-4
-        )
+    expected = per_sample.row_losses(session.model, collate(rows))
+    for name, sign in (("loss_highest", 1), ("loss_lowest", -1)):
+        found = selection(finished_run(name).folder)
+        np.testing.assert_allclose(found["drawn_scores"], sign * expected[found["drawn"]], rtol=1e-4)
 
 
 def test_bm25_scores_are_those_of_the_rows_texts(finished_run):
@@ -67,11 +53,11 @@ def test_bm25_scores_are_those_of_the_rows_texts(finished_run):
     inputs = session_of(finished).inputs
 
     def words(rows):
-        return [plain_words("\n".join(message.content for message in row.messages)) for row in rows]
+        return ["\n".join(message.content for message in row.messages) for row in rows]
 
-    scores = slow_scores(words(inputs.pool), words(inputs.target), inputs.target.codes.tolist())
+    scores = bm25_scores(words(inputs.pool), words(inputs.target), inputs.target.codes)
     arrays = selection(finished.folder)
-    np.testing.assert_allclose(arrays["drawn_scores"], np.array(scores)[arrays["drawn"]], rtol=1e-5)
+    np.testing.assert_allclose(arrays["drawn_scores"], scores[arrays["drawn"]], rtol=1e-5)
 
 
 def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_run):
@@ -90,17 +76,11 @@ def test_rds_is_round_robin_over_cosines_of_weighted_means(finished_run):
 
 
 def test_head_is_the_mean_cosine_of_centred_gradients_before_the_vocabulary_head(finished_run):
-    """At the base model, each row's by autograd alone; the largest of the two subtasks'."""
+    """At the base model; the largest of the two subtasks'."""
     finished = finished_run("head")
     session = session_of(finished)
-    left, right = (signs(16, 32, session.config.seed + i).double() for i in range(2))  # of 256 numbers
-
-    def projected(row):
-        gradient = (left @ slow_head_gradient(session.model, row) @ right.T).flatten().numpy()
-        return gradient / np.linalg.norm(gradient)
-
     sides = session.inputs.pooled.tokens, session.inputs.targeted.tokens
-    pool, target = (np.stack([projected(row) for row in rows]) for rows in sides)
+    pool, target = (head_gradients(session.model, collate(rows), 256, session.config.seed) for rows in sides)
     pool, target = pool - pool.mean(0), target - pool.mean(0)
     cosines = pool @ target.T / np.outer(*(np.linalg.norm(side, axis=1) for side in (pool, target)))
     codes = session.inputs.targeted.codes
@@ -170,10 +150,8 @@ def test_a_run_of_another_adapter_scores_with_it(finished_run, tmp_path):
 
 
 def test_a_row_whose_loss_is_not_finite_is_named(run_settings, tmp_path, monkeypatch):
-    from clusterucb.gradients.per_sample import row_losses
-
     def broken(model, batch):
-        found = row_losses(model, batch)
+        found = per_sample.row_losses(model, batch)
         found[batch.label_counts == batch.label_counts.max()] = np.nan
         return found
 
@@ -187,8 +165,7 @@ def test_a_row_whose_loss_is_not_finite_is_named(run_settings, tmp_path, monkeyp
 
 def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
     """More rows than the budget, and more clusters than rows."""
-    given = options(finished_run("random").elsewhere(tmp_path / "run", top_p=0.5, k=1000))
-    done("select", *given)
+    done("select", *options(finished_run("random").elsewhere(tmp_path / "run", top_p=0.5, k=1000)))
     assert len(selection(tmp_path / "run")["rows"]) == 50
 
 

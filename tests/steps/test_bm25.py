@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
@@ -39,7 +39,6 @@ def slow_scores(documents, queries, codes):
     return scores
 
 
-@settings(deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, min_size=1, max_size=5), st.data())
 def test_scores_are_the_formulas(documents, queries, data):
     """The largest over subtasks of the mean over a subtask's queries, subtasks in any order."""

@@ -1,6 +1,5 @@
 """Runs of dynamic whose clusters are of hidden states: no row's gradient is taken before one is drawn."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from step_helpers import going_on
+from test_rds import slow_representation
 
 from cli_helpers import clusterucb, done, options, read, result
 from clusterucb.config import load
@@ -16,22 +17,12 @@ from clusterucb.features.influence import stored_influence
 from clusterucb.run.session import Session
 from clusterucb.steps.hidden import centred
 from clusterucb.training.adapter import load_adapter
+from file_helpers import write
 
 
 @pytest.fixture(scope="module")
 def hidden(finished_run):
     return finished_run("clusterucb_hidden")
-
-
-@pytest.fixture(scope="module")
-def finished(hidden):
-    """A finished run's directory: not to be changed."""
-    return hidden.folder
-
-
-@pytest.fixture(scope="module")
-def settings(hidden):
-    return hidden.settings
 
 
 @pytest.fixture
@@ -45,44 +36,34 @@ def backwards(monkeypatch):
 
 
 @pytest.mark.whole
-def test_no_gradient_is_taken_before_a_selection(settings, finished, backwards, tmp_path):
+def test_no_gradient_is_taken_before_a_selection(hidden, backwards, tmp_path):
     """Step by step it is the same as `run`."""
     folder = tmp_path / "run"
     for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
         backwards.clear()
-        given = options(settings, out=folder) if step == "warmup" else ["--out", folder]
-        done(step, *given)
+        done(step, *(options(hidden.elsewhere(folder)) if step == "warmup" else ["--out", folder]))
         assert bool(backwards) == (step in ("warmup", "select", "train"))
-    assert result(folder) == result(finished)
+    assert result(folder) == result(hidden.folder)
 
 
-def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(finished, tmp_path):
+def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(hidden, tmp_path):
     """Selecting there once more, as at any checkpoint, gives its rows."""
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(hidden.folder, tmp_path / "copy")
     outcome = done("select", "--out", copy, "--checkpoint", copy / "warmup")
     again = Path(outcome.out.strip()).parent
     for name in ("selected.jsonl", "selected.ids.jsonl", "draws.jsonl"):
-        assert (again / name).read_bytes() == (finished / "rounds/1" / name).read_bytes()
+        assert (again / name).read_bytes() == (hidden.folder / "rounds/1" / name).read_bytes()
 
 
-def slow_means(model, row):
-    """At two thirds of the two layers: the first."""
-    ids = torch.from_numpy(row.ids.astype(np.int64))[None]
-    with torch.no_grad():
-        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[1][0].double().numpy()
-    weights = np.arange(1, len(hidden) + 1)
-    mean = weights @ hidden / weights.sum()
-    return mean / np.linalg.norm(mean)
-
-
-def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(finished):
-    session = Session(load(finished / "config.yaml"))
+def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(hidden):
+    """At two thirds of the two layers: of the first."""
+    session = Session(load(hidden.folder / "config.yaml"))
     stored = session.index.store().features
 
     def expected(checkpoint):
         load_adapter(session.model, checkpoint)
         pool, target = (
-            np.stack([slow_means(session.model, row) for row in rows])
+            np.stack([slow_representation(session.model, row, layer=1) for row in rows])
             for rows in (session.inputs.pooled.tokens, session.inputs.targeted.tokens)
         )
         apart = [rows - pool.mean(0) for rows in (pool, target)]
@@ -98,90 +79,60 @@ def test_features_are_hidden_states_at_the_warmup_checkpoint_without_their_mean(
     assert abs((found @ found.T)[off].mean()) < 0.02 < (raw @ raw.T)[off].mean()
     codes = session.inputs.targeted.codes
     means = np.stack([target[codes == code].mean(0) for code in (0, 1)])
-    aims = load_file(finished / "directions/1.safetensors")["directions"]
+    aims = load_file(hidden.folder / "directions/1.safetensors")["directions"]
     np.testing.assert_allclose(aims, means, atol=5e-3)
     # What is known of a row before it is drawn: its mean cosine to the rows of the subtask it is most like.
     by_subtask = [(pool @ target[codes == code].T).mean(1) for code in (0, 1)]
     np.testing.assert_allclose(stored_influence(stored, aims), np.max(by_subtask, axis=0), atol=5e-3)
 
 
-@pytest.mark.whole
-def test_a_budget_of_all_rows_selects_what_the_full_method_selects(hidden, finished_run, tmp_path):
-    """Also in period 1, bit for bit, and so does training on it give the same adapter."""
-    full = finished_run("dynamic").folder
-    done("run", *options(hidden.elsewhere(tmp_path / "run", budget=1.0)))
-    for n in (1, 2, 3):
-        ours, theirs = (
-            load_file(run / f"rounds/{n}/selection.safetensors") for run in (tmp_path / "run", full)
-        )
-        np.testing.assert_array_equal(ours["rows"], theirs["rows"])
-        np.testing.assert_array_equal(ours["scores"], theirs["scores"])
-    adapters = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in (tmp_path / "run", full)]
-    assert adapters[0] == adapters[1]
-
-
 @pytest.mark.parametrize("dtype", ["int8", "1bit"])
-def test_they_are_kept_in_less_room_if_asked(settings, finished, dtype, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    for name in ("features", "rounds", "adapter"):
-        shutil.rmtree(copy / name)
-    for name in ("clusters.json", "clusters.safetensors", "config.yaml"):
-        (copy / name).unlink()
-    given = options(settings, out=copy, store_dtype=dtype)
+def test_they_are_kept_in_less_room_if_asked(hidden, dtype, tmp_path):
+    copy = tmp_path / "run"
+    given = going_on(hidden, copy, "features", "clusters.*", store_dtype=dtype)
     for step in ("gradients", "cluster", "select"):
         done(step, *given)
     kept = sum(path.stat().st_size for path in (copy / "features").glob("features.*"))
-    assert kept < (finished / "features/features.f16").stat().st_size
+    assert kept < (hidden.folder / "features/features.f16").stat().st_size
     assert not (copy / "features/uncentred").exists()
 
 
-def test_features_of_another_kind_are_refused_with_both_named(finished, finished_settings, tmp_path):
-    gradients = Path(finished_settings["out"])
-    said = clusterucb("run", *options(finished_settings, features="hidden")).complaint
-    assert said == (
-        f"features: this run directory was made with 'gradients' ({gradients / 'config.yaml'}), now it is "
-        f"'hidden'; use another --out, or leave --features as it was"
-    )
-    copies = {}
-    for kind, folder in {"hidden": finished, "gradients": gradients}.items():
-        copies[kind] = shutil.copytree(folder, tmp_path / kind)
-        for name in ("rounds", "adapter"):
-            shutil.rmtree(copies[kind] / name)
-        shutil.rmtree(copies[kind] / "features")
-    for (kind, copy), other in zip(copies.items(), ("gradients", "hidden"), strict=True):
-        shutil.copytree({"hidden": finished, "gradients": gradients}[other] / "features", copy / "features")
-        assert clusterucb("select", "--out", copy).complaint == (
-            f"{copy / 'features'} was made with features {other!r}, this run has {kind!r}; "
-            f"use another run directory, or delete {copy / 'features'} to make it again"
-        )
-
-
-ALL_ANYWAY = (
-    "features hidden: method {} takes the gradients of all rows anyway; use --features gradients, or "
-    "--method dynamic with --bandit clusterucb"
+@pytest.mark.parametrize(
+    ("name", "made", "now"),
+    [
+        ("clusterucb", "gradients", "hidden"),
+        ("clusterucb", "gradients", "top"),
+        ("clusterucb_hidden", "hidden", "gradients"),
+    ],
 )
+def test_features_of_another_kind_are_refused_with_both_named(finished_run, tmp_path, name, made, now):
+    copy = tmp_path / "copy"
+    assert clusterucb("select", *going_on(finished_run(name), copy, features=now)).complaint == (
+        f"{copy / 'features'} was made with features {made!r}, this run has {now!r}; "
+        f"use another run directory, or delete {copy / 'features'} to make it again"
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"bandit": "none"}, ALL_ANYWAY.format("dynamic with bandit none")),
-        ({"method": "less"}, ALL_ANYWAY.format("less with bandit clusterucb")),
-    ],
+    ("changes", "method"),
+    [({"bandit": "none"}, "dynamic with bandit none"), ({"method": "less"}, "less with bandit clusterucb")],
 )
-def test_methods_that_take_all_gradients_anyway_refuse_it(settings, changes, said, tmp_path):
-    assert clusterucb("run", *options(settings, **changes, out=tmp_path / "run")).complaint.endswith(said)
-    assert not (tmp_path / "run").exists()
-    given = options(settings, method="random", out=tmp_path / "run")  # a baseline does not mind
+def test_methods_that_take_all_gradients_anyway_refuse_it(hidden, changes, method, tmp_path):
+    out = tmp_path / "run"
+    assert clusterucb("run", *options(hidden.elsewhere(out, **changes))).complaint.endswith(
+        f"features hidden: method {method} takes the gradients of all rows anyway; "
+        "use --features gradients, or --method dynamic with --bandit clusterucb"
+    )
+    assert not out.exists()
+    given = options(hidden.elsewhere(out, method="random"))  # a baseline does not mind
     assert clusterucb("cluster", *given).complaint.startswith("method random has no step cluster")
 
 
-def test_rows_that_are_all_alike_have_no_direction(settings, tmp_path):
-    pool = tmp_path / "pool.jsonl"
-    row = {"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": "red sun"}]}
-    pool.write_text((json.dumps(row) + "\n") * 12)
-    given = options(settings, pool=[str(pool)], out=tmp_path / "run", k=2, budget=0.5)
-    said = clusterucb("run", *given).complaint
+def test_rows_that_are_all_alike_have_no_direction(hidden, tmp_path):
+    pool = write(tmp_path / "pool.jsonl", [{"prompt": "lamp", "completion": "red sun"}] * 12)
+    said = clusterucb(
+        "run", *options(hidden.elsewhere(tmp_path / "run", pool=pool, k=2, budget=0.5))
+    ).complaint
     assert said == (
         "pool.jsonl:1: its features are the mean of the pool's, expected rows that differ; use "
         "--method dynamic with --features gradients, or a pool of more rows"
@@ -198,11 +149,11 @@ def test_what_all_rows_have_in_common_does_not_matter():
         centred(rows, rows[2])
 
 
-def test_the_report_and_the_simulation_read_them(finished, tmp_path):
-    page = (finished / "report.html").read_text()
-    assert f"{read(finished / 'summary.json')['bill']['passes']:.2f} passes over the pool" in page
+def test_the_report_and_the_simulation_read_them(hidden, tmp_path):
+    page = (hidden.folder / "report.html").read_text()
+    assert f"{read(hidden.folder / 'summary.json')['bill']['passes']:.2f} passes over the pool" in page
     assert "centred hidden states" in page
     assert "likeness to the target" in page
     assert "draws, period 1" in page
     assert "Method dynamic with the bandit, clusters of hidden states, model" in page
-    done("simulate", finished, "--budgets", "0.2", "--out", tmp_path / "simulated")
+    done("simulate", hidden.folder, "--budgets", "0.2", "--out", tmp_path / "simulated")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from step_helpers import going_on, selection, summary
 
 from cli_helpers import clusterucb, done, options, read
 from clusterucb.config import load
@@ -16,44 +17,40 @@ from clusterucb.gradients.featurizer import Featurizer
 from clusterucb.run.directory import RunDir
 from clusterucb.run.session import Session
 from clusterucb.selection.bandit import Selection
+from clusterucb.selection.round_robin import round_robin
 from clusterucb.selection.turns import Turns
 from clusterucb.steps.features import directions
 from clusterucb.steps.reselection import Drawing
 from clusterucb.training.adapter import load_adapter
 
 pytestmark = pytest.mark.whole
-ENDS = ("evaluation.json", "summary.json", "report.html")
-AFTER_CLUSTERS = ("config.yaml", "rounds", "adapter", "periods", *ENDS)
+ANEW = {"gradients": ("directions",), "cluster": ("features", "clusters.*")}  # where such a step is asked for
 
 
 @pytest.fixture
-def going_on(finished_run, tmp_path):
-    """A method's name and settings to a run that goes on from its clusters: the folder."""
+def continued(finished_run, tmp_path):
+    """A method's name and settings to a run that goes on from its clusters, or before them: the folder."""
 
-    def go(name, *steps, left_out=AFTER_CLUSTERS, prepare=lambda _folder: None, **changes):
+    def go(name, *steps, prepare=lambda _folder: None, **changes):
         finished, to = finished_run(name), tmp_path / "-".join([name, *map(str, changes.values())])
-        shutil.copytree(finished.folder, to, ignore=shutil.ignore_patterns(*left_out))
+        given = going_on(finished, to, *(made for step in steps for made in ANEW.get(step, ())), **changes)
         prepare(to)
         for step in steps:
-            done(step, *options(finished.elsewhere(to, **changes)))
+            done(step, *given)
         return to
 
     return go
 
 
-def selection(folder, number):
-    return load_file(folder / f"rounds/{number}/selection.safetensors")
-
-
 def gradients(folder, number):
-    return read(folder / f"rounds/{number}/summary.json")["cost"]["pool_gradients"]
+    return summary(folder, number)["cost"]["pool_gradients"]
 
 
 @pytest.mark.parametrize("name", ["clusterucb", "linear_ucb", "dynamic"])
 def test_by_the_sum_a_period_trains_on_the_best_of_all_periods_for_no_gradient_more(
-    name, going_on, finished_run
+    name, continued, finished_run
 ):
-    folder = going_on(name, "select", "train", keep="sum")
+    folder = continued(name, "select", "train", keep="sum")
     rounds, now = [selection(folder, n) for n in (1, 2, 3)], finished_run(name).folder
     assert rounds[0]["rows"].tolist() == selection(now, 1)["rows"].tolist()
     for number, found in enumerate(rounds, start=1):
@@ -71,13 +68,13 @@ def test_by_the_sum_a_period_trains_on_the_best_of_all_periods_for_no_gradient_m
     assert selection(folder, 3)["rows"].tolist() == rounds[2]["rows"].tolist()
 
 
-def test_where_runs_share_the_first_round_it_is_remembered_too(going_on, finished_run):
-    own = going_on("clusterucb", "select", "train", keep="sum", repeat=1)
+def test_where_runs_share_the_first_round_it_is_remembered_too(continued, finished_run):
+    own = continued("clusterucb", "select", "train", keep="sum", repeat=1)
 
     def elsewhere(folder):
         RunDir(folder).over({"first_round": own}).keep_elsewhere()
 
-    found = going_on("clusterucb", "train", prepare=elsewhere, keep="sum", repeat="01")
+    found = continued("clusterucb", "train", prepare=elsewhere, keep="sum", repeat="01")
     assert not (found / "rounds/1").exists()
     assert selection(found, 2)["rows"].tolist() == selection(own, 2)["rows"].tolist()
 
@@ -90,64 +87,46 @@ def test_clusters_are_centred_but_for_the_published_method(name, centre, finishe
     assert load_file(folder / "clusters.safetensors")["labels"].tolist() == found.labels.tolist()
 
 
-def test_once_trains_on_no_row_twice_while_others_are_left(going_on):
-    folder = going_on("clusterucb", "select", "train", keep="once")
+def test_once_trains_on_no_row_twice_while_others_are_left(continued):
+    folder = continued("clusterucb", "select", "train", keep="once")
     rows = np.concatenate([selection(folder, n)["rows"] for n in (1, 2, 3)])
     assert len(set(rows.tolist())) == 30
 
 
-def test_static_selects_once_and_trains_on_it_in_every_period(going_on, finished_run):
-    folder = going_on("clusterucb", "select", "train", keep="static")
-    assert (
-        selection(folder, 1)["rows"].tolist()
-        == selection(finished_run("clusterucb").folder, 1)["rows"].tolist()
-    )
+def test_static_selects_once_and_trains_on_it_in_every_period(continued, finished_run):
+    folder = continued("clusterucb", "select", "train", keep="static")
+    first = selection(finished_run("clusterucb").folder, 1)
+    assert selection(folder, 1)["rows"].tolist() == first["rows"].tolist()
     assert not (folder / "rounds/2").exists()
     assert read(folder / "adapter/checkpoint.json")["cost"]["rows"] == 30
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+    session = Session(load(folder / "config.yaml"))
     assert list(session.method.rounds(3)) == [1]
     assert session.method.full(3) == 3
 
 
-def slow_turns(products, count):
-    """Each target row takes its best open row in turn; products (n, N)."""
-    taken = []
-    while len(taken) < count:
-        for own in products:
-            order = sorted(range(len(own)), key=lambda row: (-own[row], row))
-            taken.append(next(row for row in order if row not in taken))
-    return sorted(taken[:count])
+def turns(products, count):
+    """The rows that target rows take in turn; products (n, N)."""
+    return sorted(round_robin([products.astype(np.float32)], count).rows.tolist())
 
 
-def aimed_at_rows(folder):
-    """Features (N, d), and the normalised gradient of each target row taken alone, (n, d)."""
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+def test_nearest_ranks_by_the_target_row_that_a_row_helps_most(continued):
+    folder = continued("clusterucb", "gradients", "select", aim="nearest")
+    session = Session(load(folder / "config.yaml"))
     load_adapter(session.model, session.dir.warmup)
     featurize = Featurizer(session.model, session.projection)
-    rows = [featurize([row])[0][0].astype(np.float64) for row in session.inputs.targeted.tokens]
-    store = FeatureStore(session.dir.features).features
-    return session, store[:].astype(np.float64), np.stack(rows)
-
-
-def test_nearest_ranks_by_the_target_row_that_a_row_helps_most(going_on):
-    folder = going_on(
-        "clusterucb", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="nearest"
-    )
-    session, features, target = aimed_at_rows(folder)
+    target = np.stack([featurize([row])[0][0] for row in session.inputs.targeted.tokens]).astype(float)
     assert directions(session)[0] == pytest.approx(target, abs=1e-3)
     found = selection(folder, 1)
-    products = (features @ target.T).max(1)
+    products = (session.index.store().features[:].astype(float) @ target.T).max(1)
     best = np.sort(products)[-10:]
     assert products[found["rows"]].min() >= best.min() - 1e-3
     assert found["scores"] == pytest.approx(products[found["rows"]], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["clusterucb", "dynamic", "less"])
-def test_in_turns_every_target_row_takes_its_best_row(name, going_on):
-    folder = going_on(
-        name, "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
-    )
-    session = Session(load(folder / "config.yaml", {"out": str(folder)}))
+def test_in_turns_every_target_row_takes_its_best_row(name, continued):
+    folder = continued(name, "gradients", "select", aim="round_robin")
+    session = Session(load(folder / "config.yaml"))
     if name == "less":
         from clusterucb.steps.less import weights
 
@@ -156,14 +135,12 @@ def test_in_turns_every_target_row_takes_its_best_row(name, going_on):
         products = sum(w * a @ f.T for w, a, f in zip(weights(session), aims, stored, strict=True))
     else:
         products = directions(session)[0].astype(float) @ session.index.store().features[:].astype(float).T
-    assert selection(folder, 1)["rows"].tolist() == slow_turns(products.astype(np.float32), 10)
+    assert selection(folder, 1)["rows"].tolist() == turns(products, 10)
 
 
-def test_turns_over_live_features_are_those_over_stored_ones(going_on):
+def test_turns_over_live_features_are_those_over_stored_ones(continued):
     """All rows are drawn at the warmup checkpoint once more."""
-    folder = going_on(
-        "dynamic", "gradients", "select", left_out=(*AFTER_CLUSTERS, "directions"), aim="round_robin"
-    )
+    folder = continued("dynamic", "gradients", "select", aim="round_robin")
     done("select", "--out", folder, "--checkpoint", folder / "warmup")
     live = next((folder / "selections").iterdir())
     found = load_file(live / "1/selection.safetensors")
@@ -174,10 +151,8 @@ def test_turns_over_live_features_are_those_over_stored_ones(going_on):
 def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
     """Though some rows were drawn twice, in an attempt that was killed."""
     rng = np.random.default_rng(0)
-    features, target = (
-        rng.normal(size=(40, 16)).astype(np.float16),
-        rng.normal(size=(3, 16)).astype(np.float32),
-    )
+    features = rng.normal(size=(40, 16)).astype(np.float16)
+    target = rng.normal(size=(3, 16)).astype(np.float32)
     drawn = rng.permutation(40)[:24]
     for rank, own in enumerate((drawn[:10], drawn[8:])):
         with DrawnWriter(tmp_path, 16, rank) as writer:
@@ -188,47 +163,30 @@ def test_turns_are_taken_of_what_all_processes_drew(tmp_path):
     drawing = Drawing(pooled=None, selector=SimpleNamespace(clusters=np.arange(40) % 5))
     found = drawing._in_turns(Turns(), tmp_path, before, target)
     products = np.full((3, 40), -np.inf, np.float32)
-    products[:, drawn] = (target.astype(float) @ features[drawn].astype(float).T).astype(np.float32)
-    assert found.rows.tolist() == slow_turns(products, 8)
+    products[:, drawn] = target.astype(float) @ features[drawn].astype(float).T
+    assert found.rows.tolist() == turns(products, 8)
     assert found.clusters.tolist() == (found.rows % 5).tolist()
     assert all(score in products[:, row] for row, score in zip(found.rows, found.scores, strict=True))
 
 
-def test_turns_under_a_budget_take_drawn_rows_alone(going_on):
-    folder = going_on(
-        "clusterucb",
-        "gradients",
-        "select",
-        "train",
-        left_out=(*AFTER_CLUSTERS, "directions"),
-        aim="round_robin",
-    )
+def test_turns_under_a_budget_take_drawn_rows_alone(continued):
+    folder = continued("clusterucb", "gradients", "select", "train", aim="round_robin")
     for number in (2, 3):
         found = selection(folder, number)
         assert len(set(found["rows"].tolist())) == 10
         assert set(found["rows"].tolist()) <= set(found["drawn"].tolist())
 
 
-def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(going_on):
-    folder = going_on(
-        "linear_ucb",
-        "gradients",
-        "select",
-        "train",
-        left_out=(*AFTER_CLUSTERS, "directions"),
-        aim="subspace",
-        keep="mean",
-    )
+def test_a_run_with_an_aim_inside_the_targets_subspace_ends_well(continued):
+    folder = continued("linear_ucb", "gradients", "select", "train", aim="subspace", keep="mean")
     done("report", folder)
     for number in (1, 2, 3):
         scores = selection(folder, number)["scores"]
         assert -1.001 <= scores.min() <= scores.max() <= 1.001
 
 
-def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going_on):
-    left_out = (*AFTER_CLUSTERS, "directions", "features", "clusters.*")
-    steps = ("gradients", "cluster", "select", "train")
-    folder = going_on("linear_ucb", *steps, left_out=left_out, features="head")
+def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(continued):
+    folder = continued("linear_ucb", "gradients", "cluster", "select", "train", features="head")
     store = FeatureStore(folder / "features")
     assert store.features.shape == (100, 256)
     cost = store.manifest["cost"]
@@ -245,12 +203,11 @@ def test_features_of_the_head_take_a_forward_pass_each_and_guide_the_draws(going
     ],
 )
 def test_an_aim_that_cannot_be_added_up_is_refused(settings, said, shared_settings, tmp_path):
-    assert clusterucb(
-        "run", *options({**shared_settings, "out": tmp_path / "run"}, **settings)
-    ).complaint.startswith(said)
+    given = options(shared_settings, out=tmp_path / "run", **settings)
+    assert clusterucb("run", *given).complaint.startswith(said)
 
 
-def test_another_aim_than_the_directions_there_is_told(going_on, finished_run):
-    folder = going_on("clusterucb")
+def test_another_aim_than_the_directions_there_is_told(continued, finished_run):
+    folder = continued("clusterucb")
     given = options(finished_run("clusterucb").elsewhere(folder, aim="nearest"))
     assert "aim" in clusterucb("select", *given).complaint

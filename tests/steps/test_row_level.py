@@ -1,37 +1,21 @@
 """Whole runs whose rows are drawn by what is known of each: --draw-order stale, --policy linear_ucb."""
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from step_helpers import going_on, selection, summary
 
 from cli_helpers import done, options
 from clusterucb.config import load
 from clusterucb.features.drawn import DrawnFeatures
+from clusterucb.features.influence import stored_influence
+from clusterucb.features.store import FeatureStore
 from clusterucb.run.session import Session
 from clusterucb.steps.select import knowledge
 
 ROUNDS = (2, 3)
-
-
-def run(settings, out, *more, **changes):
-    done("run", *options({**settings, "out": str(out), **changes}), *more)
-    return Path(out)
-
-
-def summary(folder, number):
-    return json.loads((folder / "rounds" / str(number) / "summary.json").read_text())
-
-
-def selection(folder, number):
-    return load_file(folder / "rounds" / str(number) / "selection.safetensors")
-
-
-def drawn_rows(folder, number):
-    return np.fromfile(folder / "rounds" / str(number) / "drawn.i64", np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +37,30 @@ def test_linear_ucb_computes_the_budgets_gradients_and_keeps_the_best_it_expects
 
 def test_features_of_drawn_rows_are_kept_and_used_in_the_next_period(row_level):
     """The rows of round 2 have an estimate by their feature there: the exact influence of it in round 3."""
-    session = Session(load(row_level / "config.yaml"))
-    assert sorted(drawn_rows(row_level, 2).tolist()) == sorted(selection(row_level, 2)["drawn"].tolist())
+    session, rounds = Session(load(row_level / "config.yaml")), row_level / "rounds"
     directions = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
-    known = knowledge(session).at(directions, [row_level / "rounds" / "1", row_level / "rounds" / "2"])
-    newer = {}
-    for rows, features in DrawnFeatures(row_level / "rounds" / "2").blocks():
-        newer |= dict(zip(rows.tolist(), features.astype(np.float64), strict=True))
-    stored = np.asarray(session.index.store().features).astype(np.float64)
-    for row in range(len(stored)):
-        expected = (directions @ newer.get(row, stored[row])).max()
-        assert known.estimate[row] == pytest.approx(expected, abs=1e-6)
-        assert known.age[row] == (0 if row in newer else 2)
+    known = knowledge(session).at(directions, [rounds / "1", rounds / "2"])
+    newest, age = session.index.store().features[:].astype(np.float64), np.full(100, 2)
+    for rows, features in DrawnFeatures(rounds / "2").blocks():
+        newest[rows], age[rows] = features, 0
+    np.testing.assert_allclose(known.estimate, (newest @ directions.T).max(1), atol=1e-6)
+    assert known.age.tolist() == age.tolist()
+    assert np.flatnonzero(age == 0).tolist() == sorted(selection(row_level, 2)["drawn"].tolist())
 
 
 def test_published_policies_keep_no_features_of_drawn_rows(finished_settings):
     assert not list(Path(finished_settings["out"]).glob("rounds/*/drawn.*"))
 
 
-def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finished_settings, tmp_path):
+def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finished_run, tmp_path):
     """At the warmup checkpoint, where the directions are those that are stored."""
-    folder = shutil.copytree(finished_settings["out"], tmp_path / "run")
-    (folder / "config.yaml").unlink()
-    given = options(finished_settings, out=folder, draw_order="stale")
+    folder = tmp_path / "run"
+    given = going_on(finished_run("clusterucb"), folder, draw_order="stale")
     done("select", *given, "--checkpoint", folder / "warmup")
     (chosen,) = folder.glob("selections/*/1/selection.safetensors")
     drawn = load_file(chosen)["drawn"]
-    features = np.fromfile(folder / "features" / "features.f16", np.float16).reshape(100, -1)
     directions = load_file(folder / "directions/1.safetensors")["directions"]
-    estimate = (features.astype(np.float64) @ directions.T).max(1)
+    estimate = stored_influence(FeatureStore(folder / "features").features, directions)
     labels = load_file(folder / "clusters.safetensors")["labels"]
     for cluster in range(5):
         best_first = sorted(np.flatnonzero(labels == cluster), key=lambda row: -estimate[row])
@@ -93,20 +72,17 @@ def test_stale_draw_order_draws_each_cluster_from_its_best_estimate_down(finishe
 def test_budget_auto_stops_once_little_is_expected_to_change_and_never_exceeds_its_cap(
     run_settings, tmp_path
 ):
-    easy = {"policy": "linear_ucb", "budget": "auto", "budget_cap": 0.6, "auto_change": 0.5, "periods": 2}
-    said = summary(run(run_settings, tmp_path / "easy", **easy, rounds=20), 2)
-    assert said["drawn"] < 60
-    assert said["expected_change"] <= 0.5
-    hard = run(run_settings, tmp_path / "hard", **{**easy, "budget_cap": 0.12, "auto_change": 0.001})
+    auto, easy, hard = {"policy": "linear_ucb", "budget": "auto"}, tmp_path / "easy", tmp_path / "hard"
+    own = {**run_settings, **auto, "periods": 2}
+    done("run", *options(own, out=easy, budget_cap=0.6, auto_change=0.5, rounds=20))
+    assert summary(easy, 2)["drawn"] < 60
+    assert summary(easy, 2)["expected_change"] <= 0.5
+    done("run", *options(own, out=hard, budget_cap=0.12, auto_change=0.001))
     assert summary(hard, 2)["drawn"] == 12
     assert "budget: auto" in (hard / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("how", [{"draw_order": "stale"}, {"policy": "linear_ucb"}])
 def test_less_draws_by_what_is_known_at_its_first_checkpoint(finished_run, tmp_path, how):
-    less = finished_run("less_clusterucb")
-    folder = shutil.copytree(
-        less.folder, tmp_path / "run", ignore=shutil.ignore_patterns("config.yaml", "rounds")
-    )
-    done("select", *options(less.elsewhere(folder, **how)))
-    assert summary(folder, 1)["drawn"] == 20
+    done("select", *going_on(finished_run("less_clusterucb"), tmp_path / "run", **how))
+    assert summary(tmp_path / "run")["drawn"] == 20

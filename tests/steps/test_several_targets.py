@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from step_helpers import selection, summary
 
 from builders import write_rows
-from cli_helpers import clusterucb, done, lines, options, read
+from cli_helpers import clusterucb, done, lines, options
 from clusterucb.features.store import FeatureStore
 
 
@@ -31,7 +32,7 @@ def test_every_period_selects_for_each_and_says_for_whom(finished_run, targets, 
     done("run", "--index", finished_run("clusterucb").folder, *options(own))
     for number in (1, 2):
         assert Counter(row["target"] for row in selected(out, number)) == {"art": 5, "law": 5}
-        assert read(out / f"rounds/{number}/summary.json")["targets"] == {"art": 5, "law": 5}
+        assert summary(out, number)["targets"] == {"art": 5, "law": 5}
     drawn = {name for draw in lines(out / "rounds/2/draws.jsonl") for name in draw["ids"]}
     assert {row["id"] for row in selected(out, 2)} <= drawn
 
@@ -43,20 +44,17 @@ def test_the_first_selection_is_of_each_targets_best_rows(finished_run, targets,
     aims = load_file(out / "directions/1.safetensors")["directions"].astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(aims, axis=1), 1, atol=1e-6)
     scores = aims @ np.asarray(FeatureStore(there / "features").features, np.float64).T
-    best = {
-        name: np.argsort(-own, kind="stable").tolist()
-        for name, own in zip(("art", "law"), scores, strict=True)
-    }
+    best = dict(zip(("art", "law"), np.argsort(-scores, kind="stable").tolist(), strict=True))
     taken = {}
     for name in ["law", "law", "law", "art", "law", "law", "law", "art", "law", "law"]:
         taken[next(row for row in best[name] if row not in taken)] = name
-    found = load_file(out / "rounds/1/selection.safetensors")["rows"].tolist()
+    found = selection(out)["rows"].tolist()
     assert dict(zip(found, [row["target"] for row in selected(out, 1)], strict=True)) == taken
 
 
 def test_under_a_budget_of_less_drawn_rows_are_taken_in_turn(finished_run, targets, tmp_path):
-    out = tmp_path / "run"
-    done("select", "--index", finished_run("less_clusterucb").folder, "--target", *targets, "--out", out)
+    index, out = finished_run("less_clusterucb").folder, tmp_path / "run"
+    done("select", "--index", index, "--target", *targets, "--out", out)
     assert Counter(row["target"] for row in selected(out, 1)) == {"art": 5, "law": 5}
 
 
@@ -64,10 +62,10 @@ def test_a_row_policy_keeps_for_targets_only_what_it_drew(finished_run, targets,
     """It ends early by default, and keeps what it expects much of, undrawn; here it does neither."""
     index, out = finished_run("linear_ucb_hidden").folder, tmp_path / "run"
     done("select", "--index", index, "--target", *targets, "--out", out, "--budget", "auto")
-    rows, summary = selected(out, 1), read(out / "rounds/1/summary.json")
+    rows = selected(out, 1)
     assert Counter(row["target"] for row in rows) == {"art": 5, "law": 5}
     assert not any("drawn" in row for row in rows)
-    assert summary["drawn"] == 20
+    assert summary(out)["drawn"] == 20
 
 
 @pytest.mark.parametrize(
