@@ -9,6 +9,8 @@ else the machine does meets all of them:
     plain      forward and backward of the batch's mean loss, as any training does; no per-row work
     labels     the same with vocabulary logits at label positions only
     features   per-row gradients, Adam directions, CountSketch to 8192, normalised, written to a store
+    losses     forward alone, logits at label positions: each row's loss
+    states     forward through two thirds of the layers: hidden states, a vector a row
     published  one row at a time, dense Rademacher signs made anew for every 8 rows (--published N rows), as
                LESS and ClusterUCB do where there is no CUDA projector: signs from torch's generator
     philox     the same with our own dense signs (gradients/philox.py)
@@ -39,13 +41,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from clusterucb.config import Config, Lora
 from clusterucb.data.chat import Encoded
+from clusterucb.features.hidden import representations
 from clusterucb.features.store import FeatureWriter
 from clusterucb.gradients.adam import AdamMap, Moments
 from clusterucb.gradients.batches import Batch, collate, micro_batches
 from clusterucb.gradients.featurizer import Featurizer
-from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients
+from clusterucb.gradients.per_sample import _labels_only, adapter_layers, row_gradients, row_losses
 from clusterucb.gradients.projection import CountSketch, Projection, Rademacher
 from clusterucb.runtime.devices import passes_of, wait_for
+from clusterucb.steps.hidden import DEPTH
 from clusterucb.training.adapter import attach_adapter
 from clusterucb.training.model import load_model, pick_device, pick_dtype
 
@@ -72,20 +76,22 @@ def main() -> None:
             "plain": lambda batch: both_passes(model, collate([rows[i] for i in batch], device), False),
             "labels": lambda batch: both_passes(model, collate([rows[i] for i in batch], device), True),
             "features": lambda batch: writer.write(batch, *featurize([rows[i] for i in batch])),
+            "losses": lambda batch: row_losses(model, collate([rows[i] for i in batch], device)),
+            "states": lambda batch: representations(model, collate([rows[i] for i in batch], device), DEPTH),
         }
         seconds = timed(ways, batches, device, options.repeats)
     tokens = int(lengths.sum())
     table = Table(title=_title(options, model, device, len(rows), tokens), title_justify="left")
-    for heading in ("way", "rows/s", "tokens/s", "of plain", "of labels"):
+    for heading in ("way", "rows/s", "tokens/s", "of plain", "of labels", "of features"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for name, spent in seconds.items():
-        cells = [seconds["plain"] / spent, seconds["labels"] / spent]
+        cells = [seconds[other] / spent for other in ("plain", "labels", "features")]
         table.add_row(name, f"{len(rows) / spent:.2f}", f"{tokens / spent:.0f}", *(f"{c:.2f}" for c in cells))
     for name in options.signs if options.published else ():
         some, dense = rows[: options.published], DENSE[name](0, options.dim)
         share = (_one_by_one(model, some, dense, device) / len(some)) / (seconds["features"] / len(rows))
         table.add_row(
-            name, f"{len(rows) / seconds['features'] / share:.3f}", "", f"features: {share:.1f}x", ""
+            name, f"{len(rows) / seconds['features'] / share:.3f}", "", f"features: {share:.1f}x", "", ""
         )
     console = Console(width=140)
     console.print(table)
@@ -231,7 +237,7 @@ def product_speed(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 
 def operations(model: nn.Module, tokens: int) -> int:
-    """Of the passes: 4 a base weight and token, without head and embedding."""
+    """Of both passes: 4 a base weight and token, without head and embedding."""
     frozen = (p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     return 4 * tokens * sum(frozen)
 
@@ -241,7 +247,8 @@ def _say_share_of_peak(
 ) -> None:
     dtype, size = next(model.parameters()).dtype, 8192 if device.type == "cuda" else 2048
     peak = product_speed(device, dtype, size)
-    shares = (f"{name} {operations(model, tokens) / spent / peak:.0%}" for name, spent in seconds.items())
+    both = {name: seconds[name] for name in ("plain", "labels", "features")}
+    shares = (f"{name} {operations(model, tokens) / spent / peak:.0%}" for name, spent in both.items())
     console.print(
         f"a product of {size} x {size} {dtype}: {peak / 1e12:.2f} TFLOP/s; of it reach: {', '.join(shares)}"
     )
