@@ -277,7 +277,9 @@ class TestLoading:
         with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
             load_model(settings_of(tmp_path))
 
-    @pytest.mark.parametrize("damage", [lambda _: b"garbage", lambda d: d[:1000], None], ids=["garbage", "torn", "gone"])
+    @pytest.mark.parametrize(
+        "damage", [lambda _: b"garbage", lambda d: d[:1000], None], ids=["garbage", "torn", "gone"]
+    )
     def test_a_folder_whose_weights_are_damaged_or_gone(self, tmp_path, damage, model_folder):
         file = shutil.copytree(model_folder, tmp_path / "model") / "model.safetensors"
         file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
