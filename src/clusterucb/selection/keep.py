@@ -1,7 +1,7 @@
 """Keep rules: what a period trains on, of all that it and the periods before it have learned. numpy only.
 
     now      I_p                               what is thought of a row at the model as it is
-    auto     I_p                               but rows of the task itself first, where the pool has any
+    auto     I_p                               but up to half are rows of the task itself, where there are any
     sum      (I_1 + ... + I_p) / p             as LESS sums its checkpoints before it ranks (arXiv 2402.04333)
     mean     M_p = (M_(p-1) + I_p) / 2         a moving mean, as LEAD smooths (arXiv 2505.07437); M_1 = I_1
     once     I_p                               but rows least often trained on first
@@ -103,7 +103,7 @@ def kept(
         labels: cluster of each row, (N,).
         earlier: what the periods before it have left, the first one first.
         apart: by what near duplicates give way, if they do, to others of which as much is known.
-        own: rows of the task itself, (N,), where these are kept before others of which as much is known.
+        own: rows of the task itself, (N,), which are half of what is kept, if as many are known, or more.
     """
     if rule in ("auto", "now", "static"):
         if apart is None and own is None:
@@ -116,9 +116,10 @@ def kept(
         for period in earlier if rule == "once" else ():
             times[period.rows] += 1
         order = np.lexsort((-scores, times))
-    if own is not None:
-        order = order[np.argsort(~own[order], kind="stable")]
     count = len(selection.rows)
+    if own is not None:
+        stay = np.flatnonzero(own[order])[: count // 2]
+        order = np.concatenate([order[stay], np.delete(order, stay)])
     rows = np.sort(apart.first(order, count) if apart else order[:count])
     return replace(selection, rows=rows, scores=scores[rows], clusters=labels[rows], learned=now)
 
