@@ -73,7 +73,7 @@ class Drawing:
         world: processes that draw together, each with the same model, or with its part of a sharded one.
         keep: the keep rule, over the rounds that are there.
         apart: by what near duplicates give way, if they do.
-        own: rows of the task itself, (N,), where these stay.
+        own: rows of the task itself, (N,), if half of a selection is for these.
         turns: who takes drawn rows in turn, if any do; the features of these are then in the round's folder.
     """
 
