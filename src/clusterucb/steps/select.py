@@ -147,8 +147,8 @@ def own(session: Session) -> NDArray[np.bool_] | None:
     if not found.any():
         return None
     session.inputs.say_once(
-        f"{found.sum()} rows of the pool are of the task itself: they have half of every selection, as far as "
-        "they go (with --keep now they leave as they are learned)"
+        f"{found.sum()} rows of the pool are of the task itself: they have half of every selection, as far "
+        "as they go (with --keep now they leave as they are learned)"
     )
     return found
 
