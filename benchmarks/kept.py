@@ -178,19 +178,18 @@ class Study:
 
     def whole(self) -> None:
         """Whole runs."""
+        for key, cell, config, inputs in self._cells():
+            self.once("whole", partial(self._run, cell, config, inputs), **key)
+
+    def _cells(self) -> Iterator[tuple[dict[str, Any], Cell, Config, Inputs]]:
+        """Of all whole runs: what names one, where it is, and what the runs for its target share."""
         for repeat, target in product(range(self.options.seeds), self.options.targets):
             out = self.out / TARGETS[target][0] / "whole" / target
             config = self.config(target, out)
             inputs = Inputs(config, RunDir(out / "shared"), self.screen)
             for name in self.options.methods:
-                cell = Cell(out, METHODS[name], repeat)
-                self.once(
-                    "whole",
-                    partial(self._run, cell, config, inputs),
-                    target=target,
-                    method=name,
-                    repeat=repeat,
-                )
+                key = {"target": target, "method": name, "repeat": repeat}
+                yield key, Cell(out, METHODS[name], repeat), config, inputs
 
     def _run(self, cell: Cell, config: Config, inputs: Inputs) -> dict[str, Any]:
         cell.share(config)
@@ -208,17 +207,11 @@ class Study:
 
     def exact(self) -> None:
         """Answers after the whole runs that are there, and before them."""
-        for repeat, target in product(range(self.options.seeds), self.options.targets):
-            out = self.out / TARGETS[target][0] / "whole" / target
-            config = self.config(target, out)
-            inputs = Inputs(config, RunDir(out / "shared"), self.screen)
-            for name in self.options.methods:
-                run = Cell(out, METHODS[name], repeat).run
-                if run.adapter.exists():
-                    of_run = partial(self._exact, inputs, run.adapter)
-                    self.once("exact", of_run, target=target, method=name, repeat=repeat)
-            if repeat == 0:
-                self.once("exact", partial(self._exact, inputs, inputs.dir.initial), target=target, method="")
+        for key, cell, _, inputs in self._cells():
+            if cell.run.adapter.exists():
+                self.once("exact", partial(self._exact, inputs, cell.run.adapter), **key)
+            base = partial(self._exact, inputs, inputs.dir.initial)
+            self.once("exact", base, target=key["target"], method="")
 
     def _exact(self, inputs: Inputs, adapter: Path) -> dict[str, Any]:
         load_adapter(inputs.model, adapter)

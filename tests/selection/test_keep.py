@@ -98,13 +98,13 @@ def test_half_of_what_is_kept_is_of_the_task_itself_if_as_many_such_rows_are_kno
         order = sorted(known, key=lambda row: (-known[row], row not in chosen, row))
         stay = [row for row in order if own[row]][: KEEP // 2]
         expected = sorted([*stay, *(row for row in order if row not in stay)][:KEEP])
-        found = kept("auto", selection, LABELS, [], own=own)
+        found = kept("now", selection, LABELS, [], own=own)
         assert found.rows.tolist() == expected
         assert found.scores.tolist() == [known[row] for row in expected]
 
 
-@pytest.mark.parametrize("rule", ["auto", "now", "static"])
-def test_now_and_static_keep_what_was_selected_and_so_does_auto_without_rows_of_the_task(rule):
+@pytest.mark.parametrize("rule", ["now", "static"])
+def test_now_and_static_keep_what_was_selected(rule):
     for selection, found in zip(periods(0), run(rule, periods(0)), strict=True):
         assert found.rows.tolist() == selection.rows.tolist()
         assert found.drawn.tolist() == selection.drawn.tolist()

@@ -1,7 +1,6 @@
 """Keep rules: what a period trains on, of all that it and the periods before it have learned. numpy only.
 
     now      I_p                               what is thought of a row at the model as it is
-    auto     I_p                               but up to half are rows of the task itself, where there are any
     sum      (I_1 + ... + I_p) / p             as LESS sums its checkpoints before it ranks (arXiv 2402.04333)
     mean     M_p = (M_(p-1) + I_p) / 2         a moving mean, as LEAD smooths (arXiv 2505.07437); M_1 = I_1
     once     I_p                               but rows least often trained on first
@@ -11,8 +10,8 @@ I_p(i) is the influence of row i where it was drawn in period p, and what the se
 not. A bandit that expects nothing of single rows leaves what was known of a row last or, of one that was
 never drawn, the mean of its cluster's draws. No rule takes a gradient more than `now`.
 
-A row of the task itself influences the target less once it is learned, and is forgotten if it leaves; what
-tells of such rows before they are drawn is no matter of this module.
+A row of the task itself influences the target less once it is learned, and is forgotten if it leaves. So half
+of what is kept may be for such rows, where a caller knows them.
 
 Near duplicates give way, if that is asked: of the rows in the order in which a rule keeps them, row i is
 passed over, as long as others are left, if a row j that is kept before it has cos(f_i, f_j) > `near`. So TSDS
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 
 from clusterucb.selection.bandit import Rows, Scores, Selection
 
-Keep = Literal["auto", "now", "sum", "mean", "once", "static"]
+Keep = Literal["now", "sum", "mean", "once", "static"]
 BLOCK = 1024
 """Rows that are compared with those kept at once."""
 
@@ -98,14 +97,14 @@ def kept(
     """`selection` with the rows, as many, that the rule keeps, and with what it has learned of all rows.
 
     Args:
-        rule: `auto`, `now` and `static` have nothing to remember.
+        rule: `now` and `static` have nothing to remember.
         selection: of this period.
         labels: cluster of each row, (N,).
         earlier: what the periods before it have left, the first one first.
         apart: by what near duplicates give way, if they do, to others of which as much is known.
         own: rows of the task itself, (N,), which are half of what is kept, if as many are known, or more.
     """
-    if rule in ("auto", "now", "static"):
+    if rule in ("now", "static"):
         if apart is None and own is None:
             return replace(selection, learned=None)
         now, (order, scores) = None, _drawn_or_expected(selection, len(labels))

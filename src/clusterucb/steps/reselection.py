@@ -122,7 +122,7 @@ class Drawing:
         cost = Cost(times * rows, times * tokens, times * rows, seconds=seconds) + fresh.cost
         if self.turns:
             selection = self._in_turns(self.turns, part, selection, fresh.aim)
-        before = [] if self.keep in ("auto", "now") else [*map(read_earlier, earlier)]
+        before = [] if self.keep == "now" else [*map(read_earlier, earlier)]
         selection = kept(self.keep, selection, self.selector.clusters, before, self.apart, self.own)
         keep_round(part, number, selection, cost, self.pooled, self.screen, self.world, draws)
 

@@ -132,14 +132,15 @@ def check_features(session: Session) -> None:
 
 
 def keep_rule(session: Session) -> Keep:
-    """That of the settings, where rows are selected more than once."""
-    return session.config.selection.keep if session.method.reselects else "now"
+    """That of the settings, where rows are selected more than once; of `auto` the rest is in `own`."""
+    rule = session.config.selection.keep
+    return rule if session.method.reselects and rule != "auto" else "now"
 
 
 def own(session: Session) -> NDArray[np.bool_] | None:
-    """Rows of the task itself, (N,), where the keep rule is `auto` and features tell of any by now."""
+    """Rows of the task itself, (N,), where the settings say `auto` and features tell of any by now."""
     chosen = session.config.selection
-    if keep_rule(session) != "auto" or not session.method.hidden or chosen.aim != "mean" or session.turns:
+    if chosen.keep != "auto" or not session.method.hidden or chosen.aim != "mean" or session.turns:
         return None
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
