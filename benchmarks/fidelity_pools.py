@@ -1,4 +1,4 @@
-"""The two pools of the fidelity study: which sources, which targets, how much of each.
+"""The pools of the fidelity study: which sources, which targets, how much of each.
 
 `twelve`, rows of 16 to 96 tokens:
 
@@ -45,6 +45,8 @@
 | object_counting | some of BIG-Bench Hard's       | others        | others of the task                  |
 | sports          | some of sports_understanding   | others        | nothing of its own                  |
 | german          | some of ChatterBot's in German | others        | other languages; nothing of its own |
+
+`others` has the sources of `twelve`, and two of these as targets, creak and ecqa.
 """
 
 from __future__ import annotations
@@ -115,6 +117,11 @@ def _sides_of_twelve(data_dir: Path, seed: int) -> Mapping[str, Callable[[], Sid
     }
 
 
+def _sides_of_others(data_dir: Path, _seed: int) -> Mapping[str, Callable[[], Sides]]:
+    rows = {name: sources.flan(data_dir, name) for name in ("creak", "ecqa")}
+    return {name: lambda read=read: _of_one(read()) for name, read in rows.items()}
+
+
 _OF_BBH = [
     "boolean_expressions",
     "dyck_languages",
@@ -162,4 +169,5 @@ POOLS = {
         ("gsm8k", "object_counting", "sports", "german"),
         _sides_of_twenty,
     ),
+    "others": PoolKind(Sizes(9_400), _sources_of_twelve, ("creak", "ecqa"), _sides_of_others),
 }

@@ -76,6 +76,10 @@ TARGETS = {
     "gsm8k": ("twelve", ["gsm8k"]),  # its own training problems
     "humaneval": ("twelve", ["humaneval"]),  # near: functions of Python's library
     "german": ("twenty", ["german"]),  # far: other languages
+    "mmlu": ("twelve", ["mmlu"]),  # far: ecqa's choices, distantly
+    "sports": ("twenty", ["sports"]),  # far: nothing
+    "creak": ("others", ["creak"]),  # other rows of it
+    "ecqa": ("others", ["ecqa"]),  # other rows of it
     "several": ("twelve", ["gsm8k", "humaneval", "strategyqa"]),
     "demo": ("demo", []),  # sums of GSM8K's kind, 40 in the pool
 }
@@ -108,7 +112,7 @@ METHODS = {
     "auto_0.05": Preset("auto_0.05", LINEAR_UCB, 0.05),
     "static_0.05": Preset("static_0.05", {**LINEAR_UCB, "keep": "static"}, 0.05),
     "less_turns": Preset("less_turns", {"method": "less", "bandit": "none", "aim": "round_robin"}),
-    "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients"}),
+    "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients", "keep": "now"}),
     "dynamic_sum": Preset("dynamic_sum", {"bandit": "none", "features": "gradients", "keep": "sum"}),
     "once": Preset("once", {**LINEAR_UCB, "keep": "once"}),
     "mean": Preset("mean", {**LINEAR_UCB, "keep": "mean"}),

@@ -79,6 +79,14 @@ def test_where_runs_share_the_first_round_it_is_remembered_too(continued, finish
     assert selection(found, 2)["rows"].tolist() == selection(own, 2)["rows"].tolist()
 
 
+def test_a_round_that_remembers_nothing_ends_a_run_that_needs_it_in_one_line(continued, finished_run):
+    folder = continued("clusterucb", "select", "train", keep="sum")
+    for left in ("adapter", "rounds/2", "rounds/3"):
+        shutil.rmtree(folder / left)
+    shutil.copy(finished_run("clusterucb").folder / "rounds/1/selection.safetensors", folder / "rounds/1")
+    assert "rounds/1: an earlier version selected it" in clusterucb("train", "--out", folder).complaint
+
+
 @pytest.mark.parametrize(("name", "centre"), [("clusterucb", False), ("linear_ucb", True)])
 def test_clusters_are_centred_but_for_the_published_method(name, centre, finished_run):
     folder = finished_run(name).folder

@@ -31,7 +31,7 @@ def kinds():
 def found(pool, *targets, block=7):
     """Places of the pool's rows that are of these targets themselves."""
     means, counts = np.stack([rows.mean(0) for rows in targets]), np.array([len(rows) for rows in targets])
-    return np.flatnonzero(own_rows(pool, means, counts, block)).tolist()
+    return np.flatnonzero(own_rows(pool, means, counts, block)[0]).tolist()
 
 
 def test_a_row_as_near_as_the_tasks_rows_shows_the_task_and_those_three_quarters_as_near_are_its(kinds):
@@ -43,6 +43,23 @@ def test_a_row_as_near_as_the_tasks_rows_shows_the_task_and_those_three_quarters
     more, less = 1 + 1e-5, 1 - 1e-5
     assert found(np.outer([0.1, more, 0.75 * more, 0.75 * less], just), rows) == [1, 2]
     assert found(np.outer([0.1, less, 0.75 * more, 0.75 * less], just), rows) == []
+
+
+def test_a_task_is_far_if_no_row_has_three_quarters_of_what_its_rows_have_among_themselves(kinds):
+    rng, (own, other, third) = kinds
+    rows, unlike = around(rng, own, 9), np.stack([own, -own, third, -third])
+    direction = rows.mean(0).astype(np.float64)
+    at = direction * (rows @ rows.T)[~np.eye(9, dtype=bool)].mean() / (direction @ direction)
+
+    def near(pool, *targets):
+        means = np.stack([target.mean(0) for target in targets])
+        return own_rows(pool, means, np.array([*map(len, targets)]), 7)[1]
+
+    assert near(np.outer([0.1, 0.76], at), rows)
+    assert not near(np.outer([0.1, 0.74], at), rows)
+    assert near(np.outer([0.1, 0.76], at), around(rng, other, 9), rows)
+    assert near(np.outer([0.1, 0.1], at), unlike)
+    assert near(np.outer([0.1, 0.1], at), rows[:1])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -87,14 +104,15 @@ def finished(settings, out, extra=(), **more):
 
 
 def told(out):
-    """What the stored features tell of six target rows, the slow way."""
+    """What the stored features tell of six target rows, the slow way: the task's, and if any is near."""
     session = Session(load(out / "config.yaml", {"out": str(out)}))
     session.inputs.read()
     features = np.asarray(session.index.features()[0 : len(session.inputs.pooled)], np.float64)
     direction = load_file(out / "directions/1.safetensors")["directions"][0].astype(np.float64)
     among = (6 * (direction @ direction) - 1) / 5
     near = features @ direction
-    return set(np.flatnonzero(near >= 0.75 * among).tolist()) if near.max() >= among > 0 else set()
+    own = np.flatnonzero(near >= 0.75 * among).tolist()
+    return set(own) if near.max() >= among > 0 else set(), bool(own) or among <= 0
 
 
 def rounds(out):
@@ -104,11 +122,12 @@ def rounds(out):
 
 
 @pytest.mark.whole
-def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_where_it_has_none(
+def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_or_by_the_sum_where_it_has_none(
     run_settings, tmp_path
 ):
     out = finished(run_settings, tmp_path / "own", strange(range(6, 20)))
-    own, kept = told(out), rounds(out)
+    (own, near), kept = told(out), rounds(out)
+    assert near
     assert 1 < len(own) < 10
     assert [len(rows) for rows in kept] == [11, 11, 11]
     assert all(len(own & rows) >= min(5, len(own)) for rows in kept)
@@ -116,7 +135,8 @@ def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_where_it_h
     assert not all(len(own & rows) >= min(5, len(own)) for rows in now)
 
     elsewhere = finished(run_settings, tmp_path / "elsewhere")
-    assert not told(elsewhere)
-    now = finished(run_settings, tmp_path / "elsewhere_now", keep="now")
-    ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (elsewhere, now))
+    own, near = told(elsewhere)
+    assert not own
+    same = finished(run_settings, tmp_path / "elsewhere_same", keep="now" if near else "sum")
+    ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (elsewhere, same))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

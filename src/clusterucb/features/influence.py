@@ -161,12 +161,13 @@ def among_themselves(directions: NDArray[np.floating], counts: NDArray[np.int64]
 
 def own_rows(
     features: Vectors, directions: NDArray[np.floating], counts: NDArray[np.int64], block: int = 1024
-) -> NDArray[np.bool_]:
-    """Which rows are of the task itself, (N,): of those of its subtasks that the pool has.
+) -> tuple[NDArray[np.bool_], bool]:
+    """Which rows are of the task itself, (N,), of those of its subtasks that the pool has; if any is near.
 
     It has a subtask if some row is as near to it as its own rows are to one another on average: another such
     row has that with their mean on average, so that of several the nearest has more. All rows that have
-    `OWN` of that are then the subtask's. Of one whose rows are not alike nothing can be said.
+    `OWN` of that are then the subtask's; where it has not the subtask, they are near it. Of one whose rows
+    are not alike nothing can be said, and of a task of such alone rows are taken to be near.
 
     Args:
         features: of norm 1, (N, d).
@@ -180,9 +181,9 @@ def own_rows(
         near = _products(features[at : at + block], directions[told])  # (b, s)
         np.maximum(nearest, near.max(0), out=nearest)
         own[at : at + block] = near >= OWN * among
-    there = (nearest >= among) & (among > 0)
-    found: NDArray[np.bool_] = np.any(own[:, there], axis=1)
-    return found
+    alike = among > 0
+    found: NDArray[np.bool_] = np.any(own[:, alike & (nearest >= among)], axis=1)
+    return found, not alike.any() or bool(own[:, alike].any())
 
 
 def stored_influence(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from clusterucb.data.pool import Pool
+from clusterucb.errors import MismatchError
 from clusterucb.run.costs import Cost
 from clusterucb.runtime.files import read_json, read_lines, write_json, write_lines
 from clusterucb.selection.bandit import Draw, Selection
@@ -141,8 +142,16 @@ def read_round(folder: Path) -> Round:
 
 
 def read_earlier(folder: Path) -> Earlier:
-    """What a published round has left for the keep rule of later ones."""
+    """What a published round has left for the keep rule of later ones.
+
+    Raises MismatchError if that is nothing, as of one selected when its keep rule remembered nothing.
+    """
     arrays = load_file(folder / "selection.safetensors")
+    if "learned" not in arrays:
+        raise MismatchError(
+            f"{folder}: an earlier version selected it, and kept nothing of what the periods to come need by "
+            "now; use another --out"
+        )
     return Earlier(arrays["rows"], arrays["drawn"], arrays["drawn_scores"], arrays["learned"])
 
 

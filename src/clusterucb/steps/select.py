@@ -70,7 +70,7 @@ def rank(session: Session) -> Round:
         if turns := session.turns:
             blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
             selection = turns.select(selection, np.arange(len(rows)), blocks, clusters)
-        selection = kept(keep_rule(session), selection, clusters, (), apart(session))
+        selection = kept(keep_rule(session)[0], selection, clusters, (), apart(session))
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
@@ -131,27 +131,33 @@ def check_features(session: Session) -> None:
     session.index.check(store, model=session.made_with_model)
 
 
-def keep_rule(session: Session) -> Keep:
-    """That of the settings, where rows are selected more than once; of `auto` the rest is in `own`."""
-    rule = session.config.selection.keep
-    return rule if session.method.reselects and rule != "auto" else "now"
+def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
+    """That of the settings, where rows are selected more than once, and rows of the task itself, (N,).
 
-
-def own(session: Session) -> NDArray[np.bool_] | None:
-    """Rows of the task itself, (N,), where the settings say `auto` and features tell of any by now."""
-    chosen = session.config.selection
-    if chosen.keep != "auto" or not session.method.hidden or chosen.aim != "mean" or session.turns:
-        return None
+    Of these `auto` keeps half of a selection, where features tell by now which they are; where they tell that
+    none is even near, what helps at the moment is no guide, and the sum is.
+    """
+    chosen, method = session.config.selection, session.method
+    if chosen.keep != "auto" and method.reselects:
+        return chosen.keep, None
+    if not (method.reselects and method.hidden) or chosen.aim != "mean" or session.turns:
+        return "now", None
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
-    found = own_rows(session.index.features(), aim, counts)
+    found, near = own_rows(session.index.features(), aim, counts)
+    if not near:
+        session.inputs.say_once(
+            "no row of the pool is near the task: each period selects by all that was learned, not by the "
+            "present alone (with --keep now it does)"
+        )
+        return "sum", None
     if not found.any():
-        return None
+        return "now", None
     session.inputs.say_once(
         f"{found.sum()} rows of the pool are of the task itself: they have half of every selection, as far "
         "as they go (with --keep now they leave as they are learned)"
     )
-    return found
+    return "now", found
 
 
 def apart(session: Session) -> Apart | None:
@@ -196,6 +202,7 @@ def reselection(
     session: Session, folder: Path, spent: Callable[[float], None] = lambda _seconds: None
 ) -> Reselection:
     """What selects at a live model, with rounds in `folder`."""
+    keep, own = keep_rule(session)
     return Reselection(
         pooled=session.inputs.pooled,
         targeted=session.inputs.targeted,
@@ -208,9 +215,9 @@ def reselection(
         batch_tokens=session.batch_tokens,
         knowledge=knowledge(session),
         aim=session.config.selection.aim,
-        keep=keep_rule(session),
+        keep=keep,
         apart=apart(session),
-        own=own(session),
+        own=own,
         first=session.dir.round(1) if folder == session.dir.path / "rounds" else None,
         screen=session.screen,
         spent=spent,
