@@ -142,8 +142,8 @@ class Selecting(_Strict):
     keep: Literal["auto", "now", "sum", "mean", "once", "static"] = "auto"
     """What dynamic trains on in a period: the best rows now, by the sum or moving mean of influence over the
     periods, rows trained on least often first (once), or those of the first period throughout (static). auto
-    goes by what features without gradients show: now, of which half is for rows of the task itself, or the
-    sum where none is near."""
+    goes by what features without gradients show: now, of which half is for rows of the task itself, or mean
+    where none is near."""
     near_duplicates: Fraction = 1.0
     """The cosine of stored features above which a row gives way to the next best one if a better row is
     selected; at 1 none does."""

@@ -122,7 +122,7 @@ def rounds(out):
 
 
 @pytest.mark.whole
-def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_or_by_the_sum_where_it_has_none(
+def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_or_by_the_mean_where_it_has_none(
     run_settings, tmp_path
 ):
     out = finished(run_settings, tmp_path / "own", strange(range(6, 20)))
@@ -137,6 +137,6 @@ def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_or_by_the_
     elsewhere = finished(run_settings, tmp_path / "elsewhere")
     own, near = told(elsewhere)
     assert not own
-    same = finished(run_settings, tmp_path / "elsewhere_same", keep="now" if near else "sum")
+    same = finished(run_settings, tmp_path / "elsewhere_same", keep="now" if near else "mean")
     ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (elsewhere, same))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -135,7 +135,7 @@ def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
     """That of the settings, where rows are selected more than once, and rows of the task itself, (N,).
 
     Of these `auto` keeps half of a selection, where features tell by now which they are; where they tell that
-    none is even near, what helps at the moment is no guide, and the sum is.
+    none is even near, what helps at the moment alone is no guide, and the moving mean is.
     """
     chosen, method = session.config.selection, session.method
     if chosen.keep != "auto" and method.reselects:
@@ -150,7 +150,7 @@ def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
             "no row of the pool is near the task: each period selects by all that was learned, not by the "
             "present alone (with --keep now it does)"
         )
-        return "sum", None
+        return "mean", None
     if not found.any():
         return "now", None
     session.inputs.say_once(
