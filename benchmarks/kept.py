@@ -112,7 +112,7 @@ METHODS = {
     "auto_0.05": Preset("auto_0.05", LINEAR_UCB, 0.05),
     "static_0.05": Preset("static_0.05", {**LINEAR_UCB, "keep": "static"}, 0.05),
     "less_turns": Preset("less_turns", {"method": "less", "bandit": "none", "aim": "round_robin"}),
-    "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients", "keep": "now"}),
+    "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients"}),
     "dynamic_sum": Preset("dynamic_sum", {"bandit": "none", "features": "gradients", "keep": "sum"}),
     "once": Preset("once", {**LINEAR_UCB, "keep": "once"}),
     "mean": Preset("mean", {**LINEAR_UCB, "keep": "mean"}),

@@ -126,7 +126,7 @@ def test_files_hold_what_is_promised_and_facts_count_it(made, pool, tokenizer):
 
 @pytest.mark.parametrize("places", [[0], [1], [-2], [-1], [0, 1, -2, -1]])
 def test_screening_of_a_run_finds_no_near_copy(made, pool, places, tmp_path):
-    names = [*{POOLS[pool].targets[place]: 0 for place in places}]
+    names = [*dict.fromkeys(POOLS[pool].targets[place] for place in places)]
     files, of_target = [str(path) for path in made.pool.values()], [str(made.targets[name]) for name in names]
     target, held = Target.read(of_target), Target.read([made.heldout[name] for name in names])
     config = Config(model="none", out=str(tmp_path), pool=files, target=of_target)

@@ -140,3 +140,12 @@ def test_what_the_pool_has_of_the_task_stays_and_a_run_selects_as_now_or_by_the_
     same = finished(run_settings, tmp_path / "elsewhere_same", keep="now" if near else "mean")
     ours, theirs = (load_file(out / "adapter/adapter_model.safetensors") for out in (elsewhere, same))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.whole
+def test_where_no_row_is_near_a_run_keeps_by_the_mean(run_settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("clusterucb.features.influence.OWN", 9.0)  # out of reach
+        far = rounds(finished(run_settings, tmp_path / "far"))
+    mean, now = (rounds(finished(run_settings, tmp_path / keep, keep=keep)) for keep in ("mean", "now"))
+    assert far == mean != now
