@@ -98,18 +98,19 @@ STATIC: tuple[tuple[str, Aim], ...] = (
     ("plain", "mean"),
 )
 LINEAR_UCB: Settings = {"features": "hidden", "policy": "linear_ucb"}
+WORDS: Settings = {**LINEAR_UCB, "features": "words"}
 METHODS = {
     "rds": Preset("rds", {"method": "rds"}),
     "head": Preset("head", {"method": "head"}),
     "now": Preset("now", {**LINEAR_UCB, "keep": "now"}),
-    "auto": Preset("auto", LINEAR_UCB),
+    "auto": Preset("auto", WORDS, 0.125),
+    "auto_hidden": Preset("auto_hidden", LINEAR_UCB),
     "sum": Preset("sum", {**LINEAR_UCB, "keep": "sum"}),
     "static": Preset("static", {**LINEAR_UCB, "keep": "static"}),
     "static_head": Preset("static_head", {**LINEAR_UCB, "features": "head", "keep": "static"}),
     "random": Preset("random", {"method": "random"}),
     "less": Preset("less", {"method": "less", "bandit": "none"}),
     "sum_head": Preset("sum_head", {**LINEAR_UCB, "features": "head", "keep": "sum"}),
-    "auto_0.05": Preset("auto_0.05", LINEAR_UCB, 0.05),
     "static_0.05": Preset("static_0.05", {**LINEAR_UCB, "keep": "static"}, 0.05),
     "less_turns": Preset("less_turns", {"method": "less", "bandit": "none", "aim": "round_robin"}),
     "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients"}),

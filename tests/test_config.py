@@ -46,7 +46,7 @@ def test_what_depends_on_the_job_is_left_open_by_default():
     assert {"top_p", "batch_size", "lr", "rank", "warmup_steps", "k", "budget"} <= left
     assert all(setting.of(config) is None for setting in settings() if setting.auto)
     assert config.selection.policy == "linear_ucb"
-    assert config.features == "hidden"
+    assert config.features == "words"
 
 
 @pytest.mark.parametrize("name", [setting.name for setting in settings() if setting.auto])
@@ -158,7 +158,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(write, tree, 
         ({"perplexity": "high"}, "perplexity is 'high': input should be 'highest' or 'lowest'"),
         (
             {"features": "losses"},
-            "features is 'losses': input should be 'gradients', 'top', 'hidden' or 'head'",
+            "features is 'losses': input should be 'words', 'gradients', 'top', 'hidden' or 'head'",
         ),
         ({"near_duplicates": "0"}, "selection.near_duplicates is '0': input should be greater than 0"),
         ({"near_duplicates": "1.1"}, "selection.near_duplicates is '1.1'"),

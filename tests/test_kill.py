@@ -157,6 +157,24 @@ def test_clustered_by_hidden_states_and_killed_it_ends_the_same(dying):
     assert (total["pool_forwards"], total["pool_gradients"]) == (100, 3 * 20)
 
 
+WORDS = [
+    ("features.part", writing("features.part/words.npz.part")),
+    ("features.part/words.npz", {"where": "os:pwrite", "call": 70, "torn": True}),
+    ("features.part/manifest.json", publication("run/features")),
+    ("features", writing("rounds/1.part/selected.jsonl")),
+    ("rounds/2.part/scores.jsonl", {"where": BACKWARD, "call": 8}),
+]
+
+
+def test_selected_by_words_first_and_killed_it_ends_the_same(dying):
+    run = dying("linear_ucb_words")
+    for there, at in WORDS:
+        run.dies(at, there)
+    run.ends_the_same()
+    total = read(run.out / "summary.json")["total"]
+    assert (total["pool_forwards"], total["pool_gradients"]) == (0, 2 * 20)
+
+
 def drawn_features(folder):
     """Of each round, row to feature."""
     from clusterucb.features.drawn import DrawnFeatures

@@ -123,7 +123,7 @@ def test_a_drawn_round_spends_its_budget_exactly_and_keeps_the_best_of_its_draws
     assert sorted((entry["score"] for entry in kept), reverse=True) == scores[:10]
 
 
-ALONE = ("linear_ucb", "linear_ucb_hidden", "head", "loss_highest", "loss_lowest")
+ALONE = ("linear_ucb", "linear_ucb_hidden", "linear_ucb_words", "head", "loss_highest", "loss_lowest")
 """Methods whose run is made for one or two cases here."""
 
 
@@ -153,6 +153,7 @@ COUNTS = [  # rows drawn in each round, what is counted, and steps between warmu
     ("clusterucb_hidden", [20, 20, 20], (60, 18, 100), "gradients cluster"),
     ("linear_ucb", [100, 20, 20], (140, 18, 0), "gradients cluster"),
     ("linear_ucb_hidden", [20, 20, 20], (60, 18, 100), "gradients cluster"),
+    ("linear_ucb_words", [0, 20, 20], (40, 12, 0), "gradients cluster"),
     ("dynamic", [100, 100, 100], (300, 18, 0), "gradients"),
     ("less_clusterucb", [20], (140, 18, 0), "gradients cluster"),
     ("less", [100], (300, 18, 0), "gradients gradients_2 gradients_3"),

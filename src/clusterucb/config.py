@@ -101,10 +101,11 @@ class Gradients(_Strict):
 class Clustering(_Strict):
     """Spherical k-means over the features."""
 
-    features: Auto[Literal["gradients", "top", "hidden", "head"]] = AUTO
+    features: Auto[Literal["words", "gradients", "top", "hidden", "head"]] = AUTO
     """What rows are compared by, and dynamic clusters: gradients, or those of the upper half of the layers
-    (top); for the clusters, by a forward pass of each row, hidden states, or gradients of a linear map before
-    the vocabulary head (head). auto is hidden where the method leaves the choice, else gradients."""
+    (top); for the clusters, words; or, by a forward pass of each row, hidden states, or gradients of a linear
+    map before the vocabulary head (head). auto is words where the method leaves the choice (an index has
+    hidden states there), else gradients."""
     k: Auto[Positive] = AUTO
     """Clusters, the bandit's arms."""
     centre: bool = True
@@ -314,14 +315,17 @@ class Config(Common):
 
     @property
     def features(self) -> str:
-        """What features of all rows are of; auto is hidden wherever the method leaves the choice."""
-        free = self.method == "dynamic" and self.bandit == "clusterucb" and self.training.shard == "none"
-        return self.clustering.features or ("hidden" if free else "gradients")
+        """What features of all rows are of; auto is words wherever the method leaves the choice."""
+        return self.clustering.features or ("words" if self._leaves_features else "gradients")
+
+    @property
+    def _leaves_features(self) -> bool:
+        return self.method == "dynamic" and self.bandit == "clusterucb" and self.training.shard == "none"
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
-        forward = self.clustering.features in ("hidden", "head") and self.method in ("dynamic", "less")
-        if forward and (self.method == "less" or self.bandit == "none"):
+        others = self.clustering.features in ("words", "hidden", "head")
+        if others and self.method in ("dynamic", "less") and (self.method == "less" or self.bandit == "none"):
             raise ConfigError(
                 f"features {self.clustering.features}: method {self.method} with bandit {self.bandit} takes "
                 f"the gradients of all rows anyway; use --features gradients, or --method dynamic with "
@@ -399,8 +403,11 @@ class Config(Common):
 
     @property
     def without_target(self) -> Config:
-        """What an index of these settings is made with."""
-        return self.with_settings({**_OF_A_RUN, "index": None})
+        """What an index of these settings is made with: once for many targets, so that it can afford more."""
+        kind: dict[str, Any] = (
+            {"features": "hidden"} if self.clustering.features is None and self._leaves_features else {}
+        )
+        return self.with_settings({**_OF_A_RUN, "index": None, **kind})
 
     def with_settings(self, given: Mapping[str, Any]) -> Config:
         """These settings with others, by names, put over them. Raises ConfigError if they are at odds."""

@@ -26,6 +26,12 @@ METHODS = {  # settings, what one process begins with, what is done in each way,
     "loss": ({"method": "loss"}, "", "select", ["2", "2 shards"]),
     "less": (LESS, "warmup", "gradients cluster select", ["2", "2 shards"]),
     "linear_ucb": ({"policy": "linear_ucb"}, "warmup gradients cluster", "reselect", ["2 shards"]),
+    "linear_ucb_words": (
+        {"features": "words", "policy": "linear_ucb"},
+        "",
+        "gradients cluster select",
+        ["2"],
+    ),
     "linear_ucb_hidden": (
         {"features": "hidden", "policy": "linear_ucb", "rounds": 3},
         "warmup",

@@ -64,7 +64,7 @@ def test_a_run_over_it_decides_and_selects_as_one_of_its_own(index, given, task,
     """Though a row of the index is kept out of it."""
     alone, over = tmp_path / "alone", tmp_path / "over"
     for step in ("warmup", "gradients", "cluster", "select"):
-        done(step, *options(given, out=alone), *task)
+        done(step, *options({**given, "features": "hidden"}, out=alone), *task)
     done("select", "--index", index, *task, "--out", over)
     ours, theirs = (load(folder / "config.yaml").model_dump(exclude=OF_A_RUN) for folder in (over, alone))
     assert ours == theirs

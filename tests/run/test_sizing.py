@@ -95,8 +95,10 @@ def test_an_adapter_has_about_as_many_weights_as_it_is_shown_tokens():
     assert (given.rank, given.alpha) == (4, 7)
 
 
-def test_hidden_states_are_taken_wherever_the_method_leaves_the_choice():
-    assert decided(1000).clustering.features == "hidden"
+def test_words_are_taken_wherever_the_method_leaves_the_choice_and_hidden_states_by_an_index():
+    assert decided(1000).clustering.features == "words"
+    assert load(None, NEEDED).without_target.features == "hidden"
+    assert load(None, {**NEEDED, "features": "words"}).without_target.features == "words"
     for others in ({"method": "less"}, {"bandit": "none"}, {"shard": "fsdp"}, {"features": "gradients"}):
         assert decided(1000, others).clustering.features == "gradients"
 

@@ -53,15 +53,18 @@ def test_a_row_has_the_same_score_to_the_bit_wherever_it_lies(directions, monkey
         assert best_first(scores, 700).tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["clusterucb", "less", "clusterucb_hidden"])
+@pytest.mark.parametrize("name", ["clusterucb", "less", "clusterucb_hidden", "linear_ucb_words"])
 def test_it_ranks_as_the_first_selection_of_a_run_that_scores_all(finished_run, name, tmp_path):
-    """For hidden states: as their own cosines do, as a run takes gradients of the rows that it draws."""
+    """For hidden states: as their own cosines do, as a run takes gradients of the rows that it draws.
+
+    For words: as they do, but that rows of the task itself have half of a run's selection.
+    """
     there = finished_run(name)
     index = package.Index.open(there.folder)
     found = index.query(there.settings["target"], subtask="subject")
     assert len(found.ids) == len(found.rows) == 10  # floor(0.1 * 100), as many as a run selects
     assert (np.diff(found.scores) <= 0).all()
-    if name == "clusterucb_hidden":
+    if name in ("clusterucb_hidden", "linear_ucb_words"):
         stored = np.asarray(FeatureStore(there.folder / "features").features, np.float64)
         aims = load_file(there.folder / "directions/1.safetensors")["directions"]
         np.testing.assert_allclose(found.scores, np.sort((stored @ aims.T).max(1))[::-1][:10], atol=1e-3)

@@ -366,9 +366,9 @@ def _compare(
         str | None,
         option(
             "With commas between them, of clusterucb, clusterucb_hidden, linear_ucb, linear_ucb_hidden, "
-            "cluster_less, landmarks, dynamic, less_clusterucb, less, rds, head, bm25, loss_highest, "
-            "loss_lowest, random; NAME@BUDGET has a budget of its own (default: "
-            "clusterucb,linear_ucb_hidden,dynamic,less,rds,bm25,random)"
+            "linear_ucb_words, cluster_less, landmarks, dynamic, less_clusterucb, less, rds, head, bm25, "
+            "loss_highest, loss_lowest, random; NAME@BUDGET has a budget of its own (default: "
+            "clusterucb,linear_ucb_words,dynamic,less,rds,bm25,random)"
         ),
     ] = None,
     seeds: Annotated[str | None, option("How often each method is run (default: 3)", "N")] = None,

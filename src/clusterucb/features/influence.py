@@ -160,7 +160,11 @@ def among_themselves(directions: NDArray[np.floating], counts: NDArray[np.int64]
 
 
 def own_rows(
-    features: Vectors, directions: NDArray[np.floating], counts: NDArray[np.int64], block: int = 1024
+    features: Vectors,
+    directions: NDArray[np.floating],
+    counts: NDArray[np.int64],
+    block: int = 1024,
+    least: float = 1.0,
 ) -> tuple[NDArray[np.bool_], bool]:
     """Which rows are of the task itself, (N,), of those of its subtasks that the pool has; if any is near.
 
@@ -173,6 +177,7 @@ def own_rows(
         features: of norm 1, (N, d).
         directions: the mean of each subtask's unit features, (S, d).
         counts: rows of each subtask, (S,); of a single one nothing can be said, either.
+        least: of what a subtask's rows have among themselves, what the nearest has where the pool has it.
     """
     told = np.flatnonzero(counts > 1)
     among = among_themselves(directions[told], counts[told])  # (s,)
@@ -182,7 +187,7 @@ def own_rows(
         np.maximum(nearest, near.max(0), out=nearest)
         own[at : at + block] = near >= OWN * among
     alike = among > 0
-    found: NDArray[np.bool_] = np.any(own[:, alike & (nearest >= among)], axis=1)
+    found: NDArray[np.bool_] = np.any(own[:, alike & (nearest >= least * among)], axis=1)
     return found, not alike.any() or bool(own[:, alike].any())
 
 

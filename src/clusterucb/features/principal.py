@@ -29,6 +29,13 @@ def principal(features: Vectors, dim: int, *, iterations: int = 3, block: int = 
     return largest
 
 
+def axes(features: Vectors, dim: int, *, block: int = 1024) -> NDArray[np.float32]:
+    """The `dim` unit vectors, or all d, along which rows (N, d) are largest, the first the most, (d, dim)."""
+    basis, _, vectors = _subspace(features, dim, 4, block)
+    largest: NDArray[np.float32] = basis @ vectors
+    return largest
+
+
 def principal_axes(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """The two unit vectors along which the rows (n, d), of mean 0, vary most, (d, 2), and their shares.
 

@@ -59,7 +59,7 @@ def sampled(rows: int, selected: NDArray[np.int64], limit: int) -> NDArray[np.in
 
 def map_figure(run: RunData, found: FeatureMap) -> Figure:
     """The map, to be coloured by cluster, source or influence, with rings around the selected rows."""
-    measure = "likeness to the target" if run.method.hidden else "influence"
+    measure = "likeness to the target" if run.method.by_likeness else "influence"
     scores = [f"{measure} {score:.4f}" for score in found.influence.tolist()]
     words = [*map(partial(_described, run), found.rows.tolist(), scores)]
 

@@ -20,8 +20,8 @@ class Method:
         name: as the setting `method` has it.
         checkpoints: epochs of the warmup, each with a checkpoint after it; 0 where no gradient is taken.
         stored: at so many of these, from the first on, features of all rows are kept.
-        features: what they are of: gradients, those of the upper half of the layers (top) or, by a forward
-            pass each, hidden states or the head.
+        features: what they are of: gradients, those of the upper half of the layers (top), by a forward pass
+            each hidden states or the head, or words.
         budgeted: a bandit decides whose gradients are computed after that.
         reselects: rows are selected anew at the start of every period; otherwise once for all.
         static: they could be, but the first selection serves all periods.
@@ -36,9 +36,9 @@ class Method:
     static: bool = False
 
     @property
-    def hidden(self) -> bool:
+    def by_likeness(self) -> bool:
         """Whether the features take no gradient, and so are none that fresh ones could be compared with."""
-        return self.features in ("hidden", "head")
+        return self.features in ("words", "hidden", "head")
 
     @property
     def top(self) -> bool:
@@ -52,6 +52,11 @@ class Method:
         return {"top": upper, "hidden": "hidden states", "head": head}.get(self.features, self.features)
 
     @property
+    def forward(self) -> bool:
+        """Whether the features take a forward pass of every row, and no more."""
+        return self.features in ("hidden", "head")
+
+    @property
     def once(self) -> bool:
         """Whether one selection serves all periods, whatever the pool has."""
         return self.static or not self.reselects
@@ -59,7 +64,7 @@ class Method:
     @property
     def takes_gradients(self) -> bool:
         """Whether gradients of pool rows decide."""
-        return self.checkpoints > 0
+        return self.budgeted or self.checkpoints > 0
 
     @property
     def numbers(self) -> range:
@@ -69,7 +74,9 @@ class Method:
     @property
     def ranks_stored(self) -> bool:
         """Whether the first selection ranks what is stored of all rows, without a gradient more."""
-        return self.takes_gradients and not self.hidden and self.stored == self.checkpoints
+        if self.by_likeness:
+            return not self.checkpoints  # at which it would draw
+        return self.takes_gradients and self.stored == self.checkpoints
 
     @property
     def bandit(self) -> str:
@@ -106,8 +113,9 @@ def method_of(config: Config) -> Method:
     """The method that the settings name."""
     bandit = config.bandit == "clusterucb"
     if config.method == "dynamic":
-        static = config.selection.keep == "static"
-        return Method("dynamic", 1, 1, config.features, budgeted=bandit, reselects=True, static=static)
+        static, kind = config.selection.keep == "static", config.features
+        warms_up = static or kind != "words"  # which tell enough of the first period alone
+        return Method("dynamic", int(warms_up), 1, kind, budgeted=bandit, reselects=True, static=static)
     if config.method == "less":
         epochs = config.less.less_checkpoints
         return Method("less", epochs, 1 if bandit else epochs, config.features, budgeted=bandit)

@@ -86,6 +86,7 @@ _SETTINGS: dict[str, Settings] = {
     "clusterucb_hidden": {"features": "hidden"},
     "linear_ucb": {"policy": "linear_ucb"},
     "linear_ucb_hidden": {"features": "hidden", "policy": "linear_ucb"},
+    "linear_ucb_words": {"features": "words", "policy": "linear_ucb"},
     "cluster_less": {"features": "hidden", "policy": "cluster_less"},
     "landmarks": {"features": "hidden", "policy": "landmarks"},
     "dynamic": {"bandit": "none"},
@@ -101,7 +102,7 @@ _SETTINGS: dict[str, Settings] = {
 PRESETS = {name: Preset(name, settings) for name, settings in _SETTINGS.items()}
 """By name, in the order of every table."""
 
-DEFAULT = ("clusterucb", "linear_ucb_hidden", "dynamic", "less", "rds", "bm25", "random")
+DEFAULT = ("clusterucb", "linear_ucb_words", "dynamic", "less", "rds", "bm25", "random")
 
 
 def presets_named(names: str | Sequence[str]) -> list[Preset]:

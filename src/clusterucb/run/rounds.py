@@ -144,15 +144,16 @@ def read_round(folder: Path) -> Round:
 def read_earlier(folder: Path) -> Earlier:
     """What a published round has left for the keep rule of later ones.
 
-    Raises MismatchError if that is nothing, as of one selected when its keep rule remembered nothing.
+    One that drew no row has learned nothing. Raises MismatchError if another has left nothing, as of one
+    selected when its keep rule remembered nothing.
     """
     arrays = load_file(folder / "selection.safetensors")
-    if "learned" not in arrays:
+    if "learned" not in arrays and len(arrays["drawn"]):
         raise MismatchError(
             f"{folder}: an earlier version selected it, and kept nothing of what the periods to come need by "
             "now; use another --out"
         )
-    return Earlier(arrays["rows"], arrays["drawn"], arrays["drawn_scores"], arrays["learned"])
+    return Earlier(arrays["rows"], arrays["drawn"], arrays["drawn_scores"], arrays.get("learned"))
 
 
 def read_scored(folder: Path) -> Scored:

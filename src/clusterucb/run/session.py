@@ -318,7 +318,7 @@ class Session:
     def taken_with(self) -> dict[str, object]:
         """The same, whatever the pool."""
         known, gradients, kind = self.inputs.read_with, self.config.gradients, self.method.features
-        if self.method.hidden:
+        if self.method.by_likeness:
             return {"features": kind, **known, **({"dim": gradients.dim} if kind == "head" else {})}
         top = {"features": kind} if self.method.top else {}
         return {**top, **known, "projection": str(self.projection), "formula": gradients.formula}

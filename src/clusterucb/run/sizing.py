@@ -160,7 +160,7 @@ def learning_rate(config: Config, job: Job) -> float:
 
 @rule("features", told=lambda config: draws(config) and config.features != "gradients")
 def features(config: Config, _job: Job) -> str:
-    """a third of a gradient's cost, and selected no worse [3]"""
+    """they cost nothing, and selected no worse [3]"""
     return config.features
 
 

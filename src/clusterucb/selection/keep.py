@@ -42,13 +42,13 @@ class Earlier:
     Attributes:
         rows: that were trained on, (L,).
         drawn, scores: rows that were drawn and their influence, (n,).
-        learned: I_p of all rows, (N,).
+        learned: I_p of all rows, (N,); None where no row was drawn.
     """
 
     rows: Rows
     drawn: Rows
     scores: Scores
-    learned: Scores
+    learned: Scores | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,8 @@ def kept(
         now, (order, scores) = None, _drawn_or_expected(selection, len(labels))
     else:
         now = learned(selection, labels, earlier)
-        scores = _scores(rule, [*(period.learned for period in earlier), now])
+        before = [period.learned for period in earlier if period.learned is not None]
+        scores = _scores(rule, [*before, now])
         times = np.zeros(len(labels), np.int64)  # that each row was trained on
         for period in earlier if rule == "once" else ():
             times[period.rows] += 1

@@ -24,6 +24,7 @@ from clusterucb.runtime.devices import is_gpu, room_for
 from clusterucb.runtime.files import made, read_json, write_json
 from clusterucb.steps.growth import take_over
 from clusterucb.steps.hidden import hidden_directions, take_hidden
+from clusterucb.steps.words import take_words, word_directions
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.model import pick_device
 
@@ -34,20 +35,23 @@ Directions = tuple[NDArray[np.float32] | Subspace, Cost]
 def gradients(session: Session) -> None:
     """Features of all usable rows, and the target's directions, at each checkpoint that the method keeps."""
     session.refuse_unless(session.method.takes_gradients, "gradients", "as it needs no gradient")
-    order = (features, directions) if session.method.hidden else (directions, features)
+    order = (features, directions) if session.method.by_likeness else (directions, features)
     for number in range(1, session.method.stored + 1):
         for take in order:  # so that what is wrong with the target shows before all rows are gone through
             take(session, number)
 
 
 def features(session: Session, number: int = 1) -> FeatureStore:
-    """Features of all usable rows at warmup checkpoint `number`: of their gradients, or of hidden states."""
-    checkpoint = session.index.checkpoint(number)
+    """Features of all usable rows at warmup checkpoint `number`: of gradients, hidden states or words."""
 
     def take(part: Path) -> None:
+        if session.method.features == "words":
+            take_words(session, part, session.planned_with)
+            return
+        checkpoint = session.index.checkpoint(number)
         load_adapter(session.model, checkpoint.folder)
         made_with = {**session.made_with, "checkpoint": checkpoint.fingerprint}
-        if session.method.hidden:
+        if session.method.by_likeness:
             take_hidden(session, part, made_with)
         else:
             title = f"gradients at {checkpoint.folder.name}"
@@ -85,16 +89,23 @@ def take_gradients(
 
 def directions(session: Session, number: int = 1) -> Directions:
     """The target's directions at warmup checkpoint `number`, and what they cost."""
-    checkpoint = session.index.checkpoint(number)
-    made_with = {**session.aimed_with, "checkpoint": checkpoint.fingerprint}
-    beside, world = session.dir.features_at(number), session.world.at("gradients")
+    made_with, beside = session.aimed_with, session.dir.features_at(number)
+    checkpoint, world = None, session.world.at("gradients")
+    if session.method.features != "words":
+        checkpoint = session.index.checkpoint(number)
+        made_with |= {"checkpoint": checkpoint.fingerprint}
 
-    def aim(part: Path) -> None:
+    def found() -> Directions:
+        if checkpoint is None:
+            return word_directions(session, beside)
         check_model(checkpoint.folder, session.made_with_model)
         load_adapter(session.model, checkpoint.folder)
-        found = hidden_directions(session, beside) if session.method.hidden else session.directions(world)
+        return hidden_directions(session, beside) if session.method.by_likeness else session.directions(world)
+
+    def aim(part: Path) -> None:
+        told = found()
         if session.world.leads:
-            write_directions(part, found, made_with)
+            write_directions(part, told, made_with)
 
     return made(session.dir.directions_at(number), aim, read_directions, made_with, world=world)
 

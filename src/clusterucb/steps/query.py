@@ -36,6 +36,7 @@ from clusterucb.runtime.memory import Room
 from clusterucb.runtime.screen import Screen
 from clusterucb.steps.hidden import hidden_rows
 from clusterucb.steps.less import weights
+from clusterucb.steps.words import word_rows
 from clusterucb.training.adapter import load_adapter
 
 Paths = str | Path | Sequence[str | Path]
@@ -161,6 +162,8 @@ class Index:
 
     def _directions(self, session: Session) -> NDArray[np.float64]:
         """Of every target row, (n, d), those at several checkpoints end to end."""
+        if session.method.features == "words":
+            return word_rows(session, self.dir.features)
         found = []
         for number in _numbers(session):
             folder = self._stored(session).checkpoint(number).folder
@@ -171,7 +174,7 @@ class Index:
         return weighted_directions(found, weights(session) if whole else [1.0])
 
     def _rows(self, session: Session, number: int) -> NDArray[np.float32]:
-        if session.method.hidden:
+        if session.method.by_likeness:
             return hidden_rows(session, self.dir.features_at(number))[0].astype(np.float32)
         target = session.inputs.targeted
         each = replace(target, codes=np.arange(len(target.ids)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.features.influence import (
+    OWN,
     EndToEnd,
     Subspace,
     own_rows,
@@ -38,6 +40,7 @@ from clusterucb.steps.features import clusters_of, directions
 from clusterucb.steps.hidden import BLOCK
 from clusterucb.steps.less import fresh_beside_stored, weights
 from clusterucb.steps.reselection import Drawing, Reselection, keep_round, known_to, remembered
+from clusterucb.steps.words import near_by_words
 from clusterucb.training.adapter import load_adapter
 from clusterucb.training.moments import import_moments
 
@@ -49,19 +52,25 @@ def select(session: Session) -> Round:
     first = session.dir.round(1)
     if session.world.has(first):
         return read_round(first)
-    if session.method.hidden:
-        checkpoint = session.index.checkpoint()
-        go_to(session, checkpoint.folder)
-        return reselection(session, first.parent).round(1, session.model, lambda: checkpoint.moments)
-    return rank(session) if session.method.ranks_stored else draw(session)
+    if session.method.ranks_stored:
+        return rank(session)
+    if not session.method.by_likeness:
+        return draw(session)
+    checkpoint = session.index.checkpoint()
+    go_to(session, checkpoint.folder)
+    return reselection(session, first.parent).round(1, session.model, lambda: checkpoint.moments)
 
 
 def rank(session: Session) -> Round:
-    """Round 1 as the top share of all rows, whose features are stored at every checkpoint."""
-    numbers, world, clusters = session.method.numbers, session.world.at("select"), labels(session)
+    """Round 1 as the top share of all rows, by what is stored of them.
+
+    What likeness tells counts as drawn for no row: it is none of influence, for periods to come to go by.
+    """
+    method, world, clusters = session.method, session.world.at("select"), labels(session)
     rows = _stored(session)
-    found = [directions(session, number)[0] for number in numbers]
-    aim = found[0] if isinstance(found[0], Subspace) else weighted_directions(found, weights(session))
+    found = [directions(session, number)[0] for number in range(1, method.stored + 1)]
+    whole = method.by_likeness or isinstance(found[0], Subspace)
+    aim = found[0] if whole else weighted_directions(found, weights(session))
 
     def best(part: Path) -> None:
         started = time.monotonic()
@@ -70,7 +79,14 @@ def rank(session: Session) -> Round:
         if turns := session.turns:
             blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
             selection = turns.select(selection, np.arange(len(rows)), blocks, clusters)
-        selection = kept(keep_rule(session)[0], selection, clusters, (), apart(session))
+        if method.by_likeness:
+            selection = kept("now", selection, clusters, (), apart(session), keep_rule(session)[1])
+            none = {
+                name: getattr(selection, name)[:0] for name in ("drawn", "drawn_scores", "drawn_clusters")
+            }
+            selection = replace(selection, **none)
+        else:
+            selection = kept(keep_rule(session)[0], selection, clusters, (), apart(session))
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
@@ -127,8 +143,8 @@ def go_to(session: Session, checkpoint: Path) -> None:
 
 def check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
-    store = session.index.store()
-    session.index.check(store, model=session.made_with_model)
+    store, of_model = session.index.store(), session.method.features != "words"
+    session.index.check(store, **({"model": session.made_with_model} if of_model else {}))
 
 
 def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
@@ -140,11 +156,14 @@ def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
     chosen, method = session.config.selection, session.method
     if chosen.keep != "auto" and method.reselects:
         return chosen.keep, None
-    if not (method.reselects and method.hidden) or chosen.aim != "mean" or session.turns:
+    if not (method.reselects and method.by_likeness) or chosen.aim != "mean" or session.turns:
         return "now", None
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
-    found, near = own_rows(session.index.features(), aim, counts)
+    features, of_words = session.index.features(), method.features == "words"
+    found, near = own_rows(features, aim, counts, least=OWN if of_words else 1.0)
+    if of_words:
+        near = near_by_words(session, stored_influence(features, aim))
     if not near:
         session.inputs.say_once(
             "no row of the pool is near the task: each period selects by all that was learned, not by the "
@@ -232,6 +251,6 @@ def knowledge(session: Session) -> Knowledge | None:
     if not session.method.budgeted:
         return None
     features = session.index.features()
-    if not session.method.hidden:
+    if not session.method.by_likeness:
         return Knowledge(features)
     return Knowledge(features, stored_influence(features, directions(session)[0]))

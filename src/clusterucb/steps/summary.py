@@ -91,7 +91,7 @@ def before(config: Config, rows: int, target_rows: int, held_out: int, repeats: 
         target_rows=target_rows,
         held_out=held_out,
         repeats=repeats,
-        reselects=not (method.once or (method.hidden and config.selection.keep == "auto")),
+        reselects=not (method.once or (method.by_likeness and config.selection.keep == "auto")),
     )
 
 
@@ -107,7 +107,7 @@ def _after(session: Session) -> After:
         fall=float((base - adapter).mean()),
         error=standard_error(base - adapter),
         rise=(float((adapter - lowest).mean()), standard_error(adapter - lowest)),
-        **(_influence(session) if session.method.takes_gradients and not session.method.hidden else {}),
+        **(_influence(session) if session.method.takes_gradients and not session.method.by_likeness else {}),
     )
 
 

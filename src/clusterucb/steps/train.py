@@ -37,9 +37,11 @@ def warmup(session: Session) -> None:
     """Train the adapter on random pool rows: where the first gradients are taken, after each epoch."""
     session.refuse_unless(session.method.takes_gradients, "warmup", "as it needs no gradient")
     run, epochs = session.dir, session.method.checkpoints
+    if not epochs:  # words are the same at any
+        return session.begin()
     states = run.warmup.with_name("warmup.states")
     if _trained(session, run.checkpoint(epochs), states):
-        return
+        return None
     session.decide()
     every, seed = session.inputs.every, session.config.seed
     rows = random_rows(len(every), warmup_rows(session.config, len(every)), seed)
@@ -59,6 +61,7 @@ def warmup(session: Session) -> None:
     dataset = SwappableRows(every.training, rows)
     _train_from_initial(session, "warm up", every, dataset, states, epochs, clock, seed, (ends,))
     session.world.lead(lambda: shutil.rmtree(states))
+    return None
 
 
 def train(session: Session) -> None:

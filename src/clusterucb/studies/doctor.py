@@ -259,4 +259,4 @@ def _gradients(config: Config, rows: int) -> int | None:
         drawn = budget_of(config).spend(rows)
     except ConfigError:
         return None
-    return method.takes_gradients * (fresh * drawn + (not method.hidden) * method.stored * rows)
+    return method.takes_gradients * (fresh * drawn + (not method.by_likeness) * method.stored * rows)

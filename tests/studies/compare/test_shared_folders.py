@@ -36,6 +36,8 @@ def groups(run):
         ("dynamic", "dynamic", FEATURES | CLUSTERS | FIRST),
         ("clusterucb_hidden", "clusterucb", CHECKPOINTS),
         ("linear_ucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
+        ("linear_ucb_words", "linear_ucb_hidden", CHECKPOINTS),
+        ("linear_ucb_words", "linear_ucb_words", FEATURES | CLUSTERS | FIRST),
         ("cluster_less", "landmarks", FEATURES | CLUSTERS),
         ("clusterucb_hidden", "clusterucb_hidden", FEATURES | CLUSTERS),
         ("clusterucb@0.1", "clusterucb", FEATURES | CLUSTERS),

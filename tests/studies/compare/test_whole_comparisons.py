@@ -43,6 +43,7 @@ def test_each_method_is_these_settings(comparison):
         "clusterucb_hidden": "dynamic clusterucb hidden ucb_beta highest",
         "linear_ucb": "dynamic clusterucb gradients linear_ucb highest",
         "linear_ucb_hidden": "dynamic clusterucb hidden linear_ucb highest",
+        "linear_ucb_words": "dynamic clusterucb words linear_ucb highest",
         "cluster_less": "dynamic clusterucb hidden cluster_less highest",
         "landmarks": "dynamic clusterucb hidden landmarks highest",
         "dynamic": "dynamic none gradients ucb_beta highest",
@@ -65,7 +66,7 @@ def test_shared_parts_are_made_once(comparison):
         assert len([*out.rglob(name)]) == 1
     stores = {str(path.parent.relative_to(out / "shared")) for path in out.rglob("features.f16")}
     less = {"less/features", "less/features-2", "less/features-3"}
-    assert stores == {"dynamic/features", "dynamic-hidden/features"} | less
+    assert stores == {"dynamic/features", "dynamic-hidden/features", "dynamic-words/features"} | less
 
 
 @pytest.mark.parametrize("name", PRESETS)

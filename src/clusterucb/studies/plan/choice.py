@@ -38,8 +38,8 @@ def _steps(config: Config, rows: int) -> Iterator[tuple[Settings, str]]:
     yield {"warmup_steps": warmup}, "moments of Adam that a longer warmup settles"
     yield {budget: 0.1}, "the best rows among those that only a larger budget looks at"
     yield (
-        {"features": "hidden"},
-        "gradients of all rows: clusters are of hidden states, and period 1 has the budget, too",
+        {"features": "words"},
+        "gradients of all rows: clusters are of words, by which alone period 1 is selected",
     )
     yield {budget: 0.05}, "more of the best rows"
     yield {"periods": 2}, "selections in between, while the model changes"

@@ -18,6 +18,7 @@ from clusterucb.config import Config, reconcile_index
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import ConfigError, InputError
 from clusterucb.features.head import sides
+from clusterucb.features.words import width
 from clusterucb.gradients.per_sample import trainable_parameters
 from clusterucb.run.costs import Work
 from clusterucb.run.inputs import job_of
@@ -91,7 +92,8 @@ class Facts:
     def stored_dim(self, config: Config) -> int:
         """Dimensions of a stored feature."""
         dim = config.gradients.dim
-        return {"hidden": self.sizes.hidden, "head": math.prod(sides(dim))}.get(config.features, dim)
+        others = {"words": width(self.rows), "hidden": self.sizes.hidden, "head": math.prod(sides(dim))}
+        return others.get(config.features, dim)
 
 
 def expected_tokens(lengths: Lengths, rows: int) -> int:

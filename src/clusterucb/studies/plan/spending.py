@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from clusterucb.config import Config
 from clusterucb.features.encoding import ENCODINGS
+from clusterucb.features.words import words_bytes
 from clusterucb.run.costs import Cost, bill, gradient_share
 from clusterucb.run.directory import numbered
 from clusterucb.run.methods import Method, budget_of, method_of
@@ -123,9 +124,11 @@ class _Steps:
         width = ENCODINGS[self.config.gradients.store_dtype].width(dim) + FLOAT + 1
         tokens = expected_tokens(self.facts.gradient_lengths, rows)
         disk, expected = rows * width + self._directions(dim), bool(rows) and not self.facts.exact
-        if not self.method.hidden:
+        if not self.method.by_likeness:
             cost = Cost(rows, tokens, rows) + self._target
             return Planned(cost, "gradients", expected, disk, self.indexed)
+        if not self.method.forward:
+            return Planned(Cost(rows), disk=disk + words_bytes(rows), in_index=self.indexed)
         cost = Cost(rows, tokens + self._target.tokens, pool_forwards=rows)
         return Planned(cost, "forward", expected, disk, self.indexed)
 
@@ -186,7 +189,7 @@ class Outlook:
         """Of all steps."""
         method = method_of(config)
         times = method.full(config.training.periods)
-        if self.facts.in_index(config) and not method.hidden:
+        if self.facts.in_index(config) and not method.by_likeness:
             times -= method.stored  # as often they are there
         costs = {name: step.cost for name, step in steps.items()}
         return bill(costs, self.facts.work(times, gradient_share(method)))
