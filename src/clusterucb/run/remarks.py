@@ -27,7 +27,7 @@ NOISE = 2.0
 OWN, TASK_SHARE = 2 / 3, 0.01
 """See `own_influence`; and the share of the pool from which on there is something to say."""
 THEY_STAY = (
-    "rows of the task itself had better stay when they are learned; try --features hidden with --keep auto"
+    "rows of the task itself had better stay when they are learned; try --features words with --keep auto"
 )
 SLOW = 0.02
 """Of the base's loss: a fall that is sure but smaller says that training has hardly begun."""
