@@ -38,14 +38,15 @@ def why(run: RunData) -> Section:
 
 
 def _clusters(run: RunData, draws: list[NDArray[np.int64]]) -> list[dict[str, Any]]:
-    """A line a cluster: rows, influence in the first selection, draws, and what was selected."""
+    """A line a cluster: rows, influence in the first selection that drew, draws, and what was selected."""
     import pandas as pd  # a run without a report needs none
 
     if run.clusters is None:
         return []
     facts = pd.DataFrame({"rows": run.sizes, "selected": run.in_clusters(run.selected)})  # by cluster
-    if run.rounds:
-        first = run.rounds[0].scored
+    scored = [found.scored for found in run.rounds if len(found.scored.rows)]
+    if scored:
+        first = scored[0]
         scores = pd.Series(first.scores).groupby(run.clusters[first.rows])
         facts["mean"], facts["spread"] = scores.mean(), scores.std(ddof=0)
     else:

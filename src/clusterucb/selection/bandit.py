@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,12 @@ class Selection:
     def spent(self) -> int:
         """Rows whose influence was computed, cold start included."""
         return len(self.drawn)
+
+    @property
+    def undrawn(self) -> Selection:
+        """The same, by what was known of all rows without drawing one."""
+        drawn, scores, clusters = self.drawn[:0], self.drawn_scores[:0], self.drawn_clusters[:0]
+        return replace(self, drawn=drawn, drawn_scores=scores, drawn_clusters=clusters)
 
     @property
     def threshold(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def select(session: Session) -> Round:
 def rank(session: Session) -> Round:
     """Round 1 as the top share of all rows, by what is stored of them.
 
-    What likeness tells counts as drawn for no row: it is none of influence, for periods to come to go by.
+    By likeness no row counts as drawn: it is no influence, for periods to come to go by.
     """
     method, world, clusters = session.method, session.world.at("select"), labels(session)
     rows = _stored(session)
@@ -79,14 +78,11 @@ def rank(session: Session) -> Round:
         if turns := session.turns:
             blocks = (similarities(rows[at : at + BLOCK], aim) for at in range(0, len(rows), BLOCK))
             selection = turns.select(selection, np.arange(len(rows)), blocks, clusters)
+        rule, own = keep_rule(session)
+        rule = "now" if method.by_likeness else rule
+        selection = kept(rule, selection, clusters, (), apart(session), own)
         if method.by_likeness:
-            selection = kept("now", selection, clusters, (), apart(session), keep_rule(session)[1])
-            none = {
-                name: getattr(selection, name)[:0] for name in ("drawn", "drawn_scores", "drawn_clusters")
-            }
-            selection = replace(selection, **none)
-        else:
-            selection = kept(keep_rule(session)[0], selection, clusters, (), apart(session))
+            selection = selection.undrawn
         cost = Cost(rows=keep.spend, seconds=time.monotonic() - started)
         keep_round(part, 1, selection, cost, session.inputs.pooled, session.screen, session.world)
 
