@@ -31,8 +31,9 @@ SAMPLE = 8192
 SEVERAL = 256
 """The nearest rows along the axes, whose words are all looked at."""
 BLOCK = 512
-NEAR = 0.5
-"""Of the nearness of a task's rows to one another: what some row has, or the pool is far from the task."""
+NEAR, ITSELF = 0.5, 0.95
+"""Of the nearness of a task's rows to one another: what some row has by all words, or the pool is far from
+the task; and what the nearest has along the axes, where the pool has the task itself."""
 
 
 def width(rows: int) -> int:

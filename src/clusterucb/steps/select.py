@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ConfigError
 from clusterucb.features.influence import (
-    OWN,
     EndToEnd,
     Subspace,
     own_rows,
@@ -27,6 +26,7 @@ from clusterucb.features.influence import (
     weighted_directions,
 )
 from clusterucb.features.knowledge import Knowledge
+from clusterucb.features.words import ITSELF
 from clusterucb.run.costs import Cost
 from clusterucb.run.index import Checkpoint
 from clusterucb.run.rounds import Round, read_round
@@ -157,7 +157,7 @@ def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
     features, of_words = session.index.features(), method.features == "words"
-    found, near = own_rows(features, aim, counts, least=OWN if of_words else 1.0)
+    found, near = own_rows(features, aim, counts, least=ITSELF if of_words else 1.0)
     if of_words:
         near = near_by_words(session, stored_influence(features, aim))
     if not near:
