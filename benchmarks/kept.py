@@ -101,9 +101,10 @@ LINEAR_UCB: Settings = {"features": "hidden", "policy": "linear_ucb"}
 WORDS: Settings = {**LINEAR_UCB, "features": "words"}
 METHODS = {
     "rds": Preset("rds", {"method": "rds"}),
+    "bm25": Preset("bm25", {"method": "bm25"}),
     "head": Preset("head", {"method": "head"}),
     "now": Preset("now", {**LINEAR_UCB, "keep": "now"}),
-    "auto": Preset("auto", WORDS, 0.125),
+    "auto": Preset("auto", WORDS, 0.125),  # what `run` decides: twice the rows that are kept
     "auto_hidden": Preset("auto_hidden", LINEAR_UCB),
     "sum": Preset("sum", {**LINEAR_UCB, "keep": "sum"}),
     "static": Preset("static", {**LINEAR_UCB, "keep": "static"}),
