@@ -316,11 +316,8 @@ class Config(Common):
     @property
     def features(self) -> str:
         """What features of all rows are of; auto is words wherever the method leaves the choice."""
-        return self.clustering.features or ("words" if self._leaves_features else "gradients")
-
-    @property
-    def _leaves_features(self) -> bool:
-        return self.method == "dynamic" and self.bandit == "clusterucb" and self.training.shard == "none"
+        free = self.method == "dynamic" and self.bandit == "clusterucb"
+        return self.clustering.features or ("words" if free else "gradients")
 
     def _check_features(self) -> None:
         """Refuse features without gradients where the method needs the gradients of all rows anyway."""
@@ -368,7 +365,7 @@ class Config(Common):
     def _check_shard(self) -> None:
         """Refuse what runs a part of the model only, or weights that cannot be cut."""
         features, method = self.clustering.features, self.method
-        others = features not in ("gradients", AUTO)
+        others = features not in ("gradients", "words", AUTO)
         unfit = {
             f"load_in {self.load_in}": self.load_in != "dtype",
             f"features {features}": others and method in ("dynamic", "less"),
@@ -404,10 +401,10 @@ class Config(Common):
     @property
     def without_target(self) -> Config:
         """What an index of these settings is made with: once for many targets, so that it can afford more."""
-        kind: dict[str, Any] = (
-            {"features": "hidden"} if self.clustering.features is None and self._leaves_features else {}
-        )
-        return self.with_settings({**_OF_A_RUN, "index": None, **kind})
+        kind = self.clustering.features
+        if kind is None and self.features == "words":
+            kind = "hidden" if self.training.shard == "none" else "gradients"
+        return self.with_settings({**_OF_A_RUN, "index": None, "features": kind})
 
     def with_settings(self, given: Mapping[str, Any]) -> Config:
         """These settings with others, by names, put over them. Raises ConfigError if they are at odds."""

@@ -30,7 +30,7 @@ METHODS = {  # settings, what one process begins with, what is done in each way,
         {"features": "words", "policy": "linear_ucb"},
         "",
         "gradients cluster select",
-        ["2"],
+        ["2", "2 shards"],
     ),
     "linear_ucb_hidden": (
         {"features": "hidden", "policy": "linear_ucb", "rounds": 3},

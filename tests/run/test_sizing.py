@@ -97,9 +97,11 @@ def test_an_adapter_has_about_as_many_weights_as_it_is_shown_tokens():
 
 def test_words_are_taken_wherever_the_method_leaves_the_choice_and_hidden_states_by_an_index():
     assert decided(1000).clustering.features == "words"
+    assert decided(1000, {"shard": "fsdp"}).clustering.features == "words"
     assert load(None, NEEDED).without_target.features == "hidden"
+    assert load(None, {**NEEDED, "shard": "fsdp"}).without_target.features == "gradients"
     assert load(None, {**NEEDED, "features": "words"}).without_target.features == "words"
-    for others in ({"method": "less"}, {"bandit": "none"}, {"shard": "fsdp"}, {"features": "gradients"}):
+    for others in ({"method": "less"}, {"bandit": "none"}, {"features": "gradients"}):
         assert decided(1000, others).clustering.features == "gradients"
 
 
