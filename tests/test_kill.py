@@ -147,16 +147,6 @@ HIDDEN = [  # what exists then, and where the attempt dies
 ]
 
 
-def test_clustered_by_hidden_states_and_killed_it_ends_the_same(dying):
-    run = dying("clusterucb_hidden")
-    for there, at in HIDDEN:
-        run.dies(at, there)
-    run.ends_the_same()
-    assert not (run.out / "features/uncentred").exists()
-    total = read(run.out / "summary.json")["total"]
-    assert (total["pool_forwards"], total["pool_gradients"]) == (100, 3 * 20)
-
-
 WORDS = [
     ("features.part", writing("features.part/words.npz.part")),
     ("features.part/words.npz", {"where": "os:pwrite", "call": 70, "torn": True}),
@@ -166,13 +156,21 @@ WORDS = [
 ]
 
 
-def test_selected_by_words_first_and_killed_it_ends_the_same(dying):
-    run = dying("linear_ucb_words")
-    for there, at in WORDS:
+BY_LIKENESS = {  # where the attempts die, forward passes and gradients of pool rows
+    "clusterucb_hidden": (HIDDEN, 100, 3 * 20),
+    "linear_ucb_words": (WORDS, 0, 2 * 20),
+}
+
+
+@pytest.mark.parametrize("name", BY_LIKENESS)
+def test_by_hidden_states_or_words_and_killed_it_ends_the_same(dying, name):
+    run, (moments, forwards, gradients) = dying(name), BY_LIKENESS[name]
+    for there, at in moments:
         run.dies(at, there)
     run.ends_the_same()
+    assert not (run.out / "features/uncentred").exists()
     total = read(run.out / "summary.json")["total"]
-    assert (total["pool_forwards"], total["pool_gradients"]) == (0, 2 * 20)
+    assert (total["pool_forwards"], total["pool_gradients"]) == (forwards, gradients)
 
 
 def drawn_features(folder):

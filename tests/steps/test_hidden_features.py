@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 from step_helpers import going_on
 from test_rds import slow_representation
@@ -23,16 +22,6 @@ from file_helpers import write
 @pytest.fixture(scope="module")
 def hidden(finished_run):
     return finished_run("clusterucb_hidden")
-
-
-@pytest.fixture
-def backwards(monkeypatch):
-    """One entry a backward pass."""
-    real, passes = torch.Tensor.backward, []
-    monkeypatch.setattr(
-        torch.Tensor, "backward", lambda *args, **more: passes.append(1) or real(*args, **more)
-    )
-    return passes
 
 
 @pytest.mark.whole

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from step_helpers import going_on, selection, summary
 
 from cli_helpers import clusterucb, done, options, read, result
@@ -16,16 +15,6 @@ from file_helpers import write
 @pytest.fixture(scope="module")
 def words(finished_run):
     return finished_run("linear_ucb_words")
-
-
-@pytest.fixture
-def backwards(monkeypatch):
-    """One entry a backward pass."""
-    real, passes = torch.Tensor.backward, []
-    monkeypatch.setattr(
-        torch.Tensor, "backward", lambda *args, **more: passes.append(1) or real(*args, **more)
-    )
-    return passes
 
 
 @pytest.mark.whole
