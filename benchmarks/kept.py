@@ -112,6 +112,7 @@ METHODS = {
     "random": Preset("random", {"method": "random"}),
     "less": Preset("less", {"method": "less", "bandit": "none"}),
     "sum_head": Preset("sum_head", {**LINEAR_UCB, "features": "head", "keep": "sum"}),
+    "auto_0.05": Preset("auto_0.05", LINEAR_UCB, 0.05),
     "static_0.05": Preset("static_0.05", {**LINEAR_UCB, "keep": "static"}, 0.05),
     "less_turns": Preset("less_turns", {"method": "less", "bandit": "none", "aim": "round_robin"}),
     "dynamic": Preset("dynamic", {"bandit": "none", "features": "gradients"}),

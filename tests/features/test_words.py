@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterucb.data.chat import Encoded
-from clusterucb.features.influence import among_themselves, influence, means
-from clusterucb.features.words import AXES, COUNTED, NEAR, SKETCH, Words, nearness, sketches, width
+from clusterucb.features.influence import among_themselves, influence, means, own_rows
+from clusterucb.features.words import AXES, COUNTED, NEAR, SKETCH, Words, sketches, width
 
 MASK = 2**64 - 1
 
@@ -53,6 +53,12 @@ def task(kind, count, seed=0, about=5):
     rng, words = np.random.default_rng([kind, seed]), [*range(20 * kind, 20 * kind + 10)]
     texts = ([*words[:6], *rng.integers(5000, 9000, about).tolist(), *words[6:]] for _ in range(count))
     return [row(*text) for text in texts]
+
+
+def near(words, pool, target, codes):
+    """Whether a row is near, by all words."""
+    directions = means(words.whole(target), codes)
+    return own_rows(words.whole(pool), directions, np.bincount(codes), share=NEAR)[1]
 
 
 KINDS = range(20)
@@ -117,12 +123,12 @@ def test_rows_of_a_task_are_nearest_and_a_pool_without_it_is_far(kind):
     enough = likeness >= 0.75 * among_themselves(directions, np.array([12]))[0]
     assert enough[own].all()
     assert enough.sum() == 8
-    assert nearness(words, POOL[own], target, codes) > NEAR
+    assert near(words, POOL[own], target, codes)
     others = [*POOL[: own.start], *POOL[own.stop :]]
-    assert nearness(Words.of(others), others, target, codes) < NEAR
+    assert not near(Words.of(others), others, target, codes)
 
 
-def test_of_single_rows_and_of_unlike_ones_nearness_tells_nothing():
+def test_single_rows_and_unlike_ones_which_tell_nothing_are_taken_to_be_near():
     words, target = Words.of(POOL), [POOL[0], POOL[50], POOL[100]]
-    assert nearness(words, POOL, target, np.arange(3)) is None
-    assert nearness(words, POOL, target, np.zeros(3, np.int64)) is None
+    assert near(words, POOL, target, np.arange(3))
+    assert near(words, POOL, target, np.zeros(3, np.int64))

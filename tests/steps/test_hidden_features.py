@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from step_helpers import going_on
 from test_rds import slow_representation
 
-from cli_helpers import clusterucb, done, options, read, result
+from cli_helpers import clusterucb, done, options, read
 from clusterucb.config import load
 from clusterucb.errors import InputError
 from clusterucb.features.influence import stored_influence
@@ -22,17 +22,6 @@ from file_helpers import write
 @pytest.fixture(scope="module")
 def hidden(finished_run):
     return finished_run("clusterucb_hidden")
-
-
-@pytest.mark.whole
-def test_no_gradient_is_taken_before_a_selection(hidden, backwards, tmp_path):
-    """Step by step it is the same as `run`."""
-    folder = tmp_path / "run"
-    for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
-        backwards.clear()
-        done(step, *(options(hidden.elsewhere(folder)) if step == "warmup" else ["--out", folder]))
-        assert bool(backwards) == (step in ("warmup", "select", "train"))
-    assert result(folder) == result(hidden.folder)
 
 
 def test_the_first_round_is_drawn_at_the_warmup_checkpoint_as_later_ones_are(hidden, tmp_path):

@@ -18,15 +18,19 @@ def words(finished_run):
 
 
 @pytest.mark.whole
-def test_no_gradient_is_taken_before_training(words, backwards, tmp_path):
-    """Step by step it is the same as `run`; a warmup that is asked for is none."""
-    folder = tmp_path / "run"
+@pytest.mark.parametrize(
+    ("name", "taking"),
+    [("linear_ucb_words", {"train"}), ("clusterucb_hidden", {"warmup", "select", "train"})],
+)
+def test_no_gradient_is_taken_before_it_decides(finished_run, backwards, tmp_path, name, taking):
+    """Step by step it is the same as `run`; a warmup that is asked for, and not needed, is none."""
+    finished, folder = finished_run(name), tmp_path / "run"
     for step in ("warmup", "gradients", "cluster", "select", "train", "evaluate"):
         backwards.clear()
-        done(step, *(options(words.elsewhere(folder)) if step == "warmup" else ["--out", folder]))
-        assert bool(backwards) == (step == "train")
-    assert not (folder / "warmup").exists()
-    assert result(folder) == result(words.folder)
+        done(step, *(options(finished.elsewhere(folder)) if step == "warmup" else ["--out", folder]))
+        assert bool(backwards) == (step in taking)
+    assert (folder / "warmup").exists() == ("warmup" in taking)
+    assert result(folder) == result(finished.folder)
 
 
 def test_the_first_round_has_the_rows_whose_words_are_nearest_to_a_subtasks(words):

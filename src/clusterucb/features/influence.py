@@ -165,6 +165,7 @@ def own_rows(
     counts: NDArray[np.int64],
     block: int = 1024,
     least: float = 1.0,
+    share: float | None = None,
 ) -> tuple[NDArray[np.bool_], bool]:
     """Which rows are of the task itself, (N,), of those of its subtasks that the pool has; if any is near.
 
@@ -178,14 +179,16 @@ def own_rows(
         directions: the mean of each subtask's unit features, (S, d).
         counts: rows of each subtask, (S,); of a single one nothing can be said, either.
         least: of what a subtask's rows have among themselves, what the nearest has where the pool has it.
+        share: of the same, what each of its rows has, and near ones; `OWN` unless another is given.
     """
+    share = OWN if share is None else share
     told = np.flatnonzero(counts > 1)
     among = among_themselves(directions[told], counts[told])  # (s,)
     nearest, own = np.full(len(told), -np.inf), np.empty((len(features), len(told)), bool)
     for at in range(0, len(features), block):
         near = _products(features[at : at + block], directions[told])  # (b, s)
         np.maximum(nearest, near.max(0), out=nearest)
-        own[at : at + block] = near >= OWN * among
+        own[at : at + block] = near >= share * among
     alike = among > 0
     found: NDArray[np.bool_] = np.any(own[:, alike & (nearest >= least * among)], axis=1)
     return found, not alike.any() or bool(own[:, alike].any())

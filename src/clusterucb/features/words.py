@@ -12,14 +12,13 @@ there, whatever each is about. numpy only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.data.chat import Encoded
-from clusterucb.features.influence import among_themselves, means
 from clusterucb.features.principal import axes
 
 AXES = 32
@@ -72,12 +71,16 @@ class Words:
         sample = [rows[row] for row in chosen.tolist()]
         total = sum((sketches(block, weights).sum(0) for block in _blocks(sample)), np.zeros(SKETCH))
         mean = (total / len(sample)).astype(np.float32)
-        found = axes(_Centred(sample, weights, mean), width(len(rows)), block=BLOCK)
-        return cls(weights, mean, found)
+        words = cls(weights, mean, np.zeros((SKETCH, 0), np.float32))
+        return replace(words, axes=axes(_Centred(words, sample), width(len(rows)), block=BLOCK))
 
     def centred(self, rows: Sequence[Encoded]) -> NDArray[np.float64]:
         """Sketches of these rows without the mean, (n, SKETCH)."""
         return sketches(rows, self.weights) - self.mean
+
+    def whole(self, rows: Sequence[Encoded]) -> NDArray[np.float64]:
+        """The same of norm 1, or 0, (n, SKETCH): the axes tell what is common in the pool, this all words."""
+        return _units(self.centred(rows))
 
     def __call__(self, rows: Sequence[Encoded]) -> NDArray[np.float64]:
         """Features of these rows, (n, width); 0 of one that has no word of the pool."""
@@ -95,25 +98,6 @@ class Words:
             return cls(**found)
 
 
-def nearness(
-    words: Words, pool: Sequence[Encoded], target: Sequence[Encoded], codes: NDArray[np.int64]
-) -> float | None:
-    """How near the nearest of these rows is to a subtask, where that of its own rows to each other is 1.
-
-    By all words, not along the axes alone: these tell what is common in the pool, and of a task that it has
-    nothing of they tell little. The largest over subtasks of two rows or more; None if there is none of which
-    rows are alike.
-    """
-    counts = np.bincount(codes)
-    told = np.flatnonzero(counts > 1)
-    directions = means(_units(words.centred(target)), codes)[told].astype(np.float64)
-    among = among_themselves(directions, counts[told])
-    if not (among > 0).any():
-        return None
-    found = _units(words.centred(pool)) @ directions[among > 0].T / among[among > 0]
-    return float(found.max())
-
-
 def sketches(rows: Sequence[Encoded], weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """x / |x| of these rows, (n, SKETCH); 0 where no word has a weight."""
     of_row, grams, counts = _counted(rows)
@@ -127,17 +111,15 @@ def sketches(rows: Sequence[Encoded], weights: NDArray[np.float32]) -> NDArray[n
 class _Centred:
     """Sketches of rows without the mean, made when they are read: what `axes` goes through."""
 
-    def __init__(
-        self, rows: Sequence[Encoded], weights: NDArray[np.float32], mean: NDArray[np.float32]
-    ) -> None:
-        self._rows, self._weights, self._mean = rows, weights, mean
+    def __init__(self, words: Words, rows: Sequence[Encoded]) -> None:
+        self._words, self._rows = words, rows
         self.shape = (len(rows), SKETCH)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
-        return (sketches(self._rows[rows], self._weights) - self._mean).astype(np.float32)
+        return self._words.centred(self._rows[rows]).astype(np.float32)
 
 
 def _blocks(rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:

@@ -194,5 +194,5 @@ def selecting_passes(method: Method, periods: int, share: float) -> float:
     """Passes over the pool that selecting takes, by rows, if a selection may look at a `share` of them."""
     fresh = periods - method.ranks_stored if method.reselects else method.checkpoints - method.stored
     gradient = gradient_share(method)
-    known = FORWARD_SHARE * method.forward if method.by_likeness else gradient
+    known = FORWARD_SHARE * (not method.words) if method.by_likeness else gradient
     return method.stored * known + fresh * share * gradient

@@ -52,9 +52,9 @@ class Method:
         return {"top": upper, "hidden": "hidden states", "head": head}.get(self.features, self.features)
 
     @property
-    def forward(self) -> bool:
-        """Whether the features take a forward pass of every row, and no more."""
-        return self.features in ("hidden", "head")
+    def words(self) -> bool:
+        """Whether the features are of words, at no checkpoint and of no model."""
+        return self.features == "words"
 
     @property
     def once(self) -> bool:

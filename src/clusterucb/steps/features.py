@@ -45,7 +45,7 @@ def features(session: Session, number: int = 1) -> FeatureStore:
     """Features of all usable rows at warmup checkpoint `number`: of gradients, hidden states or words."""
 
     def take(part: Path) -> None:
-        if session.method.features == "words":
+        if session.method.words:
             take_words(session, part, session.planned_with)
             return
         checkpoint = session.index.checkpoint(number)
@@ -91,7 +91,7 @@ def directions(session: Session, number: int = 1) -> Directions:
     """The target's directions at warmup checkpoint `number`, and what they cost."""
     made_with, beside = session.aimed_with, session.dir.features_at(number)
     checkpoint, world = None, session.world.at("gradients")
-    if session.method.features != "words":
+    if not session.method.words:
         checkpoint = session.index.checkpoint(number)
         made_with |= {"checkpoint": checkpoint.fingerprint}
 

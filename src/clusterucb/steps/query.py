@@ -162,7 +162,7 @@ class Index:
 
     def _directions(self, session: Session) -> NDArray[np.float64]:
         """Of every target row, (n, d), those at several checkpoints end to end."""
-        if session.method.features == "words":
+        if session.method.words:
             return word_rows(session, self.dir.features)
         found = []
         for number in _numbers(session):

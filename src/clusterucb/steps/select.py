@@ -139,8 +139,9 @@ def go_to(session: Session, checkpoint: Path) -> None:
 
 def check_features(session: Session) -> None:
     """Refuse to compare fresh features with stored ones that another model or projection made."""
-    store, of_model = session.index.store(), session.method.features != "words"
-    session.index.check(store, **({"model": session.made_with_model} if of_model else {}))
+    store = session.index.store()
+    if not session.method.words:
+        session.index.check(store, model=session.made_with_model)
 
 
 def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
@@ -156,9 +157,9 @@ def keep_rule(session: Session) -> tuple[Keep, NDArray[np.bool_] | None]:
         return "now", None
     aim, counts = directions(session)[0], np.bincount(session.inputs.target.codes)
     assert isinstance(aim, np.ndarray)  # that is what a mean is
-    features, of_words = session.index.features(), method.features == "words"
-    found, near = own_rows(features, aim, counts, least=ITSELF if of_words else 1.0)
-    if of_words:
+    features = session.index.features()
+    found, near = own_rows(features, aim, counts, least=ITSELF if method.words else 1.0)
+    if method.words:
         near = near_by_words(session, stored_influence(features, aim))
     if not near:
         session.inputs.say_once(

@@ -38,10 +38,11 @@ def warmup(session: Session) -> None:
     session.refuse_unless(session.method.takes_gradients, "warmup", "as it needs no gradient")
     run, epochs = session.dir, session.method.checkpoints
     if not epochs:  # words are the same at any
-        return session.begin()
+        session.begin()
+        return
     states = run.warmup.with_name("warmup.states")
     if _trained(session, run.checkpoint(epochs), states):
-        return None
+        return
     session.decide()
     every, seed = session.inputs.every, session.config.seed
     rows = random_rows(len(every), warmup_rows(session.config, len(every)), seed)
@@ -61,7 +62,6 @@ def warmup(session: Session) -> None:
     dataset = SwappableRows(every.training, rows)
     _train_from_initial(session, "warm up", every, dataset, states, epochs, clock, seed, (ends,))
     session.world.lead(lambda: shutil.rmtree(states))
-    return None
 
 
 def train(session: Session) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from clusterucb.data.chat import Encoded
 from clusterucb.errors import InputError
-from clusterucb.features.influence import Subspace, aimed
-from clusterucb.features.words import BLOCK, NEAR, SEVERAL, Words, nearness
+from clusterucb.features.influence import Subspace, aimed, means, own_rows
+from clusterucb.features.words import BLOCK, NEAR, SEVERAL, Words
 from clusterucb.gradients.featurizer import Found
 from clusterucb.run.costs import Cost
 from clusterucb.run.session import Session
@@ -66,8 +66,9 @@ def near_by_words(session: Session, likeness: NDArray[np.float64]) -> bool:
     pooled, target = session.inputs.pooled, session.inputs.targeted
     nearest = top(likeness, min(SEVERAL, len(likeness)))
     words = Words.load(session.dir.features_at(1) / WORDS)
-    found = nearness(words, pooled.batch(nearest)[0], target.tokens, target.codes)
-    return found is None or found >= NEAR
+    directions = means(words.whole(target.tokens), target.codes)
+    rows, counts = words.whole(pooled.batch(nearest)[0]), np.bincount(target.codes)
+    return own_rows(rows, directions, counts, share=NEAR)[1]
 
 
 def _found(words: Words, rows: Sequence[Encoded], describe: Callable[[int], str]) -> NDArray[np.float64]:

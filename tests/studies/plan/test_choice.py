@@ -58,6 +58,8 @@ def test_what_a_person_has_set_is_kept(found):
     cheapest = [*plans(found, {"budget", "periods"})][-1].config
     assert (cheapest.selection.budget, cheapest.training.periods) == (0.2, 3)
     assert cheapest.clustering.features == "words"
+    by_words = of(found, {"features": "words"})  # without a warmup, a shorter one saves nothing
+    assert {"features", "warmup_steps"}.isdisjoint([*plans(by_words)][-1].changes)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class _Steps:
         if not self.method.by_likeness:
             cost = Cost(rows, tokens, rows) + self._target
             return Planned(cost, "gradients", expected, disk, self.indexed)
-        if not self.method.forward:
+        if self.method.words:
             return Planned(Cost(rows), disk=disk + words_bytes(rows), in_index=self.indexed)
         cost = Cost(rows, tokens + self._target.tokens, pool_forwards=rows)
         return Planned(cost, "forward", expected, disk, self.indexed)
