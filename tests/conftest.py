@@ -34,9 +34,9 @@ with suppress(ModuleNotFoundError):  # which a machine with a GPU may lack
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items):
-    """What asks a server of processes for whole commands is whole."""
+    """What asks for a finished run, or a server of processes for whole commands, is whole."""
     for item in items:
-        if not {"server", "ranks"}.isdisjoint(getattr(item, "fixturenames", ())):
+        if not {"finished_run", "server", "ranks"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("whole")
 
 
