@@ -62,22 +62,26 @@ def test_no_option_is_taken_twice():
 
 
 @pytest.mark.parametrize("command", ["run", "select"])
-def test_help_tells_of_every_setting_with_its_default(command, monkeypatch):
+def test_help_tells_of_every_setting_with_its_default_where_all_are_asked_for(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "220")
     monkeypatch.setenv("TERMINAL_WIDTH", "220")
     for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         monkeypatch.delenv(name, raising=False)
-    shown = clusterucb(command, "--help")
-    assert shown.status == 0
+    few, shown = clusterucb(command, "--help"), clusterucb(command, "--help-all")
+    assert few.status == shown.status == 0
     for setting in all_settings():
         assert f"--{setting.name.replace('_', '-')} " in shown.out
+        assert not setting.required or f"--{setting.name} " in few.out
     for default in ("0", "0.05", "auto", "q_proj k_proj v_proj o_proj"):
         assert f"(default: {default})" in shown.out
+    assert len(few.out.splitlines()) < len(shown.out.splitlines()) / 2
+    assert "--auto-change" not in few.out
+    assert "--help-all shows every setting" in few.out
 
 
 def test_help_shows_brackets_and_what_stands_for_a_value(monkeypatch):
     monkeypatch.setattr(rich_utils, "MAX_WIDTH", 400)
-    shown = " ".join(clusterucb("run", "--help").out.split())
+    shown = " ".join(clusterucb("run", "--help-all").out.split())
     for text in (
         "--kmeans-backend NAME What computes k-means: torch, or keops (needs clusterucb[keops] and a",
         "`hub:org/name[:config][:split]`",

@@ -109,7 +109,7 @@ def test_options_in_the_text_exist(page):
         if code.startswith(("--", "clusterucb "))
         for flag in re.findall(r"(?<!\S)--[a-z][a-z-]+", code)
     }
-    assert named <= known | {"--version", "--help", "--install-completion"}
+    assert named <= known | {"--version", "--help", "--help-all", "--install-completion"}
 
 
 def test_the_relative_links_of_the_readme_lead_somewhere():

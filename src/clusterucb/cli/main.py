@@ -25,6 +25,7 @@ import typer
 from rich.markup import escape
 
 from clusterucb.cli.options import (
+    HELP_ALL,
     Quiet,
     argument,
     is_given,
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     if named in _COMMANDS:
         arguments = repeat_list_options(arguments)
     completing = "_CLUSTERUCB_COMPLETE" in os.environ
-    app = application(None if completing else named)
+    app = application(None if completing else named, often=not completing and HELP_ALL not in arguments)
     (usage_error,) = typer.BadParameter.__bases__
     try:
         app(arguments, prog_name="clusterucb", standalone_mode=leads())
@@ -119,8 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def application(called: str | None = None) -> typer.Typer:
-    """All commands, or `called` alone, if that is one with settings; of another no command has options."""
+def application(called: str | None = None, *, often: bool = False) -> typer.Typer:
+    """All commands, or `called` alone, if that is one with settings; of another no command has options.
+
+    `often`: help shows those settings only that are set now and then.
+    """
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -130,8 +134,12 @@ def application(called: str | None = None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     named = {called: _COMMANDS[called]} if called in _COMMANDS else _COMMANDS
     for name, command in named.items():
-        summary = escape(inspect.getdoc(command.function) or "")
-        app.command(name, help=summary)(_callable(name, command, bare=called not in (None, name)))
+        app.command(
+            name,
+            help=escape(inspect.getdoc(command.function) or ""),
+            epilog=f"{HELP_ALL} shows every setting." if often else None,
+            context_settings={"help_option_names": ["-h", "--help", HELP_ALL]},
+        )(_callable(name, command, bare=called not in (None, name), often=often))
     for function in (prepare, simulate, presets, report, export) if named is _COMMANDS else ():
         app.command(function.__name__)(_by_rank_0(function))
     return app
@@ -149,7 +157,7 @@ def _by_rank_0(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None]:
+def _callable(name: str, command: _Command, *, bare: bool, often: bool) -> Callable[..., None]:
     """What typer calls, with a signature that holds an option for every setting unless it is `bare`."""
     _, *own = inspect.signature(command.function, eval_str=True).parameters.values()
 
@@ -173,7 +181,9 @@ def _callable(name: str, command: _Command, *, bare: bool) -> Callable[..., None
             if made := command.function(call, **others):
                 call.tell(made)
 
-    called.__signature__ = inspect.Signature([] if bare else parameters(own, command.kind))  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [] if bare else parameters(own, command.kind, often=often)
+    )
     return called
 
 

@@ -20,6 +20,13 @@ _VALUES = {
     **dict.fromkeys(("target_modules", "tasks"), "NAME..."),
 }
 """What stands for a value, where its type does not say it."""
+_OFTEN = {
+    *("model", "pool", "target", "holdout", "out", "index", "subtask", "adapter", "chat", "decontaminate"),
+    *("method", "budget", "top_p", "periods", "lr", "seed", "device", "dtype", "shard"),
+    *("tasks", "data_dir", "limit", "allow_code_execution"),
+}
+"""Settings that a person sets now and then; `--help` shows no others."""
+HELP_ALL = "--help-all"
 
 
 def option(text: str, value: str | None = None, *flags: str, **look: Any) -> Any:
@@ -41,17 +48,20 @@ _PRESET = option("Settings as published, by name: paper or less; options go over
 _LOG = option("Append what happens to this file, one JSON object a line (docs/logging.md).", "FILE")
 
 
-def parameters(own: Iterable[inspect.Parameter] = (), kind: str = "Config") -> list[inspect.Parameter]:
+def parameters(
+    own: Iterable[inspect.Parameter] = (), kind: str = "Config", *, often: bool = False
+) -> list[inspect.Parameter]:
     """The signature that typer reads: a settings file, every setting, a command's own options.
 
     Args:
         own: the command's own options.
         kind: the name of the settings' class in config.py.
+        often: the help shows those settings only that are set now and then.
     """
     from clusterucb import config
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    known = {setting.name: _option(setting) for setting in config.settings(getattr(config, kind))}
+    keyword, of_kind = inspect.Parameter.KEYWORD_ONLY, config.settings(getattr(config, kind))
+    known = {each.name: _option(each, hidden=often and each.name not in _OFTEN) for each in of_kind}
     preset = {"preset": Annotated[str | None, _PRESET]} if kind == "Config" else {}
     known = {"config": _File, **preset, **known, "json_log": Annotated[str | None, _LOG]}
     found = [inspect.Parameter(name, keyword, default=None, annotation=look) for name, look in known.items()]
@@ -63,11 +73,11 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _option(setting: Setting) -> Any:
+def _option(setting: Setting, *, hidden: bool) -> Any:
     shown = "" if setting.required else _shown(setting.default)
     text = f"{setting.help} (default: {shown})" if shown else setting.help
     flag, panel = _flag(setting.name), (setting.section or "input and output").capitalize()
-    look = {"show_default": False, "rich_help_panel": panel}
+    look = {"show_default": False, "rich_help_panel": panel, "hidden": hidden}
     if setting.annotation is bool:
         either = f"{flag}/--no-{flag[2:]}" if setting.default else flag
         return Annotated[bool, option(text, None, either, **look)]
