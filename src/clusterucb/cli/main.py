@@ -136,12 +136,13 @@ def application(called: str | None = None, *, often: bool = False) -> typer.Type
     for name, command in named.items():
         app.command(
             name,
+            rich_help_panel=command.panel,
             help=escape(inspect.getdoc(command.function) or ""),
             epilog=f"{HELP_ALL} shows every setting." if often else None,
             context_settings={"help_option_names": ["-h", "--help", HELP_ALL]},
         )(_callable(name, command, bare=called not in (None, name), often=often))
-    for function in (prepare, simulate, presets, report, export) if named is _COMMANDS else ():
-        app.command(function.__name__)(_by_rank_0(function))
+    for function, panel in _OTHERS.items() if named is _COMMANDS else ():
+        app.command(function.__name__, rich_help_panel=panel)(_by_rank_0(function))
     return app
 
 
@@ -490,23 +491,26 @@ class _Command(NamedTuple):
     """
 
     function: Callable[..., Path | None]
+    panel: str  # of the help
     kind: str = "Config"  # the settings' class in config.py
     alone: Callable[[Mapping[str, Any]], bool] = lambda _options: False  # rank 0 of all processes does it
 
 
+_A_RUN, _BEFORE, _STEPS = "A run", "Before a run", "A run, step by step"
+_INDEX, _STUDIES = "An index, for many targets", "Studies"
 _COMMANDS = {
-    "run": _Command(_run),
-    "index": _Command(_index),
-    "query": _Command(_query, alone=lambda _options: True),
-    "warmup": _Command(_warmup),
-    "gradients": _Command(_gradients),
-    "cluster": _Command(_cluster),
-    "select": _Command(_select),
-    "train": _Command(_train),
-    "evaluate": _Command(_evaluate, "Common", lambda options: "adapter" in options),
-    "compare": _Command(_compare),
-    "plan": _Command(_plan, alone=lambda _options: True),
-    "doctor": _Command(_doctor, alone=lambda _options: True),
+    "run": _Command(_run, _A_RUN),
+    "plan": _Command(_plan, _BEFORE, alone=lambda _options: True),
+    "doctor": _Command(_doctor, _BEFORE, alone=lambda _options: True),
+    "warmup": _Command(_warmup, _STEPS),
+    "gradients": _Command(_gradients, _STEPS),
+    "cluster": _Command(_cluster, _STEPS),
+    "select": _Command(_select, _STEPS),
+    "train": _Command(_train, _STEPS),
+    "evaluate": _Command(_evaluate, _STEPS, "Common", lambda options: "adapter" in options),
+    "index": _Command(_index, _INDEX),
+    "query": _Command(_query, _INDEX, alone=lambda _options: True),
+    "compare": _Command(_compare, _STUDIES),
 }
 
 
@@ -606,6 +610,12 @@ def export(
     if found.learnt:
         typer.echo(f"{found.learnt} rows have a given beginning of an answer, which {form} will learn, too")
     typer.echo(f"{found.folder}")
+
+
+_OTHERS: dict[Callable[..., None], str] = {
+    **{report: _A_RUN, export: _A_RUN, prepare: _BEFORE, presets: _BEFORE, simulate: _STUDIES}
+}
+"""Commands that take no settings."""
 
 
 def _root(
