@@ -78,7 +78,6 @@ def test_a_run_makes_every_artifact(finished):
     assert not (finished / "warmup.states").exists()
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", PRESETS)
 def test_selected_lines_are_the_inputs_bytes_in_pool_order_and_the_sidecar_tells_of_each(finished_run, name):
     finished = finished_run(name)
@@ -251,7 +250,6 @@ def test_period_1_is_the_plain_top_share_of_all_rows(finished):
     np.testing.assert_allclose(arrays["scores"], scores[best], rtol=1e-6)
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["clusterucb", "less_clusterucb", "random", "rds"])
 def test_step_by_step_a_runs_own_settings_give_its_result_again(finished_run, name, tmp_path):
     there, folder = finished_run(name).folder, tmp_path / "run"
@@ -266,7 +264,6 @@ def test_step_by_step_a_runs_own_settings_give_its_result_again(finished_run, na
     assert [found["drawn"] for found in ours] == [found["drawn"] for found in theirs]
 
 
-@pytest.mark.whole
 def test_from_python_it_is_the_same(finished, settings, tmp_path):
     session = package.Session(load(finished / "config.yaml", {"out": str(tmp_path / "run")}))
     assert package.dynamic(session) == read(tmp_path / "run/summary.json")
@@ -323,7 +320,6 @@ def test_a_run_directory_is_found_when_it_has_moved_and_by_a_relative_path(copy,
     done("run", "--out", copy.name)
 
 
-@pytest.mark.whole
 def test_a_run_of_an_earlier_version_goes_on(finished, copy):
     """Directions lay beside the features, which told their common cost, and told no kind."""
     kept = load_file(copy / "directions/1.safetensors")
@@ -345,7 +341,6 @@ def read_made_with(path):
         return json.loads(file.metadata()["made_with"])
 
 
-@pytest.mark.whole
 def test_the_loss_after_a_period_is_that_of_the_model_then(server, finished, other):
     """The adapter that the trainer saved there, from where it is killed, is evaluated as any is."""
     session = Session(load(finished / "config.yaml"))
@@ -396,7 +391,6 @@ def test_every_policy_selects(copy, settings, policy):
     assert read(path.parent / "summary.json")["drawn"] == 20
 
 
-@pytest.mark.whole
 def test_a_run_can_go_on_from_an_existing_adapter(finished, other):
     given = options(other, adapter=finished / "adapter", rank=None, alpha=None, periods=1)
     assert done("run", *given).err.count("load ") == 1
@@ -407,7 +401,6 @@ def test_a_run_can_go_on_from_an_existing_adapter(finished, other):
     assert read(folder / "evaluation.json")["base"]["losses"] == pytest.approx(was, rel=1e-5)
 
 
-@pytest.mark.whole
 def test_training_lowers_the_loss_on_a_target_of_unequal_subtasks(settings, other, tmp_path):
     """With a high rate, evaluated on the target itself: the adapter learns what was selected for it."""
     rows = lines(settings["target"][0])
@@ -424,7 +417,6 @@ def test_training_lowers_the_loss_on_a_target_of_unequal_subtasks(settings, othe
     assert evaluation["adapter"]["loss"] < evaluation["base"]["loss"]
 
 
-@pytest.mark.whole
 def test_other_settings_of_model_adapter_gradients_and_periods(finished, other, tmp_path):
     """In half precision, without a chat template, with an adapter at every layer."""
     build_model().save_pretrained(tmp_path / "model")

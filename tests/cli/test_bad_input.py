@@ -393,7 +393,6 @@ WRITES = [  # where no room is left, and the artifact that is told
 ]
 
 
-@pytest.mark.whole
 def test_a_full_disk_is_one_line_in_every_step_and_the_run_goes_on(server, finished_run, tmp_path):
     finished, out = finished_run("clusterucb"), tmp_path / "run"
     command = ["run", *options(finished.elsewhere(out))]
@@ -408,7 +407,6 @@ def test_a_full_disk_is_one_line_in_every_step_and_the_run_goes_on(server, finis
     assert result(out) == result(finished.folder)
 
 
-@pytest.mark.whole
 def test_a_disk_that_is_really_full(finished_settings, tmp_path):
     """A file system of half a megabyte, made larger step by step."""
     disk = tmp_path / "disk"

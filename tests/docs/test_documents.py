@@ -28,7 +28,6 @@ def runner(tmp_path, shared_settings, finished_run, monkeypatch):
             del sys.modules[name]  # a page's own module must not be another page's
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_can_be_done(page, runner):
     runner.page((ROOT / page).read_text(), page)

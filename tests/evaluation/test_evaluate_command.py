@@ -98,7 +98,6 @@ def test_two_adapters_share_the_answers_of_their_base(other, there, tmp_path):
     assert len(answers(tmp_path)) == 3 * 3
 
 
-@pytest.mark.whole
 def test_a_run_is_evaluated_with_its_own_adapter_as_that_adapter_is_by_itself(
     there, finished_settings, tmp_path, monkeypatch
 ):

@@ -57,7 +57,6 @@ def test_an_index_has_no_target_in_it(index, run_settings):
     assert said.startswith("seed: this run directory was made with 0")
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["clusterucb", "linear_ucb"])
 def test_a_run_over_an_index_is_bit_for_bit_its_own_run(index, finished_run, tmp_path, name, monkeypatch):
     """And takes no gradient of the pool before its first selection, and leaves the index as it was."""

@@ -169,7 +169,6 @@ def test_settings_of_the_bandit_do_not_bind_a_baseline(finished_run, tmp_path):
     assert len(selection(tmp_path / "run")["rows"]) == 50
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["rds", "head", "loss_highest"])
 def test_what_an_interrupted_selection_has_of_another_model_is_refused(server, finished_run, tmp_path, name):
     finished = finished_run(name)

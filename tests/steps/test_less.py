@@ -185,7 +185,6 @@ def test_less_with_budget_1_equals_the_full_method_exactly(full, tmp_path):
     assert ours == theirs
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["clusterucb", "clusterucb_hidden"])
 def test_dynamic_with_budget_1_equals_the_full_method_exactly(name, finished_run, dynamic, tmp_path):
     """In every period, whatever the clusters are of, and so does training on it give the same adapter."""

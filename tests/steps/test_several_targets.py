@@ -25,7 +25,6 @@ def selected(folder, number):
     return lines(folder / f"rounds/{number}/selected.ids.jsonl")
 
 
-@pytest.mark.whole
 def test_every_period_selects_for_each_and_says_for_whom(finished_run, targets, tmp_path):
     out = tmp_path / "run"
     own = {"subtask": None, "holdout": None, "periods": 2, "out": out, "target": targets}

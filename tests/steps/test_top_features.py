@@ -77,7 +77,6 @@ def test_its_price_is_three_quarters_of_a_gradient_of_all_layers_in_the_run_and_
         assert ours["passes"] == pytest.approx(theirs["passes"], rel=0.1)
 
 
-@pytest.mark.whole
 def test_a_budget_of_all_rows_selects_what_is_selected_without_a_bandit(top):
     folders = top("linear_ucb", budget=1.0), top("dynamic")
     for number in (1, 2, 3):
@@ -86,7 +85,6 @@ def test_a_budget_of_all_rows_selects_what_is_selected_without_a_bandit(top):
         np.testing.assert_array_equal(ours["scores"], theirs["scores"])
 
 
-@pytest.mark.whole
 def test_less_takes_them_too_with_a_bandit_and_without(top):
     full = top("less")
     ours, theirs = selection(top("less_clusterucb", budget=1.0), 1), selection(full, 1)

@@ -17,7 +17,6 @@ def words(finished_run):
     return finished_run("linear_ucb_words")
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "taking"),
     [("linear_ucb_words", {"train"}), ("clusterucb_hidden", {"warmup", "select", "train"})],
@@ -49,6 +48,7 @@ def test_the_first_round_has_the_rows_whose_words_are_nearest_to_a_subtasks(word
     assert len(best - set(found["rows"].tolist())) <= 1  # of equal ones to float16
     assert (len(found["drawn"]), summary(words.folder)["drawn"]) == (0, 0)
     assert "learned" not in found
+    assert "in period 1 it is the likeness of its words" in (words.folder / "report.html").read_text()
 
 
 def test_later_rounds_draw_the_budget_and_the_bill_has_nothing_before_them(words):
@@ -59,7 +59,6 @@ def test_later_rounds_draw_the_budget_and_the_bill_has_nothing_before_them(words
     assert 0.4 < parts["selecting"]["passes"] < 0.75  # two times a fifth, and the target's rows
 
 
-@pytest.mark.whole
 def test_a_rule_that_remembers_begins_with_the_first_influence(words, tmp_path):
     """What words tell is none: in round 2 there is nothing to remember, in round 3 there is round 2."""
     out = tmp_path / "run"
@@ -71,7 +70,6 @@ def test_a_rule_that_remembers_begins_with_the_first_influence(words, tmp_path):
     assert np.array_equal(third["rows"], np.sort(np.argsort(-mean, kind="stable")[:10]))
 
 
-@pytest.mark.whole
 def test_one_selection_for_all_periods_is_by_gradients(words, tmp_path):
     """Of which words tell where to look."""
     out = tmp_path / "run"

@@ -97,12 +97,9 @@ def _show_evaluated(result: dict[str, Any], console: Console) -> None:
 
 def evaluated_on(result: dict[str, Any]) -> str:
     """What rows the loss is of, as evaluation.json tells."""
-    rows = result["rows"]
-    return (
-        f"{rows} held-out rows"
-        if result["on"] == "holdout"
-        else f"{rows} rows of the target, as none were held out"
-    )
+    rows = "row" if result["rows"] == 1 else "rows"
+    held = f"held-out {rows}" if result["on"] == "holdout" else f"{rows} of the target (none were held out)"
+    return f"{result['rows']} {held}"
 
 
 def _show_cost(summary: dict[str, Any], console: Console) -> None:
