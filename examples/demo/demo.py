@@ -94,7 +94,10 @@ def _difference(losses: np.ndarray, base: np.ndarray) -> str:
 
 def _say_who_won(losses: dict[str, Any], console: Console) -> None:
     ours, theirs = (np.array(losses[name]["losses"]) for name in ("adapter", "random"))
-    verdict = "ClusterUCB's rows won" if ours.mean() < theirs.mean() else "the random rows won"
+    change = ours - theirs
+    ahead = "ClusterUCB's rows" if change.mean() < 0 else "the random rows"
+    chance = 2 * change.std(ddof=1) / math.sqrt(len(change))
+    verdict = f"{ahead} {'won' if abs(change.mean()) > chance else 'are ahead, by no more than chance does'}"
     console.print(f"{verdict}: {_difference(ours, theirs)} between the two, row by row.", highlight=False)
 
 
