@@ -6,7 +6,7 @@ writes, in open-instruct's `messages` shape, one row a line:
 
     pool/<source>.jsonl     6 unlike sources, 40 short rows each
     target.jsonl            8 HumanEval problems that steer the selection
-    heldout.jsonl           20 other ones, for the check at the end
+    heldout.jsonl           60 other ones, for the check at the end
     demo-data.json          written last: what the folder holds; such a folder is not made again
 
 Nothing is imported or executed from a wheel: its files are read. Where a wheel (wheels.txt) is not
@@ -53,7 +53,9 @@ from clusterucb.errors import ClusterUCBError, InputError
 
 PER_SOURCE = 40
 TARGET_ROWS = 8
-HELDOUT_ROWS = 20
+HELDOUT_ROWS = 60
+SHORTEST = 28
+"""Of so many of HumanEval's shortest problems the target is drawn."""
 LONGEST = 320
 """Characters of prompt and answer together, about 80 tokens: the demo's gradients are taken on a CPU."""
 SHORTEST_BODY = 40
@@ -107,7 +109,7 @@ def make(out: Path, *, per_source: int = PER_SOURCE, seed: int = 0) -> DemoData:
     out = Path(out)
     pool = tuple(out / "pool" / f"{name}.jsonl" for name in SOURCES)
     data = DemoData(pool, target=out / "target.jsonl", heldout=out / "heldout.jsonl")
-    manifest = {"format": 1, "per_source": per_source, "seed": seed, "sources": list(SOURCES)}
+    manifest = {"format": 2, "per_source": per_source, "seed": seed, "sources": list(SOURCES)}
     if is_complete(out / MANIFEST, manifest, data):
         return data
 
@@ -326,11 +328,11 @@ def draw(source: str, turns: Iterable[Turn], count: int, seed: int) -> list[Turn
 
 
 def split_humaneval(problems: list[Turn], seed: int) -> tuple[list[Turn], list[Turn]]:
-    """Target and held-out rows: the shortest problems, shuffled by the seed and cut in two."""
+    """Target rows, drawn by the seed from the shortest problems, and the others of the shortest, held out."""
     by_length = sorted(problems, key=lambda turn: len(turn[1]) + len(turn[2]))
-    shortest = by_length[: TARGET_ROWS + HELDOUT_ROWS]
-    random.Random(f"humaneval {seed}").shuffle(shortest)
-    return shortest[:TARGET_ROWS], shortest[TARGET_ROWS:]
+    drawn = by_length[:SHORTEST]
+    random.Random(f"humaneval {seed}").shuffle(drawn)
+    return drawn[:TARGET_ROWS], [*drawn[TARGET_ROWS:], *by_length[SHORTEST : TARGET_ROWS + HELDOUT_ROWS]]
 
 
 def write_rows(path: Path, dataset: str, turns: Iterable[Turn]) -> None:

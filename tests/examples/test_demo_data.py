@@ -39,9 +39,9 @@ def test_the_pool_is_240_rows_of_six_sources_and_target_and_held_out_rows_are_un
     sources = Counter(row["dataset"] for row in pool)
     assert list(sources.values()) == [40] * 6
     assert [path.stem for path in made.pool] == list(sources)
-    assert (len(target), len(heldout)) == (8, 20)
+    assert (len(target), len(heldout)) == (8, 60)
     unlike = target + heldout
-    assert len({row["id"] for row in unlike}) == len({contents(row) for row in unlike}) == 28
+    assert len({row["id"] for row in unlike}) == len({contents(row) for row in unlike}) == 68
     prompts, answers = zip(*map(contents, unlike), strict=True)
     assert not any(contents(row)[0] in prompts or contents(row)[1] in answers for row in pool)
     assert len({row["id"] for row in pool}) == len(pool)
