@@ -283,9 +283,8 @@ class AtWarmup:
 
     def __init__(self, study: Study, target: str) -> None:
         pool = TARGETS[target][0]
-        self.session = session = Session(
-            study.config(target, study.out / pool / "static" / target), study.screen
-        )
+        config = study.config(target, study.out / pool / "static" / target)
+        self.session = session = Session(config.with_settings({"features": "gradients"}), study.screen)
         session.check_inputs()
         session.begin()
         warmup(session)
