@@ -23,7 +23,7 @@ def study(shared_settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
 
     def config(_target, out, **more):
-        return load(None, {**shared_settings, **more, "out": str(out)})
+        return load(None, {**shared_settings, "features": "words", **more, "out": str(out)})
 
     return SimpleNamespace(out=folder, screen=Screen(quiet=True), config=config)
 
@@ -35,7 +35,8 @@ def rows(study):
 
 @pytest.mark.parametrize("aim", ["mean", "nearest", "round_robin", "subspace"])
 def test_a_static_selection_by_gradients_is_the_first_round_of_a_run(study, rows, aim, tmp_path):
-    session = Session(study.config("", tmp_path / "run", bandit="none", aim=aim), study.screen)
+    full = {"bandit": "none", "features": "gradients", "aim": aim}
+    session = Session(study.config("", tmp_path / "run", **full), study.screen)
     for step in (warmup, gradients):
         step(session)
     assert rows._selected("gradients", aim).tolist() == select(session).rows.tolist()
