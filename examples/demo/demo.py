@@ -7,7 +7,6 @@ run, or in the earlier one that it goes on from: what `demo-run` holds already i
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from clusterucb import Config, Session, dynamic
 from clusterucb.cli.main import quiet_libraries
 from clusterucb.cli.tables import show
 from clusterucb.errors import ClusterUCBError
+from clusterucb.report.quality import paired
+from clusterucb.report.section import with_error
 from clusterucb.runtime.files import read_json, write_json
 from clusterucb.runtime.screen import Screen
 from clusterucb.selection.share import share
@@ -75,30 +76,19 @@ def _comparison(losses: dict[str, Any]) -> Table:
     table = Table(title=f"Loss on {losses['rows']} HumanEval problems held out of selection and training")
     for column in ("model", "loss", "standard error", "against base"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    base = np.array(losses["base"]["losses"])
     for key, name in names.items():
-        found = np.array(losses[key]["losses"])
-        table.add_row(
-            name, f"{found.mean():.4f}", f"{losses[key]['standard_error']:.4f}", _difference(found, base)
-        )
+        found, change = losses[key], paired(losses[key], losses["base"])
+        against = "-" if key == "base" else with_error(*change, "+.4f")
+        table.add_row(name, f"{found['loss']:.4f}", f"{found['standard_error']:.4f}", against)
     return table
 
 
-def _difference(losses: np.ndarray, base: np.ndarray) -> str:
-    """Mean difference by row with the standard error of that difference."""
-    if losses is base or np.array_equal(losses, base):
-        return "-"
-    difference = losses - base
-    return f"{difference.mean():+.4f} ± {difference.std(ddof=1) / math.sqrt(len(difference)):.4f}"
-
-
 def _say_who_won(losses: dict[str, Any], console: Console) -> None:
-    ours, theirs = (np.array(losses[name]["losses"]) for name in ("adapter", "random"))
-    change = ours - theirs
-    ahead = "ClusterUCB's rows" if change.mean() < 0 else "the random rows"
-    chance = 2 * change.std(ddof=1) / math.sqrt(len(change))
-    verdict = f"{ahead} {'won' if abs(change.mean()) > chance else 'are ahead, by no more than chance does'}"
-    console.print(f"{verdict}: {_difference(ours, theirs)} between the two, row by row.", highlight=False)
+    change, error = paired(losses["adapter"], losses["random"])
+    ahead = "ClusterUCB's rows" if change < 0 else "the random rows"
+    verdict = "won" if error and abs(change) > 2 * error else "are ahead, by no more than chance does"
+    told = with_error(change, error, "+.4f")
+    console.print(f"{ahead} {verdict}: {told} between the two, row by row.", highlight=False)
 
 
 if __name__ == "__main__":
